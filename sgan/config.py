@@ -1,0 +1,403 @@
+"""The configuration of one trial: frozen dataclasses that validate themselves, and the content key of any of them.
+
+A `Config` is complete: dataset row, recipe, variant and seed. Values live in presets.py.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
+"""The encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
+INNER_TAPS = TAPS[:-1]
+"""Where the stack can be cut; fc4 is the label itself."""
+IMAGE, LABEL = "image", "label"
+
+
+class ConfigError(ValueError):
+    """A value that is not allowed; the message names the value, what is allowed and what to do."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def _number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    """Require a finite number in [low, high], or in (low, high] with open_low. NaN is refused by the comparison."""
+    inside = low < value <= high if open_low else low <= value <= high
+    bounds = f"{'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+    require(inside and math.isfinite(value), f"{name} must be a finite number {bounds}, but got {value}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights lambda of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
+
+    adversarial: float = 1.0
+    conditional: float = 1.0
+    entropy: float = 10.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            _number(f"the {name} weight", value, 0.0)
+        require(
+            self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
+            "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the ablation: where the stack is cut, which losses it has, and whether it is trained jointly.
+
+    A DCGAN is a stack without cuts; an absent loss has weight 0. `labels` says whether the top generator is given
+    the label.
+    """
+
+    cuts: tuple[str, ...]
+    weights: Weights
+    joint: bool
+    labels: bool = True
+
+    def __post_init__(self):
+        for cut in self.cuts:
+            require(
+                cut in INNER_TAPS,
+                f"unknown tap {cut!r} in cuts; the stack can be cut at {', '.join(INNER_TAPS)}",
+            )
+        order = [TAPS.index(cut) for cut in self.cuts]
+        require(
+            order == sorted(set(order)),
+            f"cuts must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(self.cuts)}",
+        )
+        require(self.labels or not self.cuts, "a stack with cuts is conditioned on labels: labels must be true")
+        require(
+            self.labels or self.weights.conditional == 0,
+            "a generator without labels has nothing to recover: its conditional weight must be 0, "
+            f"but got {self.weights.conditional}",
+        )
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """The taps that bound the levels, from the image up to the label: level i lies between bounds i and i + 1."""
+        return (IMAGE, *self.cuts, LABEL)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution of a discriminator: maps, kernel, stride, padding, batch normalisation, dropout before it."""
+
+    maps: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    norm: bool = False
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Widths of the encoder: conv1 and conv2 maps with their square kernel and padding, and the width of fc3."""
+
+    maps: tuple[int, int]
+    kernel: int
+    padding: int
+    features: int
+
+
+@dataclass(frozen=True)
+class GanShape:
+    """Widths of the generators and discriminators of one dataset; "released architectures" are rows of these.
+
+    Attributes:
+        maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
+        kernel: kernel of its transposed convolutions.
+        image_noise: size of z of the level that makes images.
+        feature_noise: size of z of every other level.
+        noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
+        label_noise_hidden: width through which z passes in the label-to-vector generator; None feeds z itself.
+        label_hidden: width through which the label passes there; None feeds the one-hot label itself.
+        vector_hidden: the further hidden widths of that generator.
+        image_convs: trunk of the image discriminator.
+        image_fc: fully connected widths after that trunk.
+        mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
+        vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
+        map_convs: trunk of a discriminator on feature maps; followed by map_fc.
+        sigmoid_q: Q ends in a sigmoid instead of being linear.
+    """
+
+    maps: tuple[int, int, int, int]
+    kernel: int
+    image_noise: int
+    feature_noise: int
+    noise_hidden: tuple[int, ...]
+    label_noise_hidden: int | None
+    label_hidden: int | None
+    vector_hidden: tuple[int, ...]
+    image_convs: tuple[Conv, ...]
+    image_fc: tuple[int, ...]
+    mean_pool: bool
+    vector_fc: tuple[tuple[int, bool], ...]
+    map_convs: tuple[Conv, ...]
+    map_fc: tuple[int, ...]
+    sigmoid_q: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset row: what the images are and which networks go with them."""
+
+    name: str
+    channels: int
+    size: int
+    classes: int
+    encoder: EncoderShape
+    gan: GanShape
+
+    def scaled(self, width: float) -> "Dataset":
+        """The same row with every hidden width multiplied by `width`; 1 is the row itself."""
+        _number("width", width, 0.0, 4.0, open_low=True)
+        if width == 1:
+            return self
+
+        def scale(value: int | None) -> int | None:
+            return None if value is None else max(4, round(value * width))
+
+        def scales(values: tuple[int, ...]) -> Any:
+            return tuple(scale(value) for value in values)
+
+        def convs(rows: tuple[Conv, ...]) -> tuple[Conv, ...]:
+            return tuple(dataclasses.replace(row, maps=scale(row.maps)) for row in rows)
+
+        encoder = dataclasses.replace(
+            self.encoder, maps=scales(self.encoder.maps), features=max(4, round(self.encoder.features * width))
+        )
+        gan = dataclasses.replace(
+            self.gan,
+            maps=scales(self.gan.maps),
+            noise_hidden=scales(self.gan.noise_hidden),
+            label_noise_hidden=scale(self.gan.label_noise_hidden),
+            label_hidden=scale(self.gan.label_hidden),
+            vector_hidden=scales(self.gan.vector_hidden),
+            image_convs=convs(self.gan.image_convs),
+            image_fc=scales(self.gan.image_fc),
+            vector_fc=tuple((max(4, round(fc * width)), norm) for fc, norm in self.gan.vector_fc),
+            map_convs=convs(self.gan.map_convs),
+            map_fc=scales(self.gan.map_fc),
+        )
+        return dataclasses.replace(self, encoder=encoder, gan=gan)
+
+
+@dataclass(frozen=True)
+class AdamRecipe:
+    """Adam's settings. `eps_in_root` divides by sqrt(v + eps) (released code) instead of sqrt(v) + eps."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_in_root: bool = False
+
+    def __post_init__(self):
+        _number("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
+        _number("beta1", self.beta1, 0.0, 0.9999)
+        _number("beta2", self.beta2, 0.0, 0.999999)
+        _number("eps", self.eps, 0.0, 1.0, open_low=True)
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """How a classifier is trained: the encoder, and the scorer.
+
+    Attributes:
+        images: training images seen.
+        pixel_mean: subtract the per-pixel mean of the training images.
+        flips: random horizontal flips.
+        shifts: random shifts by up to this many pixels.
+    """
+
+    images: int
+    batch: int = 100
+    adam: AdamRecipe = AdamRecipe(beta1=0.9)
+    init_std: float = 0.01
+    pixel_mean: bool = False
+    flips: bool = False
+    shifts: int = 0
+
+    def __post_init__(self):
+        _number("encoder images", self.images, 1)
+        _number("encoder batch", self.batch, 2)
+        _number("encoder init_std", self.init_std, 0.0, open_low=True)
+        _number("encoder shifts", self.shifts, 0)
+
+
+@dataclass(frozen=True)
+class GanRecipe:
+    """How generators and discriminators are trained; every field is a difference between the two named recipes or a
+    value they share.
+
+    Attributes:
+        discriminator: "binary" has one logit l and D = sigmoid(l); "classes" has one a class and
+            D = Z / (Z + 1) with Z = sum exp(l), and a class loss on real images, times class_weight.
+        adversarial: the generator's loss: "non-saturating" -log D, or "saturating" log(1 - D).
+        discriminator_scale: factor of the discriminator's adversarial loss (1: the sum of its two terms; 0.5: half of
+            each).
+        generator_steps: rule of (threshold, steps), highest threshold first: the number of generator steps after a
+            discriminator step whose adversarial loss (half the sum of its terms) lies above the threshold.
+        fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch.
+        pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
+        flips: random horizontal flips of the real images.
+        image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
+        hidden_noise: std of the noise before and after a vector discriminator's batch normalisation.
+        dropout: dropout of the image discriminator.
+        norm_eps: epsilon of batch normalisation.
+    """
+
+    batch: int = 100
+    adam: AdamRecipe = AdamRecipe()
+    discriminator: Literal["binary", "classes"] = "binary"
+    class_weight: float = 0.0
+    adversarial: Literal["non-saturating", "saturating"] = "non-saturating"
+    discriminator_scale: float = 1.0
+    generator_steps: tuple[tuple[float, int], ...] = ((0.0, 1),)
+    fresh_noise: bool = False
+    pixel_mean: bool = False
+    flips: bool = False
+    image_noise: float = 0.0
+    feature_noise: float = 0.0
+    hidden_noise: float = 0.0
+    dropout: float = 0.0
+    init_std: float = 0.02
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _number("batch", self.batch, 2)
+        require(
+            self.discriminator in ("binary", "classes"),
+            f"discriminator must be 'binary' or 'classes', but got {self.discriminator!r}",
+        )
+        require(
+            self.adversarial in ("non-saturating", "saturating"),
+            f"adversarial must be 'non-saturating' or 'saturating', but got {self.adversarial!r}",
+        )
+        for name in ("class_weight", "image_noise", "feature_noise", "hidden_noise"):
+            _number(name, getattr(self, name), 0.0)
+        _number("discriminator_scale", self.discriminator_scale, 0.0, open_low=True)
+        _number("dropout", self.dropout, 0.0, 0.99)
+        _number("init_std", self.init_std, 0.0, open_low=True)
+        _number("norm_eps", self.norm_eps, 0.0, open_low=True)
+        thresholds = [threshold for threshold, _ in self.generator_steps]
+        require(
+            len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
+            "generator_steps must be pairs (threshold, steps) with falling thresholds that end at 0, "
+            f"but got {self.generator_steps}",
+        )
+        for _, steps in self.generator_steps:
+            _number("generator_steps' steps", steps, 1, 100)
+
+    def steps_after(self, discriminator_loss: float) -> int:
+        """Generator steps that follow a discriminator step with this adversarial loss."""
+        for threshold, steps in self.generator_steps:
+            if discriminator_loss > threshold:
+                return steps
+        return self.generator_steps[-1][1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of the training and scoring of one trial.
+
+    Attributes:
+        encoder, gan: the classifier's training and the independent stages.
+        joint: the joint stage's own settings (released code: more noise and dropout).
+        image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
+            images, of any other level, and of the joint stage.
+        joint_start: the joint stage starts from the state of the levels after this share of their training.
+        feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
+            (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
+        sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
+        scorer: training of the classifier that scores.
+        samples: generated images a score.
+        evaluations: scores and grids drawn while a stage trains.
+    """
+
+    name: str
+    encoder: EncoderRecipe
+    gan: GanRecipe
+    joint: GanRecipe
+    image_level: int
+    feature_level: int
+    joint_images: int
+    scorer: EncoderRecipe
+    joint_start: float = 1.0
+    feedback: float = 1.0
+    sampling: Literal["running", "batch"] = "running"
+    samples: int = 50_000
+    evaluations: int = 4
+
+    def __post_init__(self):
+        for name in ("image_level", "feature_level", "joint_images"):
+            _number(name, getattr(self, name), self.gan.batch)
+        _number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
+        _number("feedback", self.feedback, 0.0, 1.0)
+        _number("evaluations", self.evaluations, 1, 1000)
+        _number("samples", self.samples, 100)
+        require(
+            self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
+        )
+        require(
+            self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean,
+            "the joint stage continues the levels: discriminator and pixel_mean must be the same in gan and joint",
+        )
+
+    def budget(self, factor: float) -> "Recipe":
+        """The same recipe with the images of every GAN stage multiplied by `factor`."""
+        _number("budget", factor, 0.0, 1e6, open_low=True)
+        images = {
+            name: max(self.gan.batch, round(getattr(self, name) * factor))
+            for name in ("image_level", "feature_level", "joint_images")
+        }
+        return dataclasses.replace(self, **images)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One trial, complete. `data` is the digest of the dataset's images and labels, so that other data is another
+    trial."""
+
+    dataset: Dataset
+    data: str
+    recipe: Recipe
+    variant: Variant
+    seed: int
+
+    def __post_init__(self):
+        _number("seed", self.seed, 0, 2**31 - 2)
+        binary_only = self.variant.labels or self.recipe.gan.discriminator == "binary"
+        require(
+            binary_only,
+            "a variant without labels cannot have labels in its discriminator; "
+            "it is planned with a binary discriminator",
+        )
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): as_json(item) for name, item in value.items()}
+    return value
+
+
+def content_key(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a value's canonical JSON: equal content, equal key."""
+    text = json.dumps(as_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

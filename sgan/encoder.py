@@ -1,0 +1,68 @@
+"""The encoder E: a classifier with named taps, split at any subset of them (paper, "Pre-trained Encoder").
+
+h_0 = image, h_{i+1} = E_i(h_i), h_N = label; E_i is the run of layers between two taps.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sgan.config import IMAGE, LABEL, TAPS, Dataset
+from sgan.data import image_shape
+
+
+def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Shape without the batch of the image, of every tap, and of the label (one-hot)."""
+    first, second = dataset.encoder.maps
+    shrink = dataset.encoder.kernel - 1 - 2 * dataset.encoder.padding
+    conv1 = dataset.size - shrink
+    conv2 = conv1 // 2 - shrink
+    return {
+        IMAGE: image_shape(dataset),
+        "conv1": (first, conv1, conv1),
+        "pool1": (first, conv1 // 2, conv1 // 2),
+        "conv2": (second, conv2, conv2),
+        "pool2": (second, conv2 // 2, conv2 // 2),
+        "fc3": (dataset.encoder.features,),
+        "fc4": (dataset.classes,),
+        LABEL: (dataset.classes,),
+    }
+
+
+class Encoder(nn.Module):
+    """conv1-pool1-conv2-pool2-fc3-fc4 with a ReLU after conv1, conv2 and fc3; fc4 gives logits."""
+
+    def __init__(self, dataset: Dataset, init_std: float):
+        super().__init__()
+        shape, sizes, self.classes = dataset.encoder, tap_shapes(dataset), dataset.classes
+        first, second = shape.maps
+        conv = {"kernel_size": shape.kernel, "padding": shape.padding}
+        self.layers = nn.ModuleDict(
+            {
+                "conv1": nn.Sequential(nn.Conv2d(dataset.channels, first, **conv), nn.ReLU()),
+                "pool1": nn.MaxPool2d(2),
+                "conv2": nn.Sequential(nn.Conv2d(first, second, **conv), nn.ReLU()),
+                "pool2": nn.MaxPool2d(2),
+                "fc3": nn.Sequential(
+                    nn.Flatten(), nn.Linear(int(torch.Size(sizes["pool2"]).numel()), shape.features), nn.ReLU()
+                ),
+                "fc4": nn.Linear(shape.features, dataset.classes),
+            }
+        )
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=init_std) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(1, *sizes[IMAGE]))  # subtracted from the images it is trained on
+
+    def forward(self, h: Tensor, start: str = IMAGE, end: str = LABEL) -> Tensor:
+        """The layers after tap `start` up to tap `end`; from image to label, the logits (batch, classes)."""
+        return self.taps(h, start, end)[TAPS[-1] if end == LABEL else end]
+
+    def taps(self, h: Tensor, start: str = IMAGE, end: str = LABEL) -> dict[str, Tensor]:
+        """The outputs of all taps after `start` up to `end`, with `start` itself."""
+        first = 0 if start == IMAGE else TAPS.index(start) + 1
+        last = len(TAPS) if end == LABEL else TAPS.index(end) + 1 if end != IMAGE else 0
+        outputs = {start: h}
+        for name in TAPS[first:last]:
+            h = self.layers[name](h)
+            outputs[name] = h
+        return outputs

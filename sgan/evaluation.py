@@ -1,0 +1,103 @@
+"""Scores and grids of a stack: while it trains, and at the end."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sgan import grid, metrics
+from sgan.config import IMAGE, LABEL
+from sgan.data import Data, to_input, to_pixels
+from sgan.encoder import Encoder
+from sgan.stack import Level, balanced_labels, label_condition, sample
+from sgan.store import grid_file
+
+GRID_SEED = 7
+"""Grids use the same noise at every evaluation, so that they can be leafed through like a film."""
+GRID_COLUMNS = 10
+EVALUATION_SAMPLES = 2000
+"""Samples of a score while training; a final score has the recipe's number."""
+
+
+class Evaluation:
+    """Samples levels and judges the samples.
+
+    Args:
+        levels: neighbours, from the lower up; where the top one is given features, those of real training images.
+        statistics: batch normalisation when sampling, "running" or "batch".
+        data: the dataset.
+        encoder: the trial's encoder; None where the stack uses no labels.
+        scorer: the classifier that judges images.
+        reference: what the scorer says of the training images.
+    """
+
+    def __init__(
+        self,
+        levels: list[Level],
+        statistics: str,
+        data: Data,
+        encoder: Encoder | None,
+        scorer: Encoder,
+        reference: metrics.Reference,
+    ):
+        self.levels, self.statistics, self.data = levels, statistics, data
+        self.encoder, self.scorer, self.reference = encoder, scorer, reference
+        self.top, self.low = levels[-1], levels[0].low
+        self.classes = scorer.classes
+
+    def __call__(self, images: int, folder: Path) -> dict[str, float]:
+        """Scores for the record, and a grid in `folder`, after `images` training images."""
+        self.draw(grid_file(folder, images))
+        return self.score(EVALUATION_SAMPLES, GRID_SEED)
+
+    def score(self, samples: int, seed: int) -> dict[str, float]:
+        """Scores of `samples` samples, as many of each class. `accuracy` is the share in which the encoder sees the
+        label asked for; a level that makes features has that score alone."""
+        labels = balanced_labels(samples, self.classes)
+        made = self.made(labels, seed)
+        values = {}
+        if self.low == IMAGE:
+            found = metrics.classify(self.scorer, made)
+            values = metrics.scores(found, self.reference, labels if self.top.labels else None)
+        if self.encoder is not None and self.top.labels:
+            logits = metrics.classify(self.encoder, made).logits if self.low == IMAGE else self._logits(made)
+            values["accuracy"] = metrics.accuracy(logits, labels)
+        return values
+
+    def draw(self, path: Path) -> None:
+        """A grid with a row of samples a class; for features, the training images that lie nearest to them."""
+        made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
+        if self.low != IMAGE:
+            some = self.data.images[:EVALUATION_SAMPLES]
+            made = grid.nearest(made, self._features(some, self.low), some)
+        grid.save(made, path, GRID_COLUMNS)
+
+    def made(self, labels: Tensor, seed: int) -> Tensor:
+        """What the lowest level makes for these labels (n,): uint8 images, or features."""
+        parts = [made[self.low] for made in sample(self.levels, self._conditions(labels), self.statistics, seed)]
+        made = torch.cat(parts)
+        return to_pixels(made, self.levels[0].generator.mean) if self.low == IMAGE else made
+
+    def _conditions(self, labels: Tensor) -> Tensor:
+        """What the top level is given: the labels, or real features of training images that have them."""
+        if self.top.high == LABEL:
+            return label_condition(self.top, labels.to(self.data.images.device), self.classes)
+        chosen = torch.zeros_like(labels)
+        known = self.data.labels.cpu()
+        for label in labels.unique():
+            members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
+            chosen[places] = members[torch.arange(len(places)) % len(members)]
+        return self._features(self.data.images[chosen.to(self.data.images.device)], self.top.high)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor, tap: str) -> Tensor:
+        """The encoder's features of uint8 images at a tap."""
+        assert self.encoder is not None
+        mean = self.encoder.mean
+        return torch.cat([self.encoder(to_input(part, mean), IMAGE, tap) for part in images.split(1000)])
+
+    @torch.no_grad()
+    def _logits(self, features: Tensor) -> Tensor:
+        """The encoder's logits of made features."""
+        assert self.encoder is not None
+        return torch.cat([self.encoder(part, self.low).cpu() for part in features.split(1000)])

@@ -1,0 +1,99 @@
+"""Scores of images through a classifier: Inception score and FID by torch-fidelity's own functions, accuracy of the
+labels, and diversity within a class.
+
+Legend: n images, F features, K classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from sgan.data import to_input
+from sgan.encoder import Encoder
+
+SPLITS = 10
+SCORING_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a classifier says of images: the features before its last layer (n, F) and its logits (n, K)."""
+
+    features: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def classify(classifier: Encoder, images: Tensor) -> Features:
+    """Features (fc3) and logits of uint8 images (n, channels, size, size)."""
+    parts = []
+    for part in images.split(SCORING_BATCH):
+        taps = classifier.taps(to_input(part, classifier.mean))
+        parts.append((taps["fc3"].cpu(), taps["fc4"].cpu()))
+    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Features(features, logits)
+
+
+def inception_score(logits: Tensor) -> tuple[float, float]:
+    """Mean and std over 10 splits of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016), from logits (n, K)."""
+    score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=2020)
+    return score["inception_score_mean"], score["inception_score_std"]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of images whose largest logit is that of their label."""
+    return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
+
+
+def class_spread(found: Features) -> Tensor:
+    """For each class (K,): the mean Euclidean distance in feature space between two images that the classifier puts
+    into that class; 0 where it puts fewer than two there.
+
+    Grouped by the classifier's decision rather than by the label asked for, so that wrong samples do not count as
+    diversity and variants without labels can be compared.
+    """
+    decided = found.logits.argmax(1)
+    spreads = []
+    for label in range(found.logits.shape[1]):
+        features = found.features[decided == label][:SCORING_BATCH]
+        spreads.append(torch.nn.functional.pdist(features).mean() if len(features) > 1 else torch.zeros(()))
+    return torch.stack(spreads)
+
+
+class Reference:
+    """What scores compare with: the statistics of real images' features, computed once.
+
+    Args:
+        found: what the scorer says of the real images.
+    """
+
+    def __init__(self, found: Features):
+        self.statistics = fid_features_to_statistics(found.features)
+        self.spread = class_spread(found)
+
+
+def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict[str, float]:
+    """All scores of images against the real ones.
+
+    Args:
+        found: what the scorer says of the images.
+        labels: the label each image should have; None leaves the accuracy out.
+    Returns:
+        inception_score with inception_score_split_std (over the splits of this one set), fid, diversity (mean over
+        classes of class_spread relative to the real images'), and scorer_accuracy in [0, 1].
+    """
+    mean, std = inception_score(found.logits)
+    statistics = fid_features_to_statistics(found.features)
+    distance = fid_statistics_to_metric(statistics, reference.statistics, verbose=False)
+    values = {
+        "inception_score": mean,
+        "inception_score_split_std": std,
+        "fid": distance["frechet_inception_distance"],
+        "diversity": (class_spread(found) / reference.spread.clamp_min(1e-12)).mean().item(),
+    }
+    if labels is not None:
+        values["scorer_accuracy"] = accuracy(found.logits, labels)
+    return values

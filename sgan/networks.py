@@ -1,0 +1,197 @@
+"""Generators, and discriminators with their Q head, for a level between any two taps.
+
+A generator that ends in maps mirrors the encoder: each of its steps undoes one encoder layer (fc3: a fully connected
+layer to pool2's size; a pool: a transposed convolution that doubles; a convolution: a transposed one that grows back).
+Between fc3 and the image this is the released G0, between the label and fc3 the released G1.
+
+Legend: B batch, Z noise size, C maps, S height and width, K classes.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sgan.config import IMAGE, TAPS, Conv, Dataset, GanRecipe
+from sgan.encoder import tap_shapes
+
+LEAK = 0.2
+
+
+def noise_size(dataset: Dataset, low: str) -> int:
+    """Z of the level whose generator makes `low`."""
+    return dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
+
+
+def _initialise(module: nn.Module, std: float) -> None:
+    """Weights N(0, std), biases 0, batch normalisation 1 and 0 (released code)."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def _dense(inputs: int, width: int, eps: float) -> list[nn.Module]:
+    """Fully connected, batch normalisation instead of the bias, ReLU."""
+    return [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, eps=eps), nn.ReLU()]
+
+
+def _mlp(inputs: int, widths: tuple[int, ...], eps: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += _dense(inputs, width, eps)
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def _up(tap: str, inputs: int, maps: int, kernel: int, padding: int, last: bool) -> nn.ConvTranspose2d:
+    """The transposed convolution that undoes encoder layer `tap`: a pool doubles the size, a convolution grows it back
+    by what its own padding lost."""
+    if tap.startswith("pool"):
+        return nn.ConvTranspose2d(inputs, maps, kernel, 2, (kernel - 1) // 2, kernel % 2, bias=last)
+    return nn.ConvTranspose2d(inputs, maps, kernel, 1, padding, bias=last)
+
+
+class Generator(nn.Module):
+    """G_i: (h_{i+1}, z_i) -> h_i (paper, "Stacked Generators"), with h_{i+1} a label, a vector, maps, or nothing.
+
+    forward(condition, z): condition is (B, K) one-hot for a label, (B, F), (B, C, S, S), or (B, 0) for nothing;
+    z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True):
+        super().__init__()
+        shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
+        target, condition = shapes[low], shapes[high] if labels else (0,)
+        self.low, self.noise = low, noise_size(dataset, low)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(1, *target))
+        if len(target) == 1:  # a vector from a label: the released G1
+            self.embed_noise = _mlp(self.noise, _optional(shape.label_noise_hidden), eps)
+            self.embed_condition = _mlp(condition[0], _optional(shape.label_hidden), eps)
+            inputs = (shape.label_noise_hidden or self.noise) + (shape.label_hidden or condition[0])
+            widths = shape.vector_hidden
+            self.body = nn.Sequential(_mlp(inputs, widths, eps), nn.Linear(widths[-1], target[0]))
+        else:
+            self.embed_noise = _mlp(self.noise, shape.noise_hidden, eps)
+            self.embed_condition = nn.Identity()
+            self.body = self._maps(dataset, recipe, target, condition, high)
+        _initialise(self, recipe.init_std)
+
+    def _maps(
+        self, dataset: Dataset, recipe: GanRecipe, target: tuple[int, ...], condition: tuple[int, ...], high: str
+    ) -> nn.Sequential:
+        """The steps from the condition down to maps or an image."""
+        shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
+        width = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
+        maps = condition[0] + shape.noise_hidden[-1]
+        layers: list[nn.Module] = []
+        from_vector = len(condition) == 1
+        start = "fc3" if from_vector else high  # below a label, too, the first step undoes fc3
+        order = (IMAGE, *TAPS)
+        steps = order[order.index(self.low) + 1 : order.index(start) + 1][::-1]
+        if from_vector and len(steps) == 1:  # one layer alone could not mix condition and noise
+            layers += _dense(maps, shape.vector_hidden[-1], eps)
+            maps = shape.vector_hidden[-1]
+        elif not from_vector:
+            layers += [nn.Conv2d(maps, width[high], 3, padding=1, bias=False), nn.BatchNorm2d(width[high], eps=eps)]
+            layers += [nn.ReLU()]
+            maps = width[high]
+        for tap in steps:
+            below = order[order.index(tap) - 1]
+            last = below == self.low
+            outputs = target[0] if last else width[below]
+            if tap == "fc3":
+                side = shapes["pool2"][-1]
+                layers += [nn.Linear(maps, outputs * side * side, bias=last)]
+                layers += [] if last else [nn.BatchNorm1d(outputs * side * side, eps=eps), nn.ReLU()]
+                layers += [nn.Unflatten(1, (outputs, side, side))]
+            else:
+                layers += [_up(tap, maps, outputs, shape.kernel, dataset.encoder.padding, last)]
+                layers += [] if last else [nn.BatchNorm2d(outputs, eps=eps), nn.ReLU()]
+            maps = outputs
+        return nn.Sequential(*layers)
+
+    def forward(self, condition: Tensor, z: Tensor) -> Tensor:
+        noise, condition = self.embed_noise(z), self.embed_condition(condition)
+        if condition.dim() == 4:
+            noise = noise[:, :, None, None].expand(-1, -1, *condition.shape[2:])
+        out = self.body(torch.cat([condition, noise], 1))
+        return torch.sigmoid(out) - self.mean if self.low == IMAGE else torch.relu(out)
+
+
+def _optional(width: int | None) -> tuple[int, ...]:
+    return () if width is None else (width,)
+
+
+class Noise(nn.Module):
+    """Adds Gaussian noise of this std while training."""
+
+    def __init__(self, std: float):
+        super().__init__()
+        self.std = std
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.std * torch.randn_like(h) if self.training and self.std > 0 else h
+
+
+class Discriminator(nn.Module):
+    """D_i on h_i, and Q_i(z_i | h_i), which shares all of D_i but its last layer (paper, "Entropy Loss").
+
+    forward(h): h is (B, C, S, S) or (B, F). Returns the logits (B, 1), or (B, K) for discriminator "classes", and
+    Q's mean of z (B, Z).
+    """
+
+    def __init__(self, dataset: Dataset, recipe: GanRecipe, low: str):
+        super().__init__()
+        target, shape = tap_shapes(dataset)[low], dataset.gan
+        self.pooled = low == IMAGE and shape.mean_pool
+        layers: list[nn.Module] = [Noise(recipe.image_noise if low == IMAGE else recipe.feature_noise)]
+        if len(target) == 1:
+            inputs = target[0]
+            for width, norm in shape.vector_fc:
+                layers += [nn.Linear(inputs, width, bias=not norm)]
+                if norm:
+                    layers += [Noise(recipe.hidden_noise), nn.BatchNorm1d(width, eps=recipe.norm_eps)]
+                    layers += [Noise(recipe.hidden_noise)]
+                layers += [nn.LeakyReLU(LEAK)]
+                inputs = width
+            logit_inputs = inputs
+        else:
+            rows, widths = (shape.image_convs, shape.image_fc) if low == IMAGE else (shape.map_convs, shape.map_fc)
+            maps, side = target[0], target[-1]
+            for row in rows:
+                layers += self._conv(maps, row, recipe)
+                maps, side = row.maps, (side + 2 * row.padding - row.kernel) // row.stride + 1
+            inputs, logit_inputs = maps * side * side, maps
+            if widths:
+                layers += [nn.Flatten()]
+                for width in widths:
+                    layers += [nn.Linear(inputs, width), nn.LeakyReLU(LEAK)]
+                    inputs = width
+            if not self.pooled:
+                logit_inputs = inputs
+        self.trunk = nn.Sequential(*layers)
+        self.logits = nn.Linear(logit_inputs, dataset.classes if recipe.discriminator == "classes" else 1)
+        self.q = nn.Linear(inputs, noise_size(dataset, low))
+        self.sigmoid_q = shape.sigmoid_q
+        _initialise(self, recipe.init_std)
+
+    @staticmethod
+    def _conv(maps: int, row: Conv, recipe: GanRecipe) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.Dropout(recipe.dropout)] if row.dropout else []
+        layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not row.norm)]
+        layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps)] if row.norm else []
+        return [*layers, nn.LeakyReLU(LEAK)]
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        trunk = self.trunk(h)
+        logits = self.logits(trunk.mean((2, 3)) if self.pooled else trunk.flatten(1))
+        mean = self.q(trunk.flatten(1))
+        return logits, torch.sigmoid(mean) if self.sigmoid_q else mean
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(math.prod(parameter.shape) for parameter in module.parameters())

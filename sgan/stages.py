@@ -1,0 +1,177 @@
+"""A trial as stages with content keys.
+
+    scorer ------------------------------------------+
+    encoder -> level N-1, ..., level 0 -> [joint] -> score
+
+A stage is a frozen dataclass of all that its result depends on, its parents included; its name is the hash of that and
+of the code that trains, so equal work has one name in every trial and every sweep, and is done once.
+"""
+
+import ast
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgan.config import IMAGE, LABEL, Config, Dataset, EncoderRecipe, GanRecipe, Weights, as_json, content_key
+
+SCORER_SEED = 2**31 - 1
+"""The scorer shares its seed with no trial."""
+_CODE = ("data", "encoder", "networks", "losses", "optim", "stack", "train", "metrics", "evaluation", "run")
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the code that results depend on, without its comments, docstrings and layout."""
+    sources = []
+    for module in _CODE:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                node.body = [item for item in node.body if not _is_text(item)] or [ast.Pass()]
+        sources.append(ast.unparse(tree))
+    return content_key(sources)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@dataclass(frozen=True)
+class ClassifierStage:
+    """Trains a classifier on the real data: a seed's encoder, or the scorer (`kind` says which)."""
+
+    kind: str
+    dataset: Dataset
+    data: str
+    recipe: EncoderRecipe
+    seed: int
+
+    @property
+    def parents(self) -> "tuple[Stage, ...]":
+        return ()
+
+
+@dataclass(frozen=True)
+class LevelStage:
+    """Trains the level between taps `low` and `high` on real features.
+
+    `encoder` is None where neither a tap nor a loss needs it; fields as in Recipe.
+    """
+
+    dataset: Dataset
+    data: str
+    low: str
+    high: str
+    labels: bool
+    recipe: GanRecipe
+    weights: Weights
+    images: int
+    joint_start: float
+    evaluations: int
+    sampling: str
+    seed: int
+    encoder: ClassifierStage | None
+
+    kind = "level"
+
+    @property
+    def parents(self) -> "tuple[Stage, ...]":
+        return (self.encoder,) if self.encoder else ()
+
+
+@dataclass(frozen=True)
+class JointStage:
+    """Goes on training all levels together, each on what the one above makes."""
+
+    levels: tuple[LevelStage, ...]
+    recipe: GanRecipe
+    feedback: float
+    images: int
+
+    kind = "joint"
+
+    @property
+    def parents(self) -> "tuple[Stage, ...]":
+        return (*self.levels[0].parents, *self.levels)
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """Samples from the whole stack and scores the samples; `encoder` is None for a stack without labels."""
+
+    levels: tuple[LevelStage, ...]
+    joint: JointStage | None
+    encoder: ClassifierStage | None
+    scorer: ClassifierStage
+    samples: int
+
+    kind = "score"
+
+    @property
+    def parents(self) -> "tuple[Stage, ...]":
+        made = (self.joint,) if self.joint else self.levels
+        return (self.scorer, *((self.encoder,) if self.encoder else ()), *made)
+
+
+Stage = ClassifierStage | LevelStage | JointStage | ScoreStage
+
+
+@functools.cache
+def name(stage: Stage) -> str:
+    """The stage's name in the store: its kind and content key."""
+    return f"{stage.kind}-{content_key([stage.kind, as_json(stage), code_version()])}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one trial, each after its parents, with what each is to the trial: "scorer", "encoder", "level1",
+    "level0", "joint", "score"."""
+
+    stages: tuple[tuple[str, Stage], ...]
+
+    @property
+    def score(self) -> ScoreStage:
+        """The last stage."""
+        stage = self.stages[-1][1]
+        assert isinstance(stage, ScoreStage)
+        return stage
+
+    @property
+    def name(self) -> str:
+        """The trial's name: that of its last stage."""
+        return name(self.score)
+
+
+def plan(config: Config) -> Plan:
+    """The stages of a trial. Levels come from the top down, since a top level trains longest."""
+    recipe, variant = config.recipe, config.variant
+    scorer = ClassifierStage("scorer", config.dataset, config.data, recipe.scorer, SCORER_SEED)
+    encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
+    levels = []
+    for low, high in zip(variant.bounds[:-1], variant.bounds[1:], strict=True):
+        needs_encoder = low != IMAGE or high != LABEL or variant.weights.conditional > 0
+        levels.append(
+            LevelStage(
+                dataset=config.dataset,
+                data=config.data,
+                low=low,
+                high=high,
+                labels=variant.labels,
+                recipe=recipe.gan,
+                weights=variant.weights,
+                images=recipe.image_level if low == IMAGE else recipe.feature_level,
+                joint_start=recipe.joint_start,
+                evaluations=recipe.evaluations,
+                sampling=recipe.sampling,
+                seed=config.seed,
+                encoder=encoder if needs_encoder else None,
+            )
+        )
+    joint = JointStage(tuple(levels), recipe.joint, recipe.feedback, recipe.joint_images) if variant.joint else None
+    score = ScoreStage(tuple(levels), joint, encoder if variant.labels else None, scorer, recipe.samples)
+    stages: list[tuple[str, Stage]] = [("scorer", scorer)]
+    if score.encoder or levels[0].encoder:
+        stages.append(("encoder", encoder))
+    stages += [(f"level{index}", level) for index, level in reversed(list(enumerate(levels)))]
+    stages += [("joint", joint)] if joint else []
+    return Plan((*stages, ("score", score)))

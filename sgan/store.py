@@ -1,0 +1,200 @@
+"""The output store: a folder that holds every finished stage once, whole, under its content key.
+
+    stages/<name>/     a finished stage, renamed into place: stage.json, record.jsonl, *.safetensors, grids/<images>.png
+    work/<name>/       the same stage while it trains, with its checkpoint
+    claims/<name>.lock held (flock) by the process that trains the stage; the kernel frees it when that process dies
+    failures/<name>.json the last error of a trial that could not finish; removed when it does
+
+Everything in it is data (JSON, safetensors, PNG); nothing is unpickled.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgan.config import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
+    from torch import Tensor
+
+STAGE_FILE = "stage.json"
+RECORD_FILE = "record.jsonl"
+GRIDS = "grids"
+
+
+class StoreError(ConfigError):
+    """The store cannot be written, or something in it is torn; the message names the path and what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all: a temporary name in the same folder, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of the store; a torn one raises StoreError with its name."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(f"{path} is not valid JSON ({error}); delete it, and what it held is made again") from error
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    import safetensors.torch
+
+    temporary = path.with_name(f".{path.name}")
+    safetensors.torch.save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(note or {})
+    )
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors of a safetensors file and its note; a torn file raises StoreError with its name."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
+
+
+class Store:
+    """The folder `root`, made if it is not there.
+
+    Raises StoreError where the folder cannot be made or written.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).absolute()
+        try:
+            for name in ("stages", "work", "claims", "failures", "sweeps"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"the output store {self.root} cannot be written ({error.strerror}); name a writable folder with --store"
+            ) from error
+
+    def stage(self, name: str) -> Path:
+        """Folder of a finished stage; it exists only once the stage is whole."""
+        return self.root / "stages" / name
+
+    def work(self, name: str) -> Path:
+        """Folder of a stage in progress."""
+        return self.root / "work" / name
+
+    def failure(self, name: str) -> Path:
+        """File with the last error of the trial whose last stage is `name`."""
+        return self.root / "failures" / f"{name}.json"
+
+    def sweep(self, key: str) -> Path:
+        """File that lists what a sweep consists of: its settings, its trials and their stages."""
+        return self.root / "sweeps" / f"{key}.json"
+
+    def has(self, name: str) -> bool:
+        """True once the stage is finished."""
+        return (self.stage(name) / STAGE_FILE).exists()
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What stage.json says of a finished stage."""
+        return read_json(self.stage(name) / STAGE_FILE)
+
+    def tensors(self, name: str, file: str) -> "dict[str, Tensor]":
+        """Tensors of a finished stage, checked against the digest taken when it was published.
+
+        Raises StoreError where the file is missing or its bytes have changed.
+        """
+        path = self.stage(name) / file
+        expected = self.facts(name)["files"].get(file)
+        if not path.exists() or expected != sha256(path):
+            raise StoreError(f"{path} is missing or damaged; delete {path.parent}, and the stage is trained again")
+        return read_tensors(path)[0]
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Try to become the one process that trains stage `name`; yields whether it is ours. Never waits."""
+        with open(self.root / "claims" / f"{name}.lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield not self.has(name)
+
+    def begin(self, name: str) -> Path:
+        """The work folder of a claimed stage, with what an interrupted run left in it."""
+        folder = self.work(name)
+        (folder / GRIDS).mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
+        """Turn the work folder into the finished stage in one rename; `drop` names files that only the work needed."""
+        folder = self.work(name)
+        for file in drop:
+            (folder / file).unlink(missing_ok=True)
+        digests = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+        write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
+        if self.stage(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
+            shutil.rmtree(self.stage(name))
+        os.rename(folder, self.stage(name))
+
+
+class Record:
+    """The record of one stage: metric points as JSON lines in the stage's folder.
+
+    Points beyond `images` (left by a run that was killed after its last checkpoint) are cut off on opening, so that
+    a resumed stage has each point once.
+    """
+
+    def __init__(self, folder: Path, images: int = 0):
+        self.path = folder / RECORD_FILE
+        kept = [line for line in read_record(folder) if line["images"] <= images]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, images: int, metrics: Mapping[str, float]) -> None:
+        """Append one point: metric name -> value, after `images` images were seen."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"images": images, "time": time.time(), "metrics": dict(metrics)}) + "\n")
+
+
+def grid_file(folder: Path, images: int) -> Path:
+    """Path of the grid drawn after `images` images were seen, in a stage's folder."""
+    return folder / GRIDS / f"{images:09d}.png"
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a stage's record; a last line that is still being written is left for the next reading."""
+    path = folder / RECORD_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]

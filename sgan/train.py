@@ -1,0 +1,366 @@
+"""The training steps of a classifier and of a stack, and the one loop that runs either.
+
+Progress is counted in steps of one batch; everything random in step k is a function of (seed, k), so a run that goes on
+from a checkpoint is the same run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sgan import losses
+from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
+from sgan.data import Batches, Data, random_flips, random_shift, to_input
+from sgan.encoder import Encoder
+from sgan.networks import Discriminator
+from sgan.optim import adam
+from sgan.stack import Level, label_condition
+from sgan.store import Record, read_tensors, write_tensors
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+POINTS = 40
+"""Points of a loss curve."""
+CACHE_BYTES = 2**29
+"""Real features are computed once and kept up to this size, else anew each batch."""
+
+
+class Diverged(Exception):
+    """A loss became NaN or infinite; the message names the step, the term and the value."""
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    modules: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One step; returns its losses as scalars."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage stands: images seen, images in all."""
+
+    images: int
+    total: int
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of everything random in one step."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def loop(
+    task: Task,
+    steps: int,
+    batch: int,
+    folder: Path,
+    evaluate: Callable[[int], dict[str, float]],
+    evaluations: int,
+    snapshot: tuple[int, str] | None = None,
+    checkpoint_seconds: float = 20.0,
+) -> Iterator[Progress]:
+    """Train to `steps`, from the checkpoint in `folder` where there is one; yields progress at every point of the
+    record, so that the caller can stop, report or go on.
+
+    Args:
+        task: what is trained.
+        batch: images a step.
+        folder: the stage's work folder: checkpoint and record.
+        evaluate: called with the images seen, `evaluations` times and at the end; returns scores for the record.
+        snapshot: (step, file): the state after that step is kept under this name.
+        checkpoint_seconds: seconds between two checkpoints.
+    Raises:
+        Diverged: a loss is not finite; the last checkpoint stays.
+    """
+    done = _restore(task, folder)
+    record = Record(folder, done * batch)
+    every, marks = max(1, steps // POINTS), {round(steps * part / evaluations) for part in range(1, evaluations + 1)}
+    marks |= {snapshot[0]} if snapshot else set()
+    window: list[dict[str, Tensor]] = []
+    saved = time.monotonic()
+    yield Progress(done * batch, steps * batch)
+    for step in range(done, steps):
+        window.append(task.step(step))
+        number = step + 1
+        if number % every and number not in marks:
+            continue
+        means = _means(window, number)
+        if number in marks:
+            means |= evaluate(number * batch)
+        record.add(number * batch, means)
+        window = []
+        if snapshot and number == snapshot[0]:
+            write_tensors(folder / snapshot[1], module_tensors(task.modules))
+        if number < steps and time.monotonic() - saved > checkpoint_seconds:
+            _checkpoint(task, folder, number)
+            saved = time.monotonic()
+        yield Progress(number * batch, steps * batch)
+
+
+def _means(window: list[dict[str, Tensor]], last: int) -> dict[str, float]:
+    """Mean of each loss over the steps that end with number `last`; Diverged where one is not finite."""
+    means = {name: torch.stack([losses[name] for losses in window]).mean().item() for name in window[0]}
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            values = [losses[name].item() for losses in window]
+            place = next((place for place, value in enumerate(values) if not math.isfinite(value)), len(values) - 1)
+            raise Diverged(f"{name} is {values[place]} in step {last - len(values) + place + 1}")
+    return means
+
+
+def module_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of all modules under "module/name"."""
+    return {f"{key}/{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()}
+
+
+def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
+    """Give modules the tensors that `module_tensors` took."""
+    for key, module in modules.items():
+        prefix = f"{key}/"
+        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+
+
+def _checkpoint(task: Task, folder: Path, step: int) -> None:
+    tensors = module_tensors(task.modules)
+    for key, optimiser in task.optimisers.items():
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{key}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    write_tensors(folder / CHECKPOINT_FILE, tensors, {"step": str(step)})
+
+
+def _restore(task: Task, folder: Path) -> int:
+    """Load the checkpoint, if there is one; returns the steps done."""
+    if not (folder / CHECKPOINT_FILE).exists():
+        return 0
+    tensors, note = read_tensors(folder / CHECKPOINT_FILE)
+    load_modules(task.modules, tensors)
+    for key, optimiser in task.optimisers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimiser/{key}/"):
+                index, field = name.split("/")[2:]
+                state.setdefault(int(index), {})[field] = tensor
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(note["step"])
+
+
+class ClassifierTask:
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder")."""
+
+    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int):
+        self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
+        self.modules: dict[str, nn.Module] = {"encoder": encoder}
+        self.optimisers = {"encoder": adam(encoder, recipe.adam)}
+        self.batches = Batches(len(data.images), recipe.batch, seed)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(self.seed, step))
+        index = self.batches[step].to(self.data.images.device)
+        images = to_input(random_shift(self.data.images[index], self.recipe.shifts), self.encoder.mean)
+        images = random_flips(images) if self.recipe.flips else images
+        loss = F.cross_entropy(self.encoder(images), self.data.labels[index])
+        self.optimisers["encoder"].zero_grad()
+        loss.backward()
+        self.optimisers["encoder"].step()
+        return {"class_loss": loss.detach()}
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, factor: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.factor = factor
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, *gradient: Tensor):
+        return gradient[0] * ctx.factor, None
+
+
+@dataclass
+class Real:
+    """One real batch: labels (B,), and tap -> real features, the image under "image"."""
+
+    labels: Tensor
+    taps: dict[str, Tensor]
+
+
+class GanTask:
+    """Trains levels: one on real features (independent stage), or all, each on what the one above makes (joint stage).
+
+    A step is one discriminator step and, by the recipe's rule, one or more generator steps (paper, "Stacked
+    Generators"; released code for the rule).
+
+    Args:
+        levels: neighbours, from the lower up; more than one means the joint stage.
+        discriminators: one a level; Q is inside.
+        encoder: frozen; None where no loss and no condition needs it.
+        feedback: share of the gradient of a level's loss that reaches the level above.
+    """
+
+    def __init__(
+        self,
+        levels: list[Level],
+        discriminators: list[Discriminator],
+        encoder: Encoder | None,
+        data: Data,
+        recipe: GanRecipe,
+        weights: Weights,
+        seed: int,
+        mean: Tensor,
+        feedback: float = 1.0,
+    ):
+        self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
+        self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
+        self.mean, self.feedback = mean, feedback
+        self.generator = nn.ModuleList(level.generator for level in levels)
+        self.discriminator = nn.ModuleList(discriminators)
+        self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
+        self.batches = Batches(len(data.images), recipe.batch, seed)
+        self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
+        self.cache = self._cache()
+
+    def _cache(self) -> dict[str, Tensor]:
+        """Real features of the whole training set, where they fit and no flip changes them."""
+        if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
+            return {}
+        with torch.no_grad():
+            probe = self._features(self.data.images[:1])
+            size = sum(tap.numel() for tap in probe.values()) * 4 * len(self.data.images)
+            if size > CACHE_BYTES:
+                return {}
+            parts = [self._features(part) for part in self.data.images.split(1000)]
+            return {tap: torch.cat([part[tap] for part in parts]) for tap in self.needed - {IMAGE}}
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """All needed taps but the image, of uint8 images."""
+        assert self.encoder is not None
+        taps = self.encoder.taps(to_input(images, self.encoder.mean))
+        return {tap: taps[tap] for tap in self.needed - {IMAGE}}
+
+    def real(self, index: Tensor) -> Real:
+        """The real batch of these training images."""
+        index = index.to(self.data.images.device)
+        taps = {tap: values[index] for tap, values in self.cache.items()}
+        images = self.data.images[index] if self.needed - set(taps) else None
+        if images is not None:
+            images = random_flips(images) if self.recipe.flips else images
+            if self.needed - set(taps) - {IMAGE}:
+                with torch.no_grad():
+                    taps |= self._features(images)
+            if IMAGE in self.needed:
+                taps[IMAGE] = to_input(images, self.mean)
+        return Real(self.data.labels[index], taps)
+
+    def condition(self, real: Real) -> Tensor:
+        """What the top level is given: its real features, or the label."""
+        top = self.levels[-1]
+        return label_condition(top, real.labels, self._classes) if top.high == LABEL else real.taps[top.high]
+
+    @property
+    def _classes(self) -> int:
+        return int(self.data.labels.max()) + 1
+
+    def generate(self, condition: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What every level makes, and its z, from the lowest up; gradients to the level above are scaled."""
+        made: list[Tensor] = []
+        noise: list[Tensor] = []
+        for level in reversed(self.levels):
+            if made:
+                condition = _ScaleGradient.apply(made[0], self.feedback) if self.feedback > 0 else made[0].detach()
+            z = torch.rand(len(condition), level.generator.noise, device=condition.device)
+            made.insert(0, level.generator(condition, z))
+            noise.insert(0, z)
+        return made, noise
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(self.seed, step))
+        real = self.real(self.batches[step])
+        condition = self.condition(real)
+        made, noise = self.generate(condition)
+        report, lowest = self._discriminator_step(real, made, noise)
+        repeats = self.recipe.steps_after(lowest)
+        for repeat in range(repeats):
+            if repeat > 0 or self.recipe.fresh_noise:
+                made, noise = self.generate(condition)
+            terms = self._generator_step(real, condition, made, noise)
+        report |= terms
+        report["generator_steps"] = torch.tensor(float(repeats))
+        return report
+
+    def _discriminator_step(
+        self, real: Real, made: list[Tensor], noise: list[Tensor]
+    ) -> tuple[dict[str, Tensor], float]:
+        """Update all D and Q; returns the losses, and half the adversarial loss of the lowest level's D."""
+        recipe, report, parts = self.recipe, {}, []
+        for level, discriminator, fake, z in zip(self.levels, self.discriminators, made, noise, strict=True):
+            real_logits, _ = discriminator(real.taps[level.low])
+            fake_logits, recovered = discriminator(fake.detach())
+            terms = {"d_adversarial": losses.discriminator(real_logits, fake_logits)}
+            loss = recipe.discriminator_scale * terms["d_adversarial"]
+            if self.weights.entropy > 0:
+                terms["d_entropy"] = losses.entropy(recovered, z)
+                loss = loss + self.weights.entropy * terms["d_entropy"]
+            if recipe.discriminator == "classes" and recipe.class_weight > 0:
+                terms["d_class"] = F.cross_entropy(real_logits, real.labels)
+                loss = loss + recipe.class_weight * terms["d_class"]
+            parts.append(loss)
+            report |= {self._name(level, name): value.detach() for name, value in terms.items()}
+        self._update("discriminator", torch.stack(parts).sum())
+        return report, report[self._name(self.levels[0], "d_adversarial")].item() / 2
+
+    def _generator_step(
+        self, real: Real, condition: Tensor, made: list[Tensor], noise: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators")."""
+        weights, report, parts = self.weights, {}, []
+        for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
+            fake = made[index]
+            terms: dict[str, tuple[float, Tensor]] = {}
+            if weights.adversarial > 0 or weights.entropy > 0:
+                logits, recovered = discriminator(fake)
+                terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
+                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, noise[index]))
+            if weights.conditional > 0:
+                assert self.encoder is not None
+                above = made[index + 1] if index + 1 < len(made) else condition
+                target = real.labels if level.high == LABEL else above
+                if self.feedback == 0 and index + 1 < len(made):
+                    target = target.detach()
+                terms["g_conditional"] = (
+                    weights.conditional,
+                    losses.conditional(self.encoder(self._as_encoder_sees(fake, level), level.low, level.high), target),
+                )
+            for name, (weight, term) in terms.items():
+                if weight > 0:
+                    parts.append(weight * term)
+                    report[self._name(level, name)] = term.detach()
+        self._update("generator", torch.stack(parts).sum())
+        return report
+
+    def _as_encoder_sees(self, fake: Tensor, level: Level) -> Tensor:
+        """Images carry the GAN's mean image; the encoder may have been trained with another."""
+        assert self.encoder is not None
+        return fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        """One optimiser step; gradients go to this side's parameters only."""
+        parameters = list(self.modules[name].parameters())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimisers[name].step()
+
+    def _name(self, level: Level, name: str) -> str:
+        """Losses of the joint stage carry their level."""
+        return name if len(self.levels) == 1 else f"level{self.levels.index(level)}/{name}"

@@ -1,0 +1,1 @@
+"""Sweeps: which trials to run, where, and what came of them."""

@@ -1,0 +1,122 @@
+"""The ablation of Stacked GANs: six variants x seeds on Ray, recorded in MLflow, ending in a table.
+
+python sweeps/ablation.py [--help]
+"""
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import tyro
+
+from sgan.config import ConfigError
+from sweeps.sweep import Resolved, Sweep, commit, resolve, write_manifest
+
+if TYPE_CHECKING:
+    from sgan.store import Store
+    from sweeps.schedule import Slots
+
+TABLE = "RESULTS.md"
+
+
+def main(sweep: Sweep) -> int:
+    """Run a sweep; returns the exit status: 0, or 1 where a trial failed or the record could not be sent.
+
+    Raises:
+        ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
+    """
+    print("starting Ray ...", flush=True)
+    # torch takes as long to import as Ray takes to start: do both at once.
+    importing = threading.Thread(target=__import__, args=("sgan.run",))
+    importing.start()
+    from sweeps import schedule
+
+    importing.join()
+    from sgan.run import machine
+    from sgan.store import Store
+    from sweeps import tracking
+
+    store = Store(sweep.store)
+    if sweep.dataset != "auto":
+        resolve(sweep, gpus=0)  # bad data end here, before Ray starts
+    schedule.connect(sweep.slots)
+    slots = schedule.slots(sweep.slots, sweep.trials_per_gpu)
+    resolved = resolve(sweep, slots.all_gpus)
+    print_plan(resolved, store, slots)
+    if sweep.dry_run:
+        return 0
+
+    uri = sweep.mlflow or tracking.default_uri(store)
+    revision = commit()
+    write_manifest(resolved, store, machine("cuda" if slots.gpus else "cpu"), revision)
+    uploader = tracking.start(store, resolved.key, uri)
+    try:
+        failed = schedule.run(resolved.trials, resolved.folder, store, revision, slots)
+    finally:
+        sent = finish(uploader)
+    return conclude(resolved, store, uri, sent) or (1 if failed else 0)
+
+
+def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
+    """Say what is to be done before anything is done."""
+    from sgan.stages import name
+    from sweeps.schedule import missing
+
+    trials = resolved.trials
+    todo = [trial for trial in trials if missing([trial], store)]
+    kinds: dict[str, set[str]] = {}
+    for trial in trials:
+        for _, stage in trial.plan.stages:
+            kinds.setdefault(stage.kind, set()).add(name(stage))
+    waiting = missing(trials, store)
+    shared = sum(len(trial.plan.stages) for trial in trials) - sum(map(len, kinds.values()))
+    print(f"{resolved.title}\n  why     {resolved.why}")
+    print(
+        f"  trials  {len(trials)}: {len(dict.fromkeys(resolved.sweep.variants))} variants x {resolved.sweep.seeds} "
+        f"seeds; {len(trials) - len(todo)} finished, {len(todo)} to run"
+    )
+    for kind, names in kinds.items():
+        missing_here = sum(stage_name in waiting for stage_name in names)
+        print(f"  stages  {kind:<8}{len(names):>3}: {len(names) - missing_here} there, {missing_here} to run")
+    print(f"          {shared} more are shared between trials and run once")
+    print(f"  slots   {slots.count} trials at a time on {slots.where}")
+    print(f"  store   {store.root}", flush=True)
+
+
+def finish(uploader: subprocess.Popen) -> bool:
+    """Let the uploader send what is left; returns whether all arrived."""
+    assert uploader.stdin is not None
+    uploader.stdin.close()
+    return uploader.wait() == 0
+
+
+def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
+    """Write the table from MLflow into the store, print it, and say how to open MLflow."""
+    from sweeps import tracking
+
+    if not sent:
+        print(f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:")
+        print(store.sweep(resolved.key).with_suffix(".log").read_text().strip().splitlines()[-1])
+        return 1
+    from sweeps import report
+
+    found = report.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range)
+    table = report.markdown(found)
+    (store.root / TABLE).write_text(table)
+    print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {tracking.ui_command(store, uri)}", flush=True)
+    return 0
+
+
+def run() -> int:
+    """The command line: a bad value ends in one line and exit status 2."""
+    try:
+        sweep = tyro.cli(Sweep, prog="python sweeps/ablation.py")
+        return main(sweep)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,229 @@
+"""The table of a sweep, made from what MLflow has: MLflow -> pandas -> Markdown. No number in it is typed by hand.
+
+python sweeps/report.py STORE [STORE ...] --out RESULTS.md [--mlflow URI]
+"""
+
+import datetime
+import math
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+from tyro.conf import Positional
+
+from sgan.store import Store, read_json
+from sweeps import tracking
+
+SCORES = {  # column -> (heading, decimals)
+    "inception_score": ("Inception score", 2),
+    "fid": ("FID", 1),
+    "accuracy": ("Accuracy", 3),
+    "diversity": ("Diversity", 2),
+    "train_seconds": ("Training time (s)", 0),
+}
+BASELINE = "sgan"
+FEW_SEEDS = 5
+ABSENT = "–"
+MEANING = (
+    "Mean ± standard deviation over n seeds.",
+    "Inception score (10 splits), FID and accuracy are those of a classifier trained on the dataset's own images; "
+    + "diversity is the spread within a class relative to real data's.",
+    "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never.",
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What MLflow has of a sweep.
+
+    Attributes:
+        manifest: the sweep's manifest, its variants and trials restricted to those asked for.
+        trials: one row a trial of the manifest, in its order: trial, variant, seed, cuts, outcome (absent where the
+            trial has no run yet), reason, commit, run_id, and SCORES with inception_score_split_std (NaN where absent).
+        real: scores of the real data.
+    """
+
+    manifest: dict[str, Any]
+    trials: pd.DataFrame
+    real: dict[str, float]
+
+
+def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Sweep:
+    """Read a sweep, or the named variants and seeds of it, from MLflow; LookupError where MLflow does not have it."""
+    client = tracking.connect(uri)
+    parent, children = tracking.find(client, sweep_key)
+    if parent is None:
+        raise LookupError(f"MLflow has no sweep {sweep_key}; send it first: python sweeps/tracking.py sync STORE")
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
+    names = set(variants) if variants is not None else {variant["name"] for variant in manifest["variants"]}
+    numbers = set(seeds) if seeds is not None else {trial["seed"] for trial in manifest["trials"]}
+    manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] in names]
+    manifest["trials"] = [
+        trial for trial in manifest["trials"] if trial["variant"] in names and trial["seed"] in numbers
+    ]
+    rows = []
+    for trial in manifest["trials"]:
+        run = children.get(trial["name"])
+        tags, metrics = (run.data.tags, run.data.metrics) if run else ({}, {})
+        row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
+        row |= {name: tags.get(name) for name in ("outcome", "reason", "commit")}
+        row |= {"run_id": run.info.run_id if run else None}
+        rows.append(row | {name: metrics.get(name) for name in (*SCORES, "inception_score_split_std")})
+    trials = pd.DataFrame(rows, columns=[
+        "trial", "variant", "seed", "cuts", "outcome", "reason", "commit", "run_id", *SCORES, "inception_score_split_std",
+    ])  # fmt: skip
+    trials = trials.astype(dict.fromkeys([*SCORES, "inception_score_split_std"], float))
+    real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
+    return Sweep(manifest, trials, real)
+
+
+def table(
+    uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None
+) -> pd.DataFrame:
+    """One row a trial; the columns are those of `Sweep.trials`."""
+    return read(uri, sweep_key, variants, seeds).trials
+
+
+def summary(sweep: Sweep) -> pd.DataFrame:
+    """One row a variant in the manifest's order: (score, "mean" | "std" | "count") over its finished trials.
+
+    The std is that of a sample (ddof=1), NaN with one trial; trials that diverged or failed enter nothing.
+    """
+    done = sweep.trials[sweep.trials["outcome"] == "done"]
+    order = [variant["name"] for variant in sweep.manifest["variants"]]
+    return pd.DataFrame(done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"]).reindex(order))
+
+
+def markdown(sweep: Sweep) -> str:
+    """The section of a sweep: its title, the table by variant with real data last, and what to know about it."""
+    scores = summary(sweep)
+    rows = [["Variant", *(heading for heading, _ in SCORES.values()), "n", "Paper's IS (CIFAR-10)"]]
+    for variant in sweep.manifest["variants"]:
+        own = sweep.trials[sweep.trials["variant"] == variant["name"]]
+        outcomes = [str(outcome) for outcome in own["outcome"]]
+        row = [_cell(scores, variant["name"], name, outcomes.count("done")) for name in SCORES]
+        rows.append([variant["title"], *row, _count(outcomes), (variant["paper"] or ABSENT).replace("+-", "±")])
+    real = [f"{sweep.real[name]:.{digits}f}" if name in sweep.real else ABSENT for name, (_, digits) in SCORES.items()]
+    rows.append(["Real data", *real, ABSENT, ABSENT])
+    facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_findings(sweep, scores), *_origin(sweep)])
+    return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
+
+
+def _column(scores: pd.DataFrame, score: str, statistic: str) -> dict[str, float]:
+    """A column of the summary, by variant, without the variants that lack it."""
+    return {str(name): value for name, value in scores.to_dict()[score, statistic].items() if not math.isnan(value)}
+
+
+def _cell(scores: pd.DataFrame, variant: str, score: str, done: int) -> str:
+    """Mean ± std, with the number of values where it is not that of the finished trials."""
+    mean, std, count = (_column(scores, score, name).get(variant) for name in ("mean", "std", "count"))
+    if mean is None:
+        return ABSENT
+    digits = SCORES[score][1]
+    spread = "" if std is None else f" ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}" + ("" if count == done else f" ({count:.0f})")
+
+
+def _count(outcomes: list[str]) -> str:
+    """The number of finished trials; with the others, where there are any: "2 of 3; 1 diverged"."""
+    done, others = outcomes.count("done"), {name: outcomes.count(name) for name in ("diverged", "failed")}
+    others["unfinished"] = len(outcomes) - done - sum(others.values())
+    named = [f"{number} {name}" for name, number in others.items() if number]
+    return "; ".join([f"{done} of {len(outcomes)}", *named]) if named else str(done)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
+    """What follows from the means alone: the order, which variants catch up with SGAN, and how sure one can be."""
+    titles = {variant["name"]: variant["title"] for variant in sweep.manifest["variants"]}
+    base = titles.get(BASELINE)
+    inception, fid = _column(scores, "inception_score", "mean"), _column(scores, "fid", "mean")
+    spread = {score: _column(scores, score, "std").get(BASELINE) for score in ("inception_score", "fid")}
+    found = [f"By mean FID, best first: {', '.join(titles[name] for name in sorted(fid, key=fid.__getitem__))}."]
+    if spread["inception_score"] is not None and spread["fid"] is not None:
+        lowest, highest = inception[BASELINE] - spread["inception_score"], fid[BASELINE] + spread["fid"]
+        near = {
+            "Inception score": [titles[name] for name in inception if inception[name] >= lowest and name != BASELINE],
+            "FID": [titles[name] for name in fid if fid[name] <= highest and name != BASELINE],
+        }
+        said = "; ".join(f"by {score} {', '.join(names) or 'none'}" for score, names in near.items())
+        found.append(
+            f"Variants that catch up with {base} (a mean no worse than {base}'s by more than {base}'s standard "
+            f"deviation): {said}."
+        )
+    elif base:
+        found.append(f"Which variants catch up with {base} cannot be said from fewer than two finished seeds of it.")
+    seeds = sweep.trials.loc[sweep.trials["outcome"] == "done", "seed"].nunique()
+    if seeds <= FEW_SEEDS:
+        found.append(
+            f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
+            f"2/2^{seeds} = {2 / 2**seeds:g}."
+        )
+    return found if seeds else ["No trial has finished."]
+
+
+def _origin(sweep: Sweep) -> list[str]:
+    manifest = sweep.manifest
+    commits = list(dict.fromkeys(sweep.trials.loc[sweep.trials["outcome"] == "done", "commit"].dropna()))
+    date = datetime.datetime.fromtimestamp(manifest["started"], datetime.UTC).date()
+    return [
+        f"Command: `{manifest['command']}`",
+        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits or [manifest['commit']])}; {manifest['machine']}; {date}; "
+        + f"sweep {manifest['key']}.",
+    ]
+
+
+def write(stores: Sequence[str | Path], out: str | Path, uri: str | None = None) -> None:
+    """Write the report of all sweeps in the stores to the file `out`; LookupError where a store or sweep is missing.
+
+    Args:
+        stores: output stores, each with the SQLite file of its own unless `uri` names a tracking server for all.
+    """
+    sections = []
+    for root in map(Path, stores):
+        files = sorted((root / "sweeps").glob("*.json"), key=lambda file: read_json(file)["started"])
+        if not files:
+            raise LookupError(f"{root} holds no sweep; name the folder that the sweep was given as --store")
+        sections += [markdown(read(uri or tracking.default_uri(Store(root)), file.stem)) for file in files]
+    # Paths of this machine and addresses of its servers mean nothing to a reader.
+    named = [Path(path).name if Path(path).is_absolute() else str(path) for path in (*stores, out)]
+    command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
+    head = (
+        "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
+        f"```\n{command}{' --mlflow URI' if uri else ''}\n```\n"
+    )
+    Path(out).write_text("\n".join([head, *sections]))
+
+
+def main(stores: Positional[tuple[Path, ...]], out: Path, mlflow: str | None = None) -> int:
+    """Write the tables of all sweeps in the named stores.
+
+    Args:
+        stores: Output stores.
+        out: The Markdown file to write.
+        mlflow: Tracking URI of all stores; by default the SQLite file inside each.
+    """
+    try:
+        write(stores, out, mlflow)
+    except (LookupError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,296 @@
+"""A sweep: the options of the command line, validated, and the trials that they mean."""
+
+import dataclasses
+import json
+import math
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sgan.config import (
+    Dataset,
+    Recipe,
+    Variant,
+    Weights,
+    as_json,
+    content_key,
+    require,
+)
+from sgan.presets import DATASETS, RECIPES, VARIANTS, configure, recipe_row
+
+if TYPE_CHECKING:
+    from sgan.data import Data
+    from sgan.store import Store
+    from sweeps.schedule import Trial
+
+AUTO = "auto"
+DEFAULT_CUTS = ("fc3",)
+DEFAULT_DATA = Path("data")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train and score the ablation of Stacked GANs: variants x seeds, in parallel, each stage once.
+
+    With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,
+    otherwise the digits that come with scikit-learn. The same command again trains nothing; more seeds or variants
+    train only what is new.
+    """
+
+    dataset: str = AUTO
+    """What to train on: auto, digits, mnist or cifar10."""
+    data: Path | None = None
+    """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
+    digits need none."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Rows of the ablation."""
+    seeds: int = 3
+    """Number of training seeds a variant."""
+    first_seed: int = 0
+    """The first of those seeds."""
+    recipe: str = AUTO
+    """How to train: auto, paper (the paper's text), released (the authors' code) or laptop (minutes on a CPU). auto is
+    laptop without a GPU where the dataset has one, otherwise released."""
+    cuts: tuple[str, ...] = DEFAULT_CUTS
+    """Where the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make N + 1
+    levels."""
+    weights: tuple[float, float, float] = (1.0, 1.0, 10.0)
+    """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there."""
+    budget: float = 1.0
+    """Factor on the training images of every GAN stage."""
+    width: float = 1.0
+    """Factor on every hidden width of the networks; 1 is the released architecture."""
+    override: tuple[str, ...] = ()
+    """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
+    store: Path = Path("runs")
+    """Output store: every finished stage, the MLflow record, the table."""
+    mlflow: str | None = None
+    """Address of an MLflow server; without it, an SQLite file in the store."""
+    slots: int | None = None
+    """Trials at the same time; without it, one a CPU or as many as the GPUs carry."""
+    trials_per_gpu: int = 1
+    """Trials that share one GPU."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the plan and stop."""
+
+    def __post_init__(self):
+        require(
+            self.dataset in (AUTO, *DATASETS),
+            f"unknown dataset {self.dataset!r} in --dataset; choose one of {AUTO}, {', '.join(DATASETS)}",
+        )
+        require(
+            self.recipe in (AUTO, *RECIPES),
+            f"unknown recipe {self.recipe!r} in --recipe; choose one of {AUTO}, {', '.join(RECIPES)}",
+        )
+        require(len(self.variants) > 0, f"--variants needs at least one of {', '.join(VARIANTS)}")
+        for variant in self.variants:
+            require(
+                variant in VARIANTS,
+                f"unknown variant {variant!r} in --variants; choose from {', '.join(VARIANTS)}",
+            )
+        require(self.seeds >= 1, f"--seeds must be at least 1, but got {self.seeds}")
+        require(0 <= self.first_seed <= 2**31 - 2 - self.seeds, f"--first-seed must be >= 0, but got {self.first_seed}")
+        require(self.slots is None or self.slots >= 1, f"--slots must be at least 1, but got {self.slots}")
+        require(self.trials_per_gpu >= 1, f"--trials-per-gpu must be at least 1, but got {self.trials_per_gpu}")
+        for name, value in (("--budget", self.budget), ("--width", self.width)):
+            require(math.isfinite(value) and value > 0, f"{name} must be a finite number > 0, but got {value}")
+        require(self.width <= 4, f"--width must be at most 4, but got {self.width}")
+        Variant(self.cuts, Weights(*self.weights), joint=False)  # validates both
+        require(
+            self.data is None or self.data.is_dir(),
+            f"the data folder {self.data} of --data is not there; name the folder that holds the dataset's files, "
+            f"or leave --data out to download into ./{DEFAULT_DATA}",
+        )
+        if self.dataset != AUTO and self.recipe != AUTO:
+            self.build_recipe(self.dataset, self.recipe)
+
+    def choose(self, gpus: int) -> tuple[str, str, str]:
+        """Dataset, recipe, and why these, on hardware with this many GPUs."""
+        dataset = self.dataset
+        if dataset == AUTO:
+            dataset = "cifar10" if gpus else "digits"
+            why = (
+                f"Ray has {gpus} GPU{'s' if gpus > 1 else ''}: the paper's CIFAR-10 job"
+                if gpus
+                else "Ray has no GPU: the embedded digits job (the paper's CIFAR-10 job needs one)"
+            )
+        else:
+            why = f"{dataset}, as asked for"
+        recipe = self.recipe
+        if recipe == AUTO:
+            recipe = "laptop" if not gpus and dataset in RECIPES["laptop"] else "released"
+        return dataset, recipe, f"{why}, recipe {recipe}"
+
+    def build_recipe(self, dataset: str, recipe: str) -> Recipe:
+        """The recipe's row with the budget and the overrides of this sweep."""
+        row = recipe_row(recipe, dataset).budget(self.budget)
+        for change in self.override:
+            path, equals, text = change.partition("=")
+            require(bool(equals), f"--override takes FIELD=VALUE, but got {change!r}")
+            row = _replaced(row, path.split("."), text, change)
+        return row
+
+    @property
+    def seed_range(self) -> range:
+        """The training seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+
+def _replaced(row: Any, path: list[str], text: str, change: str) -> Any:
+    """A dataclass with the field at `path` set to the JSON value or plain word `text`."""
+    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    require(
+        path[0] in fields and (len(path) == 1) != dataclasses.is_dataclass(fields[path[0]]),
+        f"no field {'.'.join(path)!r} for --override {change}; here there are "
+        + ", ".join(f"{name}.…" if dataclasses.is_dataclass(value) else name for name, value in fields.items()),
+    )
+    if len(path) > 1:
+        return dataclasses.replace(row, **{path[0]: _replaced(fields[path[0]], path[1:], text, change)})
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    old = fields[path[0]]
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    require(
+        type(value) is type(old),
+        f"--override {change}: {path[0]} takes {type(old).__name__} values such as {json.dumps(as_json(old))}, "
+        f"but got {text!r}",
+    )
+    return dataclasses.replace(row, **{path[0]: value})
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A sweep with everything chosen.
+
+    Attributes:
+        key: content key of all that its trials share; the same sweep with other variants or seeds has the same.
+        why: why this dataset and recipe.
+        title: heading of its table.
+    """
+
+    sweep: Sweep
+    dataset: Dataset
+    recipe: Recipe
+    data: "Data"
+    folder: Path
+    trials: "tuple[Trial, ...]"
+    key: str
+    why: str
+    title: str
+
+
+def resolve(sweep: Sweep, gpus: int) -> Resolved:
+    """Choose dataset and recipe, read the data, and plan every trial.
+
+    Raises:
+        ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
+    """
+    from sgan.data import load
+    from sgan.stages import code_version
+    from sweeps.schedule import trial
+
+    dataset_name, recipe_name, why = sweep.choose(gpus)
+    recipe = sweep.build_recipe(dataset_name, recipe_name)
+    folder = (sweep.data or DEFAULT_DATA).absolute()
+    data = load(dataset_name, folder)
+    for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
+        require(
+            part.batch <= len(data.images),
+            f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
+        )
+    dataset, weights = DATASETS[dataset_name].scaled(sweep.width), Weights(*sweep.weights)
+    trials = tuple(
+        trial(
+            variant, seed, configure(dataset, data.digest, recipe, VARIANTS[variant].variant, seed, weights, sweep.cuts)
+        )
+        for seed in sweep.seed_range
+        for variant in dict.fromkeys(sweep.variants)
+    )
+    key = content_key([as_json(part) for part in (dataset, data.digest, recipe, weights, sweep.cuts, code_version())])
+    extras = [
+        f"cuts {' '.join(sweep.cuts) or 'none'}" if sweep.cuts != DEFAULT_CUTS else "",
+        f"weights {' '.join(f'{value:g}' for value in sweep.weights)}" if weights != Weights() else "",
+        f"budget x {sweep.budget:g}" if sweep.budget != 1 else "",
+        f"width x {sweep.width:g}" if sweep.width != 1 else "",
+        *sweep.override,
+    ]
+    title = ", ".join([f"{dataset_name}, recipe {recipe_name}", *filter(None, extras)])
+    return Resolved(sweep, dataset, recipe, data, folder, trials, key, why, title)
+
+
+def write_manifest(resolved: Resolved, store: "Store", machine: str, commit: str) -> None:
+    """Tell tracking and report what the sweep consists of; trials of earlier commands of the same sweep stay."""
+    from sgan.stages import name
+    from sgan.store import read_json, write_json
+
+    path, sweep = store.sweep(resolved.key), resolved.sweep
+    earlier = read_json(path) if path.exists() else {"trials": [], "started": time.time()}
+    trials = {row["name"]: row for row in earlier["trials"]}
+    for trial in resolved.trials:
+        trials[trial.plan.name] = {
+            "name": trial.plan.name,
+            "variant": trial.variant,
+            "seed": trial.seed,
+            "cuts": ",".join(trial.config.variant.cuts) or "none",
+            "config": as_json(trial.config),
+            "config_key": content_key(trial.config),
+            "stages": [{"label": label, "name": name(stage)} for label, stage in trial.plan.stages],
+        }
+    order = list(VARIANTS)
+    rows = sorted(trials.values(), key=lambda row: (order.index(row["variant"]), row["seed"]))
+    write_json(
+        path,
+        {
+            "key": resolved.key,
+            "title": resolved.title,
+            "command": command(),
+            "commit": commit,
+            "machine": machine,
+            "started": earlier["started"],
+            "settings": {
+                "dataset": resolved.dataset.name,
+                "recipe": resolved.recipe.name,
+                "cuts": list(sweep.cuts),
+                "weights": list(sweep.weights),
+                "budget": sweep.budget,
+                "width": sweep.width,
+                "override": list(sweep.override),
+            },
+            "scorer": name(resolved.trials[0].plan.score.scorer),
+            "variants": [
+                {"name": variant, "title": VARIANTS[variant].title, "paper": VARIANTS[variant].paper}
+                for variant in order
+                if any(row["variant"] == variant for row in rows)
+            ],
+            "trials": rows,
+        },
+    )
+
+
+def command() -> str:
+    """The command line that was given, without folders of this machine."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "sweeps/ablation.py", *words])
+
+
+def commit() -> str:
+    """The commit of this checkout, with "-dirty" where tracked files differ from it; "unknown" outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

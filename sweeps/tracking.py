@@ -1,0 +1,394 @@
+"""Brings MLflow level with the output store: one parent run a sweep, one child run a trial.
+
+The store is the truth and MLflow a view of it, which can be made again at any time and on any tracking server:
+
+    python sweeps/tracking.py sync STORE [--mlflow URI] [--sweep KEY]
+
+During a sweep a process of its own does this (`start`, `follow`), so that a slow or absent server holds up neither
+training nor scheduling. Every pass is idempotent: runs are found by tag, the tag `sgan.sent` says what a run has, and
+what is sent again after a crash lands on itself (MLflow keeps identical points once; artifacts overwrite).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from tyro.conf import Positional
+
+from sgan.store import GRIDS, Store, StoreError, read_json, read_record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run, RunInfo
+
+EXPERIMENT = "sgan"
+SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
+STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
+PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
+METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def _mlflow():
+    """The module, made quiet; imported late because that takes seconds, which the driver and --help do not have."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    import mlflow.entities
+
+    return mlflow
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A quiet client that gives up soon on a server that does not answer."""
+    return _mlflow().MlflowClient(tracking_uri=uri)
+
+
+def default_uri(store: Store) -> str:
+    """Tracking URI of the SQLite file inside the store."""
+    return f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+def ui_command(store: Store, uri: str) -> str:
+    """The shell line that serves MLflow's pages for a database; a server's own address where `uri` is one."""
+    database = shlex.quote(uri)
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
+
+
+def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str, Run]]":
+    """The parent run of a sweep (None before its first pass) and its child runs by trial name."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs, page = [], None
+    while experiment and (page is None or page.token):
+        token = page.token if page else None
+        query = f"tags.`{SWEEP}` = '{sweep_key}'"
+        page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
+        runs += page
+    parents = [run for run in runs if TRIAL not in run.data.tags]
+    return next(iter(parents), None), {run.data.tags[TRIAL]: run for run in runs if TRIAL in run.data.tags}
+
+
+def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
+    """One pass: send what the store has of a sweep and MLflow has not. Returns whether every trial has ended.
+
+    Trials that have not ended become RUNNING with `live`, otherwise KILLED. Raises OSError, MlflowException or
+    SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is torn.
+    """
+    manifest = read_json(store.sweep(sweep_key))
+    client = connect(uri)
+    with open(store.root / "claims" / f"mlflow-{sweep_key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may share a sweep; two passes at once would make runs twice
+        parent, children = find(client, sweep_key)
+        parent = parent or client.create_run(
+            _experiment(client, store, uri),
+            start_time=_milliseconds(manifest["started"]),
+            tags={SWEEP: sweep_key},
+            run_name=manifest["title"],
+        )
+        _send_sweep(client, store, manifest, parent)
+        states = [_state(store, trial, live) for trial in manifest["trials"]]
+        for trial, state in zip(manifest["trials"], states, strict=True):
+            run = children.get(trial["name"])
+            if run is None or run.data.tags.get("outcome") != "done":
+                _send_trial(client, store, manifest, trial, state, parent.info, run)
+        found = {state.outcome for state in states}
+        outcome = next((outcome for outcome in ("running", "interrupted", "failed") if outcome in found), "done")
+        _close(client, parent, outcome, "", max([manifest["started"], *(state.end for state in states)]))
+    return outcome in ("done", "failed")
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a trial stands: a key of STATUS with its reason, stage.json of its finished stages in order, and when the
+    last of them ended (unix seconds; 0 before that)."""
+
+    outcome: str
+    reason: str
+    facts: list[dict[str, Any]]
+    end: float
+
+
+def _state(store: Store, trial: Mapping[str, Any], live: bool) -> _State:
+    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
+    end = max((fact["finished"] for fact in facts), default=0.0)
+    for fact in facts:
+        if fact["status"] == "diverged":
+            return _State("diverged", fact["reason"], facts, end)
+    if store.has(trial["name"]):
+        return _State("done", "", facts, end)
+    if store.failure(trial["name"]).exists():
+        failure = read_json(store.failure(trial["name"]))
+        return _State("failed", failure["error"], facts, max(end, failure["time"]))
+    return _State("running" if live else "interrupted", "", facts, end)
+
+
+def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    if run.data.tags.get(MANIFEST) != digest:
+        client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
+    real = store.facts(manifest["scorer"]) if store.has(manifest["scorer"]) else {"scores": {}, "finished": 0}
+    scores = {f"real/{name}": value for name, value in real["scores"].items() if f"real/{name}" not in run.data.metrics}
+    tags = {name: manifest[name] for name in ("command", "commit", "machine")} | _shared_tags(manifest)
+    _log(client, run, _scores(scores, real["finished"]), manifest["settings"], {**tags, MANIFEST: digest})
+
+
+def _send_trial(
+    client: "MlflowClient",
+    store: Store,
+    manifest: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    state: _State,
+    parent: "RunInfo",
+    run: "Run | None",
+) -> None:
+    """Send one trial's points, grids, scores and status, making its run once there is something to show."""
+    sent = json.loads(run.data.tags.get(SENT, "{}")) if run else {}
+    with tempfile.TemporaryDirectory() as folder:
+        staging = Path(folder)
+        metrics, times, now_sent = _news(store, trial, sent, staging)
+        if run is None and not (times or state.facts or state.outcome == "failed"):
+            return
+        end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
+        names = {SWEEP: manifest["key"], TRIAL: trial["name"], "sweep": manifest["key"], "trial": trial["name"]}
+        own = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key")}
+        run = run or client.create_run(
+            parent.experiment_id,
+            start_time=_milliseconds(min(times, default=end)),
+            tags={**names, **own, **_shared_tags(manifest), "mlflow.parentRunId": parent.run_id},
+            run_name=f"{trial['variant']} seed {trial['seed']}",
+        )
+        tags = {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
+        if "config" not in sent:
+            (staging / "config.json").write_text(json.dumps(trial["config"], indent=1))
+        if (staging / "images").exists():
+            tags["mlflow.loggedImages"] = "True"
+        if state.outcome == "done":
+            seconds = sum(fact["seconds"] for fact in state.facts)
+            metrics += _scores({**state.facts[-1]["scores"], "train_seconds": seconds}, state.end)
+            if samples := _grids(store.stage(trial["name"])):
+                shutil.copyfile(samples[-1], staging / "samples.png")
+        if any(staging.iterdir()):
+            client.log_artifacts(run.info.run_id, folder)
+    _log(client, run, metrics, _flat(trial["config"]), {**tags, SENT: json.dumps(now_sent)})
+    _close(client, run, state.outcome, state.reason, end)
+
+
+def _news(
+    store: Store, trial: Mapping[str, Any], sent: Mapping[str, int], staging: Path
+) -> "tuple[list[Metric], list[float], dict[str, int]]":
+    """A trial's points beyond `sent`, the times of all its points (unix seconds), and what is sent with these.
+
+    `sent` holds the images seen at each stage's last point ("level0") and last grid ("level0/grids"). New grids are
+    laid out in the folder `staging`.
+    """
+    metrics, times, now_sent = [], [], {**sent, "config": 0}
+    for stage in trial["stages"]:
+        label = stage["label"]
+        folder = store.stage(stage["name"]) if store.has(stage["name"]) else store.work(stage["name"])
+        for line in read_record(folder):
+            times.append(line["time"])
+            # A resumed stage repeats the points after its checkpoint, at a later time: the first ones stand.
+            if line["images"] > sent.get(label, -1):
+                values = {f"{label}/{name}": value for name, value in line["metrics"].items()}
+                metrics += _scores(values, line["time"], line["images"])
+                now_sent[label] = line["images"]
+        for path in _grids(folder):
+            if int(path.stem) > sent.get(f"{label}/grids", -1):
+                _stage_grid(path, f"{label}+step+{int(path.stem)}", trial["name"], staging / "images")
+                now_sent[f"{label}/grids"] = int(path.stem)
+    return metrics, times, now_sent
+
+
+def _grids(folder: Path) -> list[Path]:
+    return sorted((folder / GRIDS).glob("[0-9]*.png"))
+
+
+def _stage_grid(path: Path, key_and_step: str, trial_name: str, staging: Path) -> None:
+    """Lay a grid out as MlflowClient.log_image does, which is what the image slider reads: a PNG and a WebP.
+
+    log_image puts a random id into the names, so a grid sent again would be there twice; this id is a hash.
+    """
+    from PIL import Image
+
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{trial_name} {key_and_step}")
+    stem = f"{key_and_step}+timestamp+{_milliseconds(path.stat().st_mtime)}+{name}"
+    staging.mkdir(exist_ok=True)
+    shutil.copyfile(path, staging / f"{stem}.png")
+    with Image.open(path) as image:
+        image.save(staging / f"{stem}+compressed.webp", method=0)  # fast rather than small
+
+
+def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
+    """Id of the experiment, made if it is not there; with SQLite its artifacts lie in the store."""
+    location = (store.root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        try:
+            return client.create_experiment(EXPERIMENT, artifact_location=location)
+        except _mlflow().MlflowException:  # another process was faster, or the server is in trouble
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+def _log(
+    client: "MlflowClient", run: "Run", metrics: "list[Metric]", params: Mapping[str, Any], tags: Mapping[str, Any]
+) -> None:
+    """Log to a run: the params it lacks (they are immutable), metrics, and last the tags, which say what it has."""
+    entities, run_id = _mlflow().entities, run.info.run_id
+    lacking = [entities.Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
+    lacking = [param for param in lacking if param.key not in run.data.params]
+    changed = [entities.RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
+    for first in range(0, len(lacking), PARAMS_A_CALL):
+        client.log_batch(run_id, params=lacking[first : first + PARAMS_A_CALL])
+    for first in range(0, len(metrics), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_CALL])
+    if changed:
+        client.log_batch(run_id, tags=changed)
+
+
+def _close(client: "MlflowClient", run: "Run", outcome: str, reason: str, end: float) -> None:
+    """Set a run's status and end (unix seconds), and last its outcome: a run that is done is not looked at again."""
+    status = STATUS[outcome]
+    if status == "RUNNING" != run.info.status:
+        client.update_run(run.info.run_id, status=status)
+    elif status != run.info.status:
+        client.set_terminated(run.info.run_id, status, _milliseconds(end))
+    if "reason" in run.data.tags and not reason:
+        client.delete_tag(run.info.run_id, "reason")
+    _log(client, run, [], {}, {**({"reason": reason[:1000]} if reason else {}), "outcome": outcome})
+
+
+def _scores(values: Mapping[str, float | None], seconds: float, step: int = 0) -> "list[Metric]":
+    metric, stamp = _mlflow().entities.Metric, _milliseconds(seconds)
+    return [metric(name, value, stamp, step) for name, value in values.items() if value is not None]
+
+
+def _shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(manifest["settings"][name]) for name in ("dataset", "recipe") if name in manifest["settings"]}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> dotted name -> value."""
+    flat = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
+    """Start the process that follows a sweep. Closing its standard input lets it finish: 0 when all is sent, else 1.
+
+    It has a session of its own, so that Ctrl-C in the driver does not end it before its last pass; what it says goes
+    to sweeps/<key>.log in the store.
+    """
+    command = [sys.executable, "-m", "sweeps.tracking", "follow", str(store.root), sweep_key, uri]
+    with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+
+
+def follow(root: Positional[Path], sweep_key: Positional[str], uri: Positional[str]) -> int:
+    """Keep MLflow level with one sweep until standard input ends. The exit code is 0 when all is sent, else 1.
+
+    Args:
+        root: The output store.
+        sweep_key: Key of the sweep.
+        uri: Tracking URI.
+    """
+    os.nice(10)
+    store, _ = _sweeps(root)
+    pause, trouble = 0.0, ""
+    while True:
+        readable = select.select([sys.stdin], [], [], pause)[0]
+        ended = bool(readable) and not os.read(sys.stdin.fileno(), 4096)
+        before, trouble = trouble, _attempt(store, [sweep_key], uri, live=not ended)
+        if ended and trouble:
+            time.sleep(PAUSE)  # the trouble may have been a short one
+            trouble = _attempt(store, [sweep_key], uri, live=False)
+        if ended:
+            _say(trouble and f"{trouble}; {_later(store, uri)}")
+            return 1 if trouble else 0
+        if bool(before) != bool(trouble):
+            _say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
+        pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else PAUSE
+
+
+def _attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> str:
+    """Send sweeps; returns what went wrong in one line, "" where nothing did."""
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
+
+    try:
+        for key in sweep_keys:
+            sync(store, key, uri, live)
+    except (_mlflow().MlflowException, SQLAlchemyError, StoreError, OSError, ValueError) as error:
+        return f"MLflow did not get everything: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def _later(store: Store, uri: str) -> str:
+    server = "" if uri == default_uri(store) else f" --mlflow {shlex.quote(uri)}"
+    return f"send it later with: python sweeps/tracking.py sync {shlex.quote(str(store.root))}{server}"
+
+
+def _say(text: str) -> None:
+    if text:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _sweeps(root: Path) -> tuple[Store, list[str]]:
+    """A store that is there already, and the keys of its sweeps; StoreError where there is none."""
+    keys = sorted(path.stem for path in (root / "sweeps").glob("*.json"))
+    if not keys:
+        raise StoreError(f"{root} holds no sweep; name the folder that the sweep was given as --store")
+    return Store(root), keys
+
+
+def sync_command(store: Positional[Path], mlflow: str | None = None, sweep: str | None = None) -> int:
+    """Send what MLflow lacks of the sweeps in a store. Trials that have not ended are marked as killed.
+
+    Args:
+        store: The output store.
+        mlflow: Tracking URI; by default the SQLite file inside the store.
+        sweep: Key of one sweep; by default all of the store's.
+    """
+    opened, keys = _sweeps(store)
+    if sweep and sweep not in keys:
+        raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
+    uri = mlflow or default_uri(opened)
+    trouble = _attempt(opened, [sweep] if sweep else keys, uri, live=False)
+    _say(f"{trouble}; {_later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
+    return 1 if trouble else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(tyro.extras.subcommand_cli_from_dict({"sync": sync_command, "follow": follow}))
+    except StoreError as error:
+        _say(str(error))
+        sys.exit(2)

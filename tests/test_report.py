@@ -1,0 +1,181 @@
+"""The table against numbers worked out by hand, from a real MLflow database."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sgan.store import Record, Store, write_json
+from sweeps import report, tracking
+
+KEY = "ab12"
+# Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
+SCORES = {
+    "sgan": {0: (9.0, 10.0, 30.0), 1: (9.2, 12.0, 40.0), 2: (9.4, 14.0, 50.0)},
+    "near": {0: (9.0, 13.0, 10.0), 1: (9.06, 14.0, 10.0), 2: "diverged"},  # means 9.03 and 13.5
+    "far": {0: (5.0, 80.0, 9.0), 1: "failed", 2: None},
+    "absent": {0: None, 1: None, 2: None},
+}
+TITLES = {"sgan": "SGAN", "near": "DCGAN (adv+cond+ent)", "far": "DCGAN (adv)", "absent": "Seventh"}
+
+
+def finish(store: Store, name: str, seconds: float, scores: dict, status: str = "done", commit: str = "abc123") -> None:
+    folder = store.begin(name)
+    Record(folder).add(100, {"g_adv": 0.5})
+    facts = {"kind": name.partition("-")[0], "name": name, "status": status, "reason": "g_adv is nan", "images": 100}
+    store.publish(name, {**facts, "seconds": seconds, "commit": commit, "machine": "two cores", "scores": scores})
+
+
+def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") -> Store:
+    """A store with the sweep above, sent to the SQLite file inside it."""
+    store = Store(root)
+    shutil.copyfile(migrated, root / "mlflow.db")
+    finish(store, "scorer-x", 5.0, {"inception_score": 9.8, "fid": 0.7, "accuracy": 0.99, "diversity": 1.0})
+    trials = []
+    for variant, results in SCORES.items():
+        for seed in seeds:
+            name, result = f"score-{variant}-{seed}", results[seed]
+            own = {"cuts": "fc3", "config": {"seed": seed}, "config_key": "c0ffee"}
+            stages = [{"label": "score", "name": name}]
+            trials.append({"name": name, "variant": variant, "seed": seed, **own, "stages": stages})
+            if result == "diverged":
+                finish(store, name, 1.0, {}, "diverged")
+            elif result == "failed":
+                write_json(store.failure(name), {"error": "no memory", "time": 1_700_000_500.0})
+            elif result:
+                scores = {"inception_score": result[0], "inception_score_split_std": 0.1, "fid": result[1]}
+                labels = {} if variant == "far" else {"accuracy": 0.9}
+                finish(
+                    store, name, result[2], scores | labels | {"diversity": 0.8}, commit=commit if seed else "abc123"
+                )
+    value = {
+        "key": KEY,
+        "title": "digits, recipe tiny",
+        "command": "python sweeps/ablation.py --dataset digits",
+        "commit": "abc123-dirty",
+        "machine": "two cores, no GPU",
+        "started": 1_700_000_000.0,  # 2023-11-14 in UTC
+        "settings": {"dataset": "digits", "recipe": "tiny"},
+        "scorer": "scorer-x",
+        "variants": [
+            {"name": name, "title": title, "paper": "8.59 +- 0.12" if name == "sgan" else None}
+            for name, title in TITLES.items()
+        ],
+        "trials": trials,
+    }
+    write_json(store.sweep(KEY), value)
+    tracking.sync(store, KEY, tracking.default_uri(store))
+    return store
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory) -> Path:
+    """MLflow's migrations run once."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def uri(tmp_path_factory, empty_database) -> str:
+    return tracking.default_uri(make(tmp_path_factory.mktemp("store"), empty_database))
+
+
+def cells(section: str, variant: str) -> list[str]:
+    row = next(line for line in section.splitlines() if line.startswith(f"| {variant} "))
+    return [cell.strip() for cell in row.strip("|").split("|")][1:]
+
+
+def test_the_table_has_a_row_a_trial(uri):
+    table = report.table(uri, KEY)
+    assert list(table["variant"]) == [variant for variant in SCORES for _ in range(3)]
+    assert list(table["seed"]) == [0, 1, 2] * 4
+    assert list(table["outcome"].dropna()) == ["done"] * 5 + ["diverged", "done", "failed"]
+    assert list(table["fid"].dropna()) == [10.0, 12.0, 14.0, 13.0, 14.0, 80.0]
+    assert len(table["accuracy"].dropna()) == 5
+    assert set(table["reason"].dropna()) == {"g_adv is nan", "no memory"}
+
+
+def test_a_subset_of_variants_and_seeds(uri):
+    table = report.table(uri, KEY, variants=["near", "sgan"], seeds=[1])
+    assert list(zip(table["variant"], table["seed"], strict=True)) == [("sgan", 1), ("near", 1)]
+
+
+def test_summary_against_numbers_worked_out_by_hand(uri):
+    summary = report.summary(report.read(uri, KEY))
+    assert list(summary.index) == list(SCORES)
+    assert summary.loc["sgan", "fid"].to_dict() == pytest.approx({"mean": 12.0, "std": 2.0, "count": 3})
+    assert summary.loc["sgan", "inception_score"].to_dict() == pytest.approx({"mean": 9.2, "std": 0.2, "count": 3})
+    assert summary.loc["sgan", "train_seconds"].to_dict() == pytest.approx({"mean": 40.0, "std": 10.0, "count": 3})
+    assert summary.loc["near", "fid"].to_dict() == pytest.approx({"mean": 13.5, "std": math.sqrt(0.5), "count": 2})
+    assert summary.loc[
+        "far",
+        "fid",
+    ].to_dict() == pytest.approx({"mean": 80.0, "std": math.nan, "count": 1}, nan_ok=True)
+    assert summary.loc["absent", "fid"].isna().to_list() == [True] * 3
+
+
+def test_the_section_of_a_sweep(uri):
+    section = report.markdown(report.read(uri, KEY))
+    assert section.startswith("## digits, recipe tiny\n")
+    accuracy, diversity = "0.900 ± 0.000", "0.80 ± 0.00"
+    assert cells(section, "SGAN") == ["9.20 ± 0.20", "12.0 ± 2.0", accuracy, diversity, "40 ± 10", "3", "8.59 ± 0.12"]
+    near = ["9.03 ± 0.04", "13.5 ± 0.7", accuracy, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
+    assert cells(section, "DCGAN (adv+cond+ent)") == near
+    assert cells(section, "DCGAN (adv)") == ["5.00", "80.0", "–", "0.80", "9", "1 of 3; 1 failed; 1 unfinished", "–"]
+    assert cells(section, "Seventh") == ["–"] * 5 + ["0 of 3; 3 unfinished", "–"]
+    assert cells(section, "Real data") == ["9.80", "0.7", "0.990", "1.00", "–", "–", "–"]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[-1].startswith("| Real data")
+    assert "By mean FID, best first: SGAN, DCGAN (adv+cond+ent), DCGAN (adv)." in section
+    assert "by Inception score DCGAN (adv+cond+ent); by FID DCGAN (adv+cond+ent)." in section
+    assert "2/2^3 = 0.25" in section
+    assert "`python sweeps/ablation.py --dataset digits`" in section
+    assert "Commit abc123; two cores, no GPU; 2023-11-14; sweep ab12." in section
+
+
+def test_one_seed_says_what_it_cannot_say(uri):
+    section = report.markdown(report.read(uri, KEY, seeds=[0]))
+    assert cells(section, "SGAN")[:2] == ["9.00", "10.0"]
+    assert "±" not in "".join(cells(section, "DCGAN (adv+cond+ent)"))
+    assert "cannot be said" in section
+    assert "2/2^1 = 1." in section
+
+
+def test_nothing_catches_up(uri):
+    assert "by Inception score none; by FID none." in report.markdown(report.read(uri, KEY, ["sgan", "far"]))
+
+
+def test_without_sgan_and_without_finished_trials(uri):
+    assert "catch up" not in report.markdown(report.read(uri, KEY, ["near", "far"]))
+    assert "No trial has finished." in report.markdown(report.read(uri, KEY, ["absent"]))
+
+
+def test_a_sweep_that_mlflow_does_not_have(uri):
+    with pytest.raises(LookupError, match=r"no sweep zz99.*tracking\.py sync"):
+        report.read(uri, "zz99")
+
+
+def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
+    stores = [make(tmp_path / name, empty_database, commit="def456").root for name in ("first", "second")]
+    out = tmp_path / "RESULTS.md"
+    assert report.main((stores[0], stores[1]), out) == 0
+    text = out.read_text()
+    assert "python sweeps/report.py first second --out RESULTS.md\n" in text
+    assert text.count("## digits, recipe tiny") == 2
+    assert "Commits abc123, def456;" in text
+    assert str(tmp_path) not in text
+    assert json.dumps(str(Path.cwd())) not in text
+
+
+def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "sweeps.report", str(tmp_path / "none"), "--out", str(tmp_path / "out.md")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "none").exists()

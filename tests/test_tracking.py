@@ -1,0 +1,413 @@
+"""What MLflow holds after passes over hand-made stores, through real SQLite files and a real tracking server."""
+
+import collections
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sgan.store import GRIDS, Record, Store, StoreError, write_json
+from sweeps import tracking
+
+KEY = "ab12"
+POINTS, GRID_IMAGES = (100, 200, 300), (100, 300)
+GRID_FILES = (".png", "+compressed.webp")
+LABELS = {"sgan": ("encoder", "level1", "joint", "score"), "sgan-no-joint": ("encoder", "level1", "score")}
+
+
+def stage_name(label: str, variant: str, seed: int) -> str:
+    """Encoders and levels are shared by both variants of a seed."""
+    return f"{label}-{seed}" if label in ("encoder", "level1") else f"{label}-{variant}-{seed}"
+
+
+def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int = 0) -> None:
+    """What a stage leaves in the work folder."""
+    folder = store.begin(name)
+    record = Record(folder, done)
+    for images in points:
+        record.add(images, {"g_adv": images / 1000, "d_adv": 0.5})
+    for images in grids:
+        Image.new("RGB", (20, 10), (images % 256, 0, 0)).save(folder / GRIDS / f"{images:09d}.png")
+
+
+def publish(store: Store, name: str, status: str = "done", reason: str | None = None, fid: float = 10.0) -> None:
+    kind = name.partition("-")[0]
+    scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "scorer") else {}
+    facts = {"kind": kind, "name": name, "status": status, "reason": reason, "images": POINTS[-1], "seconds": 2.5}
+    store.publish(name, {**facts, "commit": "abc123", "machine": "two cores", "scores": scores})
+
+
+def finish(store: Store, variant: str, seed: int) -> None:
+    """Train and publish every stage of a trial that is not there yet."""
+    for label in LABELS[variant]:
+        name = stage_name(label, variant, seed)
+        if not store.has(name):
+            train(store, name, points=() if label == "score" else POINTS)
+            publish(store, name)
+
+
+def manifest(store: Store, seeds=(0,)) -> None:
+    trials = []
+    for variant, labels in LABELS.items():
+        for seed in seeds:
+            stages = [{"label": label, "name": stage_name(label, variant, seed)} for label in labels]
+            config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
+            own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
+            trials.append({"name": stages[-1]["name"], **own, "stages": stages})
+    value = {
+        "key": KEY,
+        "title": "digits, recipe tiny",
+        "command": "python sweeps/ablation.py",
+        "commit": "abc123-dirty",
+        "machine": "two cores",
+        "started": time.time() - 100,
+        "settings": {"dataset": "digits", "recipe": "tiny", "budget": 1.0, "weights": None},
+        "scorer": "scorer-x",
+        "variants": [{"name": name, "title": name.upper(), "paper": None} for name in LABELS],
+        "trials": trials,
+    }
+    write_json(store.sweep(KEY), value)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    """An empty MLflow database: its migrations run once for all tests."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, migrated) -> Store:
+    made = Store(tmp_path / "a store")
+    shutil.copyfile(migrated, made.root / "mlflow.db")
+    manifest(made)
+    return made
+
+
+def sync(store: Store, live: bool = False) -> bool:
+    return tracking.sync(store, KEY, tracking.default_uri(store), live)
+
+
+def found(store: Store, uri: str | None = None) -> Any:
+    return tracking.find(tracking.connect(uri or tracking.default_uri(store)), KEY)
+
+
+def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
+    return found(store, uri)[1][f"score-{variant}-{seed}"]
+
+
+def points(run, uri: str) -> dict[str, list[int]]:
+    """Metric -> the steps it was logged at, in order, repetitions included; stages only."""
+    client = tracking.connect(uri)
+    keys = [key for key in run.data.metrics if "/" in key]
+    return {key: sorted(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in keys}
+
+
+def grids(run, uri: str) -> dict[tuple[str, int, str], int]:
+    """(label, images, file ending) -> number of files."""
+    files = [Path(file.path).name for file in tracking.connect(uri).list_artifacts(run.info.run_id, "images")]
+    pattern = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}(\.png|\+compressed\.webp)")
+    matches = [pattern.fullmatch(name) for name in files]
+    assert all(matches), files
+    return collections.Counter((match[1], int(match[2]), match[3]) for match in matches if match)
+
+
+def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None = None) -> None:
+    """Every point and every grid of a finished trial is in MLflow once, with its scores, and its run is closed."""
+    uri = uri or tracking.default_uri(store)
+    run = trial(store, variant, seed, uri)
+    trained = [label for label in LABELS[variant] if label != "score"]
+    assert points(run, uri) == {f"{label}/{name}": [*POINTS] for label in trained for name in ("g_adv", "d_adv")}
+    expected = {(label, images, end) for label in LABELS[variant] for images in GRID_IMAGES for end in GRID_FILES}
+    assert grids(run, uri) == dict.fromkeys(expected, 1)
+    assert {name: value for name, value in run.data.metrics.items() if "/" not in name} == {
+        "inception_score": 9.0,
+        "fid": 10.0,
+        "diversity": 0.9,
+        "train_seconds": 2.5 * len(LABELS[variant]),
+    }
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["outcome"] == "done"
+
+
+def test_every_point_and_grid_is_there_once_after_two_passes(store):
+    train(store, "scorer-x", (), ())
+    publish(store, "scorer-x", fid=0.5)
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    assert sync(store)
+    assert sync(store)
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")  # the shared stages are in both runs
+    parent, children = found(store)
+    assert len(children) == 2
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"real/inception_score": 9.0, "real/fid": 0.5, "real/diversity": 0.9}
+    assert parent.data.params == {"dataset": "digits", "recipe": "tiny", "budget": "1.0", "weights": "None"}
+    run = trial(store, "sgan")
+    assert run.data.params == {
+        "seed": "0",
+        "variant.name": "sgan",
+        "variant.weights.adv": "1.0",
+        "variant.weights.ent": "None",
+    }
+    tags = {"variant": "sgan", "seed": "0", "cuts": "fc3", "dataset": "digits", "recipe": "tiny", "commit": "abc123"}
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.info.start_time < run.info.end_time
+    artifacts = {file.path for file in tracking.connect(tracking.default_uri(store)).list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.json", "samples.png", "images"}
+
+
+def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    client = tracking.connect(tracking.default_uri(store))
+    for tag in (tracking.SENT, "outcome"):
+        client.delete_tag(trial(store, "sgan").info.run_id, tag)
+    sync(store)
+    assert_complete(store, "sgan")
+
+
+def test_points_that_a_resumed_stage_repeats_are_kept_once(store):
+    train(store, "encoder-0", POINTS[:2], GRID_IMAGES[:1])
+    sync(store, live=True)
+    train(store, "encoder-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])  # killed after the checkpoint at POINTS[0]
+    publish(store, "encoder-0")
+    finish(store, "sgan", 0)
+    sync(store)
+    assert_complete(store, "sgan")
+
+
+def test_grids_are_named_as_log_image_names_them(store):
+    """MLflow's image slider reads keys and steps from file names."""
+    finish(store, "sgan", 0)
+    sync(store)
+    uri, run = tracking.default_uri(store), trial(store, "sgan")
+    before = grids(run, uri)
+    client = tracking.connect(uri)
+    client.log_image(run.info.run_id, Image.new("RGB", (4, 4)), key="other", step=7, synchronous=True)
+    assert grids(run, uri) == before | {("other", 7, end): 1 for end in GRID_FILES}
+    assert trial(store, "sgan").data.tags["mlflow.loggedImages"] == run.data.tags["mlflow.loggedImages"]
+
+
+def test_a_trial_has_a_run_once_it_has_something_to_show(store):
+    assert not sync(store, live=True)
+    assert found(store)[0].info.status == "RUNNING"
+    assert found(store)[1] == {}
+    train(store, "encoder-0", POINTS[:1], ())
+    sync(store, live=True)
+    assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
+    assert points(trial(store, "sgan"), tracking.default_uri(store)) == {"encoder/g_adv": [100], "encoder/d_adv": [100]}
+
+
+def test_an_interrupted_sweep_is_killed_and_runs_again_when_it_resumes(store):
+    train(store, "encoder-0", POINTS[:1], ())
+    sync(store, live=True)
+    assert not sync(store, live=False)
+    parent, children = found(store)
+    assert {run.info.status for run in (parent, *children.values())} == {"KILLED"}
+    assert {run.data.tags["outcome"] for run in (parent, *children.values())} == {"interrupted"}
+    sync(store, live=True)
+    parent, children = found(store)
+    assert {run.info.status for run in (parent, *children.values())} == {"RUNNING"}
+
+
+def test_diverged_and_failed_trials_say_why(store):
+    reason = "joint-sgan-0: step 12: g_adv is nan"
+    for label in ("encoder", "level1", "joint"):
+        train(store, stage_name(label, "sgan", 0))
+        diverged = label == "joint"
+        publish(store, stage_name(label, "sgan", 0), "diverged" if diverged else "done", reason if diverged else None)
+    write_json(store.failure("score-sgan-no-joint-0"), {"error": "OutOfMemoryError: 3 GB", "time": time.time()})
+    assert sync(store)
+    diverged, failed = trial(store, "sgan"), trial(store, "sgan-no-joint")
+    assert (diverged.info.status, failed.info.status) == ("FAILED", "FAILED")
+    assert (diverged.data.tags["outcome"], diverged.data.tags["reason"]) == ("diverged", reason)
+    assert (failed.data.tags["outcome"], failed.data.tags["reason"]) == ("failed", "OutOfMemoryError: 3 GB")
+    assert points(diverged, tracking.default_uri(store))["joint/g_adv"] == [*POINTS]
+    finish(store, "sgan-no-joint", 0)  # a second try succeeds
+    store.failure("score-sgan-no-joint-0").unlink()
+    assert sync(store)
+    assert_complete(store, "sgan-no-joint")
+    assert "reason" not in trial(store, "sgan-no-joint").data.tags
+    assert found(store)[0].info.status == "FINISHED"
+
+
+def test_nan_and_infinity_are_sent_once(store):
+    folder = store.begin("encoder-0")
+    Record(folder).add(100, {"g_adv": float("nan"), "d_adv": float("inf")})
+    sync(store)
+    client = tracking.connect(tracking.default_uri(store))
+    client.delete_tag(trial(store, "sgan").info.run_id, tracking.SENT)
+    sync(store)
+    assert set(map(tuple, points(trial(store, "sgan"), tracking.default_uri(store)).values())) == {(100,)}
+
+
+def test_more_seeds_extend_the_same_parent(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    assert sync(store)
+    first = found(store)[0].info.run_id
+    manifest(store, seeds=(0, 1))
+    assert not sync(store, live=True)
+    assert found(store)[0].info.status == "RUNNING"
+    finish(store, "sgan", 1)
+    finish(store, "sgan-no-joint", 1)
+    assert sync(store)
+    parent, children = found(store)
+    assert (parent.info.run_id, parent.info.status, len(children)) == (first, "FINISHED", 4)
+    assert_complete(store, "sgan", 1)
+
+
+def test_a_pass_cut_off_after_any_call_leaves_nothing_twice(store, monkeypatch):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    mlflow_client = type(tracking.connect(tracking.default_uri(store)))
+    calls_left = 0
+
+    def cut_off_after(call):
+        def wrapped(*args, **kwargs):
+            nonlocal calls_left
+            result = call(*args, **kwargs)
+            calls_left -= 1
+            if calls_left == 0:
+                raise ConnectionError("cut off")
+            return result
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("create_run", "log_batch", "log_artifacts", "log_dict", "set_terminated"):
+            patch.setattr(mlflow_client, name, cut_off_after(getattr(mlflow_client, name)))
+        calls, closed = 0, False
+        while not closed:
+            calls_left = calls = calls + 1
+            with contextlib.suppress(ConnectionError):
+                closed = sync(store)
+    assert calls > 5
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")
+    assert len(found(store)[1]) == 2
+
+
+def wait_for(condition, seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.2)
+
+
+def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
+    uri = tracking.default_uri(store)
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    with tracking.start(store, KEY, uri) as follower:
+        wait_for(lambda: found(store)[0] is not None)
+        follower.kill()
+    assert follower.returncode == -signal.SIGKILL
+    assert sync(store)
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")
+
+
+def test_a_dead_driver_leaves_nothing_running(store):
+    """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
+    train(store, "encoder-0", POINTS[:1], ())
+    code = (
+        "import sys, time; from sgan.store import Store; from sweeps import tracking;"
+        f"print(tracking.start(Store({str(store.root)!r}), {KEY!r}, {tracking.default_uri(store)!r}).pid, flush=True);"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        follower = int(driver.stdout.readline())
+        wait_for(lambda: found(store)[1])
+        assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
+        driver.kill()
+    wait_for(lambda: found(store)[0].info.status == "KILLED")
+    assert {run.info.status for run in found(store)[1].values()} == {"KILLED"}
+    wait_for(lambda: not Path(f"/proc/{follower}").exists() or " Z " in Path(f"/proc/{follower}/stat").read_text())
+    assert store.sweep(KEY).with_suffix(".log").read_text() == ""
+
+
+def test_a_server_that_is_down_at_first_gets_everything(store, migrated, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, log = f"http://127.0.0.1:{port}", store.sweep(KEY).with_suffix(".log")
+    finish(store, "sgan", 0)
+
+    follower = tracking.start(store, KEY, uri)
+    wait_for(lambda: "trying again" in log.read_text())
+
+    database = shutil.copyfile(migrated, tmp_path / "server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(lambda: "takes what is sent again" in log.read_text(), 60)
+        assert follower.stdin is not None
+        follower.stdin.close()
+        assert follower.wait(30) == 0
+        assert log.read_text().count("\n") == 2
+        assert_complete(store, "sgan", uri=uri)
+        client = tracking.connect(uri)
+        client.delete_tag(trial(store, "sgan", uri=uri).info.run_id, tracking.SENT)
+        client.delete_tag(trial(store, "sgan", uri=uri).info.run_id, "outcome")
+        tracking.sync(store, KEY, uri)
+        assert_complete(store, "sgan", uri=uri)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+def test_without_a_server_the_last_pass_says_how_to_send_it_later(store):
+    finish(store, "sgan", 0)
+    follower = tracking.start(store, KEY, "http://127.0.0.1:9")
+    follower.communicate(timeout=40)
+    assert follower.returncode == 1
+    *_, last = store.sweep(KEY).with_suffix(".log").read_text().splitlines()
+    assert f"sync '{store.root}' --mlflow http://127.0.0.1:9" in last
+
+
+def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(tmp_path / "none")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "holds no sweep" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_sweep_is_named_with_those_that_are_there(store):
+    with pytest.raises(StoreError, match=f"holds no sweep zz99; it holds {KEY}"):
+        tracking.sync_command(store.root, sweep="zz99")
+
+
+def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):
+    Path(store.root, "mlflow.db").write_bytes(b"not a database" * 100)
+    assert tracking.sync_command(store.root) == 1
+    assert "send it later with: python sweeps/tracking.py sync" in capsys.readouterr().err
+
+
+def test_the_command_line_sends_a_store(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert tracking.ui_command(store, tracking.default_uri(store)) in done.stderr
+    assert_complete(store, "sgan")
