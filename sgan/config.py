@@ -254,6 +254,8 @@ class GanRecipe:
         flips: random horizontal flips of the real images.
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
         hidden_noise: std of the noise before and after a vector discriminator's batch normalisation.
+        discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
+            (Radford et al. 2016), also where the dataset's row has none.
         dropout: dropout of the image discriminator.
         norm_eps: epsilon of batch normalisation.
     """
@@ -271,6 +273,7 @@ class GanRecipe:
     image_noise: float = 0.0
     feature_noise: float = 0.0
     hidden_noise: float = 0.0
+    discriminator_norm: bool = False
     dropout: float = 0.0
     init_std: float = 0.02
     norm_eps: float = 1e-6

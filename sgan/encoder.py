@@ -35,12 +35,13 @@ class Encoder(nn.Module):
         super().__init__()
         shape, sizes, self.classes = dataset.encoder, tap_shapes(dataset), dataset.classes
         first, second = shape.maps
-        conv = {"kernel_size": shape.kernel, "padding": shape.padding}
         self.layers = nn.ModuleDict(
             {
-                "conv1": nn.Sequential(nn.Conv2d(dataset.channels, first, **conv), nn.ReLU()),
+                "conv1": nn.Sequential(
+                    nn.Conv2d(dataset.channels, first, shape.kernel, padding=shape.padding), nn.ReLU()
+                ),
                 "pool1": nn.MaxPool2d(2),
-                "conv2": nn.Sequential(nn.Conv2d(first, second, **conv), nn.ReLU()),
+                "conv2": nn.Sequential(nn.Conv2d(first, second, shape.kernel, padding=shape.padding), nn.ReLU()),
                 "pool2": nn.MaxPool2d(2),
                 "fc3": nn.Sequential(
                     nn.Flatten(), nn.Linear(int(torch.Size(sizes["pool2"]).numel()), shape.features), nn.ReLU()

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, TAPS, Conv, Dataset, GanRecipe
+from sgan.config import IMAGE, TAPS, Dataset, GanRecipe
 from sgan.encoder import tap_shapes
 
 LEAK = 0.2
@@ -84,7 +84,7 @@ class Generator(nn.Module):
     ) -> nn.Sequential:
         """The steps from the condition down to maps or an image."""
         shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
-        width = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
+        width: dict[str, int] = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
         maps = condition[0] + shape.noise_hidden[-1]
         layers: list[nn.Module] = []
         from_vector = len(condition) == 1
@@ -161,8 +161,12 @@ class Discriminator(nn.Module):
         else:
             rows, widths = (shape.image_convs, shape.image_fc) if low == IMAGE else (shape.map_convs, shape.map_fc)
             maps, side = target[0], target[-1]
-            for row in rows:
-                layers += self._conv(maps, row, recipe)
+            for index, row in enumerate(rows):
+                norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
+                layers += [nn.Dropout(recipe.dropout)] if row.dropout else []
+                layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
+                layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps)] if norm else []
+                layers += [nn.LeakyReLU(LEAK)]
                 maps, side = row.maps, (side + 2 * row.padding - row.kernel) // row.stride + 1
             inputs, logit_inputs = maps * side * side, maps
             if widths:
@@ -177,13 +181,6 @@ class Discriminator(nn.Module):
         self.q = nn.Linear(inputs, noise_size(dataset, low))
         self.sigmoid_q = shape.sigmoid_q
         _initialise(self, recipe.init_std)
-
-    @staticmethod
-    def _conv(maps: int, row: Conv, recipe: GanRecipe) -> list[nn.Module]:
-        layers: list[nn.Module] = [nn.Dropout(recipe.dropout)] if row.dropout else []
-        layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not row.norm)]
-        layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps)] if row.norm else []
-        return [*layers, nn.LeakyReLU(LEAK)]
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         trunk = self.trunk(h)

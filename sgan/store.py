@@ -82,7 +82,8 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
 
@@ -102,7 +103,8 @@ class Store:
                 pass
         except OSError as error:
             raise StoreError(
-                f"the output store {self.root} cannot be written ({error.strerror}); name a writable folder with --store"
+                f"the output store {self.root} cannot be written ({error.strerror}); "
+                "name a writable folder with --store"
             ) from error
 
     def stage(self, name: str) -> Path:

@@ -40,7 +40,7 @@ def main(sweep: Sweep) -> int:
     store = Store(sweep.store)
     if sweep.dataset != "auto":
         resolve(sweep, gpus=0)  # bad data end here, before Ray starts
-    schedule.connect(sweep.slots)
+    schedule.connect()
     slots = schedule.slots(sweep.slots, sweep.trials_per_gpu)
     resolved = resolve(sweep, slots.all_gpus)
     print_plan(resolved, store, slots)

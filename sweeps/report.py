@@ -76,10 +76,9 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
         row |= {name: tags.get(name) for name in ("outcome", "reason", "commit")}
         row |= {"run_id": run.info.run_id if run else None}
         rows.append(row | {name: metrics.get(name) for name in (*SCORES, "inception_score_split_std")})
-    trials = pd.DataFrame(rows, columns=[
-        "trial", "variant", "seed", "cuts", "outcome", "reason", "commit", "run_id", *SCORES, "inception_score_split_std",
-    ])  # fmt: skip
-    trials = trials.astype(dict.fromkeys([*SCORES, "inception_score_split_std"], float))
+    numbers = [*SCORES, "inception_score_split_std"]
+    columns = ["trial", "variant", "seed", "cuts", "outcome", "reason", "commit", "run_id", *numbers]
+    trials = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
     real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
     return Sweep(manifest, trials, real)
 
@@ -182,8 +181,8 @@ def _origin(sweep: Sweep) -> list[str]:
     date = datetime.datetime.fromtimestamp(manifest["started"], datetime.UTC).date()
     return [
         f"Command: `{manifest['command']}`",
-        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits or [manifest['commit']])}; {manifest['machine']}; {date}; "
-        + f"sweep {manifest['key']}.",
+        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits or [manifest['commit']])}; {manifest['machine']}; "
+        + f"{date}; sweep {manifest['key']}.",
     ]
 
 

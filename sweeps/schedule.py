@@ -22,10 +22,10 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 import torch
 from ray import tune
-from ray.tune.result import DONE
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import DONE
 
-from sgan.config import IMAGE, Config
+from sgan.config import IMAGE, Config, ConfigError
 from sgan.data import load
 from sgan.run import Event, Worker, run_trial
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name, plan
@@ -81,13 +81,21 @@ class Slots:
     where: str
 
 
-def connect(slots: int | None) -> None:
-    """Join the running Ray cluster, or start Ray on this machine with `slots` CPUs (all of them when None)."""
-    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS or of `ray start` on this machine; where there is none, start Ray here, for this
+    process alone.
+
+    Raises:
+        ConfigError: there is an address, and no cluster answers there.
+    """
     try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        ray.init(address="local", num_cpus=slots, **options)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "left by an earlier `ray start`")
+        raise ConfigError(
+            f"no Ray cluster answers at the address {address} ({str(error).splitlines()[0]}); start it, or set "
+            "RAY_ADDRESS=local to use this machine alone"
+        ) from error
 
 
 def slots(limit: int | None, trials_per_gpu: int) -> Slots:

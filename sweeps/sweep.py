@@ -73,7 +73,7 @@ class Sweep:
     mlflow: str | None = None
     """Address of an MLflow server; without it, an SQLite file in the store."""
     slots: int | None = None
-    """Trials at the same time; without it, one a CPU or as many as the GPUs carry."""
+    """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
     trials_per_gpu: int = 1
     """Trials that share one GPU."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -101,6 +101,10 @@ class Sweep:
         for name, value in (("--budget", self.budget), ("--width", self.width)):
             require(math.isfinite(value) and value > 0, f"{name} must be a finite number > 0, but got {value}")
         require(self.width <= 4, f"--width must be at most 4, but got {self.width}")
+        require(
+            self.mlflow is None or "://" in self.mlflow,
+            f"--mlflow takes an address such as http://127.0.0.1:5000, but got {self.mlflow!r}",
+        )
         Variant(self.cuts, Weights(*self.weights), joint=False)  # validates both
         require(
             self.data is None or self.data.is_dir(),

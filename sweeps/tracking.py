@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "sgan"
 SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
+JUDGING = ("scorer", "score")  # kinds of stages that train no part of a variant
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
 METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
@@ -184,7 +185,7 @@ def _send_trial(
         if (staging / "images").exists():
             tags["mlflow.loggedImages"] = "True"
         if state.outcome == "done":
-            seconds = sum(fact["seconds"] for fact in state.facts)
+            seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
             metrics += _scores({**state.facts[-1]["scores"], "train_seconds": seconds}, state.end)
             if samples := _grids(store.stage(trial["name"])):
                 shutil.copyfile(samples[-1], staging / "samples.png")

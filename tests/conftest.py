@@ -1,0 +1,123 @@
+"""Shared by all tests: a digits trial small enough to run the production path in about a second."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from sgan.config import AdamRecipe, Config, Dataset, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.data import Data, load
+from sgan.presets import DATASETS
+from sgan.run import Worker, run_trial
+from sgan.stages import ClassifierStage, Plan, plan
+from sgan.store import Store
+
+torch.set_num_threads(1)
+settings.register_profile("here", deadline=None, database=None)
+settings.load_profile("here")
+
+TINY = DATASETS["digits"].scaled(0.25)
+BATCH = 16
+CLASSIFIER = EncoderRecipe(
+    images=300 * 32, batch=32, adam=AdamRecipe(learning_rate=5e-3, beta1=0.9), init_std=0.2
+)  # enough to see all ten classes
+PAPER = GanRecipe(batch=BATCH, adam=AdamRecipe(learning_rate=1e-3), init_std=0.1)
+"""The features of the paper's text, small."""
+RELEASED = GanRecipe(
+    batch=BATCH,
+    adam=AdamRecipe(learning_rate=1e-3, eps_in_root=True),
+    discriminator="classes",
+    class_weight=1.0,
+    adversarial="saturating",
+    discriminator_scale=0.5,
+    generator_steps=((0.65, 1), (0.5, 3), (0.3, 5), (0.0, 7)),
+    fresh_noise=True,
+    pixel_mean=True,
+    image_noise=0.05,
+    feature_noise=0.2,
+    dropout=0.1,
+    init_std=0.1,
+)
+"""The features of the released CIFAR-10 code, small."""
+STACK = Variant(cuts=("fc3",), weights=Weights(), joint=True)
+
+
+def tiny_recipe(gan: GanRecipe = PAPER, steps: int = 6, **changes: Any) -> Recipe:
+    """A recipe of a few steps a stage."""
+    fields = {
+        "name": "tiny",
+        "encoder": CLASSIFIER,
+        "gan": gan,
+        "joint": gan,
+        "image_level": steps * gan.batch,
+        "feature_level": steps * gan.batch,
+        "joint_images": steps * gan.batch,
+        "scorer": CLASSIFIER,
+        "samples": 200,
+        "evaluations": 1,
+    }
+    return Recipe(**fields | changes)
+
+
+def released_recipe(steps: int = 6) -> Recipe:
+    """A tiny recipe with every feature of the released CIFAR-10 code."""
+    joint = dataclasses.replace(RELEASED, hidden_noise=0.2, dropout=0.3)
+    return tiny_recipe(RELEASED, steps, joint=joint, joint_start=0.5, feedback=0.01)
+
+
+def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
+    """The plan of a trial on the digits."""
+    digest = load("digits", Path()).digest
+    return plan(Config(dataset, digest, recipe or tiny_recipe(), variant, seed))
+
+
+def make_worker(root: Path, trial: Plan) -> Worker:
+    """A worker of this process on the store `root`."""
+    scorer = next(stage for label, stage in trial.stages if label == "scorer")
+    assert isinstance(scorer, ClassifierStage)
+    return Worker(Store(root), load("digits", Path()), "cpu", scorer, "test")
+
+
+def finish(trial: Plan, root: Path) -> list[str]:
+    """Run a trial to its end; returns the labels of the stages that were trained."""
+    events = list(run_trial(trial, make_worker(root, trial)))
+    return list(dict.fromkeys(event.label for event in events if event.progress))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    return load("digits", Path())
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory) -> Path:
+    """A store with the scorer and seed 0's encoder of every tiny trial."""
+    root = tmp_path_factory.mktemp("classifiers")
+    for pixel_mean in (False, True):
+        encoder = dataclasses.replace(CLASSIFIER, pixel_mean=pixel_mean)
+        for event in run_trial(trial := tiny_plan(tiny_recipe(encoder=encoder)), make_worker(root, trial)):
+            if event.label.startswith("level"):
+                break
+    shutil.rmtree(root / "work")
+    assert {path.name.partition("-")[0] for path in (root / "stages").iterdir()} == {"scorer", "encoder"}
+    return root
+
+
+@pytest.fixture
+def root(tmp_path, classifiers) -> Path:
+    """A store of this test's own, with the classifiers in it."""
+    shutil.copytree(classifiers, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def float64():
+    """New tensors and modules have double precision, so that a comparison with a reference can be a sharp one."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+

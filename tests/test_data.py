@@ -1,0 +1,274 @@
+"""Datasets from real files, each fault of a file one clear error, and the order in which training sees the images."""
+
+import struct
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from sgan.config import ConfigError
+from sgan.data import (
+    Batches,
+    Data,
+    DataError,
+    epoch_order,
+    load,
+    pixel_mean,
+    random_flips,
+    random_shift,
+    to_input,
+    to_pixels,
+)
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Every download goes to a port of this machine on which nothing listens."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """LeCun's IDX format: two zeros, 8 for bytes, the number of dimensions, each size big-endian, the bytes."""
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def mnist(root: Path, train: int = 50, test: int = 20) -> tuple[Path, list[np.ndarray]]:
+    """Real MNIST files of random images; returns their folder and what they hold."""
+    raw, random = root / "MNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    arrays = []
+    for name, count in zip(FILES, (train, train, test, test), strict=True):
+        high, shape = (256, (count, 28, 28)) if "images" in name else (10, (count,))
+        arrays.append(random.integers(0, high, shape, dtype=np.uint8))
+        (raw / name).write_bytes(idx(arrays[-1]))
+    return raw, arrays
+
+
+def refused(name: str, root: Path) -> str:
+    """The message with which a dataset is refused: one line."""
+    with pytest.raises(DataError) as caught:
+        load(name, root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_digits_are_scikit_learns_split_once(digits):
+    assert digits.images.shape == (1347, 1, 8, 8)
+    assert digits.test_images.shape == (450, 1, 8, 8)
+    assert digits.images.dtype == digits.test_images.dtype == torch.uint8
+    images, labels = load_digits(return_X_y=True)
+    rows = sorted(map(tuple, np.column_stack([np.rint(images * 255 / 16), labels]).astype(int).tolist()))
+    pixels = torch.cat([digits.images, digits.test_images]).flatten(1).int()
+    ours = torch.cat([pixels, torch.cat([digits.labels, digits.test_labels])[:, None].int()], 1)
+    assert sorted(map(tuple, ours.tolist())) == rows
+    for part in (digits.labels, digits.test_labels):
+        assert (part.bincount() > len(part) / 10 * 0.8).all()
+        assert len(part.bincount()) == 10
+
+
+def test_digits_are_the_same_each_time(digits):
+    load.cache_clear()
+    again = load("digits", Path("elsewhere"))
+    assert again is not digits
+    assert again.digest == digits.digest
+    assert torch.equal(again.images, digits.images)
+    assert torch.equal(again.labels, digits.labels)
+
+
+def test_mnist_is_what_its_files_hold(tmp_path):
+    _, arrays = mnist(tmp_path)
+    data = load("mnist", tmp_path)
+    held = (data.images, data.labels, data.test_images, data.test_labels)
+    for tensor, array in zip(held, arrays, strict=True):
+        assert np.array_equal(tensor.numpy(), array[:, None] if array.ndim == 3 else array)
+    assert data.images.dtype == torch.uint8
+    assert data.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_changed_byte_in_any_file_is_other_data(tmp_path, file):
+    raw, _ = mnist(tmp_path)
+    before = load("mnist", tmp_path).digest
+    held = bytearray((raw / file).read_bytes())
+    held[-1] = (held[-1] + 1) % 10
+    (raw / file).write_bytes(held)
+    load.cache_clear()
+    assert load("mnist", tmp_path).digest != before
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("bytes_lost", [1, 10])
+def test_a_torn_mnist_file_is_named(tmp_path, file, bytes_lost):
+    raw, _ = mnist(tmp_path)
+    held = (raw / file).read_bytes()
+    (raw / file).write_bytes(held[:-bytes_lost])
+    message = refused("mnist", tmp_path)
+    assert str(raw / file) in message
+    assert f"{len(held)} bytes and it has {len(held) - bytes_lost}" in message
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 6, 8, 14])
+def test_a_file_torn_inside_its_header_is_named(tmp_path, length):
+    raw, _ = mnist(tmp_path)
+    (raw / FILES[0]).write_bytes((raw / FILES[0]).read_bytes()[:length])
+    assert str(raw / FILES[0]) in refused("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("magic", [b"\x00\x00\x08\x01", b"\x00\x00\x0d\x03", b"\x1f\x8b\x08\x00", b"<htm"])
+def test_a_file_with_a_wrong_magic_number_is_named(tmp_path, magic):
+    raw, _ = mnist(tmp_path)
+    (raw / FILES[2]).write_bytes(magic + (raw / FILES[2]).read_bytes()[4:])
+    assert str(raw / FILES[2]) in refused("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "words"),
+    [
+        (FILES[1], np.full(50, 10, np.uint8), "up to 10"),
+        (FILES[3], np.full(20, 255, np.uint8), "up to 255"),
+        (FILES[1], np.zeros(49, np.uint8), "49 labels"),
+        (FILES[2], np.zeros((21, 28, 28), np.uint8), "(21, 1, 28, 28) images"),
+        (FILES[0], np.zeros((50, 32, 32), np.uint8), "(50, 1, 32, 32) images"),
+    ],
+    ids=["label 10", "label 255", "a label too few", "an image too many", "wrong size"],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path, file, array, words):
+    raw, _ = mnist(tmp_path)
+    (raw / file).write_bytes(idx(array))
+    message = refused("mnist", tmp_path)
+    assert str(raw) in message
+    assert words in message
+
+
+def test_files_without_any_image_are_refused(tmp_path):
+    mnist(tmp_path, train=0)
+    assert str(tmp_path) in refused("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_mnist_file_is_refused_at_once_without_a_network(tmp_path, file):
+    raw, _ = mnist(tmp_path)
+    (raw / file).unlink()
+    message = refused("mnist", tmp_path)
+    assert str(tmp_path) in message
+    assert "--data" in message
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("cifar10", "CIFAR10")])
+def test_absent_data_without_a_network_are_refused_at_once(tmp_path, name, kind):
+    started = time.monotonic()
+    message = refused(name, tmp_path)
+    assert time.monotonic() - started < 20
+    assert kind in message
+    assert str(tmp_path) in message
+    assert "--dataset digits" in message
+
+
+def test_a_cifar_batch_that_is_not_the_published_one_is_refused(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"torn")
+    assert str(tmp_path) in refused("cifar10", tmp_path)
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 2**31 - 2), st.integers(0, 500))
+def test_each_epoch_visits_each_image_at_most_once(images, batch, seed, step):
+    if batch > images:
+        with pytest.raises(ConfigError, match=str(batch)):
+            Batches(images, batch, seed)
+        return
+    batches, per_epoch = Batches(images, batch, seed), images // batch
+    first = step // per_epoch * per_epoch
+    seen = torch.cat([batches[number] for number in range(first, first + per_epoch)])
+    assert len(seen) == per_epoch * batch > images - batch
+    assert len(seen.unique()) == len(seen)
+    assert 0 <= seen.min()
+    assert seen.max() < images
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**31 - 2), st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_a_batch_depends_on_seed_and_step_alone(seed, steps):
+    visited = Batches(30, 7, seed)
+    for step in steps:
+        assert torch.equal(visited[step], Batches(30, 7, seed)[step])
+
+
+def test_seeds_and_epochs_have_orders_of_their_own():
+    orders = {tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(20) for epoch in range(20)}
+    assert len(orders) == 400
+
+
+def test_inputs_are_pixels_over_255_minus_the_mean_image():
+    images = torch.tensor([[[[0, 255]]], [[[51, 0]]]], dtype=torch.uint8)
+    mean = pixel_mean(images, subtract=True)
+    assert mean.tolist() == [[[[pytest.approx(0.1), pytest.approx(0.5)]]]]
+    assert to_input(images, mean).flatten().tolist() == pytest.approx([-0.1, 0.5, 0.1, -0.5])
+    assert pixel_mean(images, subtract=False).abs().max() == 0
+
+
+def test_the_mean_image_of_many_images_is_numpys(digits):
+    images = digits.images.repeat(4, 1, 1, 1)
+    expected = images.numpy().mean(0) / 255
+    np.testing.assert_allclose(pixel_mean(images, True)[0].numpy(), expected, rtol=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.floats(0, 1))
+def test_every_grey_level_survives_the_way_in_and_out(level):
+    images, mean = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16), torch.full((1, 1, 16, 16), level)
+    assert torch.equal(to_pixels(to_input(images, mean), mean), images)
+
+
+def test_values_outside_of_the_range_are_clipped():
+    assert to_pixels(torch.tensor([-3.0, -0.001, 0.4999 / 255, 0.5001 / 255, 7.0]), torch.zeros(5)).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        255,
+    ]
+
+
+def test_flips_mirror_about_half_of_the_images(digits):
+    torch.manual_seed(0)
+    images = digits.images[:1000]
+    flipped = random_flips(images)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    assert ((flipped == images).flatten(1).all(1) | mirrored).all()
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_shifts_move_the_picture_and_draw_zeros_in():
+    dot = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    dot[0, 0, 2, 2] = 9
+    places = set()
+    for seed in range(200):
+        torch.manual_seed(seed)
+        moved = random_shift(dot, 1)
+        assert moved.shape == dot.shape
+        assert int(moved.sum()) == 9
+        places.add(tuple(moved[0, 0].nonzero()[0].tolist()))
+    assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
+    assert torch.equal(random_shift(dot, 0), dot)
+
+
+def test_data_on_another_device_are_the_same_data(digits):
+    moved = digits.to("meta")
+    assert isinstance(moved, Data)
+    assert moved.images.device.type == "meta"
+    assert moved.digest == digits.digest

@@ -1,0 +1,254 @@
+"""The store: whole stages or none, torn files named, one claim whoever asks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sgan.store import (
+    STAGE_FILE,
+    Record,
+    Store,
+    StoreError,
+    grid_file,
+    read_json,
+    read_record,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+)
+
+TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
+HOLD = "import sys, time; from sgan.store import Store\nwith Store(sys.argv[1]).claim('stage') as mine:\n    print(mine, flush=True); time.sleep(60 if mine else 0)"
+
+
+def publish(store: Store, name: str = "stage") -> Path:
+    """A finished stage with one file of tensors; returns that file."""
+    write_tensors(store.begin(name) / "model.safetensors", TENSORS)
+    store.publish(name, {"status": "done"})
+    return store.stage(name) / "model.safetensors"
+
+
+def claimer(store: Store) -> subprocess.Popen:
+    """Another process that tries to claim the stage, says whether it got it, and then holds it."""
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_tensors_come_back_bit_for_bit_with_their_note(tmp_path):
+    odd = {"nan": torch.tensor([float("nan"), -0.0, 1e-45]), "last": torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last)}
+    write_tensors(tmp_path / "x.safetensors", TENSORS | odd, {"step": "12"})
+    tensors, note = read_tensors(tmp_path / "x.safetensors")
+    assert note == {"step": "12"}
+    assert set(tensors) == set(TENSORS | odd)
+    for name, tensor in (TENSORS | odd).items():
+        assert tensors[name].dtype == tensor.dtype
+        assert tensors[name].contiguous().numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=40))
+def test_bytes_that_are_not_json_are_named(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "torn.json"
+    path.write_bytes(text)
+    try:
+        expected = json.loads(text.decode())
+    except ValueError:
+        with pytest.raises(StoreError, match=r"torn\.json is not valid JSON"):
+            read_json(path)
+    else:
+        assert str(read_json(path)) == str(expected)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, 40])
+def test_a_torn_stage_file_is_named(tmp_path, kept):
+    store = Store(tmp_path)
+    publish(store)
+    path = store.stage("stage") / STAGE_FILE
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(StoreError, match=r"stages/stage/stage\.json is not valid JSON"):
+        store.facts("stage")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 60, -1])
+def test_a_torn_file_of_tensors_is_named(tmp_path, kept):
+    path = publish(Store(tmp_path))
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (lambda: read_tensors(path), lambda: Store(tmp_path).tensors("stage", path.name)):
+        with pytest.raises(StoreError, match=r"stages/stage/model\.safetensors"):
+            read()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_one_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed(tmp_path, place, bit):
+    store = Store(tmp_path)
+    path = store.stage("stage") / "model.safetensors"
+    path = path if path.exists() else publish(store)
+    held = path.read_bytes()
+    flipped = bytearray(held)
+    flipped[int(place * len(held))] ^= 1 << bit
+    path.write_bytes(flipped)
+    with pytest.raises(StoreError, match=r"model\.safetensors is missing or damaged"):
+        store.tensors("stage", path.name)
+    path.write_bytes(held)
+    assert torch.equal(store.tensors("stage", path.name)["a/weight"], TENSORS["a/weight"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "other.safetensors"])
+def test_a_missing_file_of_tensors_is_named(tmp_path, file):
+    store = Store(tmp_path)
+    publish(store).unlink()
+    with pytest.raises(StoreError, match=file):
+        store.tensors("stage", file)
+
+
+def test_a_stage_is_there_once_it_is_whole(tmp_path):
+    store = Store(tmp_path)
+    folder = store.begin("stage")
+    write_tensors(folder / "model.safetensors", TENSORS)
+    write_tensors(folder / "checkpoint.safetensors", TENSORS)
+    Record(folder).add(10, {"loss": 1.0})
+    assert not store.has("stage")
+    assert not store.stage("stage").exists()
+    store.publish("stage", {"status": "done", "reason": None}, drop=("checkpoint.safetensors", "absent"))
+    assert store.has("stage")
+    assert not folder.exists()
+    assert {path.name for path in store.stage("stage").iterdir()} == {
+        "grids",
+        "model.safetensors",
+        "record.jsonl",
+        STAGE_FILE,
+    }
+    facts = store.facts("stage")
+    assert facts["status"] == "done"
+    assert facts["files"] == {"model.safetensors": sha256(store.stage("stage") / "model.safetensors")}
+
+
+def test_a_reader_never_sees_half_a_stage(tmp_path):
+    """While stages are published one after the other, whoever finds one can read all of it."""
+    store, names, stop = Store(tmp_path), [f"stage{number}" for number in range(60)], threading.Event()
+
+    def write() -> None:
+        for name in names:
+            publish(store, name)
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = set()
+    while not stop.is_set() or len(found) < len(names):
+        for name in set(names) - found:
+            if store.has(name):
+                assert torch.equal(store.tensors(name, "model.safetensors")["a/weight"], TENSORS["a/weight"])
+                found.add(name)
+    writer.join()
+
+
+def test_a_stage_that_lost_its_stage_file_can_be_published_again(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    (store.stage("stage") / STAGE_FILE).unlink()
+    assert not store.has("stage")
+    publish(store)
+    assert store.has("stage")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "facts.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": 2, "b": object()})
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["facts.json"]
+
+
+def test_a_claim_excludes_other_processes_until_its_holder_is_killed(tmp_path):
+    store = Store(tmp_path)
+    holder, late = claimer(store), None
+    try:
+        assert said(holder) == "True"
+        late = claimer(store)
+        assert said(late) == "False"
+        with store.claim("stage") as mine:
+            assert not mine
+        with store.claim("other") as mine:
+            assert mine
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with store.claim("stage") as mine:
+            assert mine
+            last = claimer(store)
+            assert said(last) == "False"
+            last.wait()
+    finally:
+        for process in filter(None, (holder, late)):
+            process.kill()
+            process.communicate()
+
+
+def test_a_claim_excludes_a_second_one_in_the_same_process(tmp_path):
+    store = Store(tmp_path)
+    with store.claim("stage") as mine, store.claim("stage") as again:
+        assert (mine, again) == (True, False)
+    with pytest.raises(RuntimeError, match="stop"), store.claim("stage") as mine:
+        raise RuntimeError("stop")
+    with store.claim("stage") as mine:
+        assert mine
+
+
+def test_a_finished_stage_is_nobodys(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    with store.claim("stage") as mine:
+        assert not mine
+
+
+@pytest.mark.parametrize("place", ["file/store", "file"])
+def test_a_store_that_cannot_be_written_is_refused_and_named(tmp_path, place):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"output store .*file.* cannot be written .*--store"):
+        Store(tmp_path / place)
+
+
+def test_a_record_has_each_point_once_after_a_resume(tmp_path):
+    record = Record(tmp_path)
+    for images in (10, 20, 30):
+        record.add(images, {"loss": images / 10})
+    with open(record.path, "a") as file:
+        file.write('{"images": 40, "met')  # killed while writing
+    assert [line["images"] for line in read_record(tmp_path)] == [10, 20, 30]
+    resumed = Record(tmp_path, images=20)
+    resumed.add(30, {"loss": 3.5})
+    assert [(line["images"], line["metrics"]) for line in read_record(tmp_path)] == [
+        (10, {"loss": 1.0}),
+        (20, {"loss": 2.0}),
+        (30, {"loss": 3.5}),
+    ]
+    Record(tmp_path)
+    assert read_record(tmp_path) == []
+    assert read_record(tmp_path / "absent") == []
+
+
+def test_grids_sort_by_the_images_seen(tmp_path):
+    files = [grid_file(tmp_path, images) for images in (5, 60_000, 10_000_000)]
+    assert sorted(files) == files
+    assert files[1].name == "000060000.png"
+
+
+def test_the_readers_of_a_store_do_not_wait_for_torch():
+    command = "import sys, sgan.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
