@@ -31,9 +31,12 @@ BASELINE = "sgan"
 FEW_SEEDS = 5
 ABSENT = "–"
 MEANING = (
-    "Mean ± standard deviation over n seeds.",
-    "Inception score (10 splits), FID and accuracy are those of a classifier trained on the dataset's own images; "
-    + "diversity is the spread within a class relative to real data's.",
+    "Mean ± standard deviation over n training seeds. Training time is that of all stages of a trial, shared or not.",
+    "Inception score (10 splits), FID (against the training images) and diversity (mean distance of two images within "
+    + "a class, relative to the training images) are those of a classifier trained on the dataset's own images. "
+    + "Accuracy: share of samples in which the trial's encoder sees the label asked for; – where none is asked for.",
+    "Real data: Inception score of the training images; FID, diversity and the classifier's accuracy of the test "
+    + "images.",
     "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never.",
 )
 
@@ -108,9 +111,9 @@ def markdown(sweep: Sweep) -> str:
         own = sweep.trials[sweep.trials["variant"] == variant["name"]]
         outcomes = [str(outcome) for outcome in own["outcome"]]
         row = [_cell(scores, variant["name"], name, outcomes.count("done")) for name in SCORES]
-        rows.append([variant["title"], *row, _count(outcomes), (variant["paper"] or ABSENT).replace("+-", "±")])
+        rows.append([variant["title"], *row, _count(outcomes), variant["paper"] or ABSENT])
     real = [f"{sweep.real[name]:.{digits}f}" if name in sweep.real else ABSENT for name, (_, digits) in SCORES.items()]
-    rows.append(["Real data", *real, ABSENT, ABSENT])
+    rows.append(["Real data", *real, ABSENT, sweep.manifest["paper_real"]])
     facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_findings(sweep, scores), *_origin(sweep)])
     return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
 

@@ -22,7 +22,7 @@ from sgan.config import (
     content_key,
     require,
 )
-from sgan.presets import DATASETS, RECIPES, VARIANTS, configure, recipe_row
+from sgan.presets import DATASETS, REAL_DATA_PAPER, RECIPES, VARIANTS, configure, recipe_row
 
 if TYPE_CHECKING:
     from sgan.data import Data
@@ -271,6 +271,7 @@ def write_manifest(resolved: Resolved, store: "Store", machine: str, commit: str
                 "width": sweep.width,
                 "override": list(sweep.override),
             },
+            "paper_real": REAL_DATA_PAPER,
             "scorer": name(resolved.trials[0].plan.score.scorer),
             "variants": [
                 {"name": variant, "title": VARIANTS[variant].title, "paper": VARIANTS[variant].paper}

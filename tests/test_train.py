@@ -113,7 +113,7 @@ class ReferenceGan:
         index = task.batches[step]
         encoder, y = task.encoder, task.data.labels[index]
         assert encoder is not None
-        pixels = task.data.images[index].double() / 255
+        pixels = task.data.images[index].float() / 255
         h = encoder.taps(pixels - encoder.mean)
         h[IMAGE] = pixels - task.mean
         one_hot = torch.eye(10)[y] if levels[-1].labels else torch.zeros(len(y), 0)
@@ -199,7 +199,7 @@ def test_steps_are_those_of_the_equations(case, few, float64):
     prefix = "level0/" if len(task.levels) > 1 else ""
     for step in range(3):
         half, report = reference.step(step), task.step(step)
-        assert report[f"{prefix}d_adversarial"].item() == pytest.approx(2 * half, rel=1e-7)
+        assert report[f"{prefix}d_adversarial"].item() == pytest.approx(2 * half, rel=1e-9)
         assert report["generator_steps"] == recipe.steps_after(half)
     for ours, theirs in zip(
         [*(level.generator for level in task.levels), *task.discriminators],
@@ -207,7 +207,7 @@ def test_steps_are_those_of_the_equations(case, few, float64):
         strict=True,
     ):
         for (name, tensor), (_, wanted) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-            torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(tensor, wanted, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def upper_gradients(data: Data, feedback: float, weights: Weights) -> list[Tensor]:
@@ -316,7 +316,7 @@ def test_a_classifiers_steps_are_cross_entropy_and_adam(flips, shifts, few, floa
         report = task.step(step)
         torch.manual_seed(step_seed(SEED, step))
         index = task.batches[step]
-        images = random_shift(few.images[index], shifts).double() / 255 - reference.mean
+        images = random_shift(few.images[index], shifts).float() / 255 - reference.mean
         logits = reference(random_flips(images) if flips else images)
         loss = -(logits - logits.logsumexp(1, True))[torch.arange(20), few.labels[index]].mean()
         adam.zero_grad()

@@ -1,0 +1,385 @@
+"""Trials through the production path: every split, resumed, diverged, shared between trials and between processes."""
+
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    PAPER,
+    STACK,
+    TINY,
+    finish,
+    make_worker,
+    released_recipe,
+    tiny_plan,
+    tiny_recipe,
+)
+
+from sgan.config import INNER_TAPS, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
+from sgan.encoder import Encoder
+from sgan.networks import Generator
+from sgan.presets import VARIANTS
+from sgan.run import MODEL_FILE, START_FILE, run_trial
+from sgan.stack import Level, balanced_labels, label_condition, sample
+from sgan.stages import LevelStage, Plan, name
+from sgan.store import RECORD_FILE, Store, StoreError, read_json, read_record, read_tensors
+from sgan.train import Diverged, loop
+
+SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
+STOCHASTIC = {"time", "seconds", "finished"}
+DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, classifiers) -> Path:
+    """One store for all splits, so that they share levels as in a sweep."""
+    path = tmp_path_factory.mktemp("shared") / "store"
+    shutil.copytree(classifiers, path)
+    return path
+
+
+def generators(trial: Plan, root: Path) -> list[Level]:
+    """The finished generators of a stack, put together from the files of its last stage."""
+    score, store, levels = trial.score, Store(root), []
+    for index, stage in enumerate(score.levels):
+        generator = Generator(stage.dataset, stage.recipe, stage.low, stage.high, stage.labels)
+        holder, place = (score.joint, index) if score.joint else (stage, 0)
+        prefix = f"generator/{place}."
+        tensors = store.tensors(name(holder), MODEL_FILE)
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        generator.load_state_dict(found)
+        levels.append(Level(stage.low, stage.high, generator, stage.labels))
+    return levels
+
+
+@pytest.mark.parametrize("cuts", SPLITS, ids="-".join)
+def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
+    """All 32 splits, 1 to 6 levels, from the plan to the score."""
+    trial = tiny_plan(tiny_recipe(steps=2), dataclasses.replace(STACK, cuts=cuts))
+    assert finish(trial, shared)[-2:] == ["joint", "score"]
+    facts = Store(shared).facts(trial.name)
+    assert facts["status"] == "done"
+    scores = facts["scores"]
+    assert set(scores) == {
+        "inception_score",
+        "inception_score_split_std",
+        "fid",
+        "diversity",
+        "scorer_accuracy",
+        "accuracy",
+    }
+    assert all(math.isfinite(value) for value in scores.values())
+    assert 1 <= scores["inception_score"] <= 10
+    assert 0 <= scores["accuracy"] <= 1
+    levels = generators(trial, shared)
+    assert len(levels) == len(cuts) + 1
+    labels = balanced_labels(20, 10)
+    made = torch.cat([part["image"] for part in sample(levels, label_condition(levels[-1], labels, 10), "running", 0)])
+    assert made.shape == (20, 1, 8, 8)
+    assert 0 <= made.min()
+    assert made.max() <= 1
+    assert made.std() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_with_the_released_features(variant, shared):
+    chosen = VARIANTS[variant].variant
+    recipe = released_recipe(steps=4)
+    if not chosen.labels:
+        parts = (dataclasses.replace(part, discriminator="binary", class_weight=0.0) for part in (recipe.gan, recipe.joint))
+        recipe = dataclasses.replace(recipe, **dict(zip(("gan", "joint"), parts, strict=True)))
+    trial = tiny_plan(recipe, chosen)
+    finish(trial, shared)
+    scores = Store(shared).facts(trial.name)["scores"]
+    assert ("accuracy" in scores) == chosen.labels
+    assert all(math.isfinite(value) for value in scores.values())
+    for label, stage in trial.stages:
+        folder = Store(shared).stage(name(stage))
+        terms = {key.rpartition("/")[2] for line in read_record(folder) for key in line["metrics"]}
+        if label.startswith(("level", "joint")):
+            assert ("g_conditional" in terms) == (chosen.weights.conditional > 0)
+            assert ("g_entropy" in terms) == ("d_entropy" in terms) == (chosen.weights.entropy > 0)
+            assert {"g_adversarial", "d_adversarial"} <= terms
+            assert ("d_class" in terms) == chosen.labels
+        assert not (folder / "checkpoint.safetensors").exists()
+        assert not (folder / "seconds").exists()
+
+
+def test_a_score_is_what_the_parts_say_of_samples_drawn_by_hand(shared):
+    """Accuracy of the encoder on the samples of the published generators, with the noise of the trial's seed."""
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    levels = generators(trial, shared)
+    labels = torch.arange(200) % 10
+    noise = torch.Generator().manual_seed(0)
+    z = [torch.rand(200, level.generator.noise, generator=noise) for level in levels]
+    for level in levels:
+        level.generator.eval()
+    with torch.no_grad():
+        h = levels[1].generator(torch.eye(10)[labels], z[1])
+        pixels = (levels[0].generator(h, z[0]) * 255).round() / 255
+    encoder = Encoder(TINY, 0.1).requires_grad_(False)
+    tensors, _ = read_tensors(Store(shared).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE)
+    encoder.load_state_dict({key.removeprefix("encoder/"): value for key, value in tensors.items()})
+    by_hand = (encoder(pixels - encoder.mean).argmax(1) == labels).float().mean().item()
+    assert Store(shared).facts(trial.name)["scores"]["accuracy"] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_a_finished_trial_trains_nothing_again(shared):
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    before = {path: path.stat().st_mtime_ns for path in (shared / "stages").rglob("*")}
+    assert finish(trial, shared) == []
+    assert {path: path.stat().st_mtime_ns for path in (shared / "stages").rglob("*")} == before
+
+
+def test_sgan_after_sgan_no_joint_trains_only_joint_and_score(root):
+    without = dataclasses.replace(STACK, joint=False)
+    assert finish(tiny_plan(variant=without), root) == ["level1", "level0", "score"]
+    assert finish(tiny_plan(), root) == ["joint", "score"]
+    assert finish(tiny_plan(variant=DCGAN), root) == ["level0", "score"]
+    assert finish(tiny_plan(tiny_recipe(samples=300)), root) == ["score"]
+    assert finish(tiny_plan(seed=1, variant=DCGAN), root) == ["encoder", "level0", "score"]
+
+
+def test_facts_of_a_stage_say_what_made_it(shared):
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    for label, stage in trial.stages:
+        facts = Store(shared).facts(name(stage))
+        assert facts["name"] == name(stage)
+        assert facts["commit"] == "test"
+        assert facts["torch"] == torch.__version__
+        assert facts["seconds"] > 0
+        assert facts["status"] == "done"
+        if isinstance(stage, LevelStage):
+            assert facts["images"] == 2 * PAPER.batch
+            assert facts["fields"]["weights"] == {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
+            assert len(list((Store(shared).stage(name(stage)) / "grids").glob("*.png"))) == 1, label
+
+
+def contents(trial: Plan, root: Path) -> dict[str, dict]:
+    """What each stage of a trial holds, but for the times."""
+    held = {}
+    for label, stage in trial.stages:
+        folder = Store(root).stage(name(stage))
+        lines = [{key: line[key] for key in line if key not in STOCHASTIC} for line in read_record(folder)]
+        facts = {key: value for key, value in read_json(folder / "stage.json").items() if key not in STOCHASTIC}
+        grids = {path.name: path.read_bytes() for path in (folder / "grids").iterdir()}
+        held[label] = {"record": lines, "facts": facts, "grids": grids}
+    return held
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("recipe", "variant"),
+    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK), (tiny_recipe(steps=12), DCGAN)],
+    ids=["paper", "released", "dcgan"],
+)
+def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, checkpoint_seconds, root, tmp_path, monkeypatch):
+    """Killed after a random number of points until it is through: the same bytes of every weight (by the digests in
+    stage.json), score and grid, and each point of the record once."""
+    monkeypatch.setattr(loop, "__defaults__", (None, checkpoint_seconds))
+    trial = tiny_plan(recipe, variant)
+    shutil.copytree(root, tmp_path / "killed")
+    finish(trial, root)
+    dice, kills = random.Random(5), 0
+    while not Store(tmp_path / "killed").has(trial.name):
+        events = run_trial(trial, make_worker(tmp_path / "killed", trial))
+        if kills < 12:
+            for _ in itertools.islice(events, dice.randint(2, 12)):
+                pass
+            events.close()
+            kills += 1
+        else:
+            list(events)
+    assert kills >= 3
+    whole, killed = contents(trial, root), contents(trial, tmp_path / "killed")
+    for label in whole:
+        assert killed[label] == whole[label], label
+        images = [line["images"] for line in whole[label]["record"]]
+        assert images == sorted(set(images))
+
+
+def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "__defaults__", (None, 0.0))
+    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
+    trial = tiny_plan(tiny_recipe(encoder=classifier, scorer=classifier))
+    digests = []
+    for parts in ((1000,), (7, 20, 1000)):
+        root = tmp_path / str(len(parts))
+        for part in parts:
+            events = run_trial(trial, make_worker(root, trial))
+            for _ in itertools.islice(events, part):
+                if Store(root).has(name(dict(trial.stages)["encoder"])):
+                    break
+            events.close()
+        digests.append([Store(root).facts(name(stage))["files"] for _, stage in trial.stages[:2]])
+    assert digests[0] == digests[1]
+    assert digests[0][0].keys() == {MODEL_FILE, "reference.safetensors"}
+
+
+def diverging() -> Recipe:
+    """Weights so large that the first loss is infinite or no number."""
+    return tiny_recipe(dataclasses.replace(PAPER, init_std=1e30))
+
+
+def test_a_diverged_stage_names_step_term_and_value_and_is_not_trained_again(root):
+    trial = tiny_plan(diverging())
+    with pytest.raises(Diverged, match=r"^level1: [dg]_\w+ is (nan|-?inf) in step 1$") as first:
+        finish(trial, root)
+    stage = dict(trial.stages)["level1"]
+    facts = Store(root).facts(name(stage))
+    assert facts["status"] == "diverged"
+    assert str(first.value) == f"level1: {facts['reason']}"
+    assert not (root / "work" / name(stage)).exists()
+    events = []
+    with pytest.raises(Diverged) as second:
+        for event in run_trial(trial, make_worker(root, trial)):
+            events.append(event)
+    assert events == []
+    assert str(second.value) == str(first.value)
+    other = tiny_plan(diverging(), dataclasses.replace(STACK, joint=False))
+    with pytest.raises(Diverged, match="^level1: "):
+        finish(other, root)
+
+
+def test_a_stage_that_diverges_later_names_the_step_at_which_it_did(root):
+    """Without eps and memory of the second moment, Adam's step is m / |g|: it grows without bound as g shrinks."""
+    wild = AdamRecipe(learning_rate=1.0, beta1=0.9, beta2=0.0, eps=1e-40)
+    recipe = tiny_recipe(dataclasses.replace(PAPER, adam=wild), steps=60)
+    trial = tiny_plan(recipe, DCGAN)
+    with pytest.raises(Diverged, match=r"^level0: [dg]_\w+ is (nan|-?inf) in step \d+$") as caught:
+        finish(trial, root)
+    step = int(str(caught.value).split()[-1])
+    assert 2 <= step <= 60
+    lines = read_record(Store(root).stage(name(dict(trial.stages)["level0"])))
+    assert [line["images"] for line in lines] == [PAPER.batch * number for number in range(1, step)]
+    assert all(math.isfinite(value) for line in lines for value in line["metrics"].values())
+
+
+def test_weights_that_end_as_nan_are_no_finished_stage(root):
+    """The very last update can spoil weights after the last loss was looked at."""
+    wild = AdamRecipe(learning_rate=1.0, beta1=0.9, beta2=0.0, eps=1e-40)
+    trial = tiny_plan(tiny_recipe(dataclasses.replace(PAPER, adam=wild), steps=60), DCGAN)
+    with pytest.raises(Diverged) as caught:
+        finish(trial, root)
+    step = int(str(caught.value).split()[-1])
+    shorter = tiny_plan(tiny_recipe(dataclasses.replace(PAPER, adam=wild), steps=step - 1), DCGAN)
+    try:
+        finish(shorter, root)
+    except Diverged:
+        return
+    tensors = Store(root).tensors(name(dict(shorter.stages)["level0"]), MODEL_FILE)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_diverged_encoder_ends_the_trial(tmp_path):
+    bad = EncoderRecipe(images=320, batch=32, init_std=1e30)
+    trial = tiny_plan(tiny_recipe(encoder=bad, scorer=dataclasses.replace(bad, init_std=0.1)))
+    with pytest.raises(Diverged, match=r"^encoder: class_loss is (nan|inf) in step 1$"):
+        finish(trial, tmp_path)
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+def test_a_damaged_parent_is_named(root):
+    trial = tiny_plan()
+    path = Store(root).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=rf"{path.parent.name}/{MODEL_FILE} is missing or damaged"):
+        finish(trial, root)
+
+
+def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(shared):
+    """Weights kept on the way to joint_start are those of a shorter training that ends there."""
+    recipe = released_recipe(steps=8)
+    short = dataclasses.replace(recipe, image_level=4 * recipe.gan.batch, joint_start=1.0)
+    variant = Variant(("fc3",), Weights(), joint=False)
+    for each in (recipe, short):
+        finish(tiny_plan(each, variant), shared)
+    stages = [dict(tiny_plan(each, variant).stages)["level0"] for each in (recipe, short)]
+    kept = Store(shared).tensors(name(stages[0]), START_FILE)
+    ended = Store(shared).tensors(name(stages[1]), MODEL_FILE)
+    assert set(kept) == set(ended)
+    assert all(torch.equal(tensor, ended[key]) for key, tensor in kept.items())
+
+
+def _work(root: str, events: str, steps: int, seconds: float) -> None:
+    """Another process: run the trial and write down each stage that it starts, and how far it gets."""
+    torch.set_num_threads(1)
+    loop.__defaults__ = (None, seconds)
+    trial = tiny_plan(tiny_recipe(steps=steps))
+    with open(events, "a", buffering=1) as file:
+        for event in run_trial(trial, make_worker(Path(root), trial)):
+            if event.progress:
+                file.write(f"{event.label} {event.progress.images}\n")
+        file.write("end 0\n")
+
+
+def _start(*arguments) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
+    process.start()
+    return process
+
+
+def _events(path: Path) -> list[tuple[str, int]]:
+    rows = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 1] if path.exists() else []
+    return [(label, int(images)) for label, images in rows]
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
+    logs = [tmp_path / "first", tmp_path / "second"]
+    processes = [_start(str(root), str(log), 200, 20.0) for log in logs]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    rows = [_events(log) for log in logs]
+    starts = [label for events in rows for label, images in events if images == 0 and label != "end"]
+    assert sorted(starts) == ["joint", "level0", "level1", "score"]
+    assert [events[-1] for events in rows] == [("end", 0)] * 2
+    assert {label for label, _ in rows[0]} - {"end"} != set(starts), "the other process took no part"
+    for _, stage in tiny_plan(tiny_recipe(steps=200)).stages:
+        images = [line["images"] for line in read_record(Store(root).stage(name(stage)))]
+        assert images == sorted(set(images))
+    assert list((root / "work").iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoint(root, tmp_path):
+    """And what comes out is what comes out of a run that nobody killed."""
+    steps, log = 400, tmp_path / "killed"
+    trial = tiny_plan(tiny_recipe(steps=steps))
+    shutil.copytree(root, tmp_path / "whole")
+    process = _start(str(root), str(log), steps, 0.0)
+    try:
+        while process.is_alive() and ("level1", 200 * PAPER.batch) not in _events(log):
+            time.sleep(0.01)
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.join()
+    folder = root / "work" / name(dict(trial.stages)["level1"])
+    assert (folder / "checkpoint.safetensors").exists()
+    started = time.monotonic()
+    events = run_trial(trial, make_worker(root, trial))
+    first = next(events)
+    assert time.monotonic() - started < 5
+    assert first.label == "level1"
+    assert first.progress is not None
+    assert 190 * PAPER.batch <= first.progress.images < steps * PAPER.batch
+    list(events)
+    finish(trial, tmp_path / "whole")
+    whole, resumed = contents(trial, tmp_path / "whole"), contents(trial, root)
+    for label in whole:
+        assert resumed[label] == whole[label], label
+    assert (Store(root).stage(name(dict(trial.stages)["joint"])) / RECORD_FILE).exists()
