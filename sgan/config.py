@@ -233,7 +233,7 @@ class EncoderRecipe:
         _number("encoder images", self.images, 1)
         _number("encoder batch", self.batch, 2)
         _number("encoder init_std", self.init_std, 0.0, open_low=True)
-        _number("encoder shifts", self.shifts, 0)
+        _number("encoder shifts", self.shifts, 0, 8)
 
 
 @dataclass(frozen=True)
@@ -294,21 +294,21 @@ class GanRecipe:
         _number("dropout", self.dropout, 0.0, 0.99)
         _number("init_std", self.init_std, 0.0, open_low=True)
         _number("norm_eps", self.norm_eps, 0.0, open_low=True)
-        thresholds = [threshold for threshold, _ in self.generator_steps]
+        pairs = all(
+            isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, float) and type(pair[1]) is int
+            for pair in self.generator_steps
+        )
+        thresholds = [pair[0] for pair in self.generator_steps] if pairs else []
         require(
             len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
-            "generator_steps must be pairs (threshold, steps) with falling thresholds that end at 0, "
-            f"but got {self.generator_steps}",
+            "generator_steps must be pairs (threshold, whole number of steps) with falling thresholds that end at 0, "
+            f"such as ((0.5, 1), (0.0, 3)), but got {self.generator_steps}",
         )
         for _, steps in self.generator_steps:
             _number("generator_steps' steps", steps, 1, 100)
-
-    def steps_after(self, discriminator_loss: float) -> int:
-        """Generator steps that follow a discriminator step with this adversarial loss."""
-        for threshold, steps in self.generator_steps:
-            if discriminator_loss > threshold:
-                return steps
-        return self.generator_steps[-1][1]
+        # 0 and 0.0 are equal and must have one content key.
+        rule = tuple((float(threshold), steps) for threshold, steps in self.generator_steps)
+        object.__setattr__(self, "generator_steps", rule)
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ class Recipe:
         _number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
         _number("feedback", self.feedback, 0.0, 1.0)
         _number("evaluations", self.evaluations, 1, 1000)
-        _number("samples", self.samples, 100)
+        _number("samples", self.samples, 100, 10**7)
         require(
             self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
         )
@@ -370,10 +370,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """One trial, complete. `data` is the digest of the dataset's images and labels, so that other data is another
-    trial."""
+    """One trial, complete.
+
+    Attributes:
+        dataset: the networks that are trained.
+        judge: the dataset's own row, whose encoder shape the scorer has whatever the trial's width.
+        data: digest of the dataset's images and labels, so that other data is another trial.
+    """
 
     dataset: Dataset
+    judge: Dataset
     data: str
     recipe: Recipe
     variant: Variant

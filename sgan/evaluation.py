@@ -74,9 +74,10 @@ class Evaluation:
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """What the lowest level makes for these labels (n,): uint8 images, or features."""
-        parts = [made[self.low] for made in sample(self.levels, self._conditions(labels), self.statistics, seed)]
-        made = torch.cat(parts)
-        return to_pixels(made, self.levels[0].generator.mean) if self.low == IMAGE else made
+        parts = (made[self.low] for made in sample(self.levels, self._conditions(labels), self.statistics, seed))
+        if self.low != IMAGE:
+            return torch.cat(list(parts))
+        return torch.cat([to_pixels(part, self.levels[0].generator.mean) for part in parts])
 
     def _conditions(self, labels: Tensor) -> Tensor:
         """What the top level is given: the labels, or real features of training images that have them."""

@@ -39,3 +39,9 @@ def entropy(recovered: Tensor, z: Tensor) -> Tensor:
 
     A Q that learned nothing scores 1/12, the variance of U(0, 1)."""
     return F.mse_loss(recovered, z)
+
+
+def generator_steps(rule: tuple[tuple[float, int], ...], loss: float) -> int:
+    """Generator steps after a discriminator step: those of the first threshold below its adversarial loss, half the sum
+    of its two terms (released code, cifar10)."""
+    return next((steps for threshold, steps in rule if loss > threshold), rule[-1][1])

@@ -196,7 +196,7 @@ _LAPTOP_MNIST = replace(
     image_level=64 * 500,
     feature_level=64 * 6000,
     joint_images=64 * 400,
-    scorer=replace(_LAPTOP_CLASSIFIER, images=180_000, shifts=1, init_std=0.05),
+    scorer=replace(_LAPTOP_CLASSIFIER, images=180_000, init_std=0.05),
     evaluations=2,
 )
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -250,4 +250,4 @@ def configure(
     if not variant.labels:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
-    return Config(dataset=dataset, data=data, recipe=recipe, variant=variant, seed=seed)
+    return Config(dataset=dataset, judge=DATASETS[dataset.name], data=data, recipe=recipe, variant=variant, seed=seed)

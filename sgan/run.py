@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sgan import metrics
-from sgan.config import IMAGE, GanRecipe, as_json
+from sgan.config import IMAGE, GanRecipe, as_json, content_key
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation
@@ -41,14 +41,15 @@ class Worker:
         store: where finished stages lie.
         data: the dataset, on `device`.
         device: torch's name of the device.
-        scorer: judges samples while stages train; it is no parent of those, since it changes nothing about them.
+        plan: the trial. Its scorer and sampling serve the scores drawn while stages train, which are no parents of
+            those stages, since they change nothing about them.
         commit: noted with every stage.
     """
 
     store: Store
     data: Data
     device: str
-    scorer: ClassifierStage
+    plan: Plan
     commit: str
 
 
@@ -60,7 +61,7 @@ class Event:
     progress: Progress | None
 
 
-def run_trial(plan: Plan, worker: Worker) -> Iterator[Event]:
+def run_trial(worker: Worker) -> Iterator[Event]:
     """Bring every stage of a trial into the store, each trained once whoever needs it.
 
     A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs.
@@ -68,7 +69,7 @@ def run_trial(plan: Plan, worker: Worker) -> Iterator[Event]:
         Diverged: a stage diverged, here or in an earlier run.
         StoreError: a finished stage is damaged, or the store cannot be written.
     """
-    pending = list(plan.stages)
+    pending = list(worker.plan.stages)
     while pending:
         ran = False
         for label, stage in list(pending):
@@ -94,7 +95,7 @@ def run_trial(plan: Plan, worker: Worker) -> Iterator[Event]:
 
 def _needed(stage: Stage, worker: Worker) -> tuple[Stage, ...]:
     """The stages that must be finished first."""
-    return stage.parents if isinstance(stage, ClassifierStage) else (worker.scorer, *stage.parents)
+    return stage.parents if isinstance(stage, ClassifierStage) else (worker.plan.score.scorer, *stage.parents)
 
 
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
@@ -117,6 +118,7 @@ def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
         "kind": stage.kind,
         "name": stage_name,
         "images": progress.images,
+        "makes_images": stage.kind == "joint" or (isinstance(stage, LevelStage) and stage.low == IMAGE),
         "seconds": before + time.monotonic() - clock,
         "commit": worker.commit,
         "machine": machine(worker.device),
@@ -140,31 +142,49 @@ def machine(device: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU"
+    gpu = torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else "no GPU"
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gpu}"
 
 
-def load_classifier(stage: ClassifierStage, worker: Worker) -> Encoder:
+def load_classifier(stage: ClassifierStage, store: Store, device: str) -> Encoder:
     """A trained classifier, frozen."""
-    encoder = Encoder(stage.dataset, stage.recipe.init_std).to(worker.device)
-    load_modules({"encoder": encoder}, worker.store.tensors(name(stage), MODEL_FILE))
+    encoder = Encoder(stage.dataset, stage.recipe.init_std).to(device)
+    load_modules({"encoder": encoder}, store.tensors(name(stage), MODEL_FILE))
     return encoder.eval().requires_grad_(False).to(memory_format=FORMAT)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_scorer(worker: Worker) -> tuple[Encoder, metrics.Reference]:
-    """The scorer and what it says of the training images; kept, since every stage of a worker needs it."""
-    tensors = worker.store.tensors(name(worker.scorer), REFERENCE_FILE)
+def _load_scorer(scorer: ClassifierStage, root: Path, device: str) -> tuple[Encoder, metrics.Reference]:
+    """The scorer and what it says of the training images; kept, since every stage in a process needs it."""
+    store = Store(root)
+    tensors = store.tensors(name(scorer), REFERENCE_FILE)
     reference = metrics.Reference(metrics.Features(tensors["features"], tensors["logits"]))
-    return load_classifier(worker.scorer, worker), reference
+    return load_classifier(scorer, store, device), reference
+
+
+def _evaluation(levels: list[Level], encoder: Encoder | None, worker: Worker) -> Evaluation:
+    """Scores and grids of levels, by the trial's scorer."""
+    score = worker.plan.score
+    judges = _load_scorer(score.scorer, worker.store.root, worker.device)
+    return Evaluation(levels, score.sampling, worker.data, encoder, *judges)
+
+
+def _encoder(stage: LevelStage | ScoreStage, worker: Worker) -> Encoder | None:
+    return load_classifier(stage.encoder, worker.store, worker.device) if stage.encoder else None
+
+
+def _role_seed(seed: int, role: str) -> int:
+    """The seed of a trial's stage: the same for every variant, another for every role, so that the joint stage does
+    not see the levels' batches and noise again."""
+    return int(content_key([seed, role])[:12], 16)
 
 
 def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
-    torch.manual_seed(stage.seed)
-    data = worker.data
+    seed, data = _role_seed(stage.seed, stage.kind), worker.data
+    torch.manual_seed(seed)
     encoder = Encoder(stage.dataset, stage.recipe.init_std).to(worker.device)
     encoder.mean.copy_(pixel_mean(data.images, stage.recipe.pixel_mean))
-    task = ClassifierTask(encoder, data, stage.recipe, stage.seed)
+    task = ClassifierTask(encoder, data, stage.recipe, seed)
 
     def evaluate(images: int) -> dict[str, float]:
         found = metrics.classify(encoder, data.test_images)
@@ -172,15 +192,15 @@ def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcom
 
     steps = max(1, stage.recipe.images // stage.recipe.batch)
     yield from loop(task, steps, stage.recipe.batch, folder, evaluate, evaluations=4)
-    outcome["scores"] = {"accuracy": evaluate(stage.recipe.images)["test_accuracy"]}
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     if stage.kind == "scorer":
         train, test = metrics.classify(encoder, data.images), metrics.classify(encoder, data.test_images)
         reference = metrics.Reference(train)
-        on_train, on_test = (metrics.scores(found, reference, None) for found in (train, test))
+        on_train = metrics.scores(train, reference, data.labels.cpu())
+        on_test = metrics.scores(test, reference, data.test_labels.cpu())
         # As in the paper, the ceiling is the Inception score of the training images; their FID would be 0, so FID and
         # diversity are the test images' against the training images.
-        outcome["scores"] |= on_test | {key: on_train[key] for key in on_train if key.startswith("inception")}
+        outcome["scores"] = on_test | {key: on_train[key] for key in on_train if key.startswith("inception")}
         write_tensors(folder / REFERENCE_FILE, {"features": train.features, "logits": train.logits})
 
 
@@ -190,7 +210,7 @@ def _build(
     """Fresh levels with their discriminators, each initialised from its stage's seed."""
     levels, discriminators = [], []
     for stage in stages:
-        torch.manual_seed(stage.seed)
+        torch.manual_seed(_role_seed(stage.seed, stage.low))
         generator = Generator(stage.dataset, recipe, stage.low, stage.high, stage.labels).to(worker.device)
         if stage.low == IMAGE:
             generator.mean.copy_(pixel_mean(worker.data.images, recipe.pixel_mean))
@@ -218,41 +238,53 @@ def _load(
 
 def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     built = _build((stage,), stage.recipe, worker)
-    yield from _train(*built, stage.recipe, stage.images, stage, 1.0, worker, folder)
+    steps = max(1, stage.images // stage.recipe.batch)
+    snapshot = (max(1, round(steps * stage.joint_start)), START_FILE) if stage.joint_start < 1 else None
+    yield from _train(*built, stage, stage.low, stage, 1.0, worker, folder, snapshot)
 
 
 def _run_joint(stage: JointStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     first = stage.levels[0]
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
     loaded = _load(stage.levels, stage.recipe, worker, file)
-    yield from _train(*loaded, stage.recipe, stage.images, first, stage.feedback, worker, folder)
+    yield from _train(*loaded, stage, "joint", first, stage.feedback, worker, folder, None)
 
 
 def _train(
     levels: list[Level],
     discriminators: list[Discriminator],
-    recipe: GanRecipe,
-    images: int,
-    stage: LevelStage,
+    stage: LevelStage | JointStage,
+    role: str,
+    lowest: LevelStage,
     feedback: float,
     worker: Worker,
     folder: Path,
+    snapshot: tuple[int, str] | None,
 ) -> Iterator[Progress]:
-    """Train levels, alone or together, and keep their weights; `stage` is the lowest of them."""
-    encoder = load_classifier(stage.encoder, worker) if stage.encoder else None
-    mean = pixel_mean(worker.data.images, recipe.pixel_mean)
-    task = GanTask(levels, discriminators, encoder, worker.data, recipe, stage.weights, stage.seed, mean, feedback)
-    evaluation = Evaluation(levels, stage.sampling, worker.data, encoder, *_load_scorer(worker))
-    steps = max(1, images // recipe.batch)
-    snapshot = (max(1, round(steps * stage.joint_start)), START_FILE) if stage.joint_start < 1 else None
+    """Train levels, alone or together, and keep their weights."""
+    encoder, recipe, data = _encoder(lowest, worker), stage.recipe, worker.data
+    task = GanTask(
+        levels,
+        discriminators,
+        encoder,
+        data,
+        recipe,
+        lowest.weights,
+        seed=_role_seed(lowest.seed, role),
+        mean=pixel_mean(data.images, recipe.pixel_mean),
+        classes=lowest.dataset.classes,
+        feedback=feedback,
+    )
+    evaluation = _evaluation(levels, encoder, worker)
+    steps = max(1, stage.images // recipe.batch)
     yield from loop(
         task,
         steps,
         recipe.batch,
         folder,
         lambda seen: evaluation(seen, folder),
-        stage.evaluations,
-        snapshot if len(levels) == 1 else None,
+        worker.plan.evaluations,
+        snapshot,
     )
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
 
@@ -265,8 +297,7 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
         load_modules(_modules(levels, discriminators), worker.store.tensors(name(stage.joint), MODEL_FILE))
     else:
         levels, _ = _load(stage.levels, first.recipe, worker)
-    encoder = load_classifier(stage.encoder, worker) if stage.encoder else None
-    evaluation = Evaluation(levels, first.sampling, worker.data, encoder, *_load_scorer(worker))
+    evaluation = _evaluation(levels, _encoder(stage, worker), worker)
     outcome["scores"] = evaluation.score(stage.samples, first.seed)
     evaluation.draw(grid_file(folder, 0))
     yield Progress(stage.samples, stage.samples)

@@ -1,6 +1,8 @@
 """A stack of levels, from the image (level 0) up to the label, and sampling from it top down."""
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,65 +29,54 @@ def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
     return F.one_hot(labels, classes).float() if level.labels else torch.zeros(len(labels), 0, device=labels.device)
 
 
-def descend(levels: list[Level], condition: Tensor, noise: list[Tensor] | None = None) -> dict[str, Tensor]:
+def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
     """All levels from the top down: each is given what the one above made (paper, "Sampling").
 
     Args:
         levels: from the image up.
         condition: what the top level is given.
-        noise: z of every level, (B, Z_i), from the image up; drawn from U(0, 1) where absent.
+        noise: z of every level, (B, Z_i), from the image up.
     Returns:
         tap -> what its level made, the image under "image".
     """
     made = {}
     for index in reversed(range(len(levels))):
-        generator = levels[index].generator
-        z = noise[index] if noise else torch.rand(len(condition), generator.noise, device=condition.device)
-        condition = generator(condition, z)
+        condition = levels[index].generator(condition, noise[index])
         made[levels[index].low] = condition
     return made
 
 
-class sampling:
-    """Context in which generators sample: no gradient, and batch normalisation with its running averages
-    ("running") or with the batch's own statistics ("batch", which leaves the averages as they were)."""
-
-    def __init__(self, levels: list[Level], statistics: str):
-        self.generators = [level.generator for level in levels]
-        self.batch = statistics == "batch"
-
-    def __enter__(self):
-        self.grad = torch.no_grad()
-        self.grad.__enter__()
-        self.training = [generator.training for generator in self.generators]
-        self.buffers = [
-            {name: buffer.clone() for name, buffer in generator.named_buffers()} if self.batch else {}
-            for generator in self.generators
-        ]
-        for generator in self.generators:
-            generator.train(self.batch)
-
-    def __exit__(self, *error):
-        for generator, training, buffers in zip(self.generators, self.training, self.buffers, strict=True):
-            generator.train(training)
-            for name, buffer in generator.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-        self.grad.__exit__(*error)
+@contextmanager
+def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
+    """Generators sample inside: no gradient, and batch normalisation with its running averages ("running") or with the
+    batch's own statistics ("batch", which leaves the averages as they were)."""
+    generators = [level.generator for level in levels]
+    training = [generator.training for generator in generators]
+    kept = [[buffer.clone() for buffer in generator.buffers()] for generator in generators]
+    for generator in generators:
+        generator.train(statistics == "batch")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for generator, mode, buffers in zip(generators, training, kept, strict=True):
+            generator.train(mode)
+            for buffer, value in zip(generator.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
 
-def sample(
-    levels: list[Level], conditions: Tensor, statistics: str, seed: int, batch: int = SAMPLING_BATCH
-) -> Iterator[dict[str, Tensor]]:
-    """Samples for a tensor of top-level conditions (n, ...), batch by batch: tap -> what its level made.
+def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Samples for a tensor of top-level conditions (n, ...), in parts of about equal size: tap -> what its level made.
 
     The noise is a function of `seed` alone.
     """
     generator = torch.Generator().manual_seed(seed)
-    device = conditions.device
     with sampling(levels, statistics):
-        for part in conditions.split(batch):
-            noise = [torch.rand(len(part), level.generator.noise, generator=generator).to(device) for level in levels]
+        for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
+            noise = [
+                torch.rand(len(part), level.generator.noise, generator=generator).to(conditions.device)
+                for level in levels
+            ]
             yield descend(levels, part, noise)
 
 

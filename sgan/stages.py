@@ -4,7 +4,7 @@
     encoder -> level N-1, ..., level 0 -> [joint] -> score
 
 A stage is a frozen dataclass of all that its result depends on, its parents included; its name is the hash of that and
-of the code that trains, so equal work has one name in every trial and every sweep, and is done once.
+of the code that makes it, so equal work has one name in every trial and every sweep, and is done once.
 """
 
 import ast
@@ -16,14 +16,15 @@ from sgan.config import IMAGE, LABEL, Config, Dataset, EncoderRecipe, GanRecipe,
 
 SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
-_CODE = ("data", "encoder", "networks", "losses", "optim", "stack", "train", "metrics", "evaluation", "run")
+_TRAINING = ("data", "encoder", "networks", "losses", "optim", "stack", "train", "run")
+_SCORING = (*_TRAINING, "metrics", "evaluation")
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the code that results depend on, without its comments, docstrings and layout."""
+def code_version(scoring: bool = True) -> str:
+    """Hash of the code that training depends on, and scoring too, without its comments, docstrings and layout."""
     sources = []
-    for module in _CODE:
+    for module in _SCORING if scoring else _TRAINING:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
@@ -67,8 +68,6 @@ class LevelStage:
     weights: Weights
     images: int
     joint_start: float
-    evaluations: int
-    sampling: str
     seed: int
     encoder: ClassifierStage | None
 
@@ -104,6 +103,7 @@ class ScoreStage:
     encoder: ClassifierStage | None
     scorer: ClassifierStage
     samples: int
+    sampling: str
 
     kind = "score"
 
@@ -119,15 +119,22 @@ Stage = ClassifierStage | LevelStage | JointStage | ScoreStage
 @functools.cache
 def name(stage: Stage) -> str:
     """The stage's name in the store: its kind and content key."""
-    return f"{stage.kind}-{content_key([stage.kind, as_json(stage), code_version()])}"
+    scores = stage.kind in ("score", "scorer")
+    return f"{stage.kind}-{content_key([stage.kind, as_json(stage), code_version(scores)])}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one trial, each after its parents, with what each is to the trial: "scorer", "encoder", "level1",
-    "level0", "joint", "score"."""
+    """The stages of one trial.
+
+    Attributes:
+        stages: each after its parents, with what it is to the trial: "scorer", "encoder", "level1", "level0", "joint",
+            "score".
+        evaluations: scores and grids drawn while a stage trains; they change nothing about it.
+    """
 
     stages: tuple[tuple[str, Stage], ...]
+    evaluations: int
 
     @property
     def score(self) -> ScoreStage:
@@ -145,7 +152,7 @@ class Plan:
 def plan(config: Config) -> Plan:
     """The stages of a trial. Levels come from the top down, since a top level trains longest."""
     recipe, variant = config.recipe, config.variant
-    scorer = ClassifierStage("scorer", config.dataset, config.data, recipe.scorer, SCORER_SEED)
+    scorer = ClassifierStage("scorer", config.judge, config.data, recipe.scorer, SCORER_SEED)
     encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
     levels = []
     for low, high in zip(variant.bounds[:-1], variant.bounds[1:], strict=True):
@@ -160,18 +167,18 @@ def plan(config: Config) -> Plan:
                 recipe=recipe.gan,
                 weights=variant.weights,
                 images=recipe.image_level if low == IMAGE else recipe.feature_level,
-                joint_start=recipe.joint_start,
-                evaluations=recipe.evaluations,
-                sampling=recipe.sampling,
+                joint_start=recipe.joint_start if variant.cuts else 1.0,
                 seed=config.seed,
                 encoder=encoder if needs_encoder else None,
             )
         )
     joint = JointStage(tuple(levels), recipe.joint, recipe.feedback, recipe.joint_images) if variant.joint else None
-    score = ScoreStage(tuple(levels), joint, encoder if variant.labels else None, scorer, recipe.samples)
+    score = ScoreStage(
+        tuple(levels), joint, encoder if variant.labels else None, scorer, recipe.samples, recipe.sampling
+    )
     stages: list[tuple[str, Stage]] = [("scorer", scorer)]
     if score.encoder or levels[0].encoder:
         stages.append(("encoder", encoder))
     stages += [(f"level{index}", level) for index, level in reversed(list(enumerate(levels)))]
     stages += [("joint", joint)] if joint else []
-    return Plan((*stages, ("score", score)))
+    return Plan((*stages, ("score", score)), recipe.evaluations)

@@ -153,6 +153,13 @@ class Store:
                 return
             yield not self.has(name)
 
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Wait for, and hold, a lock that is no stage's."""
+        with open(self.root / "claims" / f"{name}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with what an interrupted run left in it."""
         folder = self.work(name)
@@ -164,6 +171,8 @@ class Store:
         folder = self.work(name)
         for file in drop:
             (folder / file).unlink(missing_ok=True)
+        for leftover in folder.glob(".*"):  # of a write that was killed
+            leftover.unlink()
         digests = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
         write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
         if self.stage(name).exists():  # damaged: it has no stage.json, or it would not have been trained again

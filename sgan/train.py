@@ -25,8 +25,8 @@ from sgan.stack import Level, label_condition
 from sgan.store import Record, read_tensors, write_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-POINTS = 40
-"""Points of a loss curve."""
+POINTS, LONGEST = 40, 250
+"""A loss curve has about so many points, and one at least every so many steps: checkpoints are taken there."""
 CACHE_BYTES = 2**29
 """Real features are computed once and kept up to this size, else anew each batch."""
 
@@ -84,7 +84,10 @@ def loop(
     """
     done = _restore(task, folder)
     record = Record(folder, done * batch)
-    every, marks = max(1, steps // POINTS), {round(steps * part / evaluations) for part in range(1, evaluations + 1)}
+    every, marks = (
+        min(max(1, steps // POINTS), LONGEST),
+        {round(steps * part / evaluations) for part in range(1, evaluations + 1)},
+    )
     marks |= {snapshot[0]} if snapshot else set()
     window: list[dict[str, Tensor]] = []
     saved = time.monotonic()
@@ -151,7 +154,16 @@ def _restore(task: Task, folder: Path) -> int:
                 index, field = name.split("/")[2:]
                 state.setdefault(int(index), {})[field] = tensor
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for parameter, values in optimiser.state.items():
+            for field, value in values.items():
+                if value.shape == parameter.shape:  # a fused Adam walks both through memory in one order
+                    values[field] = _in_layout_of(parameter, value)
     return int(note["step"])
+
+
+def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """The same values with the parameter's strides."""
+    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
 
 
 class ClassifierTask:
@@ -194,6 +206,16 @@ class Real:
     taps: dict[str, Tensor]
 
 
+@dataclass
+class Generated:
+    """One generated batch, a list entry a level, from the lowest up: what its generator made, its z, and the condition
+    that it was given. Between levels the gradient through `conditions` is the scaled one."""
+
+    made: list[Tensor]
+    noise: list[Tensor]
+    conditions: list[Tensor]
+
+
 class GanTask:
     """Trains levels: one on real features (independent stage), or all, each on what the one above makes (joint stage).
 
@@ -204,6 +226,8 @@ class GanTask:
         levels: neighbours, from the lower up; more than one means the joint stage.
         discriminators: one a level; Q is inside.
         encoder: frozen; None where no loss and no condition needs it.
+        mean: what is subtracted from real images.
+        classes: K.
         feedback: share of the gradient of a level's loss that reaches the level above.
     """
 
@@ -217,11 +241,12 @@ class GanTask:
         weights: Weights,
         seed: int,
         mean: Tensor,
+        classes: int,
         feedback: float = 1.0,
     ):
         self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
         self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
-        self.mean, self.feedback = mean, feedback
+        self.mean, self.classes, self.feedback = mean, classes, feedback
         self.generator = nn.ModuleList(level.generator for level in levels)
         self.discriminator = nn.ModuleList(discriminators)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
@@ -265,45 +290,42 @@ class GanTask:
     def condition(self, real: Real) -> Tensor:
         """What the top level is given: its real features, or the label."""
         top = self.levels[-1]
-        return label_condition(top, real.labels, self._classes) if top.high == LABEL else real.taps[top.high]
+        return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
-    @property
-    def _classes(self) -> int:
-        return int(self.data.labels.max()) + 1
-
-    def generate(self, condition: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What every level makes, and its z, from the lowest up; gradients to the level above are scaled."""
-        made: list[Tensor] = []
-        noise: list[Tensor] = []
+    def generate(self, condition: Tensor) -> Generated:
+        """What every level makes, from the top down."""
+        batch = Generated([], [], [])
         for level in reversed(self.levels):
-            if made:
-                condition = _ScaleGradient.apply(made[0], self.feedback) if self.feedback > 0 else made[0].detach()
+            if batch.made:
+                above = batch.made[0]
+                condition = _ScaleGradient.apply(above, self.feedback) if self.feedback > 0 else above.detach()
             z = torch.rand(len(condition), level.generator.noise, device=condition.device)
-            made.insert(0, level.generator(condition, z))
-            noise.insert(0, z)
-        return made, noise
+            batch.made.insert(0, level.generator(condition, z))
+            batch.noise.insert(0, z)
+            batch.conditions.insert(0, condition)
+        return batch
 
     def step(self, step: int) -> dict[str, Tensor]:
         torch.manual_seed(step_seed(self.seed, step))
         real = self.real(self.batches[step])
         condition = self.condition(real)
-        made, noise = self.generate(condition)
-        report, lowest = self._discriminator_step(real, made, noise)
-        repeats = self.recipe.steps_after(lowest)
+        batch = self.generate(condition)
+        report, lowest = self._discriminator_step(real, batch)
+        repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
         for repeat in range(repeats):
             if repeat > 0 or self.recipe.fresh_noise:
-                made, noise = self.generate(condition)
-            terms = self._generator_step(real, condition, made, noise)
+                batch = self.generate(condition)
+            terms = self._generator_step(real, batch)
         report |= terms
         report["generator_steps"] = torch.tensor(float(repeats))
         return report
 
-    def _discriminator_step(
-        self, real: Real, made: list[Tensor], noise: list[Tensor]
-    ) -> tuple[dict[str, Tensor], float]:
+    def _discriminator_step(self, real: Real, batch: Generated) -> tuple[dict[str, Tensor], float]:
         """Update all D and Q; returns the losses, and half the adversarial loss of the lowest level's D."""
         recipe, report, parts = self.recipe, {}, []
-        for level, discriminator, fake, z in zip(self.levels, self.discriminators, made, noise, strict=True):
+        for level, discriminator, fake, z in zip(
+            self.levels, self.discriminators, batch.made, batch.noise, strict=True
+        ):
             real_logits, _ = discriminator(real.taps[level.low])
             fake_logits, recovered = discriminator(fake.detach())
             terms = {"d_adversarial": losses.discriminator(real_logits, fake_logits)}
@@ -319,24 +341,19 @@ class GanTask:
         self._update("discriminator", torch.stack(parts).sum())
         return report, report[self._name(self.levels[0], "d_adversarial")].item() / 2
 
-    def _generator_step(
-        self, real: Real, condition: Tensor, made: list[Tensor], noise: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _generator_step(self, real: Real, batch: Generated) -> dict[str, Tensor]:
         """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators")."""
         weights, report, parts = self.weights, {}, []
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
-            fake = made[index]
+            fake = batch.made[index]
             terms: dict[str, tuple[float, Tensor]] = {}
             if weights.adversarial > 0 or weights.entropy > 0:
                 logits, recovered = discriminator(fake)
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
-                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, noise[index]))
+                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index]))
             if weights.conditional > 0:
                 assert self.encoder is not None
-                above = made[index + 1] if index + 1 < len(made) else condition
-                target = real.labels if level.high == LABEL else above
-                if self.feedback == 0 and index + 1 < len(made):
-                    target = target.detach()
+                target = real.labels if level.high == LABEL else batch.conditions[index]
                 terms["g_conditional"] = (
                     weights.conditional,
                     losses.conditional(self.encoder(self._as_encoder_sees(fake, level), level.low, level.high), target),
@@ -358,7 +375,7 @@ class GanTask:
         parameters = list(self.modules[name].parameters())
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else _in_layout_of(parameter, gradient)
         self.optimisers[name].step()
 
     def _name(self, level: Level, name: str) -> str:

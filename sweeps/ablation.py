@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from sweeps.schedule import Slots
 
 TABLE = "RESULTS.md"
+INTERRUPTED = 130
 
 
 def main(sweep: Sweep) -> int:
-    """Run a sweep; returns the exit status: 0, or 1 where a trial failed or the record could not be sent.
+    """Run a sweep; returns the exit status: 0, 1 where a trial failed or the record could not be sent, or 130 where
+    it was stopped.
 
     Raises:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
@@ -49,22 +51,27 @@ def main(sweep: Sweep) -> int:
 
     uri = sweep.mlflow or tracking.default_uri(store)
     revision = commit()
-    write_manifest(resolved, store, machine("cuda" if slots.gpus else "cpu"), revision)
+    write_manifest(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
     uploader = tracking.start(store, resolved.key, uri)
     try:
-        failed = schedule.run(resolved.trials, resolved.folder, store, revision, slots)
+        schedule.run(resolved.trials, resolved.folder, store, revision, slots)
     finally:
         sent = finish(uploader)
+    open_trials = [trial for trial in resolved.trials if not schedule.ended(trial, store)]
+    failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
+    if len(open_trials) > len(failed):
+        print(f"\nStopped with {len(open_trials)} trials open; the same command goes on where they are.")
+        return INTERRUPTED
     return conclude(resolved, store, uri, sent) or (1 if failed else 0)
 
 
 def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     """Say what is to be done before anything is done."""
     from sgan.stages import name
-    from sweeps.schedule import missing
+    from sweeps.schedule import ended, missing
 
     trials = resolved.trials
-    todo = [trial for trial in trials if missing([trial], store)]
+    todo = [trial for trial in trials if not ended(trial, store)]
     kinds: dict[str, set[str]] = {}
     for trial in trials:
         for _, stage in trial.plan.stages:

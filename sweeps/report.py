@@ -23,7 +23,8 @@ from sweeps import tracking
 SCORES = {  # column -> (heading, decimals)
     "inception_score": ("Inception score", 2),
     "fid": ("FID", 1),
-    "accuracy": ("Accuracy", 3),
+    "accuracy": ("Encoder accuracy", 3),
+    "scorer_accuracy": ("Scorer accuracy", 3),
     "diversity": ("Diversity", 2),
     "train_seconds": ("Training time (s)", 0),
 }
@@ -34,9 +35,9 @@ MEANING = (
     "Mean ± standard deviation over n training seeds. Training time is that of all stages of a trial, shared or not.",
     "Inception score (10 splits), FID (against the training images) and diversity (mean distance of two images within "
     + "a class, relative to the training images) are those of a classifier trained on the dataset's own images. "
-    + "Accuracy: share of samples in which the trial's encoder sees the label asked for; – where none is asked for.",
-    "Real data: Inception score of the training images; FID, diversity and the classifier's accuracy of the test "
-    + "images.",
+    + "Accuracy: share of samples in which the trial's own encoder, against which it was trained, and that classifier "
+    + "see the label asked for; – where none is asked for.",
+    "Real data: Inception score of the training images; FID, diversity and accuracy of the test images.",
     "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never.",
 )
 
@@ -73,13 +74,15 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
     ]
     rows = []
     for trial in manifest["trials"]:
-        run = children.get(trial["name"])
+        run = children.get(trial["run"])
         tags, metrics = (run.data.tags, run.data.metrics) if run else ({}, {})
         row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
         row |= {name: tags.get(name) for name in ("outcome", "reason", "commit")}
         row |= {"run_id": run.info.run_id if run else None}
-        rows.append(row | {name: metrics.get(name) for name in (*SCORES, "inception_score_split_std")})
-    numbers = [*SCORES, "inception_score_split_std"]
+        rows.append(
+            row | {name: metrics.get(name) for name in (*SCORES, "inception_score_split_std", "generator_images")}
+        )
+    numbers = [*SCORES, "inception_score_split_std", "generator_images"]
     columns = ["trial", "variant", "seed", "cuts", "outcome", "reason", "commit", "run_id", *numbers]
     trials = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
     real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
@@ -175,6 +178,12 @@ def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
             f"2/2^{seeds} = {2 / 2**seeds:g}."
         )
+    seen = sweep.trials.groupby("variant")["generator_images"].max()
+    rows = [f"{titles[name]} {seen[name]:,.0f}" for name in titles if name in seen and not math.isnan(seen[name])]
+    found.append(
+        f"Training images seen by the generator of images: {', '.join(rows)}. A joint stage comes on top of the "
+        "levels, as in the paper."
+    )
     return found if seeds else ["No trial has finished."]
 
 

@@ -6,7 +6,9 @@ the same command goes on where it was.
 
 import logging
 import os
+import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -25,10 +27,10 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 
-from sgan.config import IMAGE, Config, ConfigError
+from sgan.config import IMAGE, Config, ConfigError, require
 from sgan.data import load
 from sgan.run import Event, Worker, run_trial
-from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name, plan
+from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, code_version, name, plan
 from sgan.store import Store, write_json
 from sgan.train import Diverged
 
@@ -36,6 +38,8 @@ REPORT_SECONDS = 2.0
 """A worker reports to Tune this often, so that a short step costs the driver nothing."""
 RETRIES = 3
 """A trial whose worker dies starts again from its last checkpoint this many times."""
+SILENCE_SECONDS = 60.0
+"""A trial that goes on and on is heard of this often."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: the trials, where the data and the store lie, and the commit to note."""
+    """What every worker is given: the trials, where the data and the store lie, the commit to note, and the version of
+    the code by which the trials were planned."""
 
     trials: tuple[Trial, ...]
     data: Path
     store: Path
     commit: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,23 @@ def connect() -> None:
 
 
 def slots(limit: int | None, trials_per_gpu: int) -> Slots:
-    """How many trials the connected Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU."""
-    resources = ray.cluster_resources()
-    cpus, gpus, nodes = int(resources.get("CPU", 1)), int(resources.get("GPU", 0)), len(ray.nodes())
-    count = gpus * trials_per_gpu if gpus else cpus
-    where = f"{nodes} node{'s' if nodes > 1 else ''}, {cpus} CPUs, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}"
-    count = min(count, limit) if limit else count
-    return Slots(count, max(1, cpus // count) if gpus else 1, 1 / trials_per_gpu if gpus else 0.0, gpus, where)
+    """How many trials the connected Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU.
+
+    CPUs a trial are what the node with the fewest a GPU can give, so that a trial fits on every GPU.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    share = 1
+    if gpus:
+        with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+        share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
+        count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
+    else:
+        count = cpus
+    models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
+    counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
+    where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
+    return Slots(max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where)
 
 
 class TrialRun(tune.Trainable):
@@ -114,6 +130,11 @@ class TrialRun(tune.Trainable):
 
     def setup(self, config: dict[str, Any], job: Job, cpus: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         torch.set_num_threads(cpus)
+        require(
+            code_version() == job.code,
+            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
+            "nodes; run the command again with one version",
+        )
         self.job, self.events = job, None
         self._start(config)
 
@@ -130,9 +151,13 @@ class TrialRun(tune.Trainable):
 
     def _events(self) -> Generator[Event]:
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        data = load(self.trial.config.dataset.name, self.job.data).to(device)
-        scorer = self.trial.plan.score.scorer
-        yield from run_trial(self.trial.plan, Worker(Store(self.job.store), data, device, scorer, self.job.commit))
+        config = self.trial.config
+        data = load(config.dataset.name, self.job.data)
+        require(
+            data.digest == config.data,
+            f"the {config.dataset.name} data in {self.job.data} on {platform.node()} are not those that the driver has",
+        )
+        yield from run_trial(Worker(Store(self.job.store), data.to(device), device, self.trial.plan, self.job.commit))
 
     def step(self) -> dict[str, Any]:
         """Train until there is something to report: a stage begins, some seconds have passed, or the trial ends."""
@@ -147,6 +172,8 @@ class TrialRun(tune.Trainable):
                     return {"label": event.label, "images": images, "outcome": "running", DONE: False}
         except Diverged as error:
             return {"label": "", "images": 0, "outcome": "diverged", "reason": str(error), DONE: True}
+        except ConfigError as error:  # it would be the same again: no retry
+            return {"label": "", "images": 0, "outcome": "failed", "reason": str(error), DONE: True}
         return {"label": "", "images": 0, "outcome": "done", DONE: True}
 
     def cleanup(self) -> None:
@@ -173,37 +200,48 @@ def work(stage: Stage) -> float:
             return 0.1 * stage.samples
 
 
+def ended(trial: Trial, store: Store) -> bool:
+    """Whether a trial is finished, or one of its stages diverged, which it would do again."""
+    names = [name(stage) for _, stage in trial.plan.stages]
+    return store.has(trial.plan.name) or any(
+        store.has(stage_name) and store.facts(stage_name)["status"] == "diverged" for stage_name in names
+    )
+
+
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
-    """The stages that the trials still need, each once."""
-    stages = {name(stage): stage for trial in trials for _, stage in trial.plan.stages}
+    """The stages that trials which have not ended still need, each once."""
+    stages = {name(stage): stage for trial in trials if not ended(trial, store) for _, stage in trial.plan.stages}
     return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
 
 
-def run(trials: Sequence[Trial], data: Path, store: Store, commit: str, slots: Slots) -> list[Trial]:
-    """Run the trials that are not finished; returns those that failed. Ctrl-C stops after the steps in progress.
+def run(trials: Sequence[Trial], data: Path, store: Store, commit: str, slots: Slots) -> None:
+    """Run the trials that have not ended; what one could not finish for is in its failure file in the store. Ctrl-C
+    stops all after the steps in progress.
 
-    Trials with the longest way to go start first, and trials that share their way keep apart, so that few wait.
+    Trials with the longest way to go start first; so the stacks of different seeds, which share nothing, come before
+    the trials that wait for their stages.
     """
-    todo = [trial for trial in trials if missing([trial], store)]
+    todo = [trial for trial in trials if not ended(trial, store)]
     if not todo:
-        return []
+        return
     todo.sort(key=lambda trial: -sum(work(stage) for stage in missing([trial], store).values()))
-    job = Job(tuple(todo), data, store.root, commit)
-    tune_folder = store.root / "tune"
-    shutil.rmtree(tune_folder, ignore_errors=True)
+    for trial in todo:
+        store.failure(trial.plan.name).unlink(missing_ok=True)
+    job = Job(tuple(todo), data, store.root, commit, code_version())
     trainable = tune.with_resources(
         tune.with_parameters(TrialRun, job=job, cpus=slots.cpus), {"cpu": slots.cpus, "gpu": slots.gpus}
     )
-    progress = ProgressLines(todo, store, slots)
+    # Tune's own state is nobody's: a folder of this run alone, since two drivers may share the store.
+    tune_folder = tempfile.mkdtemp(dir=store.root, prefix="tune-")
     tuner = tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search(list(range(len(todo))))},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots.count),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(tune_folder),
+            storage_path=tune_folder,
             verbose=0,
-            callbacks=[progress],
+            callbacks=[ProgressLines(todo, store)],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     )
@@ -211,50 +249,50 @@ def run(trials: Sequence[Trial], data: Path, store: Store, commit: str, slots: S
         tuner.fit()
     finally:
         shutil.rmtree(tune_folder, ignore_errors=True)
-    return progress.failed
 
 
 class ProgressLines(tune.Callback):
     """One line for every trial that changes, with the share done and the time left; and a file in the store for a
     trial that failed."""
 
-    def __init__(self, trials: Sequence[Trial], store: Store, slots: Slots):
-        self.trials, self.store, self.slots = trials, store, slots
+    def __init__(self, trials: Sequence[Trial], store: Store):
+        self.trials, self.store = trials, store
         self.stages = missing(trials, store)
         self.total = sum(map(work, self.stages.values()))
-        self.began, self.finished, self.failed = time.monotonic(), 0, []
-        self.labels: dict[str, str] = {}
+        self.began, self.finished = time.monotonic(), 0
+        self.said: dict[str, tuple[str, float]] = {}
         self.images: dict[str, int] = {}
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info) -> None:
-        mine = self._trial(trial)
         if result[DONE]:
             return
-        stage = dict(mine.plan.stages)[result["label"]]
+        mine, label, now = self._trial(trial), result["label"], time.monotonic()
         if result["images"] >= 0:
-            self.images[name(stage)] = result["images"]
-        label = result["label"] if result["images"] >= 0 else f"waiting for {result['label']}"
-        if self.labels.get(trial.trial_id) != label:
-            self.labels[trial.trial_id] = label
+            self.images[name(dict(mine.plan.stages)[label])] = result["images"]
+        else:
+            label = f"waiting for {label}"
+        before, when = self.said.get(trial.trial_id, ("", 0.0))
+        if before != label or now - when > SILENCE_SECONDS:
+            self.said[trial.trial_id] = label, now
             self._say(mine, label)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        mine = self._trial(trial)
-        self.finished += 1
-        self.store.failure(mine.plan.name).unlink(missing_ok=True)
-        if trial.last_result["outcome"] == "diverged":
-            self._say(mine, f"diverged: {trial.last_result['reason']}")
-        else:
-            scores = self.store.facts(mine.plan.name)["scores"]
-            self._say(mine, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
+        result = trial.last_result
+        self._end(self._trial(trial), result["outcome"], result.get("reason", ""))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        mine = self._trial(trial)
+        lines = str(trial.get_error() or "its worker died").strip().splitlines()
+        self._end(self._trial(trial), "failed", lines[-1] if lines else "its worker died")
+
+    def _end(self, trial: Trial, outcome: str, reason: str) -> None:
         self.finished += 1
-        self.failed.append(mine)
-        error = str(trial.get_error() or "its worker died").strip().splitlines()[-1]
-        write_json(self.store.failure(mine.plan.name), {"error": error, "time": time.time()})
-        self._say(mine, f"failed: {error}")
+        if self.store.has(trial.plan.name):
+            scores = self.store.facts(trial.plan.name)["scores"]
+            self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
+            return
+        if outcome == "failed":
+            write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
+        self._say(trial, f"{outcome}: {reason}")
 
     def _trial(self, trial: TuneTrial) -> Trial:
         return self.trials[trial.config["trial"]]

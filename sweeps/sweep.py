@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 DEFAULT_CUTS = ("fc3",)
 DEFAULT_DATA = Path("data")
+MOST_SEEDS, LAST_SEED = 1000, 10**9
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class Sweep:
         require(self.seeds >= 1, f"--seeds must be at least 1, but got {self.seeds}")
         require(0 <= self.first_seed <= 2**31 - 2 - self.seeds, f"--first-seed must be >= 0, but got {self.first_seed}")
         require(self.slots is None or self.slots >= 1, f"--slots must be at least 1, but got {self.slots}")
-        require(self.trials_per_gpu >= 1, f"--trials-per-gpu must be at least 1, but got {self.trials_per_gpu}")
+        require(
+            1 <= self.trials_per_gpu <= 100, f"--trials-per-gpu must be from 1 to 100, but got {self.trials_per_gpu}"
+        )
         for name, value in (("--budget", self.budget), ("--width", self.width)):
             require(math.isfinite(value) and value > 0, f"{name} must be a finite number > 0, but got {value}")
         require(self.width <= 4, f"--width must be at most 4, but got {self.width}")
@@ -108,8 +112,8 @@ class Sweep:
         Variant(self.cuts, Weights(*self.weights), joint=False)  # validates both
         require(
             self.data is None or self.data.is_dir(),
-            f"the data folder {self.data} of --data is not there; name the folder that holds the dataset's files, "
-            f"or leave --data out to download into ./{DEFAULT_DATA}",
+            f"the data folder {self.data} of --data is not there, or is no folder; name the folder that holds the "
+            f"dataset's files, or leave --data out to download into ./{DEFAULT_DATA}",
         )
         if self.dataset != AUTO and self.recipe != AUTO:
             self.build_recipe(self.dataset, self.recipe)
@@ -133,12 +137,17 @@ class Sweep:
 
     def build_recipe(self, dataset: str, recipe: str) -> Recipe:
         """The recipe's row with the budget and the overrides of this sweep."""
-        row = recipe_row(recipe, dataset).budget(self.budget)
+        changes: dict[str, Any] = {}
         for change in self.override:
             path, equals, text = change.partition("=")
             require(bool(equals), f"--override takes FIELD=VALUE, but got {change!r}")
-            row = _replaced(row, path.split("."), text, change)
-        return row
+            *parents, field = path.split(".")
+            inner = changes
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+                require(isinstance(inner, dict), f"--override {change} changes a part of what another one sets")
+            inner[field] = text
+        return _replaced(recipe_row(recipe, dataset).budget(self.budget), changes, "")
 
     @property
     def seed_range(self) -> range:
@@ -146,31 +155,38 @@ class Sweep:
         return range(self.first_seed, self.first_seed + self.seeds)
 
 
-def _replaced(row: Any, path: list[str], text: str, change: str) -> Any:
-    """A dataclass with the field at `path` set to the JSON value or plain word `text`."""
+def _replaced(row: Any, changes: dict[str, Any], path: str) -> Any:
+    """A dataclass with fields replaced: name -> text, or name -> the changes inside that field. All changes of one
+    dataclass are made together, since it validates them together."""
     fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    require(
-        path[0] in fields and (len(path) == 1) != dataclasses.is_dataclass(fields[path[0]]),
-        f"no field {'.'.join(path)!r} for --override {change}; here there are "
-        + ", ".join(f"{name}.…" if dataclasses.is_dataclass(value) else name for name, value in fields.items()),
-    )
-    if len(path) > 1:
-        return dataclasses.replace(row, **{path[0]: _replaced(fields[path[0]], path[1:], text, change)})
+    new = {}
+    for name, change in changes.items():
+        require(
+            name in fields and isinstance(change, dict) == dataclasses.is_dataclass(fields[name]),
+            f"no field {path + name!r} for --override; here there are "
+            + ", ".join(f"{path}{n}{'.…' if dataclasses.is_dataclass(v) else ''}" for n, v in fields.items()),
+        )
+        nested = isinstance(change, dict)
+        new[name] = _replaced(fields[name], change, f"{path}{name}.") if nested else _value(fields[name], change, name)
+    return dataclasses.replace(row, **new)
+
+
+def _value(old: Any, text: str, name: str) -> Any:
+    """Text as a value of the old one's type: JSON, or a plain word."""
     try:
         value = json.loads(text)
     except ValueError:
         value = text
-    old = fields[path[0]]
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, tuple) and isinstance(value, list):
         value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
     require(
         type(value) is type(old),
-        f"--override {change}: {path[0]} takes {type(old).__name__} values such as {json.dumps(as_json(old))}, "
+        f"--override {name}={text}: {name} takes {type(old).__name__} values such as {json.dumps(as_json(old))}, "
         f"but got {text!r}",
     )
-    return dataclasses.replace(row, **{path[0]: value})
+    return value
 
 
 @dataclass(frozen=True)
@@ -235,57 +251,72 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
 
 def write_manifest(resolved: Resolved, store: "Store", machine: str, commit: str) -> None:
     """Tell tracking and report what the sweep consists of; trials of earlier commands of the same sweep stay."""
-    from sgan.stages import name
     from sgan.store import read_json, write_json
 
-    path, sweep = store.sweep(resolved.key), resolved.sweep
-    earlier = read_json(path) if path.exists() else {"trials": [], "started": time.time()}
-    trials = {row["name"]: row for row in earlier["trials"]}
-    for trial in resolved.trials:
-        trials[trial.plan.name] = {
-            "name": trial.plan.name,
-            "variant": trial.variant,
-            "seed": trial.seed,
-            "cuts": ",".join(trial.config.variant.cuts) or "none",
-            "config": as_json(trial.config),
-            "config_key": content_key(trial.config),
-            "stages": [{"label": label, "name": name(stage)} for label, stage in trial.plan.stages],
-        }
-    order = list(VARIANTS)
-    rows = sorted(trials.values(), key=lambda row: (order.index(row["variant"]), row["seed"]))
-    write_json(
-        path,
-        {
-            "key": resolved.key,
-            "title": resolved.title,
-            "command": command(),
-            "commit": commit,
-            "machine": machine,
-            "started": earlier["started"],
-            "settings": {
-                "dataset": resolved.dataset.name,
-                "recipe": resolved.recipe.name,
-                "cuts": list(sweep.cuts),
-                "weights": list(sweep.weights),
-                "budget": sweep.budget,
-                "width": sweep.width,
-                "override": list(sweep.override),
+    path = store.sweep(resolved.key)
+    with store.lock(f"manifest-{resolved.key}"):
+        earlier = read_json(path) if path.exists() else {"trials": [], "started": time.time()}
+        rows = {(row["variant"], row["seed"]): row for row in earlier["trials"]}
+        rows |= {(trial.variant, trial.seed): _row(trial) for trial in resolved.trials}
+        order = list(VARIANTS)
+        trials = sorted(rows.values(), key=lambda row: (order.index(row["variant"]), row["seed"]))
+        write_json(
+            path,
+            {
+                "key": resolved.key,
+                "title": resolved.title,
+                "command": command(),
+                "commit": commit,
+                "machine": machine,
+                "started": earlier["started"],
+                "settings": _settings(resolved),
+                "paper_real": REAL_DATA_PAPER,
+                "scorer": trials[0]["stages"][0]["name"],
+                "variants": [
+                    {"name": variant, "title": VARIANTS[variant].title, "paper": VARIANTS[variant].paper}
+                    for variant in order
+                    if any(row["variant"] == variant for row in trials)
+                ],
+                "trials": trials,
             },
-            "paper_real": REAL_DATA_PAPER,
-            "scorer": name(resolved.trials[0].plan.score.scorer),
-            "variants": [
-                {"name": variant, "title": VARIANTS[variant].title, "paper": VARIANTS[variant].paper}
-                for variant in order
-                if any(row["variant"] == variant for row in rows)
-            ],
-            "trials": rows,
-        },
-    )
+        )
+
+
+def _row(trial: "Trial") -> dict[str, Any]:
+    """A trial in the manifest. `run` names its run in MLflow: under some options two variants are one and the same
+    trial, and both have a row."""
+    from sgan.stages import name
+
+    return {
+        "name": trial.plan.name,
+        "run": f"{trial.variant}-{trial.seed}-{trial.plan.name}",
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "cuts": ",".join(trial.config.variant.cuts) or "none",
+        "config": as_json(trial.config),
+        "config_key": content_key(trial.config),
+        "stages": [{"label": label, "name": name(stage)} for label, stage in trial.plan.stages],
+    }
+
+
+def _settings(resolved: Resolved) -> dict[str, Any]:
+    """The options that all trials of the sweep share."""
+    sweep = resolved.sweep
+    return {
+        "dataset": resolved.dataset.name,
+        "recipe": resolved.recipe.name,
+        "cuts": list(sweep.cuts),
+        "weights": list(sweep.weights),
+        "budget": sweep.budget,
+        "width": sweep.width,
+        "override": list(sweep.override),
+    }
 
 
 def command() -> str:
     """The command line that was given, without folders of this machine."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [word if "://" in word else re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
+    words = [re.sub(r"//[^/@]*@", "//", word) for word in words]  # nor passwords
     return shlex.join(["python", "sweeps/ablation.py", *words])
 
 

@@ -9,7 +9,6 @@ training nor scheduling. Every pass is idempotent: runs are found by tag, the ta
 what is sent again after a crash lands on itself (MLflow keeps identical points once; artifacts overwrite).
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -98,8 +97,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     """
     manifest = read_json(store.sweep(sweep_key))
     client = connect(uri)
-    with open(store.root / "claims" / f"mlflow-{sweep_key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may share a sweep; two passes at once would make runs twice
+    with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once would make runs twice
         parent, children = find(client, sweep_key)
         parent = parent or client.create_run(
             _experiment(client, store, uri),
@@ -110,7 +108,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         _send_sweep(client, store, manifest, parent)
         states = [_state(store, trial, live) for trial in manifest["trials"]]
         for trial, state in zip(manifest["trials"], states, strict=True):
-            run = children.get(trial["name"])
+            run = children.get(trial["run"])
             if run is None or run.data.tags.get("outcome") != "done":
                 _send_trial(client, store, manifest, trial, state, parent.info, run)
         found = {state.outcome for state in states}
@@ -171,7 +169,7 @@ def _send_trial(
         if run is None and not (times or state.facts or state.outcome == "failed"):
             return
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
-        names = {SWEEP: manifest["key"], TRIAL: trial["name"], "sweep": manifest["key"], "trial": trial["name"]}
+        names = {SWEEP: manifest["key"], TRIAL: trial["run"], "sweep": manifest["key"], "trial": trial["name"]}
         own = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key")}
         run = run or client.create_run(
             parent.experiment_id,
@@ -186,7 +184,10 @@ def _send_trial(
             tags["mlflow.loggedImages"] = "True"
         if state.outcome == "done":
             seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-            metrics += _scores({**state.facts[-1]["scores"], "train_seconds": seconds}, state.end)
+            # Joint training goes on with the image level: what its generator saw is the sum.
+            images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
+            totals = {"train_seconds": seconds, "generator_images": images}
+            metrics += _scores(state.facts[-1]["scores"] | totals, state.end)
             if samples := _grids(store.stage(trial["name"])):
                 shutil.copyfile(samples[-1], staging / "samples.png")
         if any(staging.iterdir()):

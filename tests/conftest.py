@@ -13,7 +13,7 @@ from sgan.config import AdamRecipe, Config, Dataset, EncoderRecipe, GanRecipe, R
 from sgan.data import Data, load
 from sgan.presets import DATASETS
 from sgan.run import Worker, run_trial
-from sgan.stages import ClassifierStage, Plan, plan
+from sgan.stages import Plan, plan
 from sgan.store import Store
 
 torch.set_num_threads(1)
@@ -72,19 +72,17 @@ def released_recipe(steps: int = 6) -> Recipe:
 def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
     """The plan of a trial on the digits."""
     digest = load("digits", Path()).digest
-    return plan(Config(dataset, digest, recipe or tiny_recipe(), variant, seed))
+    return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
 
 
 def make_worker(root: Path, trial: Plan) -> Worker:
-    """A worker of this process on the store `root`."""
-    scorer = next(stage for label, stage in trial.stages if label == "scorer")
-    assert isinstance(scorer, ClassifierStage)
-    return Worker(Store(root), load("digits", Path()), "cpu", scorer, "test")
+    """A worker on the store `root`."""
+    return Worker(Store(root), load("digits", Path()), "cpu", trial, "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
     """Run a trial to its end; returns the labels of the stages that were trained."""
-    events = list(run_trial(trial, make_worker(root, trial)))
+    events = list(run_trial(make_worker(root, trial)))
     return list(dict.fromkeys(event.label for event in events if event.progress))
 
 
@@ -99,7 +97,7 @@ def classifiers(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("classifiers")
     for pixel_mean in (False, True):
         encoder = dataclasses.replace(CLASSIFIER, pixel_mean=pixel_mean)
-        for event in run_trial(trial := tiny_plan(tiny_recipe(encoder=encoder)), make_worker(root, trial)):
+        for event in run_trial(make_worker(root, tiny_plan(tiny_recipe(encoder=encoder)))):
             if event.label.startswith("level"):
                 break
     shutil.rmtree(root / "work")
@@ -120,4 +118,3 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-

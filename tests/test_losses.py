@@ -103,9 +103,9 @@ def test_a_constant_q_scores_the_variance_of_the_noise():
     ("loss", "steps"), [(2.0, 1), (0.66, 1), (0.65, 3), (0.51, 3), (0.5, 5), (0.31, 5), (0.3, 7), (0.01, 7), (0.0, 7)]
 )
 def test_the_released_rule_of_generator_steps(loss, steps):
-    assert RELEASED.steps_after(loss) == steps
+    assert losses.generator_steps(RELEASED.generator_steps, loss) == steps
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.4, 9.0])
 def test_the_paper_alternates(loss):
-    assert PAPER.steps_after(loss) == 1
+    assert losses.generator_steps(PAPER.generator_steps, loss) == 1

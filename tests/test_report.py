@@ -26,7 +26,14 @@ TITLES = {"sgan": "SGAN", "near": "DCGAN (adv+cond+ent)", "far": "DCGAN (adv)", 
 def finish(store: Store, name: str, seconds: float, scores: dict, status: str = "done", commit: str = "abc123") -> None:
     folder = store.begin(name)
     Record(folder).add(100, {"g_adv": 0.5})
-    facts = {"kind": name.partition("-")[0], "name": name, "status": status, "reason": "g_adv is nan", "images": 100}
+    facts = {
+        "kind": name.partition("-")[0],
+        "name": name,
+        "status": status,
+        "reason": "g_adv is nan",
+        "images": 100,
+        "makes_images": name.startswith("level"),
+    }
     store.publish(name, {**facts, "seconds": seconds, "commit": commit, "machine": "two cores", "scores": scores})
 
 
@@ -34,7 +41,7 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") ->
     """A store with the sweep above, sent to the SQLite file inside it."""
     store = Store(root)
     shutil.copyfile(migrated, root / "mlflow.db")
-    finish(store, "scorer-x", 5.0, {"inception_score": 9.8, "fid": 0.7, "accuracy": 0.99, "diversity": 1.0})
+    finish(store, "scorer-x", 5.0, {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0})
     trials = []
     for variant, results in SCORES.items():
         for seed in seeds:
@@ -42,14 +49,14 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") ->
             own = {"cuts": "fc3", "config": {"seed": seed}, "config_key": "c0ffee"}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
-            trials.append({"name": name, "variant": variant, "seed": seed, **own, "stages": stages})
+            trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
             if result == "diverged":
                 finish(store, name, 1.0, {}, "diverged")
             elif result == "failed":
                 write_json(store.failure(name), {"error": "no memory", "time": 1_700_000_500.0})
             elif result:
                 scores = {"inception_score": result[0], "inception_score_split_std": 0.1, "fid": result[1]}
-                labels = {} if variant == "far" else {"accuracy": 0.9}
+                labels = {} if variant == "far" else {"accuracy": 0.9, "scorer_accuracy": 0.85}
                 finish(store, level, result[2], {})
                 # Scoring takes time too, but trains nothing.
                 finish(store, name, 7.0, scores | labels | {"diversity": 0.8}, commit=commit if seed else "abc123")
@@ -124,13 +131,22 @@ def test_summary_against_numbers_worked_out_by_hand(uri):
 def test_the_section_of_a_sweep(uri):
     section = report.markdown(report.read(uri, KEY))
     assert section.startswith("## digits, recipe tiny\n")
-    accuracy, diversity = "0.900 ± 0.000", "0.80 ± 0.00"
-    assert cells(section, "SGAN") == ["9.20 ± 0.20", "12.0 ± 2.0", accuracy, diversity, "40 ± 10", "3", "8.59 ± 0.12"]
-    near = ["9.03 ± 0.04", "13.5 ± 0.7", accuracy, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
+    accuracy, judged, diversity = "0.900 ± 0.000", "0.850 ± 0.000", "0.80 ± 0.00"
+    assert cells(section, "SGAN") == [
+        "9.20 ± 0.20",
+        "12.0 ± 2.0",
+        accuracy,
+        judged,
+        diversity,
+        "40 ± 10",
+        "3",
+        "8.59 ± 0.12",
+    ]
+    near = ["9.03 ± 0.04", "13.5 ± 0.7", accuracy, judged, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
     assert cells(section, "DCGAN (adv+cond+ent)") == near
-    assert cells(section, "DCGAN (adv)") == ["5.00", "80.0", "–", "0.80", "9", "1 of 3; 1 failed; 1 unfinished", "–"]
-    assert cells(section, "Seventh") == ["–"] * 5 + ["0 of 3; 3 unfinished", "–"]
-    assert cells(section, "Real data") == ["9.80", "0.7", "0.990", "1.00", "–", "–", "11.24 ± 0.12"]
+    assert cells(section, "DCGAN (adv)") == ["5.00", "80.0", "–", "–", "0.80", "9", "1 of 3; 1 failed; 1 unfinished", "–"]
+    assert cells(section, "Seventh") == ["–"] * 6 + ["0 of 3; 3 unfinished", "–"]
+    assert cells(section, "Real data") == ["9.80", "0.7", "–", "0.990", "1.00", "–", "–", "11.24 ± 0.12"]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows}) == 1
     assert rows[-1].startswith("| Real data")

@@ -13,15 +13,15 @@ from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, released_recipe, tin
 
 import sgan
 from sgan.config import INNER_TAPS, Config, Variant, Weights
-from sgan.presets import VARIANTS, configure
+from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.stages import SCORER_SEED, ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, name, plan
 
 PACKAGE = Path(sgan.__file__).parent
 DATA = "0123456789abcdef"
 
 
-def planned(variant: Variant = STACK, seed: int = 0, **recipe: Any) -> Plan:
-    return plan(Config(TINY, DATA, tiny_recipe(**recipe), variant, seed))
+def planned(variant: Variant = STACK, **recipe: Any) -> Plan:
+    return plan(Config(TINY, TINY, DATA, tiny_recipe(**recipe), variant, 0))
 
 
 def names(trial: Plan) -> dict[str, str]:
@@ -60,7 +60,7 @@ def test_every_stage_comes_after_its_parents(variant, cuts):
 
 
 def test_levels_lie_between_neighbouring_cuts():
-    trial = plan(Config(TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
+    trial = plan(Config(TINY, TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
     found = {label: (stage.low, stage.high) for label, stage in trial.stages if isinstance(stage, LevelStage)}
     assert found == {"level0": ("image", "conv1"), "level1": ("conv1", "pool2"), "level2": ("pool2", "label")}
 
@@ -100,9 +100,9 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "joint_images": (20 * BATCH, {"joint", "score"}),
     "joint_start": (0.5, GAN),
     "feedback": (0.5, {"joint", "score"}),
-    "sampling": ("batch", GAN),
+    "sampling": ("batch", {"score"}),
     "samples": (500, {"score"}),
-    "evaluations": (2, GAN),
+    "evaluations": (2, set()),
 }
 
 
@@ -124,7 +124,7 @@ def test_every_field_of_gan_training_is_in_the_key(part):
     both = {"discriminator": "classes", "pixel_mean": True}  # gan and joint must agree in these
     for field in (field.name for field in dataclasses.fields(PAPER)):
         recipe = dataclasses.replace(PAPER, **{field: (other | both).get(field, 0.125)})
-        changes = {"gan": recipe, "joint": recipe} if field in both else {part: recipe}
+        changes: dict[str, Any] = {"gan": recipe, "joint": recipe} if field in both else {part: recipe}
         assert changed(planned(), planned(**changes)) == (GAN if "gan" in changes else {"joint", "score"}), field
 
 
@@ -136,7 +136,7 @@ def test_every_field_of_classifier_training_is_in_the_key(field):
 
 
 def test_seed_data_dataset_and_variant_are_in_the_keys():
-    base = Config(TINY, DATA, tiny_recipe(), STACK, 0)
+    base = Config(TINY, TINY, DATA, tiny_recipe(), STACK, 0)
     whole = {"scorer", "encoder", *GAN}
 
     def change(**fields: Any) -> set[str]:
@@ -144,7 +144,9 @@ def test_seed_data_dataset_and_variant_are_in_the_keys():
 
     assert change(seed=1) == {"encoder", *GAN}
     assert change(data=DATA[::-1]) == whole
-    assert change(dataset=dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))) == whole
+    wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
+    assert change(dataset=wider) == {"encoder", *GAN}
+    assert change(judge=wider) == {"scorer", "score"}
     for field in ("adversarial", "conditional", "entropy"):
         assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
 
@@ -169,10 +171,17 @@ def test_a_name_says_the_kind_and_is_the_same_in_every_process():
         assert kind == label.rstrip("0123456789")
         assert len(key) == 16
         assert set(key) <= set("0123456789abcdef")
-    text = "from test_stages import planned; print(planned().name)"
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {text}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "7"})
-    assert done.stdout.strip() == trial.name
+    script = (
+        "from sgan.presets import *; from sgan.stages import plan; row = RECIPES['released']['cifar10']\n"
+        "print(plan(configure(DATASETS['cifar10'], 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
+    )
+    command = [sys.executable, "-c", script]
+    seeds = [{"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(PACKAGE.parent)} for seed in (1, 2)]
+    said = {subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout for env in seeds}
+    config = configure(
+        DATASETS["cifar10"], "x", RECIPES["released"]["cifar10"], VARIANTS["sgan"].variant, 3, Weights(), ("fc3",)
+    )
+    assert said == {plan(config).name + "\n"}
 
 
 def test_the_last_stage_is_the_score_and_gives_the_trial_its_name():
@@ -182,9 +191,9 @@ def test_the_last_stage_is_the_score_and_gives_the_trial_its_name():
     assert trial.name == name(trial.score)
 
 
-def version(package: Path) -> str:
+def version(package: Path, scoring: bool = True) -> str:
     """code_version of a copy of the package, in a process of its own."""
-    command = [sys.executable, "-c", "from sgan.stages import code_version; print(code_version())"]
+    command = [sys.executable, "-c", f"from sgan.stages import code_version; print(code_version({scoring}))"]
     return subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=package.parent, env={"PYTHONPATH": str(package.parent)}
     ).stdout.strip()
@@ -223,22 +232,36 @@ def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
         ("encoder", "nn.MaxPool2d(2)", "nn.AvgPool2d(2)"),
         ("stack", "torch.rand(len(part)", "torch.randn(len(part)"),
         ("train", "if repeat > 0", "if repeat >= 0"),
-        ("metrics", "SPLITS = 10", "SPLITS = 5"),
         ("run", "evaluations=4", "evaluations=5"),
     ],
 )
 def test_changed_code_changes_the_codes_version(copied, module, old, new):
-    before, path = version(copied), copied / f"{module}.py"
+    before, path = (version(copied), version(copied, scoring=False)), copied / f"{module}.py"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    assert version(copied) != before
+    assert version(copied) != before[0]
+    assert version(copied, scoring=False) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [("metrics", "SPLITS = 10", "SPLITS = 5"), ("evaluation", "GRID_SEED = 7", "GRID_SEED = 8")],
+)
+def test_changed_scoring_scores_anew_and_trains_nothing(copied, module, old, new):
+    before, path = [version(copied, scoring) for scoring in (True, False)], copied / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    after = [version(copied, scoring) for scoring in (True, False)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def test_a_changed_rule_of_generator_steps_changes_the_codes_version(copied):
     """The rule is code that training runs, wherever it stands."""
-    before, old = version(copied), "discriminator_loss > threshold"
+    before, old = version(copied), "loss > threshold"
     holders = [path for path in copied.glob("*.py") if old in path.read_text()]
     assert len(holders) == 1
-    holders[0].write_text(holders[0].read_text().replace(old, "discriminator_loss >= threshold"))
+    holders[0].write_text(holders[0].read_text().replace(old, "loss >= threshold"))
     assert version(copied) != before

@@ -43,7 +43,15 @@ def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int =
 def publish(store: Store, name: str, status: str = "done", reason: str | None = None, fid: float = 10.0) -> None:
     kind = name.partition("-")[0]
     scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "scorer") else {}
-    facts = {"kind": kind, "name": name, "status": status, "reason": reason, "images": POINTS[-1], "seconds": 2.5}
+    facts = {
+        "kind": kind,
+        "name": name,
+        "status": status,
+        "reason": reason,
+        "images": POINTS[-1],
+        "seconds": 2.5,
+        "makes_images": kind == "joint",
+    }
     store.publish(name, {**facts, "commit": "abc123", "machine": "two cores", "scores": scores})
 
 
@@ -63,7 +71,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
             stages = [{"label": label, "name": stage_name(label, variant, seed)} for label in labels]
             config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
-            trials.append({"name": stages[-1]["name"], **own, "stages": stages})
+            trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {
         "key": KEY,
         "title": "digits, recipe tiny",
@@ -137,6 +145,7 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
         "fid": 10.0,
         "diversity": 0.9,
         "train_seconds": 2.5 * (len(LABELS[variant]) - 1),  # all but the score
+        "generator_images": POINTS[-1] if variant == "sgan" else 0,
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,23 @@ import torch
 from conftest import BATCH, CLASSIFIER, PAPER, RELEASED, TINY
 from torch import Tensor, nn
 
+from sgan import networks
 from sgan.config import IMAGE, INNER_TAPS, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
-from sgan.networks import Discriminator, Generator
 from sgan.stack import Level, sample
 from sgan.store import read_record, read_tensors
-from sgan.train import CHECKPOINT_FILE, ClassifierTask, Diverged, GanTask, Progress, Task, loop, module_tensors, step_seed
+from sgan.train import (
+    CHECKPOINT_FILE,
+    ClassifierTask,
+    Diverged,
+    GanTask,
+    Progress,
+    Task,
+    loop,
+    module_tensors,
+    step_seed,
+)
 
 SEED = 3
 ADV, ADV_ENT, ALL = Weights(1, 0, 0), Weights(1, 0, 10), Weights()
@@ -48,19 +58,20 @@ def gan_task(
     mean = pixel_mean(data.images, recipe.pixel_mean).to(encoder.mean.dtype)
     levels, discriminators = [], []
     for low, high in itertools.pairwise(bounds):
-        generator = Generator(TINY, recipe, low, high, labels)
+        generator = networks.Generator(TINY, recipe, low, high, labels)
         if low == IMAGE:
             generator.mean.copy_(mean)
         levels.append(Level(low, high, generator.to(memory_format=torch.channels_last), labels))
-        discriminators.append(Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
-    return GanTask(levels, discriminators, encoder, data, recipe, weights, SEED, mean, feedback)
+        discriminators.append(networks.Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
+    return GanTask(levels, discriminators, encoder, data, recipe, weights, SEED, mean, 10, feedback)
 
 
 class Adam:
     """Kingma and Ba's Adam, or with eps inside the root of the uncorrected v (released code)."""
 
     def __init__(self, recipe: GanRecipe):
-        self.recipe, self.moments = recipe.adam, {}
+        self.recipe = recipe.adam
+        self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def __call__(self, name: str, parameter: nn.Parameter, gradient: Tensor) -> None:
         r = self.recipe
@@ -200,14 +211,16 @@ def test_steps_are_those_of_the_equations(case, few, float64):
     for step in range(3):
         half, report = reference.step(step), task.step(step)
         assert report[f"{prefix}d_adversarial"].item() == pytest.approx(2 * half, rel=1e-9)
-        assert report["generator_steps"] == recipe.steps_after(half)
+        assert report["generator_steps"] == next(n for bound, n in recipe.generator_steps if half > bound)
     for ours, theirs in zip(
         [*(level.generator for level in task.levels), *task.discriminators],
         [*reference.G, *reference.D],
         strict=True,
     ):
         for (name, tensor), (_, wanted) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-            torch.testing.assert_close(tensor, wanted, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                tensor, wanted, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def upper_gradients(data: Data, feedback: float, weights: Weights) -> list[Tensor]:
@@ -261,7 +274,9 @@ def test_a_generator_step_leaves_discriminators_and_encoder_alone(few):
         assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("cuts", [cuts for n in range(6) for cuts in itertools.combinations(INNER_TAPS, n)], ids="-".join)
+@pytest.mark.parametrize(
+    "cuts", [cuts for n in range(6) for cuts in itertools.combinations(INNER_TAPS, n)], ids="-".join
+)
 def test_a_joint_step_trains_every_level_of_every_split(cuts, few):
     task = gan_task(few, (IMAGE, *cuts, LABEL), PAPER)
     before = copy.deepcopy(task.modules)
@@ -418,10 +433,11 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path):
 
     def part(folder: Path, points: int, seconds: float) -> Task:
         task = build(few)
-        run = loop(task, steps, BATCH, folder, evaluate(task), 3, (12, "start.safetensors"), seconds)
-        for _ in itertools.islice(run, points + 1):
+        points_of = loop(task, steps, BATCH, folder, evaluate(task), 3, (12, "start.safetensors"), seconds)
+        for _ in itertools.islice(points_of, points + 1):
             pass
-        run.close()
+        assert isinstance(points_of, Generator)
+        points_of.close()
         return task
 
     (tmp_path / "whole").mkdir()
