@@ -28,10 +28,25 @@ def require(condition: bool, message: str) -> None:
 
 
 def _number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Require a finite number in [low, high], or in (low, high] with open_low. NaN is refused by the comparison."""
-    inside = low < value <= high if open_low else low <= value <= high
+    """Require a finite number in [low, high], or in (low, high] with open_low."""
     bounds = f"{'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-    require(inside and math.isfinite(value), f"{name} must be a finite number {bounds}, but got {value}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    inside = number and (low < value <= high if open_low else low <= value <= high)
+    require(inside, f"{name} must be a finite number {bounds}, but got {value}")
+
+
+def _plain_floats(row: Any) -> None:
+    """Make 1 a 1.0 and -0.0 a 0.0 in the float fields of a frozen dataclass: equal values must have one content key."""
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if field.type is float and type(value) in (int, float):
+            object.__setattr__(row, field.name, float(value) + 0.0)
+
+
+def _integer(name: str, value: int, low: int, high: float = math.inf) -> None:
+    """Require a whole number in [low, high]."""
+    bounds = f">= {low}" + (f" and <= {high:g}" if high < math.inf else "")
+    require(type(value) is int and low <= value <= high, f"{name} must be a whole number {bounds}, but got {value}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Weights:
     def __post_init__(self):
         for name, value in vars(self).items():
             _number(f"the {name} weight", value, 0.0)
+        _plain_floats(self)
         require(
             self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
             "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
@@ -208,6 +224,7 @@ class AdamRecipe:
         _number("beta1", self.beta1, 0.0, 0.9999)
         _number("beta2", self.beta2, 0.0, 0.999999)
         _number("eps", self.eps, 0.0, 1.0, open_low=True)
+        _plain_floats(self)
 
 
 @dataclass(frozen=True)
@@ -230,10 +247,11 @@ class EncoderRecipe:
     shifts: int = 0
 
     def __post_init__(self):
-        _number("encoder images", self.images, 1)
-        _number("encoder batch", self.batch, 2)
+        _integer("encoder images", self.images, 1)
+        _integer("encoder batch", self.batch, 2)
         _number("encoder init_std", self.init_std, 0.0, open_low=True)
-        _number("encoder shifts", self.shifts, 0, 8)
+        _plain_floats(self)
+        _integer("encoder shifts", self.shifts, 0, 8)
 
 
 @dataclass(frozen=True)
@@ -279,7 +297,7 @@ class GanRecipe:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _number("batch", self.batch, 2)
+        _integer("batch", self.batch, 2)
         require(
             self.discriminator in ("binary", "classes"),
             f"discriminator must be 'binary' or 'classes', but got {self.discriminator!r}",
@@ -304,10 +322,11 @@ class GanRecipe:
             "generator_steps must be pairs (threshold, whole number of steps) with falling thresholds that end at 0, "
             f"such as ((0.5, 1), (0.0, 3)), but got {self.generator_steps}",
         )
-        for _, steps in self.generator_steps:
-            _number("generator_steps' steps", steps, 1, 100)
-        # 0 and 0.0 are equal and must have one content key.
-        rule = tuple((float(threshold), steps) for threshold, steps in self.generator_steps)
+        for threshold, steps in self.generator_steps:
+            _number("generator_steps' threshold", threshold, 0.0)
+            _integer("generator_steps' steps", steps, 1, 100)
+        _plain_floats(self)
+        rule = tuple((float(threshold) + 0.0, steps) for threshold, steps in self.generator_steps)
         object.__setattr__(self, "generator_steps", rule)
 
 
@@ -345,11 +364,13 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("image_level", "feature_level", "joint_images"):
-            _number(name, getattr(self, name), self.gan.batch)
+            batch = self.joint.batch if name == "joint_images" else self.gan.batch
+            _integer(name, getattr(self, name), batch)
         _number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
         _number("feedback", self.feedback, 0.0, 1.0)
-        _number("evaluations", self.evaluations, 1, 1000)
-        _number("samples", self.samples, 100, 10**7)
+        _plain_floats(self)
+        _integer("evaluations", self.evaluations, 1, 1000)
+        _integer("samples", self.samples, 100, 10**7)
         require(
             self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
         )
@@ -362,7 +383,7 @@ class Recipe:
         """The same recipe with the images of every GAN stage multiplied by `factor`."""
         _number("budget", factor, 0.0, 1e6, open_low=True)
         images = {
-            name: max(self.gan.batch, round(getattr(self, name) * factor))
+            name: max(self.gan.batch, self.joint.batch, round(getattr(self, name) * factor))
             for name in ("image_level", "feature_level", "joint_images")
         }
         return dataclasses.replace(self, **images)
@@ -386,7 +407,7 @@ class Config:
     seed: int
 
     def __post_init__(self):
-        _number("seed", self.seed, 0, 2**31 - 2)
+        _integer("seed", self.seed, 0, 2**31 - 2)
         binary_only = self.variant.labels or self.recipe.gan.discriminator == "binary"
         require(
             binary_only,

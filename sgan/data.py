@@ -5,6 +5,7 @@ Shapes: images (n, channels, size, size) uint8; labels (n,) int64.
 
 import functools
 import hashlib
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from sgan.config import ConfigError, Dataset
 
 DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""
+DOWNLOAD_PATIENCE = 20.0
+"""Seconds of silence after which a download has failed."""
 
 
 class DataError(ConfigError):
@@ -67,9 +70,9 @@ def _check_idx(path: Path, dimensions: int) -> None:
     """Require an IDX file (LeCun's format: magic number, sizes, bytes) to have the length that its header gives."""
     with open(path, "rb") as file:
         header = file.read(4 + 4 * dimensions)
-    sizes = np.frombuffer(header[4:], ">u4").astype(np.int64)
-    if header[:4] != bytes((0, 0, 8, dimensions)) or len(sizes) != dimensions:
+    if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
         raise DataError(f"{path} is not an IDX file of bytes with {dimensions} dimensions; delete it and get it again")
+    sizes = np.frombuffer(header[4:], ">u4").astype(np.int64)
     expected = len(header) + int(sizes.prod())
     if path.stat().st_size != expected:
         raise DataError(
@@ -110,7 +113,9 @@ def _cifar10(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _torchvision(kind: type, root: Path, train: bool):
     """A torchvision dataset from `root`, downloaded into it where it is absent and a network is there."""
+    patience = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(DOWNLOAD_PATIENCE)  # torchvision would wait for ever for a server that says nothing
         try:
             return kind(root, train=train)
         except RuntimeError:  # torchvision's word for "not found or corrupted": fetch what is missing
@@ -122,6 +127,8 @@ def _torchvision(kind: type, root: Path, train: bool):
             f"get its files on a machine with a network (torchvision.datasets.{kind.__name__}(root, download=True)), "
             "copy the folder here and name it with --data, or run --dataset digits, which needs no files"
         ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 @functools.lru_cache(maxsize=1)

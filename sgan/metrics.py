@@ -92,7 +92,7 @@ def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict
         "inception_score": mean,
         "inception_score_split_std": std,
         "fid": distance["frechet_inception_distance"],
-        "diversity": (class_spread(found) / reference.spread.clamp_min(1e-12)).mean().item(),
+        "diversity": (class_spread(found) / reference.spread)[reference.spread > 0].mean().item(),
     }
     if labels is not None:
         values["scorer_accuracy"] = accuracy(found.logits, labels)

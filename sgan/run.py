@@ -69,28 +69,28 @@ def run_trial(worker: Worker) -> Iterator[Event]:
         Diverged: a stage diverged, here or in an earlier run.
         StoreError: a finished stage is damaged, or the store cannot be written.
     """
-    pending = list(worker.plan.stages)
-    while pending:
-        ran = False
-        for label, stage in list(pending):
-            stage_name = name(stage)
-            if worker.store.has(stage_name):
-                pending.remove((label, stage))
-                facts = worker.store.facts(stage_name)
+    store, finished = worker.store, set()
+    while len(finished) < len(worker.plan.stages):
+        for label, stage in worker.plan.stages:
+            if stage not in finished and store.has(name(stage)):
+                facts = store.facts(name(stage))
                 if facts["status"] == "diverged":
                     raise Diverged(f"{label}: {facts['reason']}")
+                finished.add(stage)
+        waiting = None
+        for label, stage in worker.plan.stages:
+            if stage in finished or not finished.issuperset(_needed(stage, worker)):
                 continue
-            if not all(worker.store.has(name(needed)) for needed in _needed(stage, worker)):
-                continue
-            with worker.store.claim(stage_name) as mine:
+            with store.claim(name(stage)) as mine:
                 if mine:
                     for progress in run(stage, worker):
                         yield Event(label, progress)
-                    ran = True
                     break
-        if pending and not ran and not worker.store.has(name(pending[0][1])):
-            yield Event(pending[0][0], None)
-            time.sleep(WAIT)
+            waiting = waiting or label
+        else:
+            if waiting and len(finished) < len(worker.plan.stages):
+                yield Event(waiting, None)
+                time.sleep(WAIT)
 
 
 def _needed(stage: Stage, worker: Worker) -> tuple[Stage, ...]:

@@ -190,7 +190,9 @@ class Record:
     def __init__(self, folder: Path, images: int = 0):
         self.path = folder / RECORD_FILE
         kept = [line for line in read_record(folder) if line["images"] <= images]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary = self.path.with_name(f".{self.path.name}")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.path)
 
     def add(self, images: int, metrics: Mapping[str, float]) -> None:
         """Append one point: metric name -> value, after `images` images were seen."""

@@ -108,6 +108,9 @@ def loop(
             _checkpoint(task, folder, number)
             saved = time.monotonic()
         yield Progress(number * batch, steps * batch)
+    for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
+        if not tensor.isfinite().all():
+            raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
 
 
 def _means(window: list[dict[str, Tensor]], last: int) -> dict[str, float]:

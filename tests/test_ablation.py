@@ -121,7 +121,7 @@ def wait_for(condition, seconds: float = 90.0):
 
 
 def workers(driver: int) -> list[int]:
-    """Processes of Ray that run trials for this driver: descendants that Ray names after its wrapper of the trainable."""
+    """Processes of Ray that run trials for this driver: Ray names them after its wrapper of the trainable."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -144,7 +144,16 @@ def test_the_section_of_a_sweep(uri):
     ]
     near = ["9.03 ± 0.04", "13.5 ± 0.7", accuracy, judged, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
     assert cells(section, "DCGAN (adv+cond+ent)") == near
-    assert cells(section, "DCGAN (adv)") == ["5.00", "80.0", "–", "–", "0.80", "9", "1 of 3; 1 failed; 1 unfinished", "–"]
+    assert cells(section, "DCGAN (adv)") == [
+        "5.00",
+        "80.0",
+        "–",
+        "–",
+        "0.80",
+        "9",
+        "1 of 3; 1 failed; 1 unfinished",
+        "–",
+    ]
     assert cells(section, "Seventh") == ["–"] * 6 + ["0 of 3; 3 unfinished", "–"]
     assert cells(section, "Real data") == ["9.80", "0.7", "–", "0.990", "1.00", "–", "–", "11.24 ± 0.12"]
     rows = [line for line in section.splitlines() if line.startswith("|")]
