@@ -4,49 +4,17 @@ A `Config` is complete: dataset row, recipe, variant and seed. Values live in pr
 """
 
 import dataclasses
-import hashlib
-import json
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from sgan.checks import integer, number, plain_floats, require
+from sgan.shapes import Dataset
 
 TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
 """The encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
 INNER_TAPS = TAPS[:-1]
 """Where the stack can be cut; fc4 is the label itself."""
 IMAGE, LABEL = "image", "label"
-
-
-class ConfigError(ValueError):
-    """A value that is not allowed; the message names the value, what is allowed and what to do."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError(message) unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def _number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Require a finite number in [low, high], or in (low, high] with open_low."""
-    bounds = f"{'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    inside = number and (low < value <= high if open_low else low <= value <= high)
-    require(inside, f"{name} must be a finite number {bounds}, but got {value}")
-
-
-def _plain_floats(row: Any) -> None:
-    """Make 1 a 1.0 and -0.0 a 0.0 in the float fields of a frozen dataclass: equal values must have one content key."""
-    for field in dataclasses.fields(row):
-        value = getattr(row, field.name)
-        if field.type is float and type(value) in (int, float):
-            object.__setattr__(row, field.name, float(value) + 0.0)
-
-
-def _integer(name: str, value: int, low: int, high: float = math.inf) -> None:
-    """Require a whole number in [low, high]."""
-    bounds = f">= {low}" + (f" and <= {high:g}" if high < math.inf else "")
-    require(type(value) is int and low <= value <= high, f"{name} must be a whole number {bounds}, but got {value}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +27,8 @@ class Weights:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            _number(f"the {name} weight", value, 0.0)
-        _plain_floats(self)
+            number(f"the {name} weight", value, 0.0)
+        plain_floats(self)
         require(
             self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
             "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
@@ -105,111 +73,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Conv:
-    """One convolution of a discriminator: maps, kernel, stride, padding, batch normalisation, dropout before it."""
-
-    maps: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
-    norm: bool = False
-    dropout: bool = False
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """Widths of the encoder: conv1 and conv2 maps with their square kernel and padding, and the width of fc3."""
-
-    maps: tuple[int, int]
-    kernel: int
-    padding: int
-    features: int
-
-
-@dataclass(frozen=True)
-class GanShape:
-    """Widths of the generators and discriminators of one dataset; "released architectures" are rows of these.
-
-    Attributes:
-        maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
-        kernel: kernel of its transposed convolutions.
-        image_noise: size of z of the level that makes images.
-        feature_noise: size of z of every other level.
-        noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
-        label_noise_hidden: width through which z passes in the label-to-vector generator; None feeds z itself.
-        label_hidden: width through which the label passes there; None feeds the one-hot label itself.
-        vector_hidden: the further hidden widths of that generator.
-        image_convs: trunk of the image discriminator.
-        image_fc: fully connected widths after that trunk.
-        mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
-        vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
-        map_convs: trunk of a discriminator on feature maps; followed by map_fc.
-        sigmoid_q: Q ends in a sigmoid instead of being linear.
-    """
-
-    maps: tuple[int, int, int, int]
-    kernel: int
-    image_noise: int
-    feature_noise: int
-    noise_hidden: tuple[int, ...]
-    label_noise_hidden: int | None
-    label_hidden: int | None
-    vector_hidden: tuple[int, ...]
-    image_convs: tuple[Conv, ...]
-    image_fc: tuple[int, ...]
-    mean_pool: bool
-    vector_fc: tuple[tuple[int, bool], ...]
-    map_convs: tuple[Conv, ...]
-    map_fc: tuple[int, ...]
-    sigmoid_q: bool
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset row: what the images are and which networks go with them."""
-
-    name: str
-    channels: int
-    size: int
-    classes: int
-    encoder: EncoderShape
-    gan: GanShape
-
-    def scaled(self, width: float) -> "Dataset":
-        """The same row with every hidden width multiplied by `width`; 1 is the row itself."""
-        _number("width", width, 0.0, 4.0, open_low=True)
-        if width == 1:
-            return self
-
-        def scale(value: int | None) -> int | None:
-            return None if value is None else max(4, round(value * width))
-
-        def scales(values: tuple[int, ...]) -> Any:
-            return tuple(scale(value) for value in values)
-
-        def convs(rows: tuple[Conv, ...]) -> tuple[Conv, ...]:
-            return tuple(dataclasses.replace(row, maps=scale(row.maps)) for row in rows)
-
-        encoder = dataclasses.replace(
-            self.encoder, maps=scales(self.encoder.maps), features=max(4, round(self.encoder.features * width))
-        )
-        gan = dataclasses.replace(
-            self.gan,
-            maps=scales(self.gan.maps),
-            noise_hidden=scales(self.gan.noise_hidden),
-            label_noise_hidden=scale(self.gan.label_noise_hidden),
-            label_hidden=scale(self.gan.label_hidden),
-            vector_hidden=scales(self.gan.vector_hidden),
-            image_convs=convs(self.gan.image_convs),
-            image_fc=scales(self.gan.image_fc),
-            vector_fc=tuple((max(4, round(fc * width)), norm) for fc, norm in self.gan.vector_fc),
-            map_convs=convs(self.gan.map_convs),
-            map_fc=scales(self.gan.map_fc),
-        )
-        return dataclasses.replace(self, encoder=encoder, gan=gan)
-
-
-@dataclass(frozen=True)
 class AdamRecipe:
     """Adam's settings. `eps_in_root` divides by sqrt(v + eps) (released code) instead of sqrt(v) + eps."""
 
@@ -220,11 +83,11 @@ class AdamRecipe:
     eps_in_root: bool = False
 
     def __post_init__(self):
-        _number("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
-        _number("beta1", self.beta1, 0.0, 0.9999)
-        _number("beta2", self.beta2, 0.0, 0.999999)
-        _number("eps", self.eps, 0.0, 1.0, open_low=True)
-        _plain_floats(self)
+        number("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
+        number("beta1", self.beta1, 0.0, 0.9999)
+        number("beta2", self.beta2, 0.0, 0.999999)
+        number("eps", self.eps, 0.0, 1.0, open_low=True)
+        plain_floats(self)
 
 
 @dataclass(frozen=True)
@@ -247,11 +110,11 @@ class EncoderRecipe:
     shifts: int = 0
 
     def __post_init__(self):
-        _integer("encoder images", self.images, 1)
-        _integer("encoder batch", self.batch, 2)
-        _number("encoder init_std", self.init_std, 0.0, open_low=True)
-        _plain_floats(self)
-        _integer("encoder shifts", self.shifts, 0, 8)
+        integer("encoder images", self.images, 1)
+        integer("encoder batch", self.batch, 2)
+        number("encoder init_std", self.init_std, 0.0, open_low=True)
+        plain_floats(self)
+        integer("encoder shifts", self.shifts, 0, 8)
 
 
 @dataclass(frozen=True)
@@ -297,7 +160,7 @@ class GanRecipe:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _integer("batch", self.batch, 2)
+        integer("batch", self.batch, 2)
         require(
             self.discriminator in ("binary", "classes"),
             f"discriminator must be 'binary' or 'classes', but got {self.discriminator!r}",
@@ -307,11 +170,11 @@ class GanRecipe:
             f"adversarial must be 'non-saturating' or 'saturating', but got {self.adversarial!r}",
         )
         for name in ("class_weight", "image_noise", "feature_noise", "hidden_noise"):
-            _number(name, getattr(self, name), 0.0)
-        _number("discriminator_scale", self.discriminator_scale, 0.0, open_low=True)
-        _number("dropout", self.dropout, 0.0, 0.99)
-        _number("init_std", self.init_std, 0.0, open_low=True)
-        _number("norm_eps", self.norm_eps, 0.0, open_low=True)
+            number(name, getattr(self, name), 0.0)
+        number("discriminator_scale", self.discriminator_scale, 0.0, open_low=True)
+        number("dropout", self.dropout, 0.0, 0.99)
+        number("init_std", self.init_std, 0.0, open_low=True)
+        number("norm_eps", self.norm_eps, 0.0, open_low=True)
         pairs = all(
             isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, float) and type(pair[1]) is int
             for pair in self.generator_steps
@@ -323,9 +186,9 @@ class GanRecipe:
             f"such as ((0.5, 1), (0.0, 3)), but got {self.generator_steps}",
         )
         for threshold, steps in self.generator_steps:
-            _number("generator_steps' threshold", threshold, 0.0)
-            _integer("generator_steps' steps", steps, 1, 100)
-        _plain_floats(self)
+            number("generator_steps' threshold", threshold, 0.0)
+            integer("generator_steps' steps", steps, 1, 100)
+        plain_floats(self)
         rule = tuple((float(threshold) + 0.0, steps) for threshold, steps in self.generator_steps)
         object.__setattr__(self, "generator_steps", rule)
 
@@ -365,12 +228,12 @@ class Recipe:
     def __post_init__(self):
         for name in ("image_level", "feature_level", "joint_images"):
             batch = self.joint.batch if name == "joint_images" else self.gan.batch
-            _integer(name, getattr(self, name), batch)
-        _number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
-        _number("feedback", self.feedback, 0.0, 1.0)
-        _plain_floats(self)
-        _integer("evaluations", self.evaluations, 1, 1000)
-        _integer("samples", self.samples, 100, 10**7)
+            integer(name, getattr(self, name), batch)
+        number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
+        number("feedback", self.feedback, 0.0, 1.0)
+        plain_floats(self)
+        integer("evaluations", self.evaluations, 1, 1000)
+        integer("samples", self.samples, 100, 10**7)
         require(
             self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
         )
@@ -381,7 +244,7 @@ class Recipe:
 
     def budget(self, factor: float) -> "Recipe":
         """The same recipe with the images of every GAN stage multiplied by `factor`."""
-        _number("budget", factor, 0.0, 1e6, open_low=True)
+        number("budget", factor, 0.0, 1e6, open_low=True)
         images = {
             name: max(self.gan.batch, self.joint.batch, round(getattr(self, name) * factor))
             for name in ("image_level", "feature_level", "joint_images")
@@ -407,27 +270,10 @@ class Config:
     seed: int
 
     def __post_init__(self):
-        _integer("seed", self.seed, 0, 2**31 - 2)
+        integer("seed", self.seed, 0, 2**31 - 2)
         binary_only = self.variant.labels or self.recipe.gan.discriminator == "binary"
         require(
             binary_only,
             "a variant without labels cannot have labels in its discriminator; "
             "it is planned with a binary discriminator",
         )
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass as plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
-    return value
-
-
-def content_key(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON: equal content, equal key."""
-    text = json.dumps(as_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

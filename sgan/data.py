@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgan.config import ConfigError, Dataset
+from sgan.checks import ConfigError
+from sgan.shapes import Dataset
 
 DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""

@@ -6,8 +6,9 @@ h_0 = image, h_{i+1} = E_i(h_i), h_N = label; E_i is the run of layers between t
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, LABEL, TAPS, Dataset
+from sgan.config import IMAGE, LABEL, TAPS
 from sgan.data import image_shape
+from sgan.shapes import Dataset
 
 
 def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, TAPS, Dataset, GanRecipe
+from sgan.config import IMAGE, TAPS, GanRecipe
 from sgan.encoder import tap_shapes
+from sgan.shapes import Dataset
 
 LEAK = 0.2
 

@@ -7,20 +7,9 @@ repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 import dataclasses
 from dataclasses import dataclass, replace
 
-from sgan.config import (
-    AdamRecipe,
-    Config,
-    ConfigError,
-    Conv,
-    Dataset,
-    EncoderRecipe,
-    EncoderShape,
-    GanRecipe,
-    GanShape,
-    Recipe,
-    Variant,
-    Weights,
-)
+from sgan.checks import ConfigError
+from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
 CIFAR10 = Dataset(  # released code, cifar10
     name="cifar10",

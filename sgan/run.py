@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from sgan import metrics
-from sgan.config import IMAGE, GanRecipe, as_json, content_key
+from sgan.checks import as_json, content_key
+from sgan.config import IMAGE, GanRecipe
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation

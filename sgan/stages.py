@@ -12,7 +12,9 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgan.config import IMAGE, LABEL, Config, Dataset, EncoderRecipe, GanRecipe, Weights, as_json, content_key
+from sgan.checks import as_json, content_key
+from sgan.config import IMAGE, LABEL, Config, EncoderRecipe, GanRecipe, Weights
+from sgan.shapes import Dataset
 
 SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.config import ConfigError
+from sgan.checks import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
     from torch import Tensor

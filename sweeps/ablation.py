@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from sgan.config import ConfigError
+from sgan.checks import ConfigError
 from sweeps.sweep import Resolved, Sweep, commit, resolve, write_manifest
 
 if TYPE_CHECKING:

@@ -178,8 +178,9 @@ def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
             f"2/2^{seeds} = {2 / 2**seeds:g}."
         )
-    seen = sweep.trials.groupby("variant")["generator_images"].max()
-    rows = [f"{titles[name]} {seen[name]:,.0f}" for name in titles if name in seen and not math.isnan(seen[name])]
+    done = sweep.trials.dropna(subset=["generator_images"])
+    seen = dict(zip(done["variant"], done["generator_images"], strict=True))
+    rows = [f"{titles[name]} {seen[name]:,.0f}" for name in titles if name in seen]
     found.append(
         f"Training images seen by the generator of images: {', '.join(rows)}. A joint stage comes on top of the "
         "levels, as in the paper."

@@ -27,7 +27,8 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 
-from sgan.config import IMAGE, Config, ConfigError, require
+from sgan.checks import ConfigError, require
+from sgan.config import IMAGE, Config
 from sgan.data import load
 from sgan.run import Event, Worker, run_trial
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, code_version, name, plan

@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sgan.config import (
-    Dataset,
-    Recipe,
-    Variant,
-    Weights,
-    as_json,
-    content_key,
-    require,
-)
+from sgan.checks import as_json, content_key, require
+from sgan.config import Recipe, Variant, Weights
 from sgan.presets import DATASETS, REAL_DATA_PAPER, RECIPES, VARIANTS, configure, recipe_row
+from sgan.shapes import Dataset
 
 if TYPE_CHECKING:
     from sgan.data import Data

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sgan.config import AdamRecipe, Config, Dataset, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.data import Data, load
 from sgan.presets import DATASETS
 from sgan.run import Worker, run_trial
+from sgan.shapes import Dataset
 from sgan.stages import Plan, plan
 from sgan.store import Store
 

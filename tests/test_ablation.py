@@ -142,12 +142,22 @@ def workers(driver: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers through /proc")
-def test_killed_workers_and_a_killed_driver_change_nothing(quiet: tuple[Path, str], tmp_path: Path):
+def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: tuple[Path, str], tmp_path: Path):
     reference, store = quiet[0], tmp_path / "runs"
     arguments = ("--seeds", "2", "--variants", *ROWS)
     driver = start(store, *arguments)
-    os.kill(wait_for(lambda: list((store / "work").glob("level-*")) and workers(driver.pid))[0], signal.SIGKILL)
+    wait_for(lambda: list((store / "work").glob("level-*")))
+    os.kill(wait_for(lambda: workers(driver.pid))[0], signal.SIGKILL)
     done = len(stages(store))
+    wait_for(lambda: len(stages(store)) > done)
+    os.kill(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command goes on" in output
+    assert not table(output)
+    assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
+
+    driver, done = start(store, *arguments), len(stages(store))
     wait_for(lambda: len(stages(store)) > done + 1 and list((store / "work").glob("*-*")))
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)

@@ -13,19 +13,8 @@ from conftest import PAPER, STACK, TINY, released_recipe, tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgan.config import (
-    INNER_TAPS,
-    AdamRecipe,
-    Config,
-    ConfigError,
-    EncoderRecipe,
-    GanRecipe,
-    Recipe,
-    Variant,
-    Weights,
-    as_json,
-    content_key,
-)
+from sgan.checks import ConfigError, as_json, content_key
+from sgan.config import INNER_TAPS, AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure, recipe_row
 
 NOT_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from sgan.config import ConfigError
+from sgan.checks import ConfigError
 from sgan.data import (
     Batches,
     Data,

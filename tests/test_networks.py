@@ -8,10 +8,11 @@ import torch
 from conftest import PAPER, RELEASED, TINY
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, Dataset, GanRecipe
+from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
 from sgan.encoder import Encoder, tap_shapes
 from sgan.networks import Discriminator, Generator, Noise, parameters
 from sgan.presets import DATASETS, RECIPES
+from sgan.shapes import Dataset
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
 META = torch.device("meta")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgan.config import INNER_TAPS, ConfigError
+from sgan.checks import ConfigError
+from sgan.config import INNER_TAPS
 from sgan.presets import DATASETS, RECIPES, VARIANTS
 from sgan.store import Store, read_json
 from sweeps.sweep import Sweep, resolve, write_manifest

@@ -1,0 +1,112 @@
+"""Datasets and the widths of their networks: frozen dataclasses, whose rows are in presets.py."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from sgan.checks import number
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution of a discriminator: maps, kernel, stride, padding, batch normalisation, dropout before it."""
+
+    maps: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    norm: bool = False
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Widths of the encoder: conv1 and conv2 maps with their square kernel and padding, and the width of fc3."""
+
+    maps: tuple[int, int]
+    kernel: int
+    padding: int
+    features: int
+
+
+@dataclass(frozen=True)
+class GanShape:
+    """Widths of the generators and discriminators of one dataset; "released architectures" are rows of these.
+
+    Attributes:
+        maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
+        kernel: kernel of its transposed convolutions.
+        image_noise: size of z of the level that makes images.
+        feature_noise: size of z of every other level.
+        noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
+        label_noise_hidden: width through which z passes in the label-to-vector generator; None feeds z itself.
+        label_hidden: width through which the label passes there; None feeds the one-hot label itself.
+        vector_hidden: the further hidden widths of that generator.
+        image_convs: trunk of the image discriminator.
+        image_fc: fully connected widths after that trunk.
+        mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
+        vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
+        map_convs: trunk of a discriminator on feature maps; followed by map_fc.
+        sigmoid_q: Q ends in a sigmoid instead of being linear.
+    """
+
+    maps: tuple[int, int, int, int]
+    kernel: int
+    image_noise: int
+    feature_noise: int
+    noise_hidden: tuple[int, ...]
+    label_noise_hidden: int | None
+    label_hidden: int | None
+    vector_hidden: tuple[int, ...]
+    image_convs: tuple[Conv, ...]
+    image_fc: tuple[int, ...]
+    mean_pool: bool
+    vector_fc: tuple[tuple[int, bool], ...]
+    map_convs: tuple[Conv, ...]
+    map_fc: tuple[int, ...]
+    sigmoid_q: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset row: what the images are and which networks go with them."""
+
+    name: str
+    channels: int
+    size: int
+    classes: int
+    encoder: EncoderShape
+    gan: GanShape
+
+    def scaled(self, width: float) -> "Dataset":
+        """The same row with every hidden width multiplied by `width`; 1 is the row itself."""
+        number("width", width, 0.0, 4.0, open_low=True)
+        if width == 1:
+            return self
+
+        def scale(value: int | None) -> int | None:
+            return None if value is None else max(4, round(value * width))
+
+        def scales(values: tuple[int, ...]) -> Any:
+            return tuple(scale(value) for value in values)
+
+        def convs(rows: tuple[Conv, ...]) -> tuple[Conv, ...]:
+            return tuple(dataclasses.replace(row, maps=scale(row.maps)) for row in rows)
+
+        encoder = dataclasses.replace(
+            self.encoder, maps=scales(self.encoder.maps), features=max(4, round(self.encoder.features * width))
+        )
+        gan = dataclasses.replace(
+            self.gan,
+            maps=scales(self.gan.maps),
+            noise_hidden=scales(self.gan.noise_hidden),
+            label_noise_hidden=scale(self.gan.label_noise_hidden),
+            label_hidden=scale(self.gan.label_hidden),
+            vector_hidden=scales(self.gan.vector_hidden),
+            image_convs=convs(self.gan.image_convs),
+            image_fc=scales(self.gan.image_fc),
+            vector_fc=tuple((max(4, round(fc * width)), norm) for fc, norm in self.gan.vector_fc),
+            map_convs=convs(self.gan.map_convs),
+            map_fc=scales(self.gan.map_fc),
+        )
+        return dataclasses.replace(self, encoder=encoder, gan=gan)
