@@ -76,14 +76,17 @@ def loop(
         task: what is trained.
         batch: images a step.
         folder: the stage's work folder: checkpoint and record.
-        evaluate: called with the images seen, `evaluations` times and at the end; returns scores for the record.
+        evaluate: called with the images seen, before the first step and `evaluations` times at even distances, the last
+            at the end; returns scores for the record.
         snapshot: (step, file): the state after that step is kept under this name.
         checkpoint_seconds: seconds between two checkpoints.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
     """
     done = _restore(task, folder)
-    record = Record(folder, done * batch)
+    record = Record(folder, done * batch if done else -1)
+    if done == 0:
+        record.add(0, evaluate(0))
     every, marks = (
         min(max(1, steps // POINTS), LONGEST),
         {round(steps * part / evaluations) for part in range(1, evaluations + 1)},

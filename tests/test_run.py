@@ -167,7 +167,7 @@ def test_facts_of_a_stage_say_what_made_it(shared):
         if isinstance(stage, LevelStage):
             assert facts["images"] == 2 * PAPER.batch
             assert facts["fields"]["weights"] == {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
-            assert len(list((Store(shared).stage(name(stage)) / "grids").glob("*.png"))) == 1, label
+            assert len(list((Store(shared).stage(name(stage)) / "grids").glob("*.png"))) == 2, label
 
 
 def closing(events: Iterator[Event]) -> None:
@@ -267,7 +267,7 @@ def test_a_stage_that_diverges_later_names_the_step_at_which_it_did(root):
     step = int(str(caught.value).split()[-1])
     assert 2 <= step <= 60
     lines = read_record(Store(root).stage(name(dict(trial.stages)["level0"])))
-    assert [line["images"] for line in lines] == [PAPER.batch * number for number in range(1, step)]
+    assert [line["images"] for line in lines] == [PAPER.batch * number for number in range(step)]
     assert all(math.isfinite(value) for line in lines for value in line["metrics"].values())
 
 
