@@ -5,7 +5,6 @@ python sweeps/ablation.py [--help]
 
 import subprocess
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import tyro
@@ -29,15 +28,9 @@ def main(sweep: Sweep) -> int:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
     """
     print("starting Ray ...", flush=True)
-    # torch takes as long to import as Ray takes to start: do both at once.
-    importing = threading.Thread(target=__import__, args=("sgan.run",))
-    importing.start()
-    from sweeps import schedule
-
-    importing.join()
-    from sgan.run import machine
+    from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
     from sgan.store import Store
-    from sweeps import tracking
+    from sweeps import schedule, tracking
 
     store = Store(sweep.store)
     if sweep.dataset != "auto":
