@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sgan.checks import ConfigError
 from sgan.config import INNER_TAPS
 from sgan.presets import DATASETS, RECIPES, VARIANTS
+from sgan.stages import name
 from sgan.store import Store, read_json
 from sweeps.sweep import Sweep, resolve, write_manifest
 
@@ -190,3 +191,8 @@ def test_a_torn_mnist_file_ends_the_command_before_ray_starts(tmp_path: Path):
     assert ended.returncode == 2
     assert "train-images-idx3-ubyte is torn" in ended.stderr
     assert not list((tmp_path / "runs" / "stages").iterdir())
+
+
+def test_one_scorer_judges_every_recipe_and_width():
+    sweeps = [Sweep(recipe=recipe, seeds=1) for recipe in ("laptop", "paper", "released")] + [Sweep(width=0.5)]
+    assert len({name(resolve(sweep, 0).trials[0].plan.score.scorer) for sweep in sweeps}) == 1
