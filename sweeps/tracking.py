@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "sgan"
 SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
+# MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.
+PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
 JUDGING = ("scorer", "score")  # kinds of stages that train no part of a variant
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
@@ -192,7 +194,8 @@ def _send_trial(
                 shutil.copyfile(samples[-1], staging / "samples.png")
         if any(staging.iterdir()):
             client.log_artifacts(run.info.run_id, folder)
-    _log(client, run, metrics, _flat(trial["config"]), {**tags, SENT: json.dumps(now_sent)})
+    params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
+    _log(client, run, metrics, params, {**tags, SENT: json.dumps(now_sent)})
     _close(client, run, state.outcome, state.reason, end)
 
 
