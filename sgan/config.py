@@ -35,36 +35,69 @@ class Weights:
         )
 
 
+def _require_taps(name: str, taps: tuple[str, ...]) -> None:
+    for tap in taps:
+        require(tap in INNER_TAPS, f"unknown tap {tap!r} in {name}; the stack can be cut at {', '.join(INNER_TAPS)}")
+    order = [TAPS.index(tap) for tap in taps]
+    require(
+        order == sorted(set(order)),
+        f"{name} must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}",
+    )
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The part of z that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many values, one-hot, and
+    that many continuous codes in U(0, 1); they are the last numbers of z."""
+
+    categorical: int = 10
+    continuous: int = 2
+
+    def __post_init__(self):
+        integer("codes.categorical", self.categorical, 2, 1000)
+        integer("codes.continuous", self.continuous, 1, 1000)
+
+    @property
+    def size(self) -> int:
+        """How many numbers of z they take."""
+        return self.categorical + self.continuous
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the ablation: where the stack is cut, which losses it has, and whether it is trained jointly.
 
-    A DCGAN is a stack without cuts; an absent loss has weight 0. `labels` says whether the top generator is given
-    the label.
+    A DCGAN is a stack without cuts; an absent loss has weight 0.
+
+    Attributes:
+        labels: the top generator is given the label. Without, it is given nothing and recovers no label, and the
+            encoder of a stack is trained without labels.
+        through: inner taps that a generator without cuts passes through: the generators of a stack chained into one
+            GAN, with the image's discriminator alone (paper, section 4.4).
+        codes: Q recovers these alone; None: all of z.
     """
 
     cuts: tuple[str, ...]
     weights: Weights
     joint: bool
     labels: bool = True
+    through: tuple[str, ...] = ()
+    codes: Codes | None = None
 
     def __post_init__(self):
-        for cut in self.cuts:
-            require(
-                cut in INNER_TAPS,
-                f"unknown tap {cut!r} in cuts; the stack can be cut at {', '.join(INNER_TAPS)}",
-            )
-        order = [TAPS.index(cut) for cut in self.cuts]
+        _require_taps("cuts", self.cuts)
+        _require_taps("through", self.through)
+        require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
+        require(not (self.cuts and self.codes), "codes are of a single generator: a variant with codes has no cuts")
         require(
-            order == sorted(set(order)),
-            f"cuts must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(self.cuts)}",
-        )
-        require(self.labels or not self.cuts, "a stack with cuts is conditioned on labels: labels must be true")
-        require(
-            self.labels or self.weights.conditional == 0,
+            self.labels or bool(self.cuts) or self.weights.conditional == 0,
             "a generator without labels has nothing to recover: its conditional weight must be 0, "
             f"but got {self.weights.conditional}",
         )
+        require(
+            not (self.through and self.codes), "codes are of a single generator: a variant with codes passes no taps"
+        )
+        require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
     def bounds(self) -> tuple[str, ...]:
@@ -134,7 +167,8 @@ class GanRecipe:
         pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
         flips: random horizontal flips of the real images.
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
-        hidden_noise: std of the noise before and after a vector discriminator's batch normalisation.
+        hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
+            normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
             (Radford et al. 2016), also where the dataset's row has none.
         dropout: dropout of the image discriminator.

@@ -133,17 +133,17 @@ def _torchvision(kind: type, root: Path, train: bool):
 
 
 @functools.lru_cache(maxsize=1)
-def load(name: str, root: Path) -> Data:
+def load(dataset: Dataset, root: Path) -> Data:
     """Read a dataset; the last one is kept, since a worker runs many trials on the same data.
 
     Args:
-        name: a row of presets.DATASETS.
+        dataset: a row of presets.DATASETS.
         root: folder with the dataset's files; digits are embedded and do not look at it.
     Raises:
         DataError: files are absent and cannot be downloaded, or torn.
     """
     readers = {"digits": lambda: _digits(), "mnist": lambda: _mnist(root), "cifar10": lambda: _cifar10(root)}
-    tensors = readers[name]()
+    tensors = readers[dataset.name]()
     return Data(*tensors, digest=_digest(*tensors))
 
 

@@ -4,8 +4,12 @@ Source: SGAN paper, section 3, "Stacked Generators" (adversarial), "Conditional 
 Legend: B batch, K classes, Z noise size. Logits are (B, 1) for a binary discriminator and (B, K) for one over classes.
 """
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
+
+from sgan.config import Codes
 
 
 def real_logit(logits: Tensor) -> Tensor:
@@ -34,11 +38,21 @@ def conditional(recovered: Tensor, condition: Tensor) -> Tensor:
     return F.mse_loss(recovered, condition)
 
 
-def entropy(recovered: Tensor, z: Tensor) -> Tensor:
+def entropy(recovered: Tensor, z: Tensor, codes: Codes | None = None) -> Tensor:
     """-log Q(z | h_hat) for a Gaussian Q of fixed variance: the squared error of the recovered noise.
 
-    A Q that learned nothing scores 1/12, the variance of U(0, 1)."""
-    return F.mse_loss(recovered, z)
+    With codes (InfoGAN, Chen et al. 2016, section 5), Q recovers them alone: the same squared error for the continuous
+    ones, and cross-entropy, which is -log Q, for the categorical one."""
+    if codes is None:
+        return F.mse_loss(recovered, z)
+    known = z[:, -codes.size :]
+    continuous = F.mse_loss(recovered[:, codes.categorical :], known[:, codes.categorical :])
+    return F.cross_entropy(recovered[:, : codes.categorical], known[:, : codes.categorical]) + continuous
+
+
+def trivial_entropy(codes: Codes | None = None) -> float:
+    """What a Q that learned nothing scores: 1/12, the variance of U(0, 1), and log K for a categorical code."""
+    return 1 / 12 + (math.log(codes.categorical) if codes else 0.0)
 
 
 def generator_steps(rule: tuple[tuple[float, int], ...], loss: float) -> int:

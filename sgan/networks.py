@@ -12,16 +12,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, TAPS, GanRecipe
+from sgan.config import IMAGE, LABEL, TAPS, Codes, GanRecipe
 from sgan.encoder import tap_shapes
 from sgan.shapes import Dataset
 
 LEAK = 0.2
 
 
-def noise_size(dataset: Dataset, low: str) -> int:
-    """Z of the level whose generator makes `low`."""
-    return dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
+def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes: Codes | None = None) -> int:
+    """Z of the level whose generator makes `low`, passing through the named taps; codes come on top."""
+    own = dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
+    return own + len(through) * dataset.gan.feature_noise + (codes.size if codes else 0)
 
 
 def _initialise(module: nn.Module, std: float) -> None:
@@ -61,11 +62,19 @@ class Generator(nn.Module):
     z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`.
     """
 
-    def __init__(self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True):
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: GanRecipe,
+        low: str,
+        high: str,
+        labels: bool = True,
+        codes: Codes | None = None,
+    ):
         super().__init__()
         shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
-        target, condition = shapes[low], shapes[high] if labels else (0,)
-        self.low, self.noise = low, noise_size(dataset, low)
+        target, condition = shapes[low], shapes[high] if labels or high != LABEL else (0,)
+        self.low, self.noise = low, noise_size(dataset, low, codes=codes)
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(1, *target))
         if len(target) == 1:  # a vector from a label: the released G1
@@ -122,6 +131,34 @@ class Generator(nn.Module):
         return torch.sigmoid(out) - self.mean if self.low == IMAGE else torch.relu(out)
 
 
+class Chain(nn.Module):
+    """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
+
+    forward(condition, z): as Generator, z (B, Z) being the noise of all, that of the lowest first.
+    """
+
+    def __init__(self, generators: list[Generator]):
+        super().__init__()
+        self.generators = nn.ModuleList(generators)
+        self.low, self.sizes = generators[0].low, [generator.noise for generator in generators]
+        self.noise = sum(self.sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """What is subtracted from the images, (1, C, S, S)."""
+        return self.parts[0].mean
+
+    @property
+    def parts(self) -> list[Generator]:
+        """The generators, from the lowest up."""
+        return list(self.generators)  # pyright: ignore[reportReturnType]
+
+    def forward(self, condition: Tensor, z: Tensor) -> Tensor:
+        for generator, noise in zip(reversed(self.parts), reversed(z.split(self.sizes, 1)), strict=True):
+            condition = generator(condition, noise)
+        return condition
+
+
 def _optional(width: int | None) -> tuple[int, ...]:
     return () if width is None else (width,)
 
@@ -141,10 +178,12 @@ class Discriminator(nn.Module):
     """D_i on h_i, and Q_i(z_i | h_i), which shares all of D_i but its last layer (paper, "Entropy Loss").
 
     forward(h): h is (B, C, S, S) or (B, F). Returns the logits (B, 1), or (B, K) for discriminator "classes", and
-    Q's mean of z (B, Z).
+    Q's mean of what it recovers (B, recovered): of z, or of its codes, where categorical ones are logits.
     """
 
-    def __init__(self, dataset: Dataset, recipe: GanRecipe, low: str):
+    def __init__(
+        self, dataset: Dataset, recipe: GanRecipe, low: str, through: tuple[str, ...] = (), codes: Codes | None = None
+    ):
         super().__init__()
         target, shape = tap_shapes(dataset)[low], dataset.gan
         self.pooled = low == IMAGE and shape.mean_pool
@@ -152,11 +191,11 @@ class Discriminator(nn.Module):
         if len(target) == 1:
             inputs = target[0]
             for width, norm in shape.vector_fc:
-                layers += [nn.Linear(inputs, width, bias=not norm)]
+                block: list[nn.Module] = [nn.Linear(inputs, width, bias=not norm), nn.LeakyReLU(LEAK)]
                 if norm:
-                    layers += [Noise(recipe.hidden_noise), nn.BatchNorm1d(width, eps=recipe.norm_eps)]
-                    layers += [Noise(recipe.hidden_noise)]
-                layers += [nn.LeakyReLU(LEAK)]
+                    block.insert(1, nn.BatchNorm1d(width, eps=recipe.norm_eps))
+                    block = [Noise(recipe.hidden_noise), *block, Noise(recipe.hidden_noise)]
+                layers += block
                 inputs = width
             logit_inputs = inputs
         else:
@@ -179,8 +218,8 @@ class Discriminator(nn.Module):
                 logit_inputs = inputs
         self.trunk = nn.Sequential(*layers)
         self.logits = nn.Linear(logit_inputs, dataset.classes if recipe.discriminator == "classes" else 1)
-        self.q = nn.Linear(inputs, noise_size(dataset, low))
-        self.sigmoid_q = shape.sigmoid_q
+        self.q = nn.Linear(inputs, codes.size if codes else noise_size(dataset, low, through))
+        self.sigmoid_q = shape.sigmoid_q and codes is None
         _initialise(self, recipe.init_std)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sgan.config import IMAGE, GanRecipe
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation
-from sgan.networks import Discriminator, Generator
+from sgan.networks import Chain, Discriminator, Generator
 from sgan.stack import Level
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
 from sgan.store import Store, grid_file, write_tensors
@@ -212,11 +213,16 @@ def _build(
     levels, discriminators = [], []
     for stage in stages:
         torch.manual_seed(_role_seed(stage.seed, stage.low))
-        generator = Generator(stage.dataset, recipe, stage.low, stage.high, stage.labels).to(worker.device)
+        bounds = (stage.low, *stage.through, stage.high)
+        parts = [
+            Generator(stage.dataset, recipe, low, high, stage.labels, stage.codes) for low, high in pairwise(bounds)
+        ]
+        generator = (Chain(parts) if stage.through else parts[0]).to(worker.device)
         if stage.low == IMAGE:
             generator.mean.copy_(pixel_mean(worker.data.images, recipe.pixel_mean))
-        discriminator = Discriminator(stage.dataset, recipe, stage.low).to(worker.device)
-        levels.append(Level(stage.low, stage.high, generator.to(memory_format=FORMAT), stage.labels))
+        discriminator = Discriminator(stage.dataset, recipe, stage.low, stage.through, stage.codes).to(worker.device)
+        generator = generator.to(memory_format=FORMAT)
+        levels.append(Level(stage.low, stage.high, generator, stage.labels, stage.codes, stage.through))
         discriminators.append(discriminator.to(memory_format=FORMAT))
     return levels, discriminators
 

@@ -4,24 +4,61 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgan.networks import Generator
+from sgan.config import Codes
+from sgan.networks import Chain, Generator
 
 SAMPLING_BATCH = 500
 
 
 @dataclass
 class Level:
-    """Level i: its generator makes tap `low` from tap `high`; `labels` False leaves the condition of the top out."""
+    """Level i: its generator makes tap `low` from tap `high`; `labels` False leaves the condition of the top out.
+
+    Attributes:
+        codes: the last numbers of z are InfoGAN's codes.
+        through: taps between `high` and `low`, from the lower up, that a Chain passes.
+    """
 
     low: str
     high: str
-    generator: Generator
+    generator: Generator | Chain
     labels: bool = True
+    codes: Codes | None = None
+    through: tuple[str, ...] = ()
+
+
+def unfolded(levels: list[Level]) -> list[Level]:
+    """The same stack with every chained generator as levels of its own."""
+    plain = []
+    for level in levels:
+        if isinstance(level.generator, Chain):
+            bounds = (level.low, *level.through, level.high)
+            plain += [
+                Level(low, high, part, level.labels)
+                for (low, high), part in zip(pairwise(bounds), level.generator.parts, strict=True)
+            ]
+        else:
+            plain.append(level)
+    return plain
+
+
+def draw(level: Level, count: int, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
+    """z of a level, (count, Z): U(0, 1) (released code), and one-hot where it is a categorical code. The draw is the
+    CPU generator's where one is given, else that of the device."""
+    place = generator.device if generator else device
+    z = torch.rand(count, level.generator.noise, generator=generator, device=place)
+    if level.codes:
+        first = level.generator.noise - level.codes.size
+        values = level.codes.categorical
+        chosen = (z[:, first] * values).long().clamp(max=values - 1)  # in float32, 1 - 2^-25 times values is values
+        z = torch.cat([z[:, :first], F.one_hot(chosen, values).to(z), z[:, first + values :]], 1)
+    return z.to(device)
 
 
 def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
@@ -73,10 +110,7 @@ def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     with sampling(levels, statistics):
         for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
-            noise = [
-                torch.rand(len(part), level.generator.noise, generator=generator).to(conditions.device)
-                for level in levels
-            ]
+            noise = [draw(level, len(part), conditions.device, generator) for level in levels]
             yield descend(levels, part, noise)
 
 

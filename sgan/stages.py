@@ -10,10 +10,11 @@ of the code that makes it, so equal work has one name in every trial and every s
 import ast
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sgan.checks import as_json, content_key
-from sgan.config import IMAGE, LABEL, Config, EncoderRecipe, GanRecipe, Weights
+from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, Weights
 from sgan.shapes import Dataset
 
 SCORER_SEED = 2**31 - 1
@@ -66,6 +67,8 @@ class LevelStage:
     low: str
     high: str
     labels: bool
+    through: tuple[str, ...]
+    codes: Codes | None
     recipe: GanRecipe
     weights: Weights
     images: int
@@ -157,7 +160,7 @@ def plan(config: Config) -> Plan:
     scorer = ClassifierStage("scorer", config.judge, config.data, recipe.scorer, SCORER_SEED)
     encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
     levels = []
-    for low, high in zip(variant.bounds[:-1], variant.bounds[1:], strict=True):
+    for low, high in pairwise(variant.bounds):
         needs_encoder = low != IMAGE or high != LABEL or variant.weights.conditional > 0
         levels.append(
             LevelStage(
@@ -166,6 +169,8 @@ def plan(config: Config) -> Plan:
                 low=low,
                 high=high,
                 labels=variant.labels,
+                through=variant.through,
+                codes=variant.codes,
                 recipe=recipe.gan,
                 weights=variant.weights,
                 images=recipe.image_level if low == IMAGE else recipe.feature_level,

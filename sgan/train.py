@@ -21,7 +21,7 @@ from sgan.data import Batches, Data, random_flips, random_shift, to_input
 from sgan.encoder import Encoder
 from sgan.networks import Discriminator
 from sgan.optim import adam
-from sgan.stack import Level, label_condition
+from sgan.stack import Level, draw, label_condition
 from sgan.store import Record, read_tensors, write_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -305,7 +305,7 @@ class GanTask:
             if batch.made:
                 above = batch.made[0]
                 condition = _ScaleGradient.apply(above, self.feedback) if self.feedback > 0 else above.detach()
-            z = torch.rand(len(condition), level.generator.noise, device=condition.device)
+            z = draw(level, len(condition), condition.device)
             batch.made.insert(0, level.generator(condition, z))
             batch.noise.insert(0, z)
             batch.conditions.insert(0, condition)
@@ -337,7 +337,7 @@ class GanTask:
             terms = {"d_adversarial": losses.discriminator(real_logits, fake_logits)}
             loss = recipe.discriminator_scale * terms["d_adversarial"]
             if self.weights.entropy > 0:
-                terms["d_entropy"] = losses.entropy(recovered, z)
+                terms["d_entropy"] = losses.entropy(recovered, z, level.codes)
                 loss = loss + self.weights.entropy * terms["d_entropy"]
             if recipe.discriminator == "classes" and recipe.class_weight > 0:
                 terms["d_class"] = F.cross_entropy(real_logits, real.labels)
@@ -356,8 +356,8 @@ class GanTask:
             if weights.adversarial > 0 or weights.entropy > 0:
                 logits, recovered = discriminator(fake)
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
-                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index]))
-            if weights.conditional > 0:
+                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
+            if weights.conditional > 0 and (level.high != LABEL or level.labels):
                 assert self.encoder is not None
                 target = real.labels if level.high == LABEL else batch.conditions[index]
                 terms["g_conditional"] = (

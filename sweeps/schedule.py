@@ -153,7 +153,7 @@ class TrialRun(tune.Trainable):
     def _events(self) -> Generator[Event]:
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         config = self.trial.config
-        data = load(config.dataset.name, self.job.data)
+        data = load(config.judge, self.job.data)
         require(
             data.digest == config.data,
             f"the {config.dataset.name} data in {self.job.data} on {platform.node()} are not those that the driver has",

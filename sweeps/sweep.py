@@ -217,7 +217,7 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
     dataset_name, recipe_name, why = sweep.choose(gpus)
     recipe = sweep.build_recipe(dataset_name, recipe_name)
     folder = (sweep.data or DEFAULT_DATA).absolute()
-    data = load(dataset_name, folder)
+    data = load(DATASETS[dataset_name], folder)
     for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
         require(
             part.batch <= len(data.images),

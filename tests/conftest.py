@@ -72,13 +72,13 @@ def released_recipe(steps: int = 6) -> Recipe:
 
 def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
     """The plan of a trial on the digits."""
-    digest = load("digits", Path()).digest
+    digest = load(DATASETS["digits"], Path()).digest
     return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
 
 
 def make_worker(root: Path, trial: Plan) -> Worker:
     """A worker on the store `root`."""
-    return Worker(Store(root), load("digits", Path()), "cpu", trial, "test")
+    return Worker(Store(root), load(DATASETS["digits"], Path()), "cpu", trial, "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
@@ -89,7 +89,7 @@ def finish(trial: Plan, root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
-    return load("digits", Path())
+    return load(DATASETS["digits"], Path())
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgan.checks import ConfigError, as_json, content_key
-from sgan.config import INNER_TAPS, AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.config import INNER_TAPS, AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure, recipe_row
 
 NOT_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])
@@ -142,7 +142,11 @@ def test_a_bad_width_or_budget_is_refused_and_named(factor):
 
 def test_losses_and_labels_that_contradict_each_other_are_refused():
     assert "all three" in refused(Weights, adversarial=0.0, conditional=0.0, entropy=0.0)
-    assert "labels must be true" in refused(Variant, cuts=("fc3",), weights=Weights(1, 0, 0), joint=False, labels=False)
+    stack: dict = {"cuts": ("fc3",), "weights": Weights(), "joint": False}
+    assert "not both" in refused(Variant, **stack, through=("pool1",))
+    assert "has no cuts" in refused(Variant, **stack, codes=Codes())
+    assert "entropy weight > 0" in refused(Variant, cuts=(), weights=Weights(1, 1, 0), joint=False, codes=Codes())
+    assert "unknown tap 'fc9' in through" in refused(Variant, cuts=(), weights=Weights(), joint=False, through=("fc9",))
     assert "2.5" in refused(Variant, cuts=(), weights=Weights(1, 2.5, 0), joint=False, labels=False)
     unlabelled = Variant((), Weights(1, 0, 0), joint=False, labels=False)
     assert "without labels" in refused(Config, recipe=released_recipe(), variant=unlabelled)

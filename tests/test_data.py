@@ -25,6 +25,7 @@ from sgan.data import (
     to_input,
     to_pixels,
 )
+from sgan.presets import DATASETS
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -59,7 +60,7 @@ def mnist(root: Path, train: int = 50, test: int = 20) -> tuple[Path, list[np.nd
 def refused(name: str, root: Path) -> str:
     """The message with which a dataset is refused: one line."""
     with pytest.raises(DataError) as caught:
-        load(name, root)
+        load(DATASETS[name], root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -80,7 +81,7 @@ def test_digits_are_scikit_learns_split_once(digits):
 
 def test_digits_are_the_same_each_time(digits):
     load.cache_clear()
-    again = load("digits", Path("elsewhere"))
+    again = load(DATASETS["digits"], Path("elsewhere"))
     assert again is not digits
     assert again.digest == digits.digest
     assert torch.equal(again.images, digits.images)
@@ -89,7 +90,7 @@ def test_digits_are_the_same_each_time(digits):
 
 def test_mnist_is_what_its_files_hold(tmp_path):
     _, arrays = mnist(tmp_path)
-    data = load("mnist", tmp_path)
+    data = load(DATASETS["mnist"], tmp_path)
     held = (data.images, data.labels, data.test_images, data.test_labels)
     for tensor, array in zip(held, arrays, strict=True):
         assert np.array_equal(tensor.numpy(), array[:, None] if array.ndim == 3 else array)
@@ -100,12 +101,12 @@ def test_mnist_is_what_its_files_hold(tmp_path):
 @pytest.mark.parametrize("file", FILES)
 def test_a_changed_byte_in_any_file_is_other_data(tmp_path, file):
     raw, _ = mnist(tmp_path)
-    before = load("mnist", tmp_path).digest
+    before = load(DATASETS["mnist"], tmp_path).digest
     held = bytearray((raw / file).read_bytes())
     held[-1] = (held[-1] + 1) % 10
     (raw / file).write_bytes(held)
     load.cache_clear()
-    assert load("mnist", tmp_path).digest != before
+    assert load(DATASETS["mnist"], tmp_path).digest != before
 
 
 @pytest.mark.parametrize("file", FILES)

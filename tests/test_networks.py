@@ -108,7 +108,7 @@ def layers(module: nn.Module) -> str:
         ("mnist", "G1", "fc BN relu fc BN relu fc"),
         ("cifar10", "G0", "fc BN relu fc BN relu fc BN relu d BN relu d BN relu d BN relu d"),
         ("mnist", "G0", "fc BN relu fc BN relu d BN relu d BN relu d BN relu d"),
-        ("cifar10", "D1", "noise fc lrelu fc noise BN noise lrelu fc fc"),
+        ("cifar10", "D1", "noise fc lrelu noise fc BN lrelu noise fc fc"),
         ("mnist", "D1", "noise fc lrelu fc lrelu fc fc"),
         (
             "cifar10",

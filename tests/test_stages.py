@@ -230,7 +230,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
         ("optim", "1 - beta2**step", "1 - beta1**step"),
         ("data", "1_000_003", "1_000_033"),
         ("encoder", "nn.MaxPool2d(2)", "nn.AvgPool2d(2)"),
-        ("stack", "torch.rand(len(part)", "torch.randn(len(part)"),
+        ("stack", "torch.rand(count", "torch.randn(count"),
         ("train", "if repeat > 0", "if repeat >= 0"),
         ("run", "evaluations=4", "evaluations=5"),
     ],
