@@ -129,6 +129,8 @@ class EncoderRecipe:
 
     Attributes:
         images: training images seen.
+        objective: what it learns to tell: "labels", or, without any label, by which of four right angles an image was
+            turned ("rotation", Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
         flips: random horizontal flips.
         shifts: random shifts by up to this many pixels.
@@ -141,9 +143,14 @@ class EncoderRecipe:
     pixel_mean: bool = False
     flips: bool = False
     shifts: int = 0
+    objective: Literal["labels", "rotation"] = "labels"
 
     def __post_init__(self):
         integer("encoder images", self.images, 1)
+        require(
+            self.objective in ("labels", "rotation"),
+            f"objective must be 'labels' or 'rotation', but got {self.objective!r}",
+        )
         integer("encoder batch", self.batch, 2)
         number("encoder init_std", self.init_std, 0.0, open_low=True)
         plain_floats(self)
@@ -237,12 +244,15 @@ class Recipe:
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
         joint_start: the joint stage starts from the state of the levels after this share of their training.
+        fresh_adam: the joint stage starts with fresh Adam states (released code) instead of the levels' own.
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
         scorer: training of the classifier that scores.
         samples: generated images a score.
         evaluations: scores and grids drawn while a stage trains.
+        best_by: the score of these evaluations whose best point is kept beside the last one; a level that makes
+            features has its feature FID for that.
     """
 
     name: str
@@ -254,10 +264,12 @@ class Recipe:
     joint_images: int
     scorer: EncoderRecipe
     joint_start: float = 1.0
+    fresh_adam: bool = True
     feedback: float = 1.0
     sampling: Literal["running", "batch"] = "running"
     samples: int = 50_000
     evaluations: int = 4
+    best_by: Literal["inception_score", "fid"] = "inception_score"
 
     def __post_init__(self):
         for name in ("image_level", "feature_level", "joint_images"):
@@ -270,6 +282,10 @@ class Recipe:
         integer("samples", self.samples, 100, 10**7)
         require(
             self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
+        )
+        require(
+            self.best_by in ("inception_score", "fid"),
+            f"best_by must be 'inception_score' or 'fid', but got {self.best_by!r}",
         )
         require(
             self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean,
@@ -310,4 +326,10 @@ class Config:
             binary_only,
             "a variant without labels cannot have labels in its discriminator; "
             "it is planned with a binary discriminator",
+        )
+        recovers_labels = self.variant.labels and (bool(self.variant.cuts) or self.variant.weights.conditional > 0)
+        require(
+            not recovers_labels or self.recipe.encoder.objective == "labels",
+            "a variant with labels needs an encoder trained on them: encoder.objective must be 'labels', "
+            f"but got {self.recipe.encoder.objective!r}",
         )

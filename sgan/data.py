@@ -196,6 +196,15 @@ def random_flips(images: Tensor) -> Tensor:
     return torch.where(flip, images.flip(-1), images)
 
 
+def turned(images: Tensor, quarters: Tensor) -> Tensor:
+    """Each image (n, channels, size, size) turned by its number (n,) of right angles, 0 to 3."""
+    result = images.clone()
+    for quarter in range(1, 4):
+        chosen = quarters == quarter
+        result[chosen] = images[chosen].rot90(quarter, (-2, -1))
+    return result
+
+
 def random_shift(images: Tensor, pixels: int) -> Tensor:
     """The batch moved by up to `pixels` in each direction, zeros moving in."""
     if pixels == 0:

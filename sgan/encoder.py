@@ -32,9 +32,9 @@ def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
 class Encoder(nn.Module):
     """conv1-pool1-conv2-pool2-fc3-fc4 with a ReLU after conv1, conv2 and fc3; fc4 gives logits."""
 
-    def __init__(self, dataset: Dataset, init_std: float):
+    def __init__(self, dataset: Dataset, init_std: float, classes: int | None = None):
         super().__init__()
-        shape, sizes, self.classes = dataset.encoder, tap_shapes(dataset), dataset.classes
+        shape, sizes, self.classes = dataset.encoder, tap_shapes(dataset), classes or dataset.classes
         first, second = shape.maps
         self.layers = nn.ModuleDict(
             {
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
                 "fc3": nn.Sequential(
                     nn.Flatten(), nn.Linear(int(torch.Size(sizes["pool2"]).numel()), shape.features), nn.ReLU()
                 ),
-                "fc4": nn.Linear(shape.features, dataset.classes),
+                "fc4": nn.Linear(shape.features, self.classes),
             }
         )
         for parameter in self.parameters():

@@ -15,6 +15,8 @@ from sgan.store import grid_file
 GRID_SEED = 7
 """Grids use the same noise at every evaluation, so that they can be leafed through like a film."""
 GRID_COLUMNS = 10
+REAL_SAMPLES = 10_000
+"""Training images that stand for all in the score of a level that makes features."""
 EVALUATION_SAMPLES = 2000
 """Samples of a score while training; a final score has the recipe's number."""
 
@@ -44,6 +46,7 @@ class Evaluation:
         self.encoder, self.scorer, self.reference = encoder, scorer, reference
         self.top, self.low = levels[-1], levels[0].low
         self.classes = scorer.classes
+        self.real = metrics.statistics(self._real_fc3()) if self.low != IMAGE else {}
 
     def __call__(self, images: int, folder: Path) -> dict[str, float]:
         """Scores for the record, and a grid in `folder`, after `images` training images."""
@@ -52,16 +55,19 @@ class Evaluation:
 
     def score(self, samples: int, seed: int) -> dict[str, float]:
         """Scores of `samples` samples, as many of each class. `accuracy` is the share in which the encoder sees the
-        label asked for; a level that makes features has that score alone."""
+        label asked for. Of a level that makes features, `feature_fid` is the Frechet distance of what the encoder makes
+        of them at fc3 to its features of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
-        values = {}
         if self.low == IMAGE:
             found = metrics.classify(self.scorer, made)
             values = metrics.scores(found, self.reference, labels if self.top.labels else None)
-        if self.encoder is not None and self.top.labels:
-            logits = metrics.classify(self.encoder, made).logits if self.low == IMAGE else self._logits(made)
-            values["accuracy"] = metrics.accuracy(logits, labels)
+            seen = metrics.classify(self.encoder, made) if self.encoder and self.top.labels else None
+        else:
+            seen = self._seen(made)
+            values = {"feature_fid": metrics.frechet_distance(seen.features, self.real)}
+        if seen and self.top.labels:
+            values["accuracy"] = metrics.accuracy(seen.logits, labels)
         return values
 
     def draw(self, path: Path) -> None:
@@ -98,7 +104,13 @@ class Evaluation:
         return torch.cat([self.encoder(to_input(part, mean), IMAGE, tap) for part in images.split(1000)])
 
     @torch.no_grad()
-    def _logits(self, features: Tensor) -> Tensor:
-        """The encoder's logits of made features."""
+    def _seen(self, features: Tensor) -> metrics.Features:
+        """What the encoder makes of features at this stack's lowest tap: its own at fc3, and its logits."""
         assert self.encoder is not None
-        return torch.cat([self.encoder(part, self.low).cpu() for part in features.split(1000)])
+        taps = [self.encoder.taps(part, self.low) for part in features.split(1000)]
+        return metrics.Features(
+            torch.cat([part["fc3"].cpu() for part in taps]), torch.cat([part["fc4"].cpu() for part in taps])
+        )
+
+    def _real_fc3(self) -> Tensor:
+        return self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu()

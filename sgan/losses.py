@@ -23,6 +23,11 @@ def discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real_logit(real)).mean() + F.softplus(real_logit(fake)).mean()
 
 
+def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of real and of generated samples that D puts on the right side of 1/2, the mean of both."""
+    return ((real_logit(real) > 0).float().mean() + (real_logit(fake) < 0).float().mean()) / 2
+
+
 def adversarial(fake: Tensor, form: str) -> Tensor:
     """The generator's side: -log D(h_hat) ("non-saturating"), or log(1 - D(h_hat)) ("saturating", released
     code)."""

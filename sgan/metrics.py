@@ -4,6 +4,7 @@ labels, and diversity within a class.
 Legend: n images, F features, K classes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,10 @@ from sgan.encoder import Encoder
 
 SPLITS = 10
 SCORING_BATCH = 1000
+
+
+COLLAPSED = 1 / 3
+"""A class has collapsed where its samples lie closer together than this share of what real images do."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
     """Mean and std over 10 splits of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016), from logits (n, K)."""
     score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=2020)
     return score["inception_score_mean"], score["inception_score_std"]
+
+
+def statistics(features: Tensor) -> dict:
+    """Mean and covariance of features (n, F)."""
+    return fid_features_to_statistics(features)
+
+
+def frechet_distance(features: Tensor, real: dict) -> float:
+    """Squared Frechet distance (FID, Heusel et al. 2017) of features (n, F) to the statistics of real ones; NaN where
+    features are not finite."""
+    if not features.isfinite().all():
+        return math.nan
+    return fid_statistics_to_metric(statistics(features), real, verbose=False)["frechet_inception_distance"]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -71,7 +89,7 @@ class Reference:
     """
 
     def __init__(self, found: Features):
-        self.statistics = fid_features_to_statistics(found.features)
+        self.statistics = statistics(found.features)
         self.spread = class_spread(found)
 
 
@@ -83,16 +101,17 @@ def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict
         labels: the label each image should have; None leaves the accuracy out.
     Returns:
         inception_score with inception_score_split_std (over the splits of this one set), fid, diversity (mean over
-        classes of class_spread relative to the real images'), and scorer_accuracy in [0, 1].
+        classes of class_spread relative to the real images'), collapsed_classes (share of the classes that are missed
+        or repeat themselves: class_spread below COLLAPSED of the real images'), and scorer_accuracy in [0, 1].
     """
     mean, std = inception_score(found.logits)
-    statistics = fid_features_to_statistics(found.features)
-    distance = fid_statistics_to_metric(statistics, reference.statistics, verbose=False)
+    spread = (class_spread(found) / reference.spread)[reference.spread > 0]
     values = {
         "inception_score": mean,
         "inception_score_split_std": std,
-        "fid": distance["frechet_inception_distance"],
-        "diversity": (class_spread(found) / reference.spread)[reference.spread > 0].mean().item(),
+        "fid": frechet_distance(found.features, reference.statistics),
+        "diversity": spread.mean().item(),
+        "collapsed_classes": (spread < COLLAPSED).float().mean().item(),
     }
     if labels is not None:
         values["scorer_accuracy"] = accuracy(found.logits, labels)

@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass, replace
 
 from sgan.checks import ConfigError
-from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
 CIFAR10 = Dataset(  # released code, cifar10
@@ -110,7 +110,8 @@ _RELEASED_ADAM = replace(_PAPER_ADAM, eps_in_root=True)
 
 
 def _paper(dataset: str) -> Recipe:
-    """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training."""
+    """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. It says nothing of
+    Adam's state in joint training, which here goes on."""
     colour = dataset == "cifar10"
     epochs = 200 * TRAINING_IMAGES[dataset]
     # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are.
@@ -132,6 +133,7 @@ def _paper(dataset: str) -> Recipe:
         feature_level=epochs,
         joint_images=epochs,
         scorer=_SCORERS[dataset],
+        fresh_adam=False,
     )
 
 
@@ -140,7 +142,7 @@ def _released(dataset: str) -> Recipe:
     paper = _paper(dataset)
     if dataset != "cifar10":
         gan = replace(paper.gan, adam=_RELEASED_ADAM)
-        return replace(paper, name="released", gan=gan, joint=gan, feedback=0.0)
+        return replace(paper, name="released", gan=gan, joint=gan, fresh_adam=True, feedback=0.0)
     gan = replace(
         paper.gan,
         adam=_RELEASED_ADAM,
@@ -159,6 +161,7 @@ def _released(dataset: str) -> Recipe:
         gan=gan,
         joint=replace(gan, hidden_noise=0.2, dropout=0.3),
         joint_start=190 / 200,
+        fresh_adam=True,
         feedback=0.01,
     )
 
@@ -203,24 +206,38 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the paper's table 1: a variant, its title there, and its Inception score on CIFAR-10."""
+    """A variant, its title in tables, and its Inception score on CIFAR-10 in the paper's table 1.
+
+    Attributes:
+        default: one of the six of that table, which a sweep runs unless it names others.
+    """
 
     variant: Variant
     title: str
-    paper: str
+    paper: str = ""
+    default: bool = False
 
 
 def _dcgan(conditional: float, entropy: float) -> Variant:
     return Variant(cuts=(), weights=Weights(1.0, conditional, entropy), joint=False, labels=conditional > 0)
 
 
+_STACK = Variant(("fc3",), Weights(), joint=True)
 VARIANTS: dict[str, Row] = {  # paper, table 1 and section 4.4
-    "sgan": Row(Variant(("fc3",), Weights(), joint=True), "SGAN", "8.59 ± 0.12"),
-    "sgan-no-joint": Row(Variant(("fc3",), Weights(), joint=False), "SGAN-no-joint", "8.37 ± 0.08"),
-    "dcgan-adv-cond-ent": Row(_dcgan(1.0, 10.0), "DCGAN (adv+cond+ent)", "7.16 ± 0.10"),
-    "dcgan-adv-cond": Row(_dcgan(1.0, 0.0), "DCGAN (adv+cond)", "5.40 ± 0.08"),
-    "dcgan-adv-ent": Row(_dcgan(0.0, 10.0), "DCGAN (adv+ent)", "5.40 ± 0.16"),
-    "dcgan-adv": Row(_dcgan(0.0, 0.0), "DCGAN (adv)", "6.16 ± 0.07"),
+    "sgan": Row(_STACK, "SGAN", "8.59 ± 0.12", default=True),
+    "sgan-no-joint": Row(replace(_STACK, joint=False), "SGAN-no-joint", "8.37 ± 0.08", default=True),
+    "dcgan-adv-cond-ent": Row(_dcgan(1.0, 10.0), "DCGAN (adv+cond+ent)", "7.16 ± 0.10", default=True),
+    "dcgan-adv-cond": Row(_dcgan(1.0, 0.0), "DCGAN (adv+cond)", "5.40 ± 0.08", default=True),
+    "dcgan-adv-ent": Row(_dcgan(0.0, 10.0), "DCGAN (adv+ent)", "5.40 ± 0.16", default=True),
+    "dcgan-adv": Row(_dcgan(0.0, 0.0), "DCGAN (adv)", "6.16 ± 0.07", default=True),
+    # the stack of the paper's figure panel (d)
+    "sgan-no-entropy": Row(replace(_STACK, weights=Weights(entropy=0.0)), "SGAN without entropy loss"),
+    # the paper's other baseline: all generators as one, with the image's discriminator alone
+    "full-gan": Row(Variant((), Weights(), joint=False, through=("fc3",)), "Full generator as one GAN", "fails"),
+    # the paper's future work
+    "sgan-unsupervised": Row(replace(_STACK, labels=False), "SGAN, unsupervised"),
+    # Chen et al. 2016: the entropy loss of a few codes, with their lambda, 1
+    "infogan": Row(replace(_dcgan(0.0, 1.0), codes=Codes()), "InfoGAN"),
 }
 REAL_DATA_PAPER = "11.24 ± 0.12"
 
@@ -234,15 +251,32 @@ def recipe_row(name: str, dataset: str) -> Recipe:
 
 
 def configure(
-    dataset: Dataset, data: str, recipe: Recipe, variant: Variant, seed: int, weights: Weights, cuts: tuple[str, ...]
+    dataset: Dataset,
+    data: str,
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    weights: Weights | None,
+    cuts: tuple[str, ...],
 ) -> Config:
-    """The complete config of one trial: a variant's row with the sweep's weights where it has that loss, and the
-    sweep's cuts where it is a stack. A variant without labels gets a binary discriminator in every recipe."""
-    present = {
-        name: value if getattr(variant.weights, name) else 0.0 for name, value in dataclasses.asdict(weights).items()
-    }
-    variant = replace(variant, weights=Weights(**present), cuts=cuts if variant.cuts else ())
+    """The complete config of one trial: a variant's row with the sweep's weights, if it names any, where the variant
+    has that loss, and the sweep's cuts where it is a stack or was one.
+
+    A variant without labels gets a binary discriminator in every recipe, and an encoder trained without labels. A
+    categorical code has as many values as the dataset has classes.
+    """
+    if weights:
+        present = {
+            name: value if getattr(variant.weights, name) else 0.0
+            for name, value in dataclasses.asdict(weights).items()
+        }
+        variant = replace(variant, weights=Weights(**present))
+    codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
+    cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
+    variant = replace(variant, cuts=cut, through=through, codes=codes)
     if not variant.labels:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
+        if variant.cuts:
+            recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
     return Config(dataset=dataset, judge=DATASETS[dataset.name], data=data, recipe=recipe, variant=variant, seed=seed)

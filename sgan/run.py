@@ -16,17 +16,29 @@ from torch import nn
 from sgan import metrics
 from sgan.checks import as_json, content_key
 from sgan.config import IMAGE, GanRecipe
-from sgan.data import Data, pixel_mean
+from sgan.data import Data, pixel_mean, turned
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation
 from sgan.networks import Chain, Discriminator, Generator
 from sgan.stack import Level
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
-from sgan.store import Store, grid_file, write_tensors
-from sgan.train import CHECKPOINT_FILE, ClassifierTask, Diverged, GanTask, Progress, load_modules, loop, module_tensors
+from sgan.store import Store, grid_file, read_tensors, write_tensors
+from sgan.train import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    START_FILE,
+    ClassifierTask,
+    Diverged,
+    GanTask,
+    Progress,
+    load_modules,
+    load_optimisers,
+    loop,
+    module_tensors,
+    task_tensors,
+)
 
 MODEL_FILE = "model.safetensors"
-START_FILE = "joint-start.safetensors"
 REFERENCE_FILE = "reference.safetensors"
 SECONDS_FILE = "seconds"
 FORMAT = torch.channels_last
@@ -43,8 +55,7 @@ class Worker:
         store: where finished stages lie.
         data: the dataset, on `device`.
         device: torch's name of the device.
-        plan: the trial. Its scorer and sampling serve the scores drawn while stages train, which are no parents of
-            those stages, since they change nothing about them.
+        plan: the trial.
         commit: noted with every stage.
     """
 
@@ -81,7 +92,7 @@ def run_trial(worker: Worker) -> Iterator[Event]:
                 finished.add(stage)
         waiting = None
         for label, stage in worker.plan.stages:
-            if stage in finished or not finished.issuperset(_needed(stage, worker)):
+            if stage in finished or not finished.issuperset(stage.parents):
                 continue
             with store.claim(name(stage)) as mine:
                 if mine:
@@ -93,11 +104,6 @@ def run_trial(worker: Worker) -> Iterator[Event]:
             if waiting and len(finished) < len(worker.plan.stages):
                 yield Event(waiting, None)
                 time.sleep(WAIT)
-
-
-def _needed(stage: Stage, worker: Worker) -> tuple[Stage, ...]:
-    """The stages that must be finished first."""
-    return stage.parents if isinstance(stage, ClassifierStage) else (worker.plan.score.scorer, *stage.parents)
 
 
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
@@ -148,9 +154,13 @@ def machine(device: str) -> str:
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gpu}"
 
 
+def _new_classifier(stage: ClassifierStage) -> Encoder:
+    return Encoder(stage.dataset, stage.recipe.init_std, 4 if stage.recipe.objective == "rotation" else None)
+
+
 def load_classifier(stage: ClassifierStage, store: Store, device: str) -> Encoder:
     """A trained classifier, frozen."""
-    encoder = Encoder(stage.dataset, stage.recipe.init_std).to(device)
+    encoder = _new_classifier(stage).to(device)
     load_modules({"encoder": encoder}, store.tensors(name(stage), MODEL_FILE))
     return encoder.eval().requires_grad_(False).to(memory_format=FORMAT)
 
@@ -164,11 +174,12 @@ def _load_scorer(scorer: ClassifierStage, root: Path, device: str) -> tuple[Enco
     return load_classifier(scorer, store, device), reference
 
 
-def _evaluation(levels: list[Level], encoder: Encoder | None, worker: Worker) -> Evaluation:
-    """Scores and grids of levels, by the trial's scorer."""
-    score = worker.plan.score
-    judges = _load_scorer(score.scorer, worker.store.root, worker.device)
-    return Evaluation(levels, score.sampling, worker.data, encoder, *judges)
+def _evaluation(
+    levels: list[Level], encoder: Encoder | None, scorer: ClassifierStage, sampling: str, worker: Worker
+) -> Evaluation:
+    """Scores and grids of levels, by a scorer."""
+    judges = _load_scorer(scorer, worker.store.root, worker.device)
+    return Evaluation(levels, sampling, worker.data, encoder, *judges)
 
 
 def _encoder(stage: LevelStage | ScoreStage, worker: Worker) -> Encoder | None:
@@ -184,13 +195,18 @@ def _role_seed(seed: int, role: str) -> int:
 def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     seed, data = _role_seed(stage.seed, stage.kind), worker.data
     torch.manual_seed(seed)
-    encoder = Encoder(stage.dataset, stage.recipe.init_std).to(worker.device)
+    encoder = _new_classifier(stage).to(worker.device)
     encoder.mean.copy_(pixel_mean(data.images, stage.recipe.pixel_mean))
     task = ClassifierTask(encoder, data, stage.recipe, seed)
 
+    test_images, test_labels = data.test_images, data.test_labels
+    if stage.recipe.objective == "rotation":
+        test_labels = torch.arange(len(test_images), device=test_images.device) % 4
+        test_images = turned(test_images, test_labels)
+
     def evaluate(images: int) -> dict[str, float]:
-        found = metrics.classify(encoder, data.test_images)
-        return {"test_accuracy": metrics.accuracy(found.logits, data.test_labels)}
+        found = metrics.classify(encoder, test_images)
+        return {"test_accuracy": metrics.accuracy(found.logits, test_labels)}
 
     steps = max(1, stage.recipe.images // stage.recipe.batch)
     yield from loop(task, steps, stage.recipe.batch, folder, evaluate, evaluations=4)
@@ -246,18 +262,28 @@ def _load(
 def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     built = _build((stage,), stage.recipe, worker)
     steps = max(1, stage.images // stage.recipe.batch)
-    snapshot = (max(1, round(steps * stage.joint_start)), START_FILE) if stage.joint_start < 1 else None
-    yield from _train(*built, stage, stage.low, stage, 1.0, worker, folder, snapshot)
+    snapshot = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else None
+    task = _task(*built, stage, stage.low, stage, 1.0, worker)
+    yield from _train(task, stage, worker, folder, outcome, snapshot)
+    if stage.keep_adam:
+        write_tensors(folder / MODEL_FILE, task_tensors(task))
 
 
 def _run_joint(stage: JointStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     first = stage.levels[0]
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
     loaded = _load(stage.levels, stage.recipe, worker, file)
-    yield from _train(*loaded, stage, "joint", first, stage.feedback, worker, folder, None)
+    task = _task(*loaded, stage, "joint", first, stage.feedback, worker)
+    if not stage.fresh_adam:
+        place = dict.fromkeys(task.modules, 0)
+        for level, generator, discriminator in zip(stage.levels, task.generator, task.discriminator, strict=True):
+            load_optimisers(task, worker.store.tensors(name(level), file), place)
+            place["generator"] += len(list(generator.parameters()))
+            place["discriminator"] += len(list(discriminator.parameters()))
+    yield from _train(task, stage, worker, folder, outcome)
 
 
-def _train(
+def _task(
     levels: list[Level],
     discriminators: list[Discriminator],
     stage: LevelStage | JointStage,
@@ -265,15 +291,13 @@ def _train(
     lowest: LevelStage,
     feedback: float,
     worker: Worker,
-    folder: Path,
-    snapshot: tuple[int, str] | None,
-) -> Iterator[Progress]:
-    """Train levels, alone or together, and keep their weights."""
-    encoder, recipe, data = _encoder(lowest, worker), stage.recipe, worker.data
-    task = GanTask(
+) -> GanTask:
+    """What trains levels, alone or together."""
+    recipe, data = stage.recipe, worker.data
+    return GanTask(
         levels,
         discriminators,
-        encoder,
+        _encoder(lowest, worker),
         data,
         recipe,
         lowest.weights,
@@ -282,31 +306,62 @@ def _train(
         classes=lowest.dataset.classes,
         feedback=feedback,
     )
-    evaluation = _evaluation(levels, encoder, worker)
-    steps = max(1, stage.images // recipe.batch)
+
+
+def _train(
+    task: GanTask,
+    stage: LevelStage | JointStage,
+    worker: Worker,
+    folder: Path,
+    outcome: dict,
+    snapshot: int | None = None,
+) -> Iterator[Progress]:
+    """Train levels, and keep their last weights and the best."""
+    asked = stage.evaluations
+    evaluation = _evaluation(task.levels, task.encoder, asked.scorer, asked.sampling, worker)
     yield from loop(
         task,
-        steps,
-        recipe.batch,
+        max(1, stage.images // stage.recipe.batch),
+        stage.recipe.batch,
         folder,
         lambda seen: evaluation(seen, folder),
-        worker.plan.evaluations,
+        asked.count,
         snapshot,
+        asked.best_by,
     )
+    if (folder / BEST_FILE).exists():
+        outcome["best_images"] = int(read_tensors(folder / BEST_FILE)[1]["images"])
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
+
+
+def _stack(stage: ScoreStage, worker: Worker, best: bool) -> list[Level]:
+    """A finished stack: as it was at its end, or at the best point of its joint stage or else of each level."""
+    first = stage.levels[0]
+    recipe = stage.joint.recipe if stage.joint else first.recipe
+    levels, _ = _build(stage.levels, recipe, worker)
+    made = [stage.joint] if stage.joint else list(stage.levels)
+    for part, trained in zip([levels] if stage.joint else [[level] for level in levels], made, strict=True):
+        file = BEST_FILE if best and "best_images" in worker.store.facts(name(trained)) else MODEL_FILE
+        tensors = worker.store.tensors(name(trained), file)
+        load_modules({"generator": nn.ModuleList(level.generator for level in part)}, tensors)
+    return levels
 
 
 def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
     first = stage.levels[0]
     yield Progress(0, stage.samples)
-    if stage.joint:
-        levels, discriminators = _build(stage.levels, stage.joint.recipe, worker)
-        load_modules(_modules(levels, discriminators), worker.store.tensors(name(stage.joint), MODEL_FILE))
-    else:
-        levels, _ = _load(stage.levels, first.recipe, worker)
-    evaluation = _evaluation(levels, _encoder(stage, worker), worker)
-    outcome["scores"] = evaluation.score(stage.samples, first.seed)
-    evaluation.draw(grid_file(folder, 0))
+    made = [worker.store.facts(name(trained)) for trained in ((stage.joint,) if stage.joint else stage.levels)]
+    is_last = all(facts.get("best_images", facts["images"]) == facts["images"] for facts in made)
+    scores: dict[str, float] = {}
+    for best in (False, True):
+        if not best or not is_last:
+            levels, encoder = _stack(stage, worker, best), _encoder(stage, worker)
+            evaluation = _evaluation(levels, encoder, stage.scorer, stage.sampling, worker)
+            found = evaluation.score(stage.samples, first.seed)
+        scores |= {f"best_{score}": value for score, value in found.items()} if best else found
+        if not best:
+            evaluation.draw(grid_file(folder, 0))
+    outcome["scores"] = scores
     yield Progress(stage.samples, stage.samples)
 
 

@@ -9,7 +9,7 @@ of the code that makes it, so equal work has one name in every trial and every s
 
 import ast
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,10 +56,27 @@ class ClassifierStage:
 
 
 @dataclass(frozen=True)
+class Evaluations:
+    """Scores and grids drawn while a stage trains; its weights at the best of them are kept beside the last.
+
+    Attributes:
+        count: how many, at even distances, the last at the end.
+        best_by: the score whose best point is kept.
+        sampling: as in Recipe.
+    """
+
+    scorer: ClassifierStage
+    count: int
+    best_by: str
+    sampling: str
+
+
+@dataclass(frozen=True)
 class LevelStage:
     """Trains the level between taps `low` and `high` on real features.
 
-    `encoder` is None where neither a tap nor a loss needs it; fields as in Recipe.
+    `encoder` is None where neither a tap nor a loss needs it; `keep_adam` keeps Adam's states for the joint stage;
+    fields as in Recipe and Variant.
     """
 
     dataset: Dataset
@@ -73,6 +90,8 @@ class LevelStage:
     weights: Weights
     images: int
     joint_start: float
+    keep_adam: bool
+    evaluations: Evaluations
     seed: int
     encoder: ClassifierStage | None
 
@@ -80,7 +99,7 @@ class LevelStage:
 
     @property
     def parents(self) -> "tuple[Stage, ...]":
-        return (self.encoder,) if self.encoder else ()
+        return (self.evaluations.scorer, *((self.encoder,) if self.encoder else ()))
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,9 @@ class JointStage:
     levels: tuple[LevelStage, ...]
     recipe: GanRecipe
     feedback: float
+    fresh_adam: bool
     images: int
+    evaluations: Evaluations
 
     kind = "joint"
 
@@ -135,11 +156,9 @@ class Plan:
     Attributes:
         stages: each after its parents, with what it is to the trial: "scorer", "encoder", "level1", "level0", "joint",
             "score".
-        evaluations: scores and grids drawn while a stage trains; they change nothing about it.
     """
 
     stages: tuple[tuple[str, Stage], ...]
-    evaluations: int
 
     @property
     def score(self) -> ScoreStage:
@@ -159,7 +178,7 @@ def plan(config: Config) -> Plan:
     recipe, variant = config.recipe, config.variant
     scorer = ClassifierStage("scorer", config.judge, config.data, recipe.scorer, SCORER_SEED)
     encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
-    levels = []
+    evaluations, levels = Evaluations(scorer, recipe.evaluations, recipe.best_by, recipe.sampling), []
     for low, high in pairwise(variant.bounds):
         needs_encoder = low != IMAGE or high != LABEL or variant.weights.conditional > 0
         levels.append(
@@ -175,11 +194,17 @@ def plan(config: Config) -> Plan:
                 weights=variant.weights,
                 images=recipe.image_level if low == IMAGE else recipe.feature_level,
                 joint_start=recipe.joint_start if variant.cuts else 1.0,
+                keep_adam=bool(variant.cuts) and not recipe.fresh_adam,
+                evaluations=evaluations if low == IMAGE else replace(evaluations, best_by="feature_fid"),
                 seed=config.seed,
                 encoder=encoder if needs_encoder else None,
             )
         )
-    joint = JointStage(tuple(levels), recipe.joint, recipe.feedback, recipe.joint_images) if variant.joint else None
+    joint = None
+    if variant.joint:
+        joint = JointStage(
+            tuple(levels), recipe.joint, recipe.feedback, recipe.fresh_adam, recipe.joint_images, evaluations
+        )
     score = ScoreStage(
         tuple(levels), joint, encoder if variant.labels else None, scorer, recipe.samples, recipe.sampling
     )
@@ -188,4 +213,4 @@ def plan(config: Config) -> Plan:
         stages.append(("encoder", encoder))
     stages += [(f"level{index}", level) for index, level in reversed(list(enumerate(levels)))]
     stages += [("joint", joint)] if joint else []
-    return Plan((*stages, ("score", score)), recipe.evaluations)
+    return Plan((*stages, ("score", score)))

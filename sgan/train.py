@@ -17,16 +17,20 @@ from torch.nn import functional as F
 
 from sgan import losses
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
-from sgan.data import Batches, Data, random_flips, random_shift, to_input
+from sgan.data import Batches, Data, random_flips, random_shift, to_input, turned
 from sgan.encoder import Encoder
 from sgan.networks import Discriminator
 from sgan.optim import adam
 from sgan.stack import Level, draw, label_condition
-from sgan.store import Record, read_tensors, write_tensors
+from sgan.store import Record, read_record, read_tensors, write_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+START_FILE, BEST_FILE = "joint-start.safetensors", "best.safetensors"
 POINTS, LONGEST = 40, 250
 """A loss curve has about so many points, and one at least every so many steps: checkpoints are taken there."""
+LOWER_IS_BETTER = ("fid", "feature_fid")
+VARIANCE_IMAGES = 2000
+"""Real images from which the variance of their features is taken."""
 CACHE_BYTES = 2**29
 """Real features are computed once and kept up to this size, else anew each batch."""
 
@@ -66,7 +70,8 @@ def loop(
     folder: Path,
     evaluate: Callable[[int], dict[str, float]],
     evaluations: int,
-    snapshot: tuple[int, str] | None = None,
+    snapshot: int | None = None,
+    best_by: str = "",
     checkpoint_seconds: float = 20.0,
 ) -> Iterator[Progress]:
     """Train to `steps`, from the checkpoint in `folder` where there is one; yields progress at every point of the
@@ -78,7 +83,8 @@ def loop(
         folder: the stage's work folder: checkpoint and record.
         evaluate: called with the images seen, before the first step and `evaluations` times at even distances, the last
             at the end; returns scores for the record.
-        snapshot: (step, file): the state after that step is kept under this name.
+        snapshot: the state after this step is kept as well, Adam's included, in START_FILE.
+        best_by: the weights at the evaluation with the best of this score are kept in BEST_FILE.
         checkpoint_seconds: seconds between two checkpoints.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
@@ -86,12 +92,12 @@ def loop(
     done = _restore(task, folder)
     record = Record(folder, done * batch if done else -1)
     if done == 0:
-        record.add(0, evaluate(0))
+        record.add(0, _finite(evaluate(0)))
     every, marks = (
         min(max(1, steps // POINTS), LONGEST),
         {round(steps * part / evaluations) for part in range(1, evaluations + 1)},
     )
-    marks |= {snapshot[0]} if snapshot else set()
+    marks |= {snapshot} if snapshot else set()
     window: list[dict[str, Tensor]] = []
     saved = time.monotonic()
     yield Progress(done * batch, steps * batch)
@@ -102,11 +108,13 @@ def loop(
             continue
         means = _means(window, number)
         if number in marks:
-            means |= evaluate(number * batch)
+            means |= _finite(evaluate(number * batch))
+        if number in marks and _beaten(best_by, means, folder):
+            write_tensors(folder / BEST_FILE, module_tensors(task.modules), {"images": str(number * batch)})
         record.add(number * batch, means)
         window = []
-        if snapshot and number == snapshot[0]:
-            write_tensors(folder / snapshot[1], module_tensors(task.modules))
+        if number == snapshot:
+            write_tensors(folder / START_FILE, task_tensors(task))
         if number < steps and time.monotonic() - saved > checkpoint_seconds:
             _checkpoint(task, folder, number)
             saved = time.monotonic()
@@ -114,6 +122,17 @@ def loop(
     for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+def _beaten(score: str, metrics: dict[str, float], folder: Path) -> bool:
+    """Whether this score is better than that of every evaluation after the first step in the record."""
+    value, sign = metrics.get(score, math.nan), -1 if score in LOWER_IS_BETTER else 1
+    earlier = [line["metrics"].get(score, math.nan) for line in read_record(folder) if line["images"] > 0]
+    return math.isfinite(value) and all(sign * value > sign * other for other in earlier if math.isfinite(other))
 
 
 def _means(window: list[dict[str, Tensor]], last: int) -> dict[str, float]:
@@ -139,12 +158,38 @@ def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> N
         module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
 
 
-def _checkpoint(task: Task, folder: Path, step: int) -> None:
+def task_tensors(task: Task) -> dict[str, Tensor]:
+    """All that a task needs to go on: its modules as in `module_tensors`, and "optimiser/module/parameter/field"."""
     tensors = module_tensors(task.modules)
     for key, optimiser in task.optimisers.items():
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{key}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    write_tensors(folder / CHECKPOINT_FILE, tensors, {"step": str(step)})
+    return tensors
+
+
+def load_optimisers(task: Task, tensors: dict[str, Tensor], first: dict[str, int] | None = None) -> None:
+    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters.
+
+    Args:
+        first: name of an optimiser -> index of the parameter from which on the states are meant, for a task that
+            continues several others; states it has already stay.
+    """
+    for key, optimiser in task.optimisers.items():
+        state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimiser/{key}/"):
+                index, field = name.split("/")[2:]
+                place = int(index) + (first[key] if first else 0)
+                state[place] = {**state.get(place, {}), field: tensor}
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for parameter, values in optimiser.state.items():
+            for field, value in values.items():
+                if value.shape == parameter.shape:  # a fused Adam walks both through memory in one order
+                    values[field] = _in_layout_of(parameter, value)
+
+
+def _checkpoint(task: Task, folder: Path, step: int) -> None:
+    write_tensors(folder / CHECKPOINT_FILE, task_tensors(task), {"step": str(step)})
 
 
 def _restore(task: Task, folder: Path) -> int:
@@ -153,17 +198,7 @@ def _restore(task: Task, folder: Path) -> int:
         return 0
     tensors, note = read_tensors(folder / CHECKPOINT_FILE)
     load_modules(task.modules, tensors)
-    for key, optimiser in task.optimisers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimiser/{key}/"):
-                index, field = name.split("/")[2:]
-                state.setdefault(int(index), {})[field] = tensor
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        for parameter, values in optimiser.state.items():
-            for field, value in values.items():
-                if value.shape == parameter.shape:  # a fused Adam walks both through memory in one order
-                    values[field] = _in_layout_of(parameter, value)
+    load_optimisers(task, tensors)
     return int(note["step"])
 
 
@@ -173,7 +208,8 @@ def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 class ClassifierTask:
-    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder")."""
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by how
+    much each image was turned."""
 
     def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
@@ -184,9 +220,13 @@ class ClassifierTask:
     def step(self, step: int) -> dict[str, Tensor]:
         torch.manual_seed(step_seed(self.seed, step))
         index = self.batches[step].to(self.data.images.device)
-        images = to_input(random_shift(self.data.images[index], self.recipe.shifts), self.encoder.mean)
+        images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
+        if self.recipe.objective == "rotation":
+            labels = torch.randint(4, labels.shape, device=labels.device)
+            images = turned(images, labels)
+        images = to_input(images, self.encoder.mean)
         images = random_flips(images) if self.recipe.flips else images
-        loss = F.cross_entropy(self.encoder(images), self.data.labels[index])
+        loss = F.cross_entropy(self.encoder(images), labels)
         self.optimisers["encoder"].zero_grad()
         loss.backward()
         self.optimisers["encoder"].step()
@@ -260,6 +300,18 @@ class GanTask:
         self.batches = Batches(len(data.images), recipe.batch, seed)
         self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
         self.cache = self._cache()
+        self.trivial = [self._trivial(level) for level in levels]
+
+    def _trivial(self, level: Level) -> dict[str, float]:
+        """What a generator scores that ignores z (entropy), and one that ignores its condition: the variance of the
+        real features for one that always answers their mean, log K for one that says nothing about the label."""
+        conditional = math.log(self.classes)
+        if level.high != LABEL:
+            assert self.encoder is not None
+            with torch.no_grad():
+                some = to_input(self.data.images[:VARIANCE_IMAGES], self.encoder.mean)
+                conditional = self.encoder(some, IMAGE, level.high).var(0).mean().item()
+        return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
     def _cache(self) -> dict[str, Tensor]:
         """Real features of the whole training set, where they fit and no flip changes them."""
@@ -334,7 +386,10 @@ class GanTask:
         ):
             real_logits, _ = discriminator(real.taps[level.low])
             fake_logits, recovered = discriminator(fake.detach())
-            terms = {"d_adversarial": losses.discriminator(real_logits, fake_logits)}
+            terms = {
+                "d_adversarial": losses.discriminator(real_logits, fake_logits),
+                "d_accuracy": losses.discriminator_accuracy(real_logits, fake_logits),
+            }
             loss = recipe.discriminator_scale * terms["d_adversarial"]
             if self.weights.entropy > 0:
                 terms["d_entropy"] = losses.entropy(recovered, z, level.codes)
@@ -368,6 +423,9 @@ class GanTask:
                 if weight > 0:
                     parts.append(weight * term)
                     report[self._name(level, name)] = term.detach()
+                    if name in self.trivial[index]:
+                        ratio = f"{name.removeprefix('g_')}_ratio"
+                        report[self._name(level, ratio)] = term.detach() / self.trivial[index][name]
         self._update("generator", torch.stack(parts).sum())
         return report
 

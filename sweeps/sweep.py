@@ -44,8 +44,9 @@ class Sweep:
     data: Path | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
     digits need none."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """Rows of the ablation."""
+    variants: tuple[str, ...] = tuple(name for name, row in VARIANTS.items() if row.default)
+    """Rows of the ablation; beside the paper's six there are sgan-no-entropy, full-gan, sgan-unsupervised and
+    infogan."""
     seeds: int = 3
     """Number of training seeds a variant."""
     first_seed: int = 0
@@ -56,8 +57,9 @@ class Sweep:
     cuts: tuple[str, ...] = DEFAULT_CUTS
     """Where the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make N + 1
     levels."""
-    weights: tuple[float, float, float] = (1.0, 1.0, 10.0)
-    """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there."""
+    weights: tuple[float, float, float] | None = None
+    """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there. Without
+    this option they are the paper's 1 1 10, and 1 0 1 for infogan."""
     budget: float = 1.0
     """Factor on the training images of every GAN stage."""
     width: float = 1.0
@@ -103,7 +105,7 @@ class Sweep:
             self.mlflow is None or "://" in self.mlflow,
             f"--mlflow takes an address such as http://127.0.0.1:5000, but got {self.mlflow!r}",
         )
-        Variant(self.cuts, Weights(*self.weights), joint=False)  # validates both
+        Variant(self.cuts, self.loss_weights or Weights(), joint=False)  # validates both
         require(
             self.data is None or self.data.is_dir(),
             f"the data folder {self.data} of --data is not there, or is no folder; name the folder that holds the "
@@ -142,6 +144,11 @@ class Sweep:
                 require(isinstance(inner, dict), f"--override {change} changes a part of what another one sets")
             inner[field] = text
         return _replaced(recipe_row(recipe, dataset).budget(self.budget), changes, "")
+
+    @property
+    def loss_weights(self) -> Weights | None:
+        """The weights asked for, if any."""
+        return Weights(*self.weights) if self.weights else None
 
     @property
     def seed_range(self) -> range:
@@ -223,7 +230,7 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
             part.batch <= len(data.images),
             f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
         )
-    dataset, weights = DATASETS[dataset_name].scaled(sweep.width), Weights(*sweep.weights)
+    dataset, weights = DATASETS[dataset_name].scaled(sweep.width), sweep.loss_weights
     trials = tuple(
         trial(
             variant, seed, configure(dataset, data.digest, recipe, VARIANTS[variant].variant, seed, weights, sweep.cuts)
@@ -234,7 +241,7 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
     key = content_key([as_json(part) for part in (dataset, data.digest, recipe, weights, sweep.cuts, code_version())])
     extras = [
         f"cuts {' '.join(sweep.cuts) or 'none'}" if sweep.cuts != DEFAULT_CUTS else "",
-        f"weights {' '.join(f'{value:g}' for value in sweep.weights)}" if weights != Weights() else "",
+        f"weights {' '.join(f'{value:g}' for value in sweep.weights)}" if sweep.weights else "",
         f"budget x {sweep.budget:g}" if sweep.budget != 1 else "",
         f"width x {sweep.width:g}" if sweep.width != 1 else "",
         *sweep.override,
@@ -300,7 +307,7 @@ def _settings(resolved: Resolved) -> dict[str, Any]:
         "dataset": resolved.dataset.name,
         "recipe": resolved.recipe.name,
         "cuts": list(sweep.cuts),
-        "weights": list(sweep.weights),
+        "weights": list(sweep.weights or ()),
         "budget": sweep.budget,
         "width": sweep.width,
         "override": list(sweep.override),

@@ -74,7 +74,10 @@ def test_sgan_shares_all_but_joint_and_score_with_sgan_no_joint():
 def test_all_variants_of_a_seed_share_encoder_and_scorer_and_seeds_share_the_scorer():
     trials = [row(variant, seed=seed) for variant in VARIANTS for seed in (0, 1)]
     assert len({names(trial)["scorer"] for trial in trials}) == 1
-    assert len({names(trial)["encoder"] for trial in trials if "encoder" in names(trial)}) == 2
+    encoders = {
+        (names(trial)["encoder"], trial.score.levels[0].labels) for trial in trials if "encoder" in names(trial)
+    }
+    assert sorted(labels for _, labels in encoders) == [False, False, True, True]
     assert len({trial.name for trial in trials}) == len(trials)
     scorer = dict(trials[0].stages)["scorer"]
     assert isinstance(scorer, ClassifierStage)
@@ -92,7 +95,7 @@ GAN = {"level1", "level0", "joint", "score"}
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "name": ("another", set()),
     "encoder": (dataclasses.replace(CLASSIFIER, flips=True), {"encoder", *GAN}),
-    "scorer": (dataclasses.replace(CLASSIFIER, shifts=1), {"scorer", "score"}),
+    "scorer": (dataclasses.replace(CLASSIFIER, shifts=1), {"scorer", *GAN}),
     "gan": (dataclasses.replace(PAPER, image_noise=0.1), GAN),
     "joint": (dataclasses.replace(PAPER, dropout=0.3), {"joint", "score"}),
     "image_level": (20 * BATCH, {"level0", "joint", "score"}),
@@ -100,9 +103,11 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "joint_images": (20 * BATCH, {"joint", "score"}),
     "joint_start": (0.5, GAN),
     "feedback": (0.5, {"joint", "score"}),
-    "sampling": ("batch", {"score"}),
+    "fresh_adam": (False, GAN),
+    "sampling": ("batch", GAN),  # it is the scores while training, too, and they choose the best point
     "samples": (500, {"score"}),
-    "evaluations": (2, set()),
+    "evaluations": (2, GAN),
+    "best_by": ("fid", {"level0", "joint", "score"}),
 }
 
 
@@ -128,11 +133,12 @@ def test_every_field_of_gan_training_is_in_the_key(part):
         assert changed(planned(), planned(**changes)) == (GAN if "gan" in changes else {"joint", "score"}), field
 
 
-@pytest.mark.parametrize("field", ["images", "batch", "adam", "init_std", "pixel_mean", "flips", "shifts"])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CLASSIFIER)])
 def test_every_field_of_classifier_training_is_in_the_key(field):
     other = {"images": 9, "batch": 9, "adam": PAPER.adam, "init_std": 0.3, "pixel_mean": True, "flips": True}
-    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"shifts": 1})[field]})
-    assert changed(planned(), planned(encoder=recipe)) == {"encoder", *GAN}
+    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"shifts": 1, "objective": "rotation"})[field]})
+    unlabelled = dataclasses.replace(STACK, labels=False)
+    assert changed(planned(unlabelled), planned(unlabelled, encoder=recipe)) == {"encoder", *GAN}
 
 
 def test_seed_data_dataset_and_variant_are_in_the_keys():
@@ -146,7 +152,7 @@ def test_seed_data_dataset_and_variant_are_in_the_keys():
     assert change(data=DATA[::-1]) == whole
     wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
     assert change(dataset=wider) == {"encoder", *GAN}
-    assert change(judge=wider) == {"scorer", "score"}
+    assert change(judge=wider) == {"scorer", *GAN}
     for field in ("adversarial", "conditional", "entropy"):
         assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
 

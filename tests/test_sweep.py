@@ -119,7 +119,7 @@ def test_both_named_recipes_exist_for_every_dataset():
 def test_default_is_six_variants_and_three_seeds():
     resolved = resolve(Sweep(), gpus=0)
     assert [(trial.variant, trial.seed) for trial in resolved.trials] == [
-        (variant, seed) for seed in (0, 1, 2) for variant in VARIANTS
+        (variant, seed) for seed in (0, 1, 2) for variant in list(VARIANTS)[:6]
     ]
 
 

@@ -20,7 +20,9 @@ from sgan.encoder import Encoder
 from sgan.stack import Level, sample
 from sgan.store import read_record, read_tensors
 from sgan.train import (
+    BEST_FILE,
     CHECKPOINT_FILE,
+    START_FILE,
     ClassifierTask,
     Diverged,
     GanTask,
@@ -378,8 +380,32 @@ def test_the_record_has_the_mean_of_each_window_and_scores_at_the_start_and_each
 
 
 def test_a_snapshot_is_the_state_after_its_step(tmp_path):
-    run(Toy(), tmp_path, snapshot=(93, "start.safetensors"))
-    assert read_tensors(tmp_path / "start.safetensors")[0]["toy/weight"].item() == 93
+    run(Toy(), tmp_path, snapshot=93)
+    assert read_tensors(tmp_path / START_FILE)[0]["toy/weight"].item() == 93
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_by", "best"),
+    [
+        ((9.0, 2.0, 7.0, 7.0, 5.0), "inception_score", 50),  # before the first step there is nothing to keep
+        ((9.0, 4.0, 2.0, 3.0, 2.0), "fid", 50),  # of equal ones the first
+        ((9.0, 4.0, 5.0, 6.0, 8.0), "inception_score", 100),
+        ((1.0, 4.0, 5.0, 6.0, 8.0), "feature_fid", 25),
+        ((9.0, math.nan, 3.0, math.nan, 2.0), "inception_score", 50),
+        ((9.0, math.nan, math.nan, math.nan, math.nan), "inception_score", None),
+    ],
+)
+def test_the_weights_of_the_best_evaluation_are_kept(tmp_path, scores, best_by, best):
+    def evaluate(images: int) -> dict[str, float]:
+        return {best_by: scores[images // (25 * BATCH)]}
+
+    for _ in loop(Toy(), 100, BATCH, tmp_path, evaluate, 4, best_by=best_by):
+        pass
+    assert (tmp_path / BEST_FILE).exists() == (best is not None)
+    if best:
+        tensors, note = read_tensors(tmp_path / BEST_FILE)
+        assert tensors["toy/weight"].item() == best
+        assert note == {"images": str(best * BATCH)}
 
 
 @pytest.mark.parametrize(("bad", "word"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
@@ -427,13 +453,13 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path):
         def draw(images: int) -> dict[str, float]:
             if isinstance(task, GanTask):
                 list(sample(task.levels, torch.rand(9, *_condition(task)), "batch", seed=1))
-            return {"images": float(images)}
+            return {"images": float(images), "wave": math.sin(images)}
 
         return draw
 
     def part(folder: Path, points: int, seconds: float) -> Task:
         task = build(few)
-        points_of = loop(task, steps, BATCH, folder, evaluate(task), 3, (12, "start.safetensors"), seconds)
+        points_of = loop(task, steps, BATCH, folder, evaluate(task), 3, 12, "wave", seconds)
         for _ in itertools.islice(points_of, points + 1):
             pass
         assert isinstance(points_of, Generator)
@@ -461,8 +487,10 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path):
         assert [(line["images"], line["metrics"]) for line in found] == [
             (line["images"], line["metrics"]) for line in lines
         ]
-        starts = [read_tensors(path / "start.safetensors")[0] for path in (tmp_path / "whole", folder)]
-        assert all(torch.equal(tensor, starts[1][name]) for name, tensor in starts[0].items())
+        for file in (START_FILE, BEST_FILE):
+            kept = [read_tensors(path / file)[0] for path in (tmp_path / "whole", folder)]
+            assert set(kept[0]) == set(kept[1])
+            assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
 
 
 def _condition(task: GanTask) -> tuple[int, ...]:
