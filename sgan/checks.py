@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import types
+import typing
 from typing import Any
 
 
@@ -54,3 +56,33 @@ def content_key(value: Any) -> str:
     """16 hex digits of the SHA-256 of a value's canonical JSON: equal content, equal key."""
     text = json.dumps(as_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def from_json(kind: type, value: Any, path: str = "") -> Any:
+    """The inverse of `as_json`: a frozen dataclass, which validates itself, from plain JSON values.
+
+    Raises ConfigError, with the dotted name, where a field is missing, unknown or of another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        require(isinstance(value, dict), f"{path or kind.__name__} must be an object with {', '.join(hints)}")
+        odd = sorted(set(value) ^ set(hints))
+        require(not odd, f"{path or kind.__name__} must have the fields {', '.join(hints)}; look at {', '.join(odd)}")
+        return kind(**{name: from_json(hint, value[name], f"{path}.{name}".strip(".")) for name, hint in hints.items()})
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (each for each in arguments if each is not type(None))
+        return from_json(kind, value, path)
+    if origin is tuple:
+        require(isinstance(value, list), f"{path} must be a list, but got {value!r}")
+        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        require(len(kinds) == len(value), f"{path} must have {len(kinds)} entries, but got {value!r}")
+        return tuple(from_json(each, item, path) for each, item in zip(kinds, value, strict=True))
+    if origin is typing.Literal:
+        require(value in arguments, f"{path} must be one of {', '.join(map(repr, arguments))}, but got {value!r}")
+        return value
+    plain = type(value) is kind or (kind is float and type(value) is int)
+    require(plain, f"{path} must be of type {kind.__name__}, but got {value!r}")
+    return kind(value)

@@ -310,6 +310,7 @@ class Config:
         dataset: the networks that are trained.
         judge: the dataset's own row, whose encoder shape the scorer has whatever the trial's width.
         data: digest of the dataset's images and labels, so that other data is another trial.
+        inception: SHA-256 of the weights of the Inception network that scores; "": the dataset's classifier does.
     """
 
     dataset: Dataset
@@ -318,6 +319,7 @@ class Config:
     recipe: Recipe
     variant: Variant
     seed: int
+    inception: str = ""
 
     def __post_init__(self):
         integer("seed", self.seed, 0, 2**31 - 2)

@@ -8,11 +8,13 @@ import hashlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sgan import folder
 from sgan.checks import ConfigError
 from sgan.shapes import Dataset
 
@@ -91,7 +93,7 @@ def _mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             path = raw / f"{part}-{kind}-ubyte"
             if path.exists():
                 _check_idx(path, dimensions)
-    train, test = (_torchvision(MNIST, root, part) for part in (True, False))
+    train, test = (_torchvision(MNIST, root, train=part) for part in (True, False))
     tensors = (train.data[:, None], train.targets, test.data[:, None], test.targets)
     for images, labels in (tensors[:2], tensors[2:]):
         if len(images) != len(labels) or images.shape[1:] != (1, 28, 28) or int(labels.max()) > 9:
@@ -107,20 +109,31 @@ def _cifar10(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     parts = []
     for part in (True, False):
-        rows = _torchvision(CIFAR10, root, part)
+        rows = _torchvision(CIFAR10, root, train=part)
         parts += [torch.from_numpy(rows.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows.targets)]
     return tuple(parts)  # pyright: ignore[reportReturnType]
 
 
-def _torchvision(kind: type, root: Path, train: bool):
-    """A torchvision dataset from `root`, downloaded into it where it is absent and a network is there."""
+def _svhn(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from torchvision.datasets import SVHN
+
+    parts = []
+    for part in ("train", "test"):
+        rows = _torchvision(SVHN, root, split=part)
+        parts += [torch.from_numpy(rows.data), torch.from_numpy(rows.labels.astype(np.int64))]
+    return tuple(parts)  # pyright: ignore[reportReturnType]
+
+
+def _torchvision(kind: type, root: Path, **part: Any):
+    """A torchvision dataset, or the named part of it, from `root`, downloaded into it where it is absent and a network
+    is there."""
     patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(DOWNLOAD_PATIENCE)  # torchvision would wait for ever for a server that says nothing
         try:
-            return kind(root, train=train)
+            return kind(root, **part)
         except RuntimeError:  # torchvision's word for "not found or corrupted": fetch what is missing
-            return kind(root, train=train, download=True)
+            return kind(root, **part, download=True)
     except Exception as error:  # whatever a reader or a download raises, the user needs the same three things
         raise DataError(
             f"{kind.__name__} cannot be read from {root} nor downloaded into it "
@@ -137,12 +150,18 @@ def load(dataset: Dataset, root: Path) -> Data:
     """Read a dataset; the last one is kept, since a worker runs many trials on the same data.
 
     Args:
-        dataset: a row of presets.DATASETS.
+        dataset: a row of presets.DATASETS, or presets.folder_row.
         root: folder with the dataset's files; digits are embedded and do not look at it.
     Raises:
         DataError: files are absent and cannot be downloaded, or torn.
     """
-    readers = {"digits": lambda: _digits(), "mnist": lambda: _mnist(root), "cifar10": lambda: _cifar10(root)}
+    readers = {
+        "digits": _digits,
+        "mnist": lambda: _mnist(root),
+        "svhn": lambda: _svhn(root),
+        "cifar10": lambda: _cifar10(root),
+        "folder": lambda: folder.read(root, dataset.size, dataset.channels),
+    }
     tensors = readers[dataset.name]()
     return Data(*tensors, digest=_digest(*tensors))
 

@@ -1,5 +1,6 @@
 """Scores and grids of a stack: while it trains, and at the end."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from sgan import grid, metrics
 from sgan.config import IMAGE, LABEL
 from sgan.data import Data, to_input, to_pixels
 from sgan.encoder import Encoder
+from sgan.inception import Inception
 from sgan.stack import Level, balanced_labels, label_condition, sample
 from sgan.store import grid_file
 
@@ -19,6 +21,24 @@ REAL_SAMPLES = 10_000
 """Training images that stand for all in the score of a level that makes features."""
 EVALUATION_SAMPLES = 2000
 """Samples of a score while training; a final score has the recipe's number."""
+
+
+@dataclass(frozen=True)
+class InceptionJudge:
+    """Scores images by the Inception network against what it says of the real ones.
+
+    Attributes:
+        real: of the real images.
+        statistics: mean and covariance of their features.
+    """
+
+    network: Inception
+    real: metrics.Features
+    statistics: dict
+
+    def score(self, images: Tensor) -> dict[str, float]:
+        """`metrics.network_scores` of uint8 images (n, channels, size, size)."""
+        return metrics.network_scores(self.network.describe(images), self.real, self.statistics)
 
 
 class Evaluation:
@@ -53,15 +73,16 @@ class Evaluation:
         self.draw(grid_file(folder, images))
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
-    def score(self, samples: int, seed: int) -> dict[str, float]:
+    def score(self, samples: int, seed: int, judge: InceptionJudge | None = None) -> dict[str, float]:
         """Scores of `samples` samples, as many of each class. `accuracy` is the share in which the encoder sees the
         label asked for. Of a level that makes features, `feature_fid` is the Frechet distance of what the encoder makes
-        of them at fc3 to its features of real images."""
+        of them at fc3 to its features of real images. A judge's scores replace the classifier's."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
         if self.low == IMAGE:
             found = metrics.classify(self.scorer, made)
             values = metrics.scores(found, self.reference, labels if self.top.labels else None)
+            values |= judge.score(made) if judge else {}
             seen = metrics.classify(self.encoder, made) if self.encoder and self.top.labels else None
         else:
             seen = self._seen(made)

@@ -8,6 +8,7 @@ Legend: B batch, Z noise size, C maps, S height and width, K classes.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +158,21 @@ class Chain(nn.Module):
         for generator, noise in zip(reversed(self.parts), reversed(z.split(self.sizes, 1)), strict=True):
             condition = generator(condition, noise)
         return condition
+
+
+def new_generator(
+    dataset: Dataset,
+    recipe: GanRecipe,
+    low: str,
+    high: str,
+    labels: bool,
+    through: tuple[str, ...],
+    codes: Codes | None,
+) -> Generator | Chain:
+    """The generator of a level from `high` to `low`: one, or a chain through the named taps."""
+    bounds = (low, *through, high)
+    parts = [Generator(dataset, recipe, *ends, labels, codes) for ends in pairwise(bounds)]
+    return Chain(parts) if through else parts[0]
 
 
 def _optional(width: int | None) -> tuple[int, ...]:

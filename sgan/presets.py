@@ -7,7 +7,7 @@ repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 import dataclasses
 from dataclasses import dataclass, replace
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, integer, require
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
@@ -41,7 +41,9 @@ CIFAR10 = Dataset(  # released code, cifar10
         map_fc=(256,),
         sigmoid_q=False,
     ),
+    flips=True,
 )
+SVHN = replace(CIFAR10, name="svhn", flips=False)  # the released code has none; digits must not be mirrored
 MNIST = Dataset(  # released code, mnist
     name="mnist",
     channels=1,
@@ -94,29 +96,57 @@ DIGITS = Dataset(  # our own: the MNIST layout at 8x8
         sigmoid_q=False,
     ),
 )
-DATASETS = {row.name: row for row in (DIGITS, MNIST, CIFAR10)}
+DATASETS = {row.name: row for row in (DIGITS, MNIST, SVHN, CIFAR10)}
 
-TRAINING_IMAGES = {"digits": 1_347, "mnist": 60_000, "cifar10": 50_000}
+TRAINING_IMAGES = {"digits": 1_347, "mnist": 60_000, "svhn": 73_257, "cifar10": 50_000}
 """Size of each training set: an epoch, in which the recipes count."""
+FOLDER = "folder"
+SMALLEST, LARGEST, SMALL = 8, 128, 16
+"""Sizes of an image folder's images; the layers of those below SMALL are as narrow as those of digits."""
+
+
+def folder_row(size: int, channels: int, classes: int) -> Dataset:
+    """The row of an image folder: CIFAR-10's widths in colour, MNIST's in grey."""
+    require(
+        SMALLEST <= size <= LARGEST and size % 4 == 0,
+        f"the image size must be a multiple of 4 from {SMALLEST} to {LARGEST} (the encoder halves it twice), "
+        f"but got {size}",
+    )
+    require(channels in (1, 3), f"channels must be 1 (grey) or 3 (colour), but got {channels}")
+    integer("the number of classes", classes, 2)
+    row = replace(CIFAR10 if channels == 3 else MNIST, name=FOLDER, size=size, classes=classes, flips=False)
+    if size < SMALL:
+        convs = DIGITS.gan.image_convs  # those of larger images would leave no pixel
+        gan = replace(row.gan, kernel=DIGITS.gan.kernel, image_convs=convs, image_fc=DIGITS.gan.image_fc)
+        encoder = replace(row.encoder, kernel=DIGITS.encoder.kernel, padding=DIGITS.encoder.padding)
+        row = replace(row, encoder=encoder, gan=replace(gan, mean_pool=False))
+    return row
+
 
 _CLASSIFIER = EncoderRecipe(images=64 * 600, batch=64, adam=AdamRecipe(learning_rate=1e-3, beta1=0.9), init_std=0.1)
-_SCORERS = {  # one a dataset, in every recipe: scores of different recipes have the same judge
-    "digits": replace(_CLASSIFIER, images=64 * 1500, adam=AdamRecipe(learning_rate=2e-3, beta1=0.9)),
-    "mnist": replace(_CLASSIFIER, images=180_000, init_std=0.05),
-    "cifar10": replace(_CLASSIFIER, images=1_000_000, init_std=0.05, flips=True),
-}
+
+
+def _scorer(dataset: Dataset) -> EncoderRecipe:
+    """One a dataset, in every recipe: scores of different recipes have the same judge."""
+    if dataset.name == "digits":
+        return replace(_CLASSIFIER, images=64 * 1500, adam=AdamRecipe(learning_rate=2e-3, beta1=0.9))
+    if dataset.channels == 1:
+        return replace(_CLASSIFIER, images=180_000, init_std=0.05)
+    return replace(_CLASSIFIER, images=1_000_000, init_std=0.05, flips=dataset.flips)
+
+
 _PAPER_ADAM = AdamRecipe(learning_rate=1e-4, beta1=0.5, eps=1e-8)
 _RELEASED_ADAM = replace(_PAPER_ADAM, eps_in_root=True)
 
 
-def _paper(dataset: str) -> Recipe:
+def _paper(dataset: Dataset, images: int) -> Recipe:
     """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. It says nothing of
     Adam's state in joint training, which here goes on."""
-    colour = dataset == "cifar10"
-    epochs = 200 * TRAINING_IMAGES[dataset]
+    colour = dataset.channels == 3
+    epochs = 200 * images
     # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are.
     classifier = EncoderRecipe(
-        images=max(epochs // 10, 300_000), adam=AdamRecipe(learning_rate=1e-3, beta1=0.9), flips=colour
+        images=max(epochs // 10, 300_000), adam=AdamRecipe(learning_rate=1e-3, beta1=0.9), flips=dataset.flips
     )
     gan = GanRecipe(
         adam=_PAPER_ADAM,
@@ -132,15 +162,15 @@ def _paper(dataset: str) -> Recipe:
         image_level=epochs,
         feature_level=epochs,
         joint_images=epochs,
-        scorer=_SCORERS[dataset],
+        scorer=_scorer(dataset),
         fresh_adam=False,
     )
 
 
-def _released(dataset: str) -> Recipe:
-    """The released code; digits follow its MNIST folder."""
-    paper = _paper(dataset)
-    if dataset != "cifar10":
+def _released(dataset: Dataset, images: int) -> Recipe:
+    """The released code: its CIFAR-10 folder for colour images, its MNIST folder for grey ones."""
+    paper = _paper(dataset, images)
+    if dataset.channels == 1:
         gan = replace(paper.gan, adam=_RELEASED_ADAM)
         return replace(paper, name="released", gan=gan, joint=gan, fresh_adam=True, feedback=0.0)
     gan = replace(
@@ -183,7 +213,7 @@ _LAPTOP_DIGITS = Recipe(
     image_level=64 * 320,
     feature_level=64 * 2500,
     joint_images=64 * 480,
-    scorer=_SCORERS["digits"],
+    scorer=_scorer(DIGITS),
     samples=10_000,
 )
 _LAPTOP_MNIST = replace(
@@ -194,14 +224,20 @@ _LAPTOP_MNIST = replace(
     image_level=64 * 500,
     feature_level=64 * 6000,
     joint_images=64 * 400,
-    scorer=_SCORERS["mnist"],
+    scorer=_scorer(MNIST),
     evaluations=2,
 )
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "paper": {name: _paper(name) for name in DATASETS},
-    "released": {name: _released(name) for name in DATASETS},
-    "laptop": {"digits": _LAPTOP_DIGITS, "mnist": _LAPTOP_MNIST},
-}
+
+
+def _laptop(dataset: Dataset, images: int) -> Recipe:
+    """Ours: the recipe that was chosen for digits, and that for MNIST, which serves all larger images."""
+    if dataset.name == "digits":
+        return _LAPTOP_DIGITS
+    encoder = replace(_LAPTOP_MNIST.encoder, flips=dataset.flips)
+    return replace(_LAPTOP_MNIST, encoder=encoder, scorer=_scorer(dataset))
+
+
+RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
 
 
 @dataclass(frozen=True)
@@ -242,25 +278,26 @@ VARIANTS: dict[str, Row] = {  # paper, table 1 and section 4.4
 REAL_DATA_PAPER = "11.24 ± 0.12"
 
 
-def recipe_row(name: str, dataset: str) -> Recipe:
-    """The recipe `name` for `dataset`; ConfigError where there is none."""
-    rows = {recipe: row for recipe, row in RECIPES.items() if dataset in row}
-    if name not in rows:
-        raise ConfigError(f"unknown recipe {name!r} for dataset {dataset!r}; choose one of {', '.join(rows)}")
-    return rows[name][dataset]
+def recipe_row(name: str, dataset: Dataset, images: int) -> Recipe:
+    """The recipe `name` for a dataset with so many training images; ConfigError where there is none."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name](dataset, images)
 
 
 def configure(
     dataset: Dataset,
+    judge: Dataset,
     data: str,
     recipe: Recipe,
     variant: Variant,
     seed: int,
     weights: Weights | None,
     cuts: tuple[str, ...],
+    inception: str = "",
 ) -> Config:
     """The complete config of one trial: a variant's row with the sweep's weights, if it names any, where the variant
-    has that loss, and the sweep's cuts where it is a stack or was one.
+    has that loss, and the sweep's cuts where it is a stack or was one. `judge` is the dataset's row at full width.
 
     A variant without labels gets a binary discriminator in every recipe, and an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.
@@ -279,4 +316,4 @@ def configure(
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
         if variant.cuts:
             recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
-    return Config(dataset=dataset, judge=DATASETS[dataset.name], data=data, recipe=recipe, variant=variant, seed=seed)
+    return Config(dataset, judge, data, recipe, variant, seed, inception)

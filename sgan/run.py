@@ -6,23 +6,22 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sgan import metrics
+from sgan import figures, grid, inception, metrics, model
 from sgan.checks import as_json, content_key
 from sgan.config import IMAGE, GanRecipe
 from sgan.data import Data, pixel_mean, turned
 from sgan.encoder import Encoder
-from sgan.evaluation import Evaluation
-from sgan.networks import Chain, Discriminator, Generator
+from sgan.evaluation import Evaluation, InceptionJudge
+from sgan.networks import Discriminator, new_generator
 from sgan.stack import Level
-from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
-from sgan.store import Store, grid_file, read_tensors, write_tensors
+from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
+from sgan.store import FIGURES, MODELS, Store, read_tensors, sha256, write_tensors
 from sgan.train import (
     BEST_FILE,
     CHECKPOINT_FILE,
@@ -41,6 +40,8 @@ from sgan.train import (
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
 SECONDS_FILE = "seconds"
+INCEPTION_PART = 1000
+"""Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
 """Convolutions are faster with channels last, on CPUs and on GPUs."""
 WAIT = 0.2
@@ -220,6 +221,8 @@ def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcom
         # diversity are the test images' against the training images.
         outcome["scores"] = on_test | {key: on_train[key] for key in on_train if key.startswith("inception")}
         write_tensors(folder / REFERENCE_FILE, {"features": train.features, "logits": train.logits})
+        found = as_json(_scorer_fingerprint(stage, sha256(folder / MODEL_FILE), len(data.images)))
+        outcome["fingerprint"] = {"scores": found, "classes": found}
 
 
 def _build(
@@ -229,11 +232,8 @@ def _build(
     levels, discriminators = [], []
     for stage in stages:
         torch.manual_seed(_role_seed(stage.seed, stage.low))
-        bounds = (stage.low, *stage.through, stage.high)
-        parts = [
-            Generator(stage.dataset, recipe, low, high, stage.labels, stage.codes) for low, high in pairwise(bounds)
-        ]
-        generator = (Chain(parts) if stage.through else parts[0]).to(worker.device)
+        ends = (stage.low, stage.high, stage.labels, stage.through, stage.codes)
+        generator = new_generator(stage.dataset, recipe, *ends).to(worker.device)
         if stage.low == IMAGE:
             generator.mean.copy_(pixel_mean(worker.data.images, recipe.pixel_mean))
         discriminator = Discriminator(stage.dataset, recipe, stage.low, stage.through, stage.codes).to(worker.device)
@@ -334,6 +334,44 @@ def _train(
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
 
 
+def _run_inception(stage: InceptionStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+    network, data = inception.load(worker.store.weights(stage.weights), worker.device), worker.data
+    total, parts = len(data.images), []
+    for part in data.images.split(INCEPTION_PART):
+        yield Progress(sum(len(found.logits) for found in parts), total)
+        parts.append(network.describe(part))
+    real = metrics.Features(torch.cat([p.features for p in parts]), torch.cat([p.logits for p in parts]))
+    statistics = metrics.statistics(real.features)
+    on_test = metrics.network_scores(network.describe(data.test_images), real, statistics)
+    mean, split_std = metrics.inception_score(real.logits)
+    outcome["scores"] = on_test | {"inception_score": mean, "inception_score_split_std": split_std}
+    outcome["fingerprint"] = {"scores": as_json(_inception_fingerprint(stage, total))}
+    tensors = {"features": real.features, "logits": real.logits}
+    tensors |= {key: torch.from_numpy(value) for key, value in statistics.items()}
+    write_tensors(folder / REFERENCE_FILE, tensors)
+    yield Progress(total, total)
+
+
+def _inception_fingerprint(stage: InceptionStage, samples: int) -> metrics.Fingerprint:
+    reference = f"{stage.dataset}, training images ({stage.data})"
+    return metrics.Fingerprint(inception.NETWORK, stage.weights, inception.RESIZE, samples, reference)
+
+
+def _scorer_fingerprint(stage: ClassifierStage, weights: str, samples: int) -> metrics.Fingerprint:
+    reference = f"{stage.dataset.name}, training images ({stage.data})"
+    return metrics.Fingerprint("the dataset's own classifier", weights, "none", samples, reference)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_judge(stage: InceptionStage, root: Path, device: str) -> InceptionJudge:
+    """The Inception network and what it says of the training images; kept, since every score needs it."""
+    store = Store(root)
+    tensors = store.tensors(name(stage), REFERENCE_FILE)
+    real = metrics.Features(tensors["features"], tensors["logits"])
+    statistics = {key: tensors[key].numpy() for key in ("mu", "sigma")}
+    return InceptionJudge(inception.load(store.weights(stage.weights), device), real, statistics)
+
+
 def _stack(stage: ScoreStage, worker: Worker, best: bool) -> list[Level]:
     """A finished stack: as it was at its end, or at the best point of its joint stage or else of each level."""
     first = stage.levels[0]
@@ -352,22 +390,36 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
     yield Progress(0, stage.samples)
     made = [worker.store.facts(name(trained)) for trained in ((stage.joint,) if stage.joint else stage.levels)]
     is_last = all(facts.get("best_images", facts["images"]) == facts["images"] for facts in made)
+    judge = _load_judge(stage.inception, worker.store.root, worker.device) if stage.inception else None
     scores: dict[str, float] = {}
     for best in (False, True):
         if not best or not is_last:
             levels, encoder = _stack(stage, worker, best), _encoder(stage, worker)
             evaluation = _evaluation(levels, encoder, stage.scorer, stage.sampling, worker)
-            found = evaluation.score(stage.samples, first.seed)
+            found = evaluation.score(stage.samples, first.seed, judge)
         scores |= {f"best_{score}": value for score, value in found.items()} if best else found
+        about = {"trial": name(stage), "seed": first.seed, "commit": worker.commit, "scores": found}
+        place = folder / MODELS / (model.BEST if best else model.LAST)
+        recipe = stage.joint.recipe if stage.joint else first.recipe
+        model.save(place, levels, first.dataset, recipe, stage.sampling, about)
         if not best:
-            evaluation.draw(grid_file(folder, 0))
+            viewer = encoder or evaluation.scorer
+            for title, drawn in figures.draw_all(
+                levels, stage.sampling, worker.data, viewer, evaluation.classes
+            ).items():
+                grid.save(drawn.images, folder / FIGURES / f"{title}.png", drawn.columns)
     outcome["scores"] = scores
+    weights = worker.store.facts(name(stage.scorer))["files"][MODEL_FILE]
+    classes = _scorer_fingerprint(stage.scorer, weights, stage.samples)
+    judged = _inception_fingerprint(stage.inception, stage.samples) if stage.inception else classes
+    outcome["fingerprint"] = {"scores": as_json(judged), "classes": as_json(classes)}
     yield Progress(stage.samples, stage.samples)
 
 
 _RUNNERS: dict[str, Callable[..., Iterator[Progress]]] = {
     "encoder": _run_classifier,
     "scorer": _run_classifier,
+    "inception": _run_inception,
     "level": _run_level,
     "joint": _run_joint,
     "score": _run_score,

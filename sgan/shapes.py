@@ -69,7 +69,11 @@ class GanShape:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset row: what the images are and which networks go with them."""
+    """A dataset row: what the images are and which networks go with them.
+
+    Attributes:
+        flips: a mirrored image is one of the same class, so that classifiers may be trained with flips.
+    """
 
     name: str
     channels: int
@@ -77,6 +81,7 @@ class Dataset:
     classes: int
     encoder: EncoderShape
     gan: GanShape
+    flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
         """The same row with every hidden width multiplied by `width`; 1 is the row itself."""

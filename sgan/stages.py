@@ -20,7 +20,7 @@ from sgan.shapes import Dataset
 SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
 _TRAINING = ("data", "encoder", "networks", "losses", "optim", "stack", "train", "run")
-_SCORING = (*_TRAINING, "metrics", "evaluation")
+_SCORING = (*_TRAINING, "metrics/__init__", "inception", "evaluation", "figures", "model")
 
 
 @functools.cache
@@ -49,6 +49,21 @@ class ClassifierStage:
     data: str
     recipe: EncoderRecipe
     seed: int
+
+    @property
+    def parents(self) -> "tuple[Stage, ...]":
+        return ()
+
+
+@dataclass(frozen=True)
+class InceptionStage:
+    """Asks the Inception network with these weights (SHA-256) about the real images, once for all trials."""
+
+    dataset: str
+    data: str
+    weights: str
+
+    kind = "inception"
 
     @property
     def parents(self) -> "tuple[Stage, ...]":
@@ -122,12 +137,16 @@ class JointStage:
 
 @dataclass(frozen=True)
 class ScoreStage:
-    """Samples from the whole stack and scores the samples; `encoder` is None for a stack without labels."""
+    """Samples from the whole stack, at its end and at its best, and scores the samples.
+
+    `encoder` is None for a stack without labels; `inception` is None where the dataset's classifier gives all scores.
+    """
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
     encoder: ClassifierStage | None
     scorer: ClassifierStage
+    inception: InceptionStage | None
     samples: int
     sampling: str
 
@@ -136,16 +155,17 @@ class ScoreStage:
     @property
     def parents(self) -> "tuple[Stage, ...]":
         made = (self.joint,) if self.joint else self.levels
-        return (self.scorer, *((self.encoder,) if self.encoder else ()), *made)
+        judges = (self.scorer, *((self.inception,) if self.inception else ()))
+        return (*judges, *((self.encoder,) if self.encoder else ()), *made)
 
 
-Stage = ClassifierStage | LevelStage | JointStage | ScoreStage
+Stage = ClassifierStage | InceptionStage | LevelStage | JointStage | ScoreStage
 
 
 @functools.cache
 def name(stage: Stage) -> str:
     """The stage's name in the store: its kind and content key."""
-    scores = stage.kind in ("score", "scorer")
+    scores = stage.kind in ("score", "scorer", "inception")
     return f"{stage.kind}-{content_key([stage.kind, as_json(stage), code_version(scores)])}"
 
 
@@ -168,6 +188,11 @@ class Plan:
         return stage
 
     @property
+    def judges(self) -> tuple[Stage, ...]:
+        """What scores: the classifier, and where one was asked for the Inception network."""
+        return (self.score.scorer, *((self.score.inception,) if self.score.inception else ()))
+
+    @property
     def name(self) -> str:
         """The trial's name: that of its last stage."""
         return name(self.score)
@@ -177,6 +202,7 @@ def plan(config: Config) -> Plan:
     """The stages of a trial. Levels come from the top down, since a top level trains longest."""
     recipe, variant = config.recipe, config.variant
     scorer = ClassifierStage("scorer", config.judge, config.data, recipe.scorer, SCORER_SEED)
+    inception = InceptionStage(config.judge.name, config.data, config.inception) if config.inception else None
     encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
     evaluations, levels = Evaluations(scorer, recipe.evaluations, recipe.best_by, recipe.sampling), []
     for low, high in pairwise(variant.bounds):
@@ -206,9 +232,10 @@ def plan(config: Config) -> Plan:
             tuple(levels), recipe.joint, recipe.feedback, recipe.fresh_adam, recipe.joint_images, evaluations
         )
     score = ScoreStage(
-        tuple(levels), joint, encoder if variant.labels else None, scorer, recipe.samples, recipe.sampling
+        tuple(levels), joint, encoder if variant.labels else None, scorer, inception, recipe.samples, recipe.sampling
     )
     stages: list[tuple[str, Stage]] = [("scorer", scorer)]
+    stages += [("inception", inception)] if inception else []
     if score.encoder or levels[0].encoder:
         stages.append(("encoder", encoder))
     stages += [(f"level{index}", level) for index, level in reversed(list(enumerate(levels)))]

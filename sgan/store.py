@@ -3,6 +3,8 @@
     stages/<name>/     a finished stage, renamed into place: stage.json, record.jsonl, *.safetensors, grids/<images>.png
     work/<name>/       the same stage while it trains, with its checkpoint
     claims/<name>.lock held (flock) by the process that trains the stage; the kernel frees it when that process dies
+    weights/<sha256>.pth weights of the Inception network that scores
+    runs/<MLflow run id> name of the score stage that the run shows
     failures/<name>.json the last error of a trial that could not finish; removed when it does
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled.
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers 
 
 STAGE_FILE = "stage.json"
 RECORD_FILE = "record.jsonl"
-GRIDS = "grids"
+GRIDS, FIGURES, MODELS = "grids", "figures", "model"
 
 
 class StoreError(ConfigError):
@@ -118,6 +120,26 @@ class Store:
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
         return self.root / "failures" / f"{name}.json"
+
+    def weights(self, digest: str) -> Path:
+        """File of the Inception weights with this SHA-256."""
+        return self.root / "weights" / f"{digest}.pth"
+
+    def keep_weights(self, path: Path, digest: str) -> None:
+        """Copy Inception weights into the store, where every node finds them."""
+        kept = self.weights(digest)
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file, open(path, "rb") as given:
+                shutil.copyfileobj(given, file)
+            os.replace(file.name, kept)
+
+    def note_run(self, run: str, name: str) -> None:
+        """Remember which score stage an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
+        path = self.root / "runs" / run
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(name)
 
     def sweep(self, key: str) -> Path:
         """File that lists what a sweep consists of: its settings, its trials and their stages."""

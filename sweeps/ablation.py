@@ -42,6 +42,8 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
 
+    if resolved.inception_weights:
+        store.keep_weights(resolved.inception_weights, resolved.trials[0].config.inception)
     uri = sweep.mlflow or tracking.default_uri(store)
     revision = commit()
     write_manifest(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)

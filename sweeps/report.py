@@ -4,6 +4,7 @@ python sweeps/report.py STORE [STORE ...] --out RESULTS.md [--mlflow URI]
 """
 
 import datetime
+import json
 import math
 import shlex
 import sys
@@ -17,28 +18,42 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
+from sgan.checks import ConfigError
 from sgan.store import Store, read_json
 from sweeps import tracking
 
 SCORES = {  # column -> (heading, decimals)
     "inception_score": ("Inception score", 2),
+    "best_inception_score": ("Best IS", 2),
     "fid": ("FID", 1),
+    "best_fid": ("Best FID", 1),
+    "kid": ("KID", 4),
+    "precision": ("Precision", 3),
+    "recall": ("Recall", 3),
     "accuracy": ("Encoder accuracy", 3),
     "scorer_accuracy": ("Scorer accuracy", 3),
     "diversity": ("Diversity", 2),
+    "collapsed_classes": ("Collapsed", 2),
     "train_seconds": ("Training time (s)", 0),
 }
 BASELINE = "sgan"
 FEW_SEEDS = 5
 ABSENT = "–"
+NUMBERS = [*SCORES, "inception_score_split_std", "generator_images"]
+COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "run_id"]
 MEANING = (
-    "Mean ± standard deviation over n training seeds. Training time is that of all stages of a trial, shared or not.",
-    "Inception score (10 splits), FID (against the training images) and diversity (mean distance of two images within "
-    + "a class, relative to the training images) are those of a classifier trained on the dataset's own images. "
-    + "Accuracy: share of samples in which the trial's own encoder, against which it was trained, and that classifier "
-    + "see the label asked for; – where none is asked for.",
-    "Real data: Inception score of the training images; FID, diversity and accuracy of the test images.",
-    "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never.",
+    "Mean ± standard deviation over n training seeds, of the weights at the end of training; Best: of those at the "
+    + "best of the evaluations while training, scored again on fresh samples. Training time is that of all stages of a "
+    + "trial, shared or not.",
+    "Diversity: mean distance of two images within a class, relative to the training images. Collapsed: share of the "
+    + "classes that are missed or whose samples lie closer together than a third of that distance. Accuracy: share of "
+    + "samples in which the trial's own encoder, against which it was trained, and the dataset's classifier see the "
+    + "label asked for; – where none is asked for.",
+    "Real data: Inception score of the training images; all else of the test images, against the training images.",
+)
+PAPERS_NETWORK = "inception-v3-compat"
+ANOTHER_NETWORK = (
+    "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never."
 )
 
 
@@ -48,18 +63,26 @@ class Sweep:
 
     Attributes:
         manifest: the sweep's manifest, its variants and trials restricted to those asked for.
-        trials: one row a trial of the manifest, in its order: trial, variant, seed, cuts, outcome (absent where the
-            trial has no run yet), reason, commit, run_id, and SCORES with inception_score_split_std (NaN where absent).
+        trials: one row a trial of the manifest, in its order: COLUMNS (outcome absent where the trial has no run yet)
+            and NUMBERS (NaN where absent).
         real: scores of the real data.
+        fingerprint: what the scores were computed with: of "scores" (Inception score, FID ...) and of "classes"
+            (diversity, accuracy ...); empty before anything is scored.
     """
 
     manifest: dict[str, Any]
     trials: pd.DataFrame
     real: dict[str, float]
+    fingerprint: dict[str, dict[str, Any]]
+
+
+class Incomparable(ConfigError):
+    """Scores of one table were computed in different ways; the message names the difference."""
 
 
 def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Sweep:
-    """Read a sweep, or the named variants and seeds of it, from MLflow; LookupError where MLflow does not have it."""
+    """Read a sweep, or the named variants and seeds of it, from MLflow; LookupError where MLflow does not have it,
+    Incomparable where its scores cannot stand in one column."""
     client = tracking.connect(uri)
     parent, children = tracking.find(client, sweep_key)
     if parent is None:
@@ -77,16 +100,33 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
         run = children.get(trial["run"])
         tags, metrics = (run.data.tags, run.data.metrics) if run else ({}, {})
         row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
-        row |= {name: tags.get(name) for name in ("outcome", "reason", "commit")}
+        row |= {name: tags.get(name) for name in ("outcome", "reason", "alarm", "fingerprint", "commit")}
         row |= {"run_id": run.info.run_id if run else None}
-        rows.append(
-            row | {name: metrics.get(name) for name in (*SCORES, "inception_score_split_std", "generator_images")}
-        )
-    numbers = [*SCORES, "inception_score_split_std", "generator_images"]
-    columns = ["trial", "variant", "seed", "cuts", "outcome", "reason", "commit", "run_id", *numbers]
-    trials = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
+        rows.append(row | {name: metrics.get(name) for name in NUMBERS})
+    trials = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS]).astype(dict.fromkeys(NUMBERS, float))
     real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
-    return Sweep(manifest, trials, real)
+    found = json.loads(parent.data.tags.get("fingerprint", "{}"))
+    return Sweep(manifest, trials, real, _one_fingerprint(trials, found))
+
+
+def _one_fingerprint(trials: pd.DataFrame, real: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The fingerprint that all finished trials have, and real data but for the number of their images."""
+    done = [row for row in trials.to_dict("records") if row["outcome"] == "done"]
+    prints = [json.loads(text) for text in dict.fromkeys(row["fingerprint"] for row in done)]
+    if not prints:
+        return {}
+    first = prints[0]
+    for other in (*prints, *([real] if real else [])):
+        for part, fields in first.items():
+            for name, value in fields.items():
+                theirs = other.get(part, {}).get(name)
+                if theirs != value and not (other is real and name == "samples"):
+                    raise Incomparable(
+                        f"scores of one table must be computed in one way, but {name} of {part} is {value!r} in some "
+                        f"and {theirs!r} in others; report the trials apart (--variants, --seeds, another store), or "
+                        "score them again with one command"
+                    )
+    return first
 
 
 def table(
@@ -109,15 +149,16 @@ def summary(sweep: Sweep) -> pd.DataFrame:
 def markdown(sweep: Sweep) -> str:
     """The section of a sweep: its title, the table by variant with real data last, and what to know about it."""
     scores = summary(sweep)
-    rows = [["Variant", *(heading for heading, _ in SCORES.values()), "n", "Paper's IS (CIFAR-10)"]]
+    shown = [name for name in SCORES if name in sweep.real or not bool(sweep.trials[name].isna().all())]
+    rows = [["Variant", *(SCORES[name][0] for name in shown), "n", "Paper's IS (CIFAR-10)"]]
     for variant in sweep.manifest["variants"]:
         own = sweep.trials[sweep.trials["variant"] == variant["name"]]
         outcomes = [str(outcome) for outcome in own["outcome"]]
-        row = [_cell(scores, variant["name"], name, outcomes.count("done")) for name in SCORES]
+        row = [_cell(scores, variant["name"], name, outcomes.count("done")) for name in shown]
         rows.append([variant["title"], *row, _count(outcomes), variant["paper"] or ABSENT])
-    real = [f"{sweep.real[name]:.{digits}f}" if name in sweep.real else ABSENT for name, (_, digits) in SCORES.items()]
+    real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in shown]
     rows.append(["Real data", *real, ABSENT, sweep.manifest["paper_real"]])
-    facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_findings(sweep, scores), *_origin(sweep)])
+    facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_scored(sweep), *_findings(sweep, scores), *_origin(sweep)])
     return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
 
 
@@ -150,6 +191,39 @@ def _aligned(rows: list[list[str]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _scored(sweep: Sweep) -> list[str]:
+    """What the scores were computed with."""
+    lines, network = [], None
+    if sweep.fingerprint:
+        scores, classes = (sweep.fingerprint[part] for part in ("scores", "classes"))
+        network = scores["network"]
+        lines = [f"Inception score and FID by {_by(scores)}."]
+        lines += (
+            [f"Diversity, collapse and accuracy by {_by(classes)}."] if classes["weights"] != scores["weights"] else []
+        )
+    cifar = sweep.manifest["settings"]["dataset"] == "cifar10"
+    return [*lines, *([] if network == PAPERS_NETWORK and cifar else [ANOTHER_NETWORK])]
+
+
+def _by(fields: dict[str, Any]) -> str:
+    return (
+        f"{fields['network']} (weights {fields['weights'][:12]}), {fields['samples']:,} samples in {fields['splits']} "
+        f"splits, {fields['shuffle']}, resize {fields['resize']}, against {fields['reference']}"
+    )
+
+
+def _alarmed(sweep: Sweep) -> list[str]:
+    """Which variants raised an alarm, in how many seeds, and the first one's words."""
+    lines = []
+    for variant in sweep.manifest["variants"]:
+        own = [row for row in sweep.trials.to_dict("records") if row["variant"] == variant["name"]]
+        told = [row["alarm"] for row in own if isinstance(row["alarm"], str) and row["alarm"] != "none"]
+        told += [row["reason"] for row in own if row["outcome"] == "diverged"]
+        if told:
+            lines.append(f"Alarm: {variant['title']}, {len(told)} of {len(own)} seeds: {told[0]}.")
+    return lines
 
 
 def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
@@ -185,7 +259,7 @@ def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
         f"Training images seen by the generator of images: {', '.join(rows)}. A joint stage comes on top of the "
         "levels, as in the paper."
     )
-    return found if seeds else ["No trial has finished."]
+    return [*_alarmed(sweep), *(found if seeds else ["No trial has finished."])]
 
 
 def _origin(sweep: Sweep) -> list[str]:
@@ -231,7 +305,7 @@ def main(stores: Positional[tuple[Path, ...]], out: Path, mlflow: str | None = N
     """
     try:
         write(stores, out, mlflow)
-    except (LookupError, OSError) as error:
+    except (LookupError, ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -31,7 +31,18 @@ from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.data import load
 from sgan.run import Event, Worker, run_trial
-from sgan.stages import ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, Stage, code_version, name, plan
+from sgan.stages import (
+    ClassifierStage,
+    InceptionStage,
+    JointStage,
+    LevelStage,
+    Plan,
+    ScoreStage,
+    Stage,
+    code_version,
+    name,
+    plan,
+)
 from sgan.store import Store, write_json
 from sgan.train import Diverged
 
@@ -198,7 +209,9 @@ def work(stage: Stage) -> float:
         case JointStage():
             return 1.2 * stage.images
         case ScoreStage():
-            return 0.1 * stage.samples
+            return (2.0 if stage.inception else 0.1) * stage.samples
+        case InceptionStage():
+            return 50_000
 
 
 def ended(trial: Trial, store: Store) -> bool:
@@ -304,8 +317,8 @@ class ProgressLines(tune.Callback):
             if self.store.has(stage_name):
                 done += work(stage)
             elif stage_name in self.images:
-                size = stage.samples if isinstance(stage, ScoreStage) else _images(stage)
-                done += work(stage) * self.images[stage_name] / size
+                seen = self.images[stage_name]
+                done += work(stage) * seen / _size(stage, seen)
         share, spent = done / self.total, time.monotonic() - self.began
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
@@ -316,8 +329,17 @@ class ProgressLines(tune.Callback):
         )
 
 
-def _images(stage: Stage) -> int:
-    return stage.recipe.images if isinstance(stage, ClassifierStage) else stage.images  # pyright: ignore[reportAttributeAccessIssue]
+def _size(stage: Stage, images: int) -> int:
+    """How many images a stage sees in all."""
+    match stage:
+        case ScoreStage():
+            return stage.samples
+        case ClassifierStage():
+            return stage.recipe.images
+        case InceptionStage():
+            return max(images, 50_000)
+        case _:
+            return stage.images
 
 
 def clock(seconds: float) -> str:

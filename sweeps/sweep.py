@@ -16,7 +16,17 @@ import tyro
 
 from sgan.checks import as_json, content_key, require
 from sgan.config import Recipe, Variant, Weights
-from sgan.presets import DATASETS, REAL_DATA_PAPER, RECIPES, VARIANTS, configure, recipe_row
+from sgan.presets import (
+    DATASETS,
+    FOLDER,
+    REAL_DATA_PAPER,
+    RECIPES,
+    TRAINING_IMAGES,
+    VARIANTS,
+    configure,
+    folder_row,
+    recipe_row,
+)
 from sgan.shapes import Dataset
 
 if TYPE_CHECKING:
@@ -25,9 +35,11 @@ if TYPE_CHECKING:
     from sweeps.schedule import Trial
 
 AUTO = "auto"
-DEFAULT_CUTS = ("fc3",)
+DEFAULT_CUTS, DEFAULT_SIZE = ("fc3",), 32
+SCORERS = (AUTO, "classifier", "inception")
+INCEPTION_SAMPLES = 50_000
+"""Of the paper and of every published Inception score."""
 DEFAULT_DATA = Path("data")
-MOST_SEEDS, LAST_SEED = 1000, 10**9
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,15 @@ class Sweep:
     """
 
     dataset: str = AUTO
-    """What to train on: auto, digits, mnist or cifar10."""
+    """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
     data: Path | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
-    digits need none."""
+    digits need none. For an image folder: the folder whose sub-folders are the classes, or that has such a folder
+    train and one test."""
+    image_size: int | None = None
+    """Of an image folder: images are brought to so many pixels square, a multiple of 4; without it 32."""
+    channels: int | None = None
+    """Of an image folder: 1 for grey or 3 for colour; without it 3."""
     variants: tuple[str, ...] = tuple(name for name, row in VARIANTS.items() if row.default)
     """Rows of the ablation; beside the paper's six there are sgan-no-entropy, full-gan, sgan-unsupervised and
     infogan."""
@@ -66,6 +83,11 @@ class Sweep:
     """Factor on every hidden width of the networks; 1 is the released architecture."""
     override: tuple[str, ...] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
+    scorer: str = AUTO
+    """What scores: classifier (trained on the dataset's own images), inception (exact Inception scores, FID, KID,
+    precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
+    inception_weights: Path | None = None
+    """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
     store: Path = Path("runs")
     """Output store: every finished stage, the MLflow record, the table."""
     mlflow: str | None = None
@@ -79,12 +101,23 @@ class Sweep:
 
     def __post_init__(self):
         require(
-            self.dataset in (AUTO, *DATASETS),
-            f"unknown dataset {self.dataset!r} in --dataset; choose one of {AUTO}, {', '.join(DATASETS)}",
+            self.dataset in (AUTO, *DATASETS, FOLDER),
+            f"unknown dataset {self.dataset!r} in --dataset; choose one of {AUTO}, {', '.join(DATASETS)}, {FOLDER}",
         )
         require(
             self.recipe in (AUTO, *RECIPES),
             f"unknown recipe {self.recipe!r} in --recipe; choose one of {AUTO}, {', '.join(RECIPES)}",
+        )
+        require(
+            self.scorer in SCORERS, f"unknown scorer {self.scorer!r} in --scorer; choose one of {', '.join(SCORERS)}"
+        )
+        require(
+            self.inception_weights is None or self.inception_weights.is_file(),
+            f"the weights file {self.inception_weights} of --inception-weights is not there",
+        )
+        require(
+            self.inception_weights is None or self.scorer != "classifier",
+            "--inception-weights is given, but --scorer classifier uses none; leave one of them out",
         )
         require(len(self.variants) > 0, f"--variants needs at least one of {', '.join(VARIANTS)}")
         for variant in self.variants:
@@ -111,8 +144,17 @@ class Sweep:
             f"the data folder {self.data} of --data is not there, or is no folder; name the folder that holds the "
             f"dataset's files, or leave --data out to download into ./{DEFAULT_DATA}",
         )
+        if self.dataset == FOLDER:
+            require(
+                self.data is not None, "--dataset folder needs --data with the folder whose sub-folders are classes"
+            )
+            self.row(FOLDER)
+        else:
+            for name, value in (("--image-size", self.image_size), ("--channels", self.channels)):
+                require(value is None, f"{name} is for --dataset folder alone: {self.dataset} has images of one size")
         if self.dataset != AUTO and self.recipe != AUTO:
-            self.build_recipe(self.dataset, self.recipe)
+            images = TRAINING_IMAGES.get(self.dataset, 1000)
+            self.build_recipe(self.row(self.dataset), self.recipe, images)
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset, recipe, and why these, on hardware with this many GPUs."""
@@ -128,12 +170,28 @@ class Sweep:
             why = f"{dataset}, as asked for"
         recipe = self.recipe
         if recipe == AUTO:
-            recipe = "laptop" if not gpus and dataset in RECIPES["laptop"] else "released"
+            recipe = "released" if gpus else "laptop"
         return dataset, recipe, f"{why}, recipe {recipe}"
 
-    def build_recipe(self, dataset: str, recipe: str) -> Recipe:
-        """The recipe's row with the budget and the overrides of this sweep."""
-        changes: dict[str, Any] = {}
+    def with_inception(self, dataset: Dataset, gpus: int) -> bool:
+        """Whether the Inception network scores, on hardware with this many GPUs."""
+        wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
+        return self.scorer == "inception" or (self.scorer == AUTO and wanted)
+
+    def row(self, name: str) -> Dataset:
+        """The row of a dataset, at full width; FolderError where the image folder is none."""
+        if name != FOLDER:
+            return DATASETS[name]
+        from sgan.folder import class_names
+
+        assert self.data is not None
+        size = DEFAULT_SIZE if self.image_size is None else self.image_size
+        return folder_row(size, 3 if self.channels is None else self.channels, len(class_names(self.data)))
+
+    def build_recipe(self, dataset: Dataset, recipe: str, images: int, inception: bool = False) -> Recipe:
+        """The recipe's row with the budget and the overrides of this sweep, and the Inception score's number of
+        samples."""
+        changes: dict[str, Any] = {"samples": str(INCEPTION_SAMPLES)} if inception else {}
         for change in self.override:
             path, equals, text = change.partition("=")
             require(bool(equals), f"--override takes FIELD=VALUE, but got {change!r}")
@@ -143,7 +201,7 @@ class Sweep:
                 inner = inner.setdefault(parent, {})
                 require(isinstance(inner, dict), f"--override {change} changes a part of what another one sets")
             inner[field] = text
-        return _replaced(recipe_row(recipe, dataset).budget(self.budget), changes, "")
+        return _replaced(recipe_row(recipe, dataset, images).budget(self.budget), changes, "")
 
     @property
     def loss_weights(self) -> Weights | None:
@@ -205,6 +263,7 @@ class Resolved:
     recipe: Recipe
     data: "Data"
     folder: Path
+    inception_weights: Path | None
     trials: "tuple[Trial, ...]"
     key: str
     why: str
@@ -222,36 +281,56 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
     from sweeps.schedule import trial
 
     dataset_name, recipe_name, why = sweep.choose(gpus)
-    recipe = sweep.build_recipe(dataset_name, recipe_name)
+    row = sweep.row(dataset_name)
+    inception = sweep.with_inception(row, gpus)
     folder = (sweep.data or DEFAULT_DATA).absolute()
-    data = load(DATASETS[dataset_name], folder)
+    if dataset_name != FOLDER:  # what can be wrong with the options comes before the data are read
+        sweep.build_recipe(row, recipe_name, TRAINING_IMAGES[dataset_name], inception)
+    data = load(row, folder)
+    images = TRAINING_IMAGES.get(dataset_name, len(data.images))
+    recipe = sweep.build_recipe(row, recipe_name, images, inception)
+    weights_file, weights_digest = None, ""
+    if inception:
+        from sgan.inception import check_weights, find_weights
+
+        weights_file = find_weights(sweep.inception_weights)
+        weights_digest = check_weights(weights_file)
     for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
         require(
             part.batch <= len(data.images),
             f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
         )
-    dataset, weights = DATASETS[dataset_name].scaled(sweep.width), sweep.loss_weights
+    dataset, weights = row.scaled(sweep.width), sweep.loss_weights
+    shared = (dataset, row, data.digest, recipe)
     trials = tuple(
         trial(
-            variant, seed, configure(dataset, data.digest, recipe, VARIANTS[variant].variant, seed, weights, sweep.cuts)
+            variant,
+            seed,
+            configure(*shared, VARIANTS[variant].variant, seed, weights, sweep.cuts, weights_digest),
         )
         for seed in sweep.seed_range
         for variant in dict.fromkeys(sweep.variants)
     )
-    key = content_key([as_json(part) for part in (dataset, data.digest, recipe, weights, sweep.cuts, code_version())])
+    parts = (*shared, weights, sweep.cuts, weights_digest, code_version())
+    key = content_key([as_json(part) for part in parts])
     extras = [
         f"cuts {' '.join(sweep.cuts) or 'none'}" if sweep.cuts != DEFAULT_CUTS else "",
         f"weights {' '.join(f'{value:g}' for value in sweep.weights)}" if sweep.weights else "",
         f"budget x {sweep.budget:g}" if sweep.budget != 1 else "",
         f"width x {sweep.width:g}" if sweep.width != 1 else "",
+        "exact Inception scores" if inception else "",
         *sweep.override,
     ]
-    title = ", ".join([f"{dataset_name}, recipe {recipe_name}", *filter(None, extras)])
-    return Resolved(sweep, dataset, recipe, data, folder, trials, key, why, title)
+    what = dataset_name
+    if dataset_name == FOLDER:
+        what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
+    title = ", ".join([f"{what}, recipe {recipe_name}", *filter(None, extras)])
+    return Resolved(sweep, dataset, recipe, data, folder, weights_file, trials, key, why, title)
 
 
 def write_manifest(resolved: Resolved, store: "Store", machine: str, commit: str) -> None:
     """Tell tracking and report what the sweep consists of; trials of earlier commands of the same sweep stay."""
+    from sgan.stages import name
     from sgan.store import read_json, write_json
 
     path = store.sweep(resolved.key)
@@ -272,7 +351,7 @@ def write_manifest(resolved: Resolved, store: "Store", machine: str, commit: str
                 "started": earlier["started"],
                 "settings": _settings(resolved),
                 "paper_real": REAL_DATA_PAPER,
-                "scorer": trials[0]["stages"][0]["name"],
+                "judges": [name(stage) for stage in resolved.trials[0].plan.judges],
                 "variants": [
                     {"name": variant, "title": VARIANTS[variant].title, "paper": VARIANTS[variant].paper}
                     for variant in order

@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.conf import Positional
 
-from sgan.store import GRIDS, Store, StoreError, read_json, read_record
+from sgan.diagnostics import latest
+from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record
+from sweeps import served
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +40,7 @@ EXPERIMENT = "sgan"
 SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
 # MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.
 PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
-JUDGING = ("scorer", "score")  # kinds of stages that train no part of a variant
+JUDGING = ("scorer", "inception", "score")  # kinds of stages that train no part of a variant
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
 METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
@@ -148,10 +150,15 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest:
         client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
-    real = store.facts(manifest["scorer"]) if store.has(manifest["scorer"]) else {"scores": {}, "finished": 0}
-    scores = {f"real/{name}": value for name, value in real["scores"].items() if f"real/{name}" not in run.data.metrics}
     tags = {name: manifest[name] for name in ("command", "commit", "machine")} | _shared_tags(manifest)
-    _log(client, run, _scores(scores, real["finished"]), manifest["settings"], {**tags, MANIFEST: digest})
+    scores, finished = {}, 0.0
+    for judge in manifest["judges"]:  # a later one's scores stand
+        if store.has(judge):
+            facts = store.facts(judge)
+            scores |= {f"real/{name}": value for name, value in facts["scores"].items()}
+            finished, tags["fingerprint"] = facts["finished"], json.dumps(facts["fingerprint"])
+    scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
+    _log(client, run, _scores(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
 
 
 def _send_trial(
@@ -167,7 +174,7 @@ def _send_trial(
     sent = json.loads(run.data.tags.get(SENT, "{}")) if run else {}
     with tempfile.TemporaryDirectory() as folder:
         staging = Path(folder)
-        metrics, times, now_sent = _news(store, trial, sent, staging)
+        metrics, times, now_sent, wrong = _news(store, trial, state, sent, staging)
         if run is None and not (times or state.facts or state.outcome == "failed"):
             return
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
@@ -179,7 +186,9 @@ def _send_trial(
             tags={**names, **own, **_shared_tags(manifest), "mlflow.parentRunId": parent.run_id},
             run_name=f"{trial['variant']} seed {trial['seed']}",
         )
-        tags = {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
+        store.note_run(run.info.run_id, trial["name"])
+        tags = {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"], "alarm": wrong or "none"}
+        tags |= {"collapsed": "yes" if "collapse:" in wrong else "no"}
         if "config" not in sent:
             (staging / "config.json").write_text(json.dumps(trial["config"], indent=1))
         if (staging / "images").exists():
@@ -190,8 +199,9 @@ def _send_trial(
             images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
             totals = {"train_seconds": seconds, "generator_images": images}
             metrics += _scores(state.facts[-1]["scores"] | totals, state.end)
-            if samples := _grids(store.stage(trial["name"])):
-                shutil.copyfile(samples[-1], staging / "samples.png")
+            tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
+            shutil.copytree(store.stage(trial["name"]) / FIGURES, staging / FIGURES)
+            served.write(store.stage(trial["name"]) / MODELS, staging / MODELS)
         if any(staging.iterdir()):
             client.log_artifacts(run.info.run_id, folder)
     params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
@@ -200,18 +210,20 @@ def _send_trial(
 
 
 def _news(
-    store: Store, trial: Mapping[str, Any], sent: Mapping[str, int], staging: Path
-) -> "tuple[list[Metric], list[float], dict[str, int]]":
-    """A trial's points beyond `sent`, the times of all its points (unix seconds), and what is sent with these.
+    store: Store, trial: Mapping[str, Any], state: _State, sent: Mapping[str, int], staging: Path
+) -> "tuple[list[Metric], list[float], dict[str, int], str]":
+    """A trial's points beyond `sent`, the times of all its points (unix seconds), what is sent with these, and the
+    alarm in words, "" where all is well.
 
     `sent` holds the images seen at each stage's last point ("level0") and last grid ("level0/grids"). New grids are
     laid out in the folder `staging`.
     """
-    metrics, times, now_sent = [], [], {**sent, "config": 0}
+    metrics, times, now_sent, records = [], [], {**sent, "config": 0}, {}
     for stage in trial["stages"]:
         label = stage["label"]
         folder = store.stage(stage["name"]) if store.has(stage["name"]) else store.work(stage["name"])
-        for line in read_record(folder):
+        records[label] = read_record(folder)
+        for line in records[label]:
             times.append(line["time"])
             # A resumed stage repeats the points after its checkpoint, at a later time: the first ones stand.
             if line["images"] > sent.get(label, -1):
@@ -222,7 +234,9 @@ def _news(
             if int(path.stem) > sent.get(f"{label}/grids", -1):
                 _stage_grid(path, f"{label}+step+{int(path.stem)}", trial["name"], staging / "images")
                 now_sent[f"{label}/grids"] = int(path.stem)
-    return metrics, times, now_sent
+    final = state.facts[-1]["scores"] if state.outcome == "done" else None
+    wrong = [f"{label}: {text}" for label, texts in latest(records, final).items() for text in texts]
+    return metrics, times, now_sent, "; ".join(wrong)
 
 
 def _grids(folder: Path) -> list[Path]:

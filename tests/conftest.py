@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.data import Data, load
-from sgan.presets import DATASETS
+from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.run import Worker, run_trial
 from sgan.shapes import Dataset
 from sgan.stages import Plan, plan
@@ -74,6 +74,11 @@ def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int 
     """The plan of a trial on the digits."""
     digest = load(DATASETS["digits"], Path()).digest
     return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
+
+
+def named_recipe(name: str, dataset: str) -> Recipe:
+    """A recipe of presets.py for a dataset of known size."""
+    return recipe_row(name, DATASETS[dataset], TRAINING_IMAGES[dataset])
 
 
 def make_worker(root: Path, trial: Plan) -> Worker:

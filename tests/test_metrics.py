@@ -13,7 +13,15 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from sgan import metrics
 from sgan.data import pixel_mean
 from sgan.encoder import Encoder
-from sgan.metrics import Features, Reference, class_spread, inception_score, scores
+from sgan.metrics import (
+    Features,
+    Reference,
+    class_spread,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    scores,
+)
 
 K = 10
 CERTAIN = 60.0
@@ -217,3 +225,34 @@ def test_classify_in_parts_is_classify_at_once(digits):
     found = metrics.classify(encoder, digits.images)
     assert found.features.shape == (1347, TINY.encoder.features)
     torch.testing.assert_close(found.logits, encoder(digits.images.float() / 255).detach())
+
+
+def test_the_kernel_distance_of_a_few_points_written_out():
+    """Unbiased MMD^2 with the kernel (x.y / F + 1)^3 over one subset of all points."""
+    found, real = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 2.0]])
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+        return (float(x @ y) / 2 + 1) ** 3
+
+    def within(points: torch.Tensor) -> float:
+        return sum(kernel(points[i], points[j]) for i in range(3) for j in range(3) if i != j) / 6
+
+    between = sum(kernel(x, y) for x in found for y in real) / 9
+    mean, std = kernel_distance(found, real)
+    assert mean == pytest.approx(within(found) + within(real) - 2 * between, rel=1e-6)
+    assert std == pytest.approx(0.0, abs=1e-6)  # every subset is the whole
+
+
+def test_equal_distributions_are_near_and_others_far_by_kernel_distance():
+    near, far = features(400, 8), features(400, 8, seed=1) + 1
+    assert abs(kernel_distance(near, features(400, 8, seed=1))[0]) < 0.1
+    assert kernel_distance(near, far)[0] > 1
+
+
+def test_precision_and_recall_of_points_on_a_line():
+    """With 3 neighbours, a ball reaches 3 steps of a line of points one step apart (at its ends, too)."""
+    real = torch.arange(10.0)[:, None]
+    assert precision_recall(real, real) == (1.0, 1.0)
+    half = torch.arange(4.0)[:, None]  # 0 1 2 3: each ball reaches all of them, and the last one's up to 6
+    assert precision_recall(half, real) == (1.0, pytest.approx(0.7))
+    assert precision_recall(half + 100, real) == (0.0, 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgan.store import Record, Store, write_json
+from sgan.store import FIGURES, Record, Store, write_json
 from sweeps import report, tracking
 
 KEY = "ab12"
@@ -23,10 +23,30 @@ SCORES = {
 TITLES = {"sgan": "SGAN", "near": "DCGAN (adv+cond+ent)", "far": "DCGAN (adv)", "absent": "Seventh"}
 
 
-def finish(store: Store, name: str, seconds: float, scores: dict, status: str = "done", commit: str = "abc123") -> None:
+def fingerprint(samples: int = 5000, weights: str = "f00d") -> dict:
+    fields = {"network": "classifier", "weights": weights, "resize": "none", "samples": samples, "splits": 10}
+    fields |= {"shuffle": "RandomState(2020)", "reference": "digits, 1,347 training images"}
+    return {"scores": fields, "classes": fields}
+
+
+def finish(
+    store: Store,
+    name: str,
+    seconds: float,
+    scores: dict,
+    status: str = "done",
+    commit: str = "abc123",
+    said: dict | None = None,
+) -> None:
     folder = store.begin(name)
-    Record(folder).add(100, {"g_adv": 0.5})
+    metrics = {"g_adv": 0.5}
+    if "far" in name:
+        metrics |= {"collapsed_classes": 0.4, "d_accuracy": 0.5}
+    Record(folder, 100).add(100, metrics)
+    if name.startswith("score"):
+        (folder / FIGURES).mkdir()
     facts = {
+        "fingerprint": said or fingerprint(),
         "kind": name.partition("-")[0],
         "name": name,
         "status": status,
@@ -37,11 +57,12 @@ def finish(store: Store, name: str, seconds: float, scores: dict, status: str = 
     store.publish(name, {**facts, "seconds": seconds, "commit": commit, "machine": "two cores", "scores": scores})
 
 
-def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") -> Store:
+def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda seed: 5000) -> Store:
     """A store with the sweep above, sent to the SQLite file inside it."""
     store = Store(root)
     shutil.copyfile(migrated, root / "mlflow.db")
-    finish(store, "scorer-x", 5.0, {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0})
+    real = {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0}
+    finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
     for variant, results in SCORES.items():
         for seed in seeds:
@@ -59,7 +80,15 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") ->
                 labels = {} if variant == "far" else {"accuracy": 0.9, "scorer_accuracy": 0.85}
                 finish(store, level, result[2], {})
                 # Scoring takes time too, but trains nothing.
-                finish(store, name, 7.0, scores | labels | {"diversity": 0.8}, commit=commit if seed else "abc123")
+                scores |= labels | {"diversity": 0.8}
+                finish(
+                    store,
+                    name,
+                    7.0,
+                    scores,
+                    commit=commit if seed else "abc123",
+                    said=fingerprint(samples(seed)),
+                )
     value = {
         "key": KEY,
         "title": "digits, recipe tiny",
@@ -68,7 +97,7 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123") ->
         "machine": "two cores, no GPU",
         "started": 1_700_000_000.0,  # 2023-11-14 in UTC
         "settings": {"dataset": "digits", "recipe": "tiny"},
-        "scorer": "scorer-x",
+        "judges": ["scorer-x"],
         "paper_real": "11.24 ± 0.12",
         "variants": [
             {"name": name, "title": title, "paper": "8.59 ± 0.12" if name == "sgan" else None}
@@ -164,6 +193,21 @@ def test_the_section_of_a_sweep(uri):
     assert "2/2^3 = 0.25" in section
     assert "`python sweeps/ablation.py --dataset digits`" in section
     assert "Commit abc123; two cores, no GPU; 2023-11-14; sweep ab12." in section
+    assert "Alarm: DCGAN (adv), 1 of 3 seeds: level0: collapse: 40% of the classes" in section
+    assert "Alarm: DCGAN (adv+cond+ent), 1 of 3 seeds: g_adv is nan." in section
+    assert "Alarm: SGAN" not in section
+    assert "by classifier (weights f00d), 5,000 samples in 10 splits" in section
+    assert "scored by another network" in section
+
+
+def test_scores_of_different_fingerprints_are_refused(tmp_path, empty_database):
+    store = make(tmp_path / "store", empty_database, samples=lambda seed: 5000 if seed < 2 else 50_000)
+    uri = tracking.default_uri(store)
+    with pytest.raises(report.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
+        report.read(uri, KEY)
+    assert report.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
+    assert report.main((store.root,), tmp_path / "out.md") == 2
+    assert not (tmp_path / "out.md").exists()
 
 
 def test_one_seed_says_what_it_cannot_say(uri):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, released_recipe, tiny_recipe
+from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, named_recipe, released_recipe, tiny_recipe
 
 import sgan
 from sgan.config import INNER_TAPS, Config, Variant, Weights
-from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
+from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages import SCORER_SEED, ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, name, plan
 
 PACKAGE = Path(sgan.__file__).parent
@@ -37,7 +37,7 @@ def changed(first: Plan, second: Plan) -> set[str]:
 
 def row(variant: str, weights: Weights | None = None, cuts: tuple[str, ...] = ("fc3",), seed: int = 0) -> Plan:
     chosen = VARIANTS[variant].variant
-    return plan(configure(TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
+    return plan(configure(TINY, TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
 
 
 def test_the_stages_of_each_variant_in_order():
@@ -178,15 +178,15 @@ def test_a_name_says_the_kind_and_is_the_same_in_every_process():
         assert len(key) == 16
         assert set(key) <= set("0123456789abcdef")
     script = (
-        "from sgan.presets import *; from sgan.stages import plan; row = RECIPES['released']['cifar10']\n"
-        "print(plan(configure(DATASETS['cifar10'], 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
+        "from sgan.presets import *; from sgan.stages import plan\n"
+        "base = DATASETS['cifar10']; row = recipe_row('released', base, 50_000)\n"
+        "print(plan(configure(base, base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
     )
     command = [sys.executable, "-c", script]
     seeds = [{"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(PACKAGE.parent)} for seed in (1, 2)]
     said = {subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout for env in seeds}
-    config = configure(
-        DATASETS["cifar10"], "x", RECIPES["released"]["cifar10"], VARIANTS["sgan"].variant, 3, Weights(), ("fc3",)
-    )
+    base, recipe = DATASETS["cifar10"], named_recipe("released", "cifar10")
+    config = configure(base, base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
     assert said == {plan(config).name + "\n"}
 
 
@@ -252,7 +252,7 @@ def test_changed_code_changes_the_codes_version(copied, module, old, new):
 
 @pytest.mark.parametrize(
     ("module", "old", "new"),
-    [("metrics", "SPLITS = 10", "SPLITS = 5"), ("evaluation", "GRID_SEED = 7", "GRID_SEED = 8")],
+    [("metrics/__init__", "RandomState", "Generator"), ("evaluation", "GRID_SEED = 7", "GRID_SEED = 8")],
 )
 def test_changed_scoring_scores_anew_and_trains_nothing(copied, module, old, new):
     before, path = [version(copied, scoring) for scoring in (True, False)], copied / f"{module}.py"

@@ -1,5 +1,7 @@
-"""Scores of images through a classifier: Inception score and FID by torch-fidelity's own functions, accuracy of the
-labels, and diversity within a class.
+"""Scores of images through a network: Inception score, FID, KID, precision and recall by torch-fidelity's own
+functions, accuracy of the labels, and diversity within a class.
+
+`python -m sgan.metrics` scores any folder of images or dataset.
 
 Legend: n images, F features, K classes.
 """
@@ -11,12 +13,16 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from sgan.data import to_input
 from sgan.encoder import Encoder
 
-SPLITS = 10
+SPLITS, SHUFFLE_SEED = 10, 2020
 SCORING_BATCH = 1000
+SUBSET = 1000
+"""Images a subset of KID."""
 
 
 COLLAPSED = 1 / 3
@@ -25,7 +31,7 @@ COLLAPSED = 1 / 3
 
 @dataclass(frozen=True)
 class Features:
-    """What a classifier says of images: the features before its last layer (n, F) and its logits (n, K)."""
+    """What a network says of images: the features before its last layer (n, F) and its logits (n, K)."""
 
     features: Tensor
     logits: Tensor
@@ -44,7 +50,7 @@ def classify(classifier: Encoder, images: Tensor) -> Features:
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
     """Mean and std over 10 splits of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016), from logits (n, K)."""
-    score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=2020)
+    score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
     return score["inception_score_mean"], score["inception_score_std"]
 
 
@@ -59,6 +65,42 @@ def frechet_distance(features: Tensor, real: dict) -> float:
     if not features.isfinite().all():
         return math.nan
     return fid_statistics_to_metric(statistics(features), real, verbose=False)["frechet_inception_distance"]
+
+
+def kernel_distance(features: Tensor, real: Tensor) -> tuple[float, float]:
+    """KID (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over 100 subsets of 1,000, or of all
+    where there are fewer."""
+    size = min(SUBSET, len(features), len(real))
+    found = kid_features_to_metric(features, real, kid_subset_size=size, verbose=False, rng_seed=SHUFFLE_SEED)
+    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
+
+
+def precision_recall(features: Tensor, real: Tensor) -> tuple[float, float]:
+    """Precision and recall (Kynkaanniemi et al. 2019, 3 neighbours): the share of features (n, F) that lie in the
+    manifold of the real ones (m, F), and the other way round."""
+    found = prc_features_to_metric(features, real, save_cpu_ram=True, verbose=False)
+    return found["precision"], found["recall"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a score was computed with. Scores can be compared where all of it agrees.
+
+    Attributes:
+        network, weights: the network that looks at the images, and the SHA-256 of its weights file.
+        resize: how images are brought to its size.
+        samples: number of images.
+        splits, shuffle: of the Inception score.
+        reference: the real images, in words and by digest.
+    """
+
+    network: str
+    weights: str
+    resize: str
+    samples: int
+    reference: str
+    splits: int = SPLITS
+    shuffle: str = f"NumPy RandomState({SHUFFLE_SEED})"
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -93,8 +135,30 @@ class Reference:
         self.spread = class_spread(found)
 
 
+def network_scores(found: Features, real: Features, real_statistics: dict | None = None) -> dict[str, float]:
+    """The scores of the paper's network and its successors: inception_score, inception_score_split_std, fid, kid,
+    kid_std (over subsets), precision, recall.
+
+    Args:
+        found, real: what the network says of the images and of the real ones.
+        real_statistics: `statistics` of the real features, where they have been computed before.
+    """
+    score, split_std = inception_score(found.logits)
+    kid, kid_std = kernel_distance(found.features, real.features)
+    precision, recall = precision_recall(found.features, real.features)
+    return {
+        "inception_score": score,
+        "inception_score_split_std": split_std,
+        "fid": frechet_distance(found.features, real_statistics or statistics(real.features)),
+        "kid": kid,
+        "kid_std": kid_std,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
 def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict[str, float]:
-    """All scores of images against the real ones.
+    """All scores of images against the real ones, by the dataset's classifier.
 
     Args:
         found: what the scorer says of the images.

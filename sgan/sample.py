@@ -1,0 +1,83 @@
+"""Sample images from a trained stack into a PNG file.
+
+python -m sgan.sample RUN_OR_PATH [--class 3] [--n 64] [--out grid.png] [--help]
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from sgan.checks import ConfigError, require
+
+FEWEST_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sample images from a trained stack."""
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN_OR_PATH")]
+    """Id of an MLflow run, name of a finished score stage (score-0123456789abcdef, or its beginning), or the folder of
+    a model."""
+    classes: Annotated[tuple[int, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to sample, in turn; without it all, in turn."""
+    n: int = 64
+    """Number of images."""
+    out: Path = Path("samples.png")
+    """The PNG file to write."""
+    seed: int = 0
+    """Seed of the noise."""
+    which: str = "last"
+    """Weights: last, at the end of training, or best, at the best score while training."""
+    columns: int = 8
+    """Images a row."""
+    store: Path = Path("runs")
+    """Output store in which runs and stages are looked for."""
+
+
+def locate(source: str, store: Path) -> Path:
+    """The folder that a path, a run's id or a stage's name means; ConfigError where it means none."""
+    if Path(source).is_dir():
+        return Path(source)
+    run = store / "runs" / source
+    name = run.read_text().strip() if source.isalnum() and run.is_file() else source
+    found = []
+    if len(name.removeprefix("score-")) >= FEWEST_DIGITS and "/" not in name:
+        found = list((store / "stages").glob(f"score-{name.removeprefix('score-')}*"))
+    if len(found) != 1:
+        raise ConfigError(
+            f"{source!r} is no folder, and {'more than one run or stage begins so' if found else 'no run or stage'} in "
+            f"the store {store}; name the store with --store, or get a model from its MLflow server: "
+            "mlflow artifacts download --run-id RUN --artifact-path model --dst-path DIR, and then DIR/model"
+        )
+    return found[0]
+
+
+def main(options: Options) -> int:
+    """Write the file; returns 0. ConfigError where the model or an option is wrong."""
+    require(options.n >= 1, f"--n must be at least 1, but got {options.n}")
+    require(options.columns >= 1, f"--columns must be at least 1, but got {options.columns}")
+    require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
+    require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
+    folder = locate(options.source, options.store)
+    from sgan import grid
+    from sgan.model import load
+
+    model = load(folder, which=options.which)
+    classes = options.classes or tuple(range(model.classes))
+    images = model.sample([classes[index % len(classes)] for index in range(options.n)], options.seed)
+    grid.save(images, options.out, options.columns)
+    print(f"{options.n} images in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, prog="python -m sgan.sample")))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
