@@ -127,10 +127,11 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     rebuild = from_json(Rebuild, known)
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
         levels = [_level(rebuild, row) for row in rebuild.levels]
-    try:
-        load_modules(_modules(levels), read_tensors(weights)[0])
-    except RuntimeError as error:  # torch's word for names and shapes that do not fit
-        raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again") from error
+    tensors, modules = read_tensors(weights)[0], _modules(levels)
+    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (tensors, module_tensors(modules)))
+    if next(shapes) != next(shapes):
+        raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
+    load_modules(modules, tensors)
     for level in levels:
         level.generator.to(device).eval().requires_grad_(False)
     return Model(levels, rebuild, facts.get("about", {}))

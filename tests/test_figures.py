@@ -1,6 +1,8 @@
 """Figures of toy stacks that paint their condition and their noise into the pixels, so that a figure can be read back:
 what each row holds fixed and what varies along it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[L
     noise = 1 + (codes.size if codes else 0)
     return [
         Level(low, high, Toy(low, noise), labels, codes)  # pyright: ignore[reportArgumentType]
-        for low, high in zip(taps, taps[1:], strict=False)
+        for low, high in pairwise(taps)
     ]
 
 
