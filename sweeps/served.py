@@ -4,6 +4,7 @@ MLflow loads it by the name of this module, so that nothing is pickled; the code
 """
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,13 @@ def _load_pyfunc(data_path: str) -> Sampler:
 
 def write(models: Path, destination: Path) -> None:
     """Write the models `last` and `best` in a folder as one MLflow model."""
+    with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own type hints and an absent example
+        _write(models, destination)
+    for cache in list(destination.rglob("__pycache__")):
+        shutil.rmtree(cache)
+
+
+def _write(models: Path, destination: Path) -> None:
     import mlflow.pyfunc
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -62,5 +70,3 @@ def write(models: Path, destination: Path) -> None:
         pip_requirements=REQUIREMENTS,
         signature=signature,
     )
-    for cache in list(destination.rglob("__pycache__")):
-        shutil.rmtree(cache)

@@ -1,5 +1,6 @@
 """The main job from its command line: Ray, the store, MLflow and the table, all real; digits at a tiny budget."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+import sgan
 from sgan.store import Store, read_json
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +90,18 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
         assert "level0/fid" in run.data.metrics
         assert run.data.params["variant.weights.conditional"] == "1.0"
     folder = Path(children[0].info.artifact_uri.removeprefix("file://"))
-    assert Image.open(folder / "samples.png").size == (10 * 34 + 2, 10 * 34 + 2)
+    for figure in ("classes", "fixed_condition", "interpolation_noise", "real"):
+        assert Image.open(folder / "figures" / f"{figure}.png").size == (10 * 34 + 2, 10 * 34 + 2)
+    assert (folder / "figures" / "neighbours.png").exists()
+    assert sgan.load(folder / "model").sample(3).shape == (3, 1, 8, 8)
+    assert children[0].data.tags["alarm"]
+    assert children[0].data.tags["collapsed"] in ("yes", "no")
+    found = json.loads(children[0].data.tags["fingerprint"])["scores"]
+    assert (found["samples"], found["splits"]) == (500, 10)
+    out = store / "drawn.png"
+    command = [sys.executable, "-m", "sgan.sample", children[0].info.run_id, "--store", str(store), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=100)
+    assert Image.open(out).size == (8 * 34 + 2, 8 * 34 + 2)
     assert list((folder / "images").glob("level0+step+*.png"))
 
 

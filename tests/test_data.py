@@ -1,5 +1,7 @@
 """Datasets from real files, each fault of a file one clear error, and the order in which training sees the images."""
 
+import hashlib
+import pickle
 import struct
 import time
 import urllib.request
@@ -7,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -167,7 +171,7 @@ def test_a_missing_mnist_file_is_refused_at_once_without_a_network(tmp_path, fil
     assert "--data" in message
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("cifar10", "CIFAR10")])
+@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("cifar10", "CIFAR10"), ("svhn", "SVHN")])
 def test_absent_data_without_a_network_are_refused_at_once(tmp_path, name, kind):
     started = time.monotonic()
     message = refused(name, tmp_path)
@@ -273,3 +277,77 @@ def test_data_on_another_device_are_the_same_data(digits):
     assert isinstance(moved, Data)
     assert moved.images.device.type == "meta"
     assert moved.digest == digits.digest
+
+
+def published(monkeypatch, kind: type, table: str, files: dict[str, Path]) -> None:
+    """Let torchvision take the made files for the published ones: their checksums in its table."""
+
+    def digest(name: str, old: str) -> str:
+        return hashlib.md5(files[name].read_bytes()).hexdigest() if name in files else old
+
+    rows = getattr(kind, table)
+    if isinstance(rows, dict):
+        monkeypatch.setattr(
+            kind, table, {part: [url, name, digest(name, old)] for part, (url, name, old) in rows.items()}
+        )
+    else:
+        monkeypatch.setattr(kind, table, [[name, digest(name, old)] for name, old in rows])
+
+
+def svhn(root: Path, counts: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """SVHN's cropped digits: X (32, 32, 3, n), y (n, 1), where 10 is the digit 0."""
+    random, made = np.random.default_rng(3), {}
+    for part, count in counts.items():
+        made[part] = random.integers(0, 256, (32, 32, 3, count), dtype=np.uint8), random.integers(1, 11, (count, 1))
+        scipy.io.savemat(root / f"{part}_32x32.mat", {"X": made[part][0], "y": made[part][1].astype(np.uint8)})
+    return made
+
+
+def test_svhn_files_are_read_as_they_are(tmp_path, monkeypatch):
+    made = svhn(tmp_path, {"train": 30, "test": 12})
+    files = {path.name: path for path in tmp_path.iterdir()}
+    published(monkeypatch, torchvision.datasets.SVHN, "split_list", files)
+    data = load(DATASETS["svhn"], tmp_path)
+    for (images, labels), part in (
+        ((data.images, data.labels), "train"),
+        ((data.test_images, data.test_labels), "test"),
+    ):
+        assert images.dtype == torch.uint8
+        assert labels.dtype == torch.int64
+        assert np.array_equal(images.numpy(), made[part][0].transpose(3, 2, 0, 1))
+        assert np.array_equal(labels.numpy(), made[part][1][:, 0] % 10)
+    load.cache_clear()
+    path = tmp_path / "train_32x32.mat"
+    path.write_bytes(path.read_bytes()[:-10])
+    said = refused("svhn", tmp_path)
+    assert "SVHN cannot be read" in said
+    assert str(tmp_path) in said
+
+
+def cifar(root: Path) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """CIFAR-10's Python files: rows of 1024 red, 1024 green and 1024 blue pixels, and a list of labels."""
+    folder, random, made = root / "cifar-10-batches-py", np.random.default_rng(4), {}
+    folder.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        made[name] = random.integers(0, 256, (4, 3072), dtype=np.uint8), random.integers(0, 10, 4).tolist()
+        (folder / name).write_bytes(pickle.dumps({"data": made[name][0], "labels": made[name][1]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {number}" for number in range(10)]}))
+    return made
+
+
+def test_cifar_files_are_read_as_they_are(tmp_path, monkeypatch):
+    made = cifar(tmp_path)
+    folder = tmp_path / "cifar-10-batches-py"
+    files = {path.name: path for path in folder.iterdir()}
+    kind = torchvision.datasets.CIFAR10
+    for table in ("train_list", "test_list"):
+        published(monkeypatch, kind, table, files)
+    meta = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta})
+    data = load(DATASETS["cifar10"], tmp_path)
+    train = [made[f"data_batch_{number}"] for number in range(1, 6)]
+    assert np.array_equal(data.images.numpy(), np.concatenate([rows for rows, _ in train]).reshape(-1, 3, 32, 32))
+    assert data.labels.tolist() == [label for _, labels in train for label in labels]
+    assert np.array_equal(data.test_images.numpy(), made["test_batch"][0].reshape(-1, 3, 32, 32))
+    assert data.test_labels.tolist() == made["test_batch"][1]
+    load.cache_clear()

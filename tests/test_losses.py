@@ -8,6 +8,7 @@ import torch
 from conftest import PAPER, RELEASED
 
 from sgan import losses
+from sgan.config import Codes
 
 
 def logits(*rows: list[float]) -> torch.Tensor:
@@ -109,3 +110,34 @@ def test_the_released_rule_of_generator_steps(loss, steps):
 @pytest.mark.parametrize("loss", [0.0, 0.4, 9.0])
 def test_the_paper_alternates(loss):
     assert losses.generator_steps(PAPER.generator_steps, loss) == 1
+
+
+def test_the_entropy_loss_of_codes_is_cross_entropy_and_squared_error_of_the_codes_alone():
+    """z: 3 plain numbers, 4 values of the categorical code, 2 continuous codes."""
+    codes, generator = Codes(4, 2), torch.Generator().manual_seed(8)
+    z = torch.rand(5, 9, dtype=torch.float64, generator=generator)
+    chosen = [0, 3, 2, 2, 1]
+    z[:, 3:7] = torch.eye(4, dtype=torch.float64)[chosen]
+    recovered = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    logits, means = recovered[:, :4].numpy(), recovered[:, 4:].numpy()
+    cross = np.mean([np.log(np.exp(row).sum()) - row[right] for row, right in zip(logits, chosen, strict=True)])
+    expected = cross + ((means - z[:, 7:].numpy()) ** 2).mean()
+    assert losses.entropy(recovered, z, codes).item() == pytest.approx(expected, rel=1e-12)
+    z[:, :3] = 0
+    assert losses.entropy(recovered, z, codes).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_ignoring_z_scores():
+    z = torch.rand(200_000, 3, generator=torch.Generator().manual_seed(9))
+    assert losses.trivial_entropy() == pytest.approx(losses.entropy(torch.full_like(z, 0.5), z).item(), rel=0.01)
+    codes = Codes(4, 1)
+    z = torch.cat([torch.eye(4).repeat(50_000, 1), z[:, :1]], 1)
+    ignorant = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5]).expand(len(z), -1)
+    assert losses.trivial_entropy(codes) == pytest.approx(losses.entropy(ignorant, z, codes).item(), rel=0.01)
+
+
+def test_the_discriminators_accuracy_counts_both_sides():
+    real, fake = torch.tensor([[2.0], [1.0], [-1.0], [3.0]]), torch.tensor([[-2.0], [1.0]])
+    assert losses.discriminator_accuracy(real, fake).item() == pytest.approx((3 / 4 + 1 / 2) / 2)
+    even = torch.full((3, 10), -5.0)  # D = Z / (Z + 1) with Z = 10 exp(-5) < 1
+    assert losses.discriminator_accuracy(even, even).item() == pytest.approx(1 / 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgan.store import FIGURES, Record, Store, write_json
+from sgan.store import FIGURES, MODELS, Record, Store, write_json
 from sweeps import report, tracking
 
 KEY = "ab12"
@@ -41,10 +41,11 @@ def finish(
     folder = store.begin(name)
     metrics = {"g_adv": 0.5}
     if "far" in name:
-        metrics |= {"collapsed_classes": 0.4, "d_accuracy": 0.5}
+        metrics |= {"collapsed_classes": 0.0, "entropy_ratio": 1.0}
     Record(folder, 100).add(100, metrics)
     if name.startswith("score"):
         (folder / FIGURES).mkdir()
+        (folder / MODELS).mkdir()
     facts = {
         "fingerprint": said or fingerprint(),
         "kind": name.partition("-")[0],
@@ -193,7 +194,7 @@ def test_the_section_of_a_sweep(uri):
     assert "2/2^3 = 0.25" in section
     assert "`python sweeps/ablation.py --dataset digits`" in section
     assert "Commit abc123; two cores, no GPU; 2023-11-14; sweep ab12." in section
-    assert "Alarm: DCGAN (adv), 1 of 3 seeds: level0: collapse: 40% of the classes" in section
+    assert "Alarm: DCGAN (adv), 1 of 3 seeds: level0: the noise has no effect: the entropy loss is 100%" in section
     assert "Alarm: DCGAN (adv+cond+ent), 1 of 3 seeds: g_adv is nan." in section
     assert "Alarm: SGAN" not in section
     assert "by classifier (weights f00d), 5,000 samples in 10 splits" in section

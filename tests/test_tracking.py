@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sgan.store import GRIDS, Record, Store, StoreError, write_json
+from sgan.store import FIGURES, GRIDS, MODELS, Record, Store, StoreError, write_json
 from sweeps import tracking
 
 KEY = "ab12"
@@ -52,6 +52,14 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "seconds": 2.5,
         "makes_images": kind == "joint",
     }
+    if kind in ("score", "scorer"):
+        facts["fingerprint"] = {"scores": {"network": "classifier", "samples": 500}}
+    if kind == "score":
+        figures, last = store.work(name) / FIGURES, store.work(name) / MODELS / "last"
+        figures.mkdir()
+        last.mkdir(parents=True)
+        Image.new("RGB", (20, 10)).save(figures / "classes.png")
+        write_json(last / "model.json", {"format": 1})
     store.publish(name, {**facts, "commit": "abc123", "machine": "two cores", "scores": scores})
 
 
@@ -80,7 +88,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
         "machine": "two cores",
         "started": time.time() - 100,
         "settings": {"dataset": "digits", "recipe": "tiny", "budget": 1.0, "weights": None},
-        "scorer": "scorer-x",
+        "judges": ["scorer-x"],
         "paper_real": "11.24 ± 0.12",
         "variants": [{"name": name, "title": name.upper(), "paper": None} for name in LABELS],
         "trials": trials,
@@ -177,7 +185,7 @@ def test_every_point_and_grid_is_there_once_after_two_passes(store):
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.info.start_time < run.info.end_time
     artifacts = {file.path for file in tracking.connect(tracking.default_uri(store)).list_artifacts(run.info.run_id)}
-    assert artifacts == {"config.json", "samples.png", "images"}
+    assert artifacts == {"config.json", "figures", "model", "images"}
 
 
 def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):

@@ -176,7 +176,7 @@ class ReferenceGan:
         else:
             loss = loss - w.adversarial * (Z / (Z + 1)).log().mean()
         loss = loss + w.entropy * ((mean - noise[i]) ** 2).mean()
-        if w.conditional:
+        if w.conditional and (level.high != LABEL or level.labels):
             seen = made[i] + self.task.mean - encoder.mean if level.low == IMAGE else made[i]
             recovered = encoder(seen, level.low, level.high)
             if level.high == LABEL:
@@ -195,6 +195,7 @@ STEPS = {
     "paper, level on maps": (("pool1", "pool2"), PAPER, Weights(0.5, 2, 3), 1.0, True),
     "paper, level on features": (("fc3", LABEL), PAPER, ALL, 1.0, True),
     "paper, joint": ((IMAGE, "fc3", LABEL), PAPER, ALL, 1.0, True),
+    "paper, joint, without labels": ((IMAGE, "fc3", LABEL), PAPER, ALL, 1.0, False),
     "paper, joint, six levels": ((IMAGE, *INNER_TAPS, LABEL), PAPER, ALL, 1.0, True),
     "released, level on images": ((IMAGE, "fc3"), dataclasses.replace(RELEASED, generator_steps=RULE), ALL, 1.0, True),
     "released, level on features": (("fc3", LABEL), RELEASED, ALL, 1.0, True),
