@@ -40,7 +40,7 @@ from sgan.train import (
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
 SECONDS_FILE = "seconds"
-INCEPTION_PART = 1000
+INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
 """Convolutions are faster with channels last, on CPUs and on GPUs."""

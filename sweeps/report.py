@@ -51,7 +51,7 @@ MEANING = (
     + "label asked for; – where none is asked for.",
     "Real data: Inception score of the training images; all else of the test images, against the training images.",
 )
-PAPERS_NETWORK = "inception-v3-compat"
+PAPERS_NETWORK, PAPERS_WEIGHTS = "inception-v3-compat", "6726825d"  # SHA-256 of torch-fidelity's file begins so
 ANOTHER_NETWORK = (
     "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never."
 )
@@ -195,16 +195,16 @@ def _aligned(rows: list[list[str]]) -> str:
 
 def _scored(sweep: Sweep) -> list[str]:
     """What the scores were computed with."""
-    lines, network = [], None
+    lines, papers = [], False
     if sweep.fingerprint:
         scores, classes = (sweep.fingerprint[part] for part in ("scores", "classes"))
-        network = scores["network"]
+        papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
         lines = [f"Inception score and FID by {_by(scores)}."]
         lines += (
             [f"Diversity, collapse and accuracy by {_by(classes)}."] if classes["weights"] != scores["weights"] else []
         )
     cifar = sweep.manifest["settings"]["dataset"] == "cifar10"
-    return [*lines, *([] if network == PAPERS_NETWORK and cifar else [ANOTHER_NETWORK])]
+    return [*lines, *([] if papers and cifar else [ANOTHER_NETWORK])]
 
 
 def _by(fields: dict[str, Any]) -> str:

@@ -180,13 +180,13 @@ class TrialRun(tune.Trainable):
                 changed = label is not None and event.label != label
                 label = event.label
                 if changed or time.monotonic() - since > REPORT_SECONDS:
-                    images = event.progress.images if event.progress else -1
-                    return {"label": event.label, "images": images, "outcome": "running", DONE: False}
+                    share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
+                    return {"label": event.label, "share": share, "outcome": "running", DONE: False}
         except Diverged as error:
-            return {"label": "", "images": 0, "outcome": "diverged", "reason": str(error), DONE: True}
+            return {"label": "", "outcome": "diverged", "reason": str(error), DONE: True}
         except ConfigError as error:  # it would be the same again: no retry
-            return {"label": "", "images": 0, "outcome": "failed", "reason": str(error), DONE: True}
-        return {"label": "", "images": 0, "outcome": "done", DONE: True}
+            return {"label": "", "outcome": "failed", "reason": str(error), DONE: True}
+        return {"label": "", "outcome": "done", DONE: True}
 
     def cleanup(self) -> None:
         if self.events is not None:
@@ -275,14 +275,14 @@ class ProgressLines(tune.Callback):
         self.total = sum(map(work, self.stages.values()))
         self.began, self.finished = time.monotonic(), 0
         self.said: dict[str, tuple[str, float]] = {}
-        self.images: dict[str, int] = {}
+        self.shares: dict[str, float] = {}
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info) -> None:
         if result[DONE]:
             return
         mine, label, now = self._trial(trial), result["label"], time.monotonic()
-        if result["images"] >= 0:
-            self.images[name(dict(mine.plan.stages)[label])] = result["images"]
+        if result["share"] >= 0:
+            self.shares[name(dict(mine.plan.stages)[label])] = result["share"]
         else:
             label = f"waiting for {label}"
         before, when = self.said.get(trial.trial_id, ("", 0.0))
@@ -316,9 +316,8 @@ class ProgressLines(tune.Callback):
         for stage_name, stage in self.stages.items():
             if self.store.has(stage_name):
                 done += work(stage)
-            elif stage_name in self.images:
-                seen = self.images[stage_name]
-                done += work(stage) * seen / _size(stage, seen)
+            elif stage_name in self.shares:
+                done += work(stage) * self.shares[stage_name]
         share, spent = done / self.total, time.monotonic() - self.began
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
@@ -327,19 +326,6 @@ class ProgressLines(tune.Callback):
             f"{trial.title}: {what}",
             flush=True,
         )
-
-
-def _size(stage: Stage, images: int) -> int:
-    """How many images a stage sees in all."""
-    match stage:
-        case ScoreStage():
-            return stage.samples
-        case ClassifierStage():
-            return stage.recipe.images
-        case InceptionStage():
-            return max(images, 50_000)
-        case _:
-            return stage.images
 
 
 def clock(seconds: float) -> str:

@@ -151,12 +151,14 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     if run.data.tags.get(MANIFEST) != digest:
         client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
     tags = {name: manifest[name] for name in ("command", "commit", "machine")} | _shared_tags(manifest)
-    scores, finished = {}, 0.0
+    scores, fingerprint, finished = {}, {}, 0.0
     for judge in manifest["judges"]:  # a later one's scores stand
         if store.has(judge):
             facts = store.facts(judge)
             scores |= {f"real/{name}": value for name, value in facts["scores"].items()}
-            finished, tags["fingerprint"] = facts["finished"], json.dumps(facts["fingerprint"])
+            fingerprint |= facts["fingerprint"]
+            finished = facts["finished"]
+    tags["fingerprint"] = json.dumps(fingerprint)
     scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
     _log(client, run, _scores(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
 

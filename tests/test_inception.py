@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,15 @@ import torch_fidelity.feature_extractor_inceptionv3 as reference
 from PIL import Image
 from torch import nn
 
+import sgan
 from sgan import inception, metrics
 from sgan.checks import ConfigError
 from sgan.metrics import __main__ as command
+from sgan.run import Worker, run_trial
+from sgan.stages import name
+from sgan.store import Store, sha256
+from sweeps import report, tracking
+from sweeps.sweep import Sweep, resolve, write_manifest
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +111,8 @@ def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
         "recall": "recall",
     }
     assert set(ours["scores"]) == set(pairs)
-    for name, other in pairs.items():
-        assert ours["scores"][name] == pytest.approx(theirs[other], rel=1e-6, abs=1e-6), name
+    for key, other in pairs.items():
+        assert ours["scores"][key] == pytest.approx(theirs[other], rel=1e-6, abs=1e-6), key
     assert ours["scores"]["fid"] > 0.1
     assert ours["fingerprint"]["samples"] == 24
     assert ours["fingerprint"]["splits"] == 10
@@ -217,3 +224,53 @@ def test_torn_and_other_weights_are_refused(weights, tmp_path):
     torch.save(state, file)
     with pytest.raises(inception.WeightsError, match="does not fit the network"):
         inception.Inception(file, "cpu")
+
+
+@pytest.mark.slow
+def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp_path):
+    """A whole trial on a small image folder: its scores are those of its samples, and the table says by what."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for label in ("one", "two"):
+        draw(data / label, 15, seed=len(label) * ord(label[0]))
+    batches = [f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer")]
+    changes = ["samples=100", "evaluations=1", "encoder.images=80", "scorer.images=80", *batches]
+    options: dict[str, Any] = {
+        "dataset": "folder",
+        "data": data,
+        "image_size": 8,
+        "width": 0.1,
+        "budget": 0.001,
+        "seeds": 1,
+    }
+    sweep = Sweep(**options, variants=("dcgan-adv",), inception_weights=weights, override=tuple(changes))
+    resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
+    store.keep_weights(weights, resolved.trials[0].config.inception)
+    plan = resolved.trials[0].plan
+    worker = Worker(store, resolved.data, "cpu", plan, "test")
+    for _ in run_trial(worker):
+        pass
+    facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
+    network = inception.load(weights, "cpu")
+    real = network.describe(resolved.data.images)
+    made = network.describe(sgan.load(store.stage(plan.name)).sample(100, plan.score.levels[0].seed))
+    for key, value in metrics.network_scores(made, real).items():
+        assert facts["scores"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    assert facts["scores"]["diversity"] >= 0  # by the classifier
+    score, _ = metrics.inception_score(real.logits)
+    assert judge["scores"]["inception_score"] == pytest.approx(score, rel=1e-6)
+    on_test = metrics.network_scores(network.describe(resolved.data.test_images), real)
+    assert judge["scores"]["fid"] == pytest.approx(on_test["fid"], rel=1e-5)
+    said = facts["fingerprint"]["scores"]
+    assert (said["network"], said["samples"]) == ("inception-v3-compat", 100)
+    assert said["weights"] == judge["fingerprint"]["scores"]["weights"] == sha256(weights)
+    assert facts["fingerprint"]["classes"]["network"] == "the dataset's own classifier"
+
+    write_manifest(resolved, store, "here", "abc")
+    uri = tracking.default_uri(store)
+    tracking.sync(store, resolved.key, uri)
+    section = report.markdown(report.read(uri, resolved.key))
+    assert "Inception score and FID by inception-v3-compat" in section
+    assert "Diversity, collapse and accuracy by the dataset's own classifier" in section
+    assert "| KID " in section
+    assert "| Precision | Recall |" in section
