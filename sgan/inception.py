@@ -8,6 +8,7 @@ import pickle
 import re
 import socket
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -78,7 +79,8 @@ def check_weights(path: Path) -> str:
     where that fails.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
         names = set(found)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} holds no weights ({str(error).splitlines()[0]}); it must be {FILE}") from error

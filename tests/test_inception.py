@@ -211,6 +211,15 @@ def test_a_weights_file_that_would_run_code_is_refused_and_not_run(tmp_path):
     assert not made.exists()
 
 
+def test_weights_in_torchs_older_file_format_are_read(weights, tmp_path):
+    """As those that torch-fidelity publishes may be."""
+    file = tmp_path / "old.pth"
+    torch.save(torch.load(weights, weights_only=True), file, _use_new_zipfile_serialization=False)
+    images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    ours, theirs = (inception.Inception(path, "cpu").describe(images).logits for path in (file, weights))
+    assert torch.equal(ours, theirs)
+
+
 def test_torn_and_other_weights_are_refused(weights, tmp_path):
     file = tmp_path / "w.pth"
     file.write_bytes(weights.read_bytes()[:1_000_000])
