@@ -56,9 +56,11 @@ def read(root: Path, size: int, channels: int) -> tuple[Tensor, Tensor, Tensor, 
     parts = []
     for part in _parts(root):
         files = [(path, label) for label, name in enumerate(names) for path in _files(part / name)]
-        parts.append(
-            (_decode([path for path, _ in files], size, channels), torch.tensor([label for _, label in files]))
-        )
+        # Shuffled once: the first so many images stand for all in some scores, and must not be of one class.
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
+        files = [files[index] for index in order.tolist()]
+        labels = torch.tensor([label for _, label in files])
+        parts.append((_decode([path for path, _ in files], size, channels), labels))
     if len(parts) == 2:
         return (*parts[0], *parts[1])
     images, labels = parts[0]

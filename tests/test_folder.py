@@ -58,6 +58,7 @@ def test_images_of_their_size_come_back_pixel_by_pixel_and_one_in_five_tests(roo
     assert rows(images, test_images) == sorted(expected)
     cats = [np.asarray(picture(seed=seed)).transpose(2, 0, 1).tobytes() for seed in range(10)]
     assert all((image.numpy().tobytes() in cats) == (label == 0) for image, label in zip(images, labels, strict=True))
+    assert set(labels[:8].tolist()) == set(test_labels.tolist()) == {0, 1}  # shuffled
     again = read(root, 32, 3)
     assert all(torch.equal(one, other) for one, other in zip((images, labels, test_images), again, strict=False))
 
