@@ -18,17 +18,11 @@ from sgan.config import IMAGE, GanRecipe
 from sgan.data import Data, pixel_mean, turned
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation, InceptionJudge
-from sgan.networks import Discriminator, new_generator
-from sgan.stack import Level
-from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
-from sgan.store import FIGURES, MODELS, Store, read_tensors, sha256, write_tensors
-from sgan.train import (
+from sgan.loop import (
     BEST_FILE,
     CHECKPOINT_FILE,
     START_FILE,
-    ClassifierTask,
     Diverged,
-    GanTask,
     Progress,
     load_modules,
     load_optimisers,
@@ -36,6 +30,11 @@ from sgan.train import (
     module_tensors,
     task_tensors,
 )
+from sgan.networks import Discriminator, new_generator
+from sgan.stack import Level
+from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
+from sgan.store import FIGURES, MODELS, Store, read_tensors, sha256, write_tensors
+from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"

@@ -30,6 +30,7 @@ from ray.tune.result import DONE
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.data import load
+from sgan.loop import Diverged
 from sgan.run import Event, Worker, run_trial
 from sgan.stages import (
     ClassifierStage,
@@ -44,7 +45,6 @@ from sgan.stages import (
     plan,
 )
 from sgan.store import Store, write_json
-from sgan.train import Diverged
 
 REPORT_SECONDS = 2.0
 """A worker reports to Tune this often, so that a short step costs the driver nothing."""

@@ -29,13 +29,14 @@ from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
 from sgan.data import load, to_input, turned
 from sgan.encoder import Encoder
+from sgan.loop import START_FILE
 from sgan.networks import Chain, Discriminator, Generator
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.run import MODEL_FILE
 from sgan.stack import Level, draw, sample, sampling
 from sgan.stages import LevelStage, name, plan
 from sgan.store import Store
-from sgan.train import START_FILE, ClassifierTask, GanTask, step_seed
+from sgan.train import ClassifierTask, GanTask, step_seed
 from sweeps.sweep import Sweep
 
 

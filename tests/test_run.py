@@ -30,12 +30,12 @@ from sgan import networks
 from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
 from sgan.data import load
 from sgan.encoder import Encoder
+from sgan.loop import START_FILE, Diverged, Progress, loop
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.run import MODEL_FILE, Event, run_trial
 from sgan.stack import Level, balanced_labels, label_condition, sample
 from sgan.stages import LevelStage, Plan, name, plan
 from sgan.store import Store, StoreError, read_json, read_record, read_tensors
-from sgan.train import START_FILE, Diverged, Progress, loop
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
 STOCHASTIC = {"time", "seconds", "finished"}

@@ -17,21 +17,19 @@ from sgan import networks
 from sgan.config import IMAGE, INNER_TAPS, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
-from sgan.stack import Level, sample
-from sgan.store import read_record, read_tensors
-from sgan.train import (
+from sgan.loop import (
     BEST_FILE,
     CHECKPOINT_FILE,
     START_FILE,
-    ClassifierTask,
     Diverged,
-    GanTask,
     Progress,
     Task,
     loop,
     module_tensors,
-    step_seed,
 )
+from sgan.stack import Level, sample
+from sgan.store import read_record, read_tensors
+from sgan.train import ClassifierTask, GanTask, step_seed
 
 SEED = 3
 ADV, ADV_ENT, ALL = Weights(1, 0, 0), Weights(1, 0, 10), Weights()
