@@ -51,9 +51,10 @@ class Painter:
         """All figures that this stack has, by name, but those that show training images."""
         painted: dict[str, Callable[[], Figure]] = {
             "classes": self.classes_figure,
-            "fixed_condition": self.fixed_condition,
             "interpolation_noise": self.interpolation_noise,
         }
+        if self.top.labels or len(self.levels) > 1:  # else there is no condition to hold
+            painted["fixed_condition"] = self.fixed_condition
         if len(self.levels) > 1:
             painted["fixed_noise"] = self.fixed_noise
         if self.top.labels:

@@ -90,6 +90,8 @@ def test_a_stack_without_labels_has_no_label_to_move():
     drawn = Painter(stack(*TAPS[2], labels=False), "running", K, "cpu").figures()
     assert set(drawn) == {"classes", "fixed_condition", "fixed_noise", "interpolation_noise"}
     assert all(not cells(figure)[:, :, 2:].any() for figure in drawn.values())
+    single = Painter(stack(*TAPS[1], labels=False), "running", K, "cpu").figures()
+    assert set(single) == {"classes", "interpolation_noise"}  # nor a condition to hold
 
 
 def test_codes_are_shown_one_by_one():
