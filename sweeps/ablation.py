@@ -3,14 +3,18 @@
 python sweeps/ablation.py [--help]
 """
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from sgan.checks import ConfigError
-from sweeps.sweep import Resolved, Sweep, commit, resolve, write_manifest
+from sweeps import tuned
+from sweeps.manifest import commit
+from sweeps.sweep import Resolved, Sweep, record, resolve
 
 if TYPE_CHECKING:
     from sgan.store import Store
@@ -29,8 +33,9 @@ def main(sweep: Sweep) -> int:
     """
     print("starting Ray ...", flush=True)
     from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
+    from sgan.stages import code_version
     from sgan.store import Store
-    from sweeps import schedule, tracking
+    from sweeps import schedule, tracking, trials
 
     store = Store(sweep.store)
     if sweep.dataset != "auto":
@@ -42,17 +47,18 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
 
-    if resolved.inception_weights:
-        store.keep_weights(resolved.inception_weights, resolved.trials[0].config.inception)
+    basis = resolved.basis
+    if basis.inception_weights:
+        store.keep_weights(basis.inception_weights, basis.inception)
     uri = sweep.mlflow or tracking.default_uri(store)
     revision = commit()
-    write_manifest(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
+    record(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
     uploader = tracking.start(store, resolved.key, uri)
     try:
-        schedule.run(resolved.trials, resolved.folder, store, revision, slots)
+        trials.run(resolved.trials, trials.Job(basis.folder, store.root, revision, code_version()), store, slots)
     finally:
         sent = finish(uploader)
-    open_trials = [trial for trial in resolved.trials if not schedule.ended(trial, store)]
+    open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
     if len(open_trials) > len(failed):
         print(f"\nStopped with {len(open_trials)} trials open; the same command goes on where they are.")
@@ -63,7 +69,7 @@ def main(sweep: Sweep) -> int:
 def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     """Say what is to be done before anything is done."""
     from sgan.stages import name
-    from sweeps.schedule import ended, missing
+    from sweeps.trials import ended, missing
 
     trials = resolved.trials
     todo = [trial for trial in trials if not ended(trial, store)]
@@ -73,7 +79,7 @@ def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
             kinds.setdefault(stage.kind, set()).add(name(stage))
     waiting = missing(trials, store)
     shared = sum(len(trial.plan.stages) for trial in trials) - sum(map(len, kinds.values()))
-    print(f"{resolved.title}\n  why     {resolved.why}")
+    print(f"{resolved.title}\n  why     {resolved.basis.why}")
     print(
         f"  trials  {len(trials)}: {len(dict.fromkeys(resolved.sweep.variants))} variants x {resolved.sweep.seeds} "
         f"seeds; {len(trials) - len(todo)} finished, {len(todo)} to run"
@@ -110,11 +116,18 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
     return 0
 
 
+def _defaults() -> Sweep:
+    """What an option is that the command line does not name: that of --config, if there is one."""
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--config", type=Path)
+    path = named.parse_known_args()[0].config
+    return Sweep(**tuned.defaults(path)) if path else Sweep()
+
+
 def run() -> int:
     """The command line: a bad value ends in one line and exit status 2."""
     try:
-        sweep = tyro.cli(Sweep, prog="python sweeps/ablation.py")
-        return main(sweep)
+        return main(tyro.cli(Sweep, prog="python sweeps/ablation.py", default=_defaults()))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

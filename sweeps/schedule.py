@@ -1,16 +1,13 @@
-"""Runs trials on Ray: one Tune trial a variant and seed, in parallel on what the machine or cluster has.
+"""Runs trials on Ray Tune: in parallel on what the machine or cluster has, each in a worker that serves many.
 
-Tune only executes. What is finished lies in the store, so a worker, a driver or all of Tune's state may be lost, and
-the same command goes on where it was.
+Tune only executes. What is finished lies elsewhere, so a worker, a driver or all of Tune's state may be lost.
 """
 
 import logging
 import os
-import platform
 import shutil
 import tempfile
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,60 +21,15 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 import torch
 from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
+from ray.tune.search import Searcher
 
-from sgan.checks import ConfigError, require
-from sgan.config import IMAGE, Config
-from sgan.data import load
-from sgan.loop import Diverged
-from sgan.run import Event, Worker, run_trial
-from sgan.stages import (
-    ClassifierStage,
-    InceptionStage,
-    JointStage,
-    LevelStage,
-    Plan,
-    ScoreStage,
-    Stage,
-    code_version,
-    name,
-    plan,
-)
-from sgan.store import Store, write_json
+from sgan.checks import ConfigError
 
-REPORT_SECONDS = 2.0
-"""A worker reports to Tune this often, so that a short step costs the driver nothing."""
 RETRIES = 3
-"""A trial whose worker dies starts again from its last checkpoint this many times."""
-SILENCE_SECONDS = 60.0
-"""A trial that goes on and on is heard of this often."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One variant and seed of a sweep."""
-
-    variant: str
-    seed: int
-    config: Config
-    plan: Plan
-
-    @property
-    def title(self) -> str:
-        return f"{self.variant} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is given: the trials, where the data and the store lie, the commit to note, and the version of
-    the code by which the trials were planned."""
-
-    trials: tuple[Trial, ...]
-    data: Path
-    store: Path
-    commit: str
-    code: str
+"""A trial whose worker dies, or that raises, starts again this many times."""
+Work = Callable[[dict[str, Any]], Generator[dict[str, Any]]]
+"""What runs a trial: yields results, of which the last one has DONE; closing it stops the trial."""
 
 
 @dataclass(frozen=True)
@@ -136,205 +88,82 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
     return Slots(max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where)
 
 
-class TrialRun(tune.Trainable):
-    """A Tune trial. A class, so that a worker process, with torch imported and the data loaded, serves many trials;
-    everything random is seeded in each training step, so nothing carries over from one to the next."""
+class Runner(tune.Trainable):
+    """A Tune trial. A class, so that a worker process, with torch imported and the data loaded, serves many trials."""
 
-    def setup(self, config: dict[str, Any], job: Job, cpus: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, config: dict[str, Any], work: Work, cpus: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         torch.set_num_threads(cpus)
-        require(
-            code_version() == job.code,
-            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
-            "nodes; run the command again with one version",
-        )
-        self.job, self.events = job, None
-        self._start(config)
+        self.work, self.results = work, None
+        self.results = work(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._start(new_config)
+        self.results = self.work(new_config)
         return True
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self.trial = self.job.trials[config["trial"]]
-        self.events = self._events()
-
-    def _events(self) -> Generator[Event]:
-        device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        config = self.trial.config
-        data = load(config.judge, self.job.data)
-        require(
-            data.digest == config.data,
-            f"the {config.dataset.name} data in {self.job.data} on {platform.node()} are not those that the driver has",
-        )
-        yield from run_trial(Worker(Store(self.job.store), data.to(device), device, self.trial.plan, self.job.commit))
-
     def step(self) -> dict[str, Any]:
-        """Train until there is something to report: a stage begins, some seconds have passed, or the trial ends."""
-        since, label = time.monotonic(), None
-        assert self.events is not None
-        try:
-            for event in self.events:
-                changed = label is not None and event.label != label
-                label = event.label
-                if changed or time.monotonic() - since > REPORT_SECONDS:
-                    share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
-                    return {"label": event.label, "share": share, "outcome": "running", DONE: False}
-        except Diverged as error:
-            return {"label": "", "outcome": "diverged", "reason": str(error), DONE: True}
-        except ConfigError as error:  # it would be the same again: no retry
-            return {"label": "", "outcome": "failed", "reason": str(error), DONE: True}
-        return {"label": "", "outcome": "done", DONE: True}
+        assert self.results is not None
+        return {DONE: False, **next(self.results)}
 
     def cleanup(self) -> None:
-        if self.events is not None:
-            self.events.close()  # frees the claim of a stage in progress
+        if self.results is not None:
+            self.results.close()  # frees what a trial in progress holds
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: stages keep their own checkpoints in the store."""
+        """Nothing: trials keep their own checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: a trial goes on from what the store has."""
+        """Nothing: a trial goes on from what it kept."""
 
 
-def work(stage: Stage) -> float:
-    """Rough cost of a stage, in image-level training images, for the order of trials and the time left."""
-    match stage:
-        case ClassifierStage():
-            return 0.15 * stage.recipe.images
-        case LevelStage():
-            return stage.images * (1.0 if stage.low == IMAGE else 0.25)
-        case JointStage():
-            return 1.2 * stage.images
-        case ScoreStage():
-            return (2.0 if stage.inception else 0.1) * stage.samples
-        case InceptionStage():
-            return 50_000
+def fit(
+    work: Work,
+    slots: Slots,
+    folder: Path,
+    configs: Iterable[int] | Searcher,
+    callbacks: Iterable[tune.Callback] = (),
+    retries: int = RETRIES,
+    stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
+) -> None:
+    """Run one trial for each number, in their order, with the config {"trial": number}, or one for each config that a
+    searcher suggests, until all have ended.
 
+    Ctrl-C stops all after the steps in progress.
 
-def ended(trial: Trial, store: Store) -> bool:
-    """Whether a trial is finished, or one of its stages diverged, which it would do again."""
-    names = [name(stage) for _, stage in trial.plan.stages]
-    return store.has(trial.plan.name) or any(
-        store.has(stage_name) and store.facts(stage_name)["status"] == "diverged" for stage_name in names
-    )
-
-
-def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
-    """The stages that trials which have not ended still need, each once."""
-    stages = {name(stage): stage for trial in trials if not ended(trial, store) for _, stage in trial.plan.stages}
-    return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
-
-
-def run(trials: Sequence[Trial], data: Path, store: Store, commit: str, slots: Slots) -> None:
-    """Run the trials that have not ended; what one could not finish for is in its failure file in the store. Ctrl-C
-    stops all after the steps in progress.
-
-    Trials with the longest way to go start first; so the stacks of different seeds, which share nothing, come before
-    the trials that wait for their stages.
+    Args:
+        work: sent to every worker once.
+        folder: Tune's own state lies in a folder of this run alone inside it, which is removed at the end.
+        retries: so many times a trial whose worker died or that raised starts again.
+        stop: called with a trial's id and each of its results; true ends the trial.
     """
-    todo = [trial for trial in trials if not ended(trial, store)]
-    if not todo:
-        return
-    todo.sort(key=lambda trial: -sum(work(stage) for stage in missing([trial], store).values()))
-    for trial in todo:
-        store.failure(trial.plan.name).unlink(missing_ok=True)
-    job = Job(tuple(todo), data, store.root, commit, code_version())
     trainable = tune.with_resources(
-        tune.with_parameters(TrialRun, job=job, cpus=slots.cpus), {"cpu": slots.cpus, "gpu": slots.gpus}
+        tune.with_parameters(Runner, work=work, cpus=slots.cpus), {"cpu": slots.cpus, "gpu": slots.gpus}
     )
-    # Tune's own state is nobody's: a folder of this run alone, since two drivers may share the store.
-    tune_folder = tempfile.mkdtemp(dir=store.root, prefix="tune-")
+    searcher = configs if isinstance(configs, Searcher) else None
+    space = {} if isinstance(configs, Searcher) else {"trial": tune.grid_search(list(configs))}
+    tune_folder = tempfile.mkdtemp(dir=folder, prefix="tune-")
     tuner = tune.Tuner(
         trainable,
-        param_space={"trial": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots.count),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=slots.count,
+            search_alg=searcher,
+            num_samples=-1 if searcher else 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=tune_folder,
             verbose=0,
-            callbacks=[ProgressLines(todo, store)],
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            stop=stop,
+            callbacks=list(callbacks),
+            failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )
     try:
         tuner.fit()
     finally:
         shutil.rmtree(tune_folder, ignore_errors=True)
-
-
-class ProgressLines(tune.Callback):
-    """One line for every trial that changes, with the share done and the time left; and a file in the store for a
-    trial that failed."""
-
-    def __init__(self, trials: Sequence[Trial], store: Store):
-        self.trials, self.store = trials, store
-        self.stages = missing(trials, store)
-        self.total = sum(map(work, self.stages.values()))
-        self.began, self.finished = time.monotonic(), 0
-        self.said: dict[str, tuple[str, float]] = {}
-        self.shares: dict[str, float] = {}
-
-    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info) -> None:
-        if result[DONE]:
-            return
-        mine, label, now = self._trial(trial), result["label"], time.monotonic()
-        if result["share"] >= 0:
-            self.shares[name(dict(mine.plan.stages)[label])] = result["share"]
-        else:
-            label = f"waiting for {label}"
-        before, when = self.said.get(trial.trial_id, ("", 0.0))
-        if before != label or now - when > SILENCE_SECONDS:
-            self.said[trial.trial_id] = label, now
-            self._say(mine, label)
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        result = trial.last_result
-        self._end(self._trial(trial), result["outcome"], result.get("reason", ""))
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        lines = str(trial.get_error() or "its worker died").strip().splitlines()
-        self._end(self._trial(trial), "failed", lines[-1] if lines else "its worker died")
-
-    def _end(self, trial: Trial, outcome: str, reason: str) -> None:
-        self.finished += 1
-        if self.store.has(trial.plan.name):
-            scores = self.store.facts(trial.plan.name)["scores"]
-            self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
-            return
-        if outcome == "failed":
-            write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
-        self._say(trial, f"{outcome}: {reason}")
-
-    def _trial(self, trial: TuneTrial) -> Trial:
-        return self.trials[trial.config["trial"]]
-
-    def _say(self, trial: Trial, what: str) -> None:
-        done = 0.0
-        for stage_name, stage in self.stages.items():
-            if self.store.has(stage_name):
-                done += work(stage)
-            elif stage_name in self.shares:
-                done += work(stage) * self.shares[stage_name]
-        share, spent = done / self.total, time.monotonic() - self.began
-        left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
-        bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
-        print(
-            f"{clock(spent)} {bar} {share:4.0%}, {left} | {self.finished}/{len(self.trials)} trials | "
-            f"{trial.title}: {what}",
-            flush=True,
-        )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def trial(variant: str, seed: int, config: Config) -> Trial:
-    """A trial with its plan."""
-    return Trial(variant, seed, config, plan(config))

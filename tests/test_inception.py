@@ -24,7 +24,7 @@ from sgan.run import Worker, run_trial
 from sgan.stages import name
 from sgan.store import Store, sha256
 from sweeps import report, tracking
-from sweeps.sweep import Sweep, resolve, write_manifest
+from sweeps.sweep import Sweep, record, resolve
 
 
 @pytest.fixture(scope="session")
@@ -256,26 +256,26 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
-    worker = Worker(store, resolved.data, "cpu", plan, "test")
+    worker = Worker(store, resolved.basis.data, "cpu", plan, "test")
     for _ in run_trial(worker):
         pass
     facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
     network = inception.load(weights, "cpu")
-    real = network.describe(resolved.data.images)
+    real = network.describe(resolved.basis.data.images)
     made = network.describe(sgan.load(store.stage(plan.name)).sample(100, plan.score.levels[0].seed))
     for key, value in metrics.network_scores(made, real).items():
         assert facts["scores"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     assert facts["scores"]["diversity"] >= 0  # by the classifier
     score, _ = metrics.inception_score(real.logits)
     assert judge["scores"]["inception_score"] == pytest.approx(score, rel=1e-6)
-    on_test = metrics.network_scores(network.describe(resolved.data.test_images), real)
+    on_test = metrics.network_scores(network.describe(resolved.basis.data.test_images), real)
     assert judge["scores"]["fid"] == pytest.approx(on_test["fid"], rel=1e-5)
     said = facts["fingerprint"]["scores"]
     assert (said["network"], said["samples"]) == ("inception-v3-compat", 100)
     assert said["weights"] == judge["fingerprint"]["scores"]["weights"] == sha256(weights)
     assert facts["fingerprint"]["classes"]["network"] == "the dataset's own classifier"
 
-    write_manifest(resolved, store, "here", "abc")
+    record(resolved, store, "here", "abc")
     uri = tracking.default_uri(store)
     tracking.sync(store, resolved.key, uri)
     section = report.markdown(report.read(uri, resolved.key))

@@ -15,7 +15,7 @@ from sgan.config import INNER_TAPS
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages import name
 from sgan.store import Store, read_json
-from sweeps.sweep import Sweep, resolve, write_manifest
+from sweeps.sweep import Sweep, record, resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,8 +152,8 @@ def test_more_seeds_or_variants_are_the_same_sweep_and_anything_else_is_another(
 def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
     first, more = resolve(Sweep(seeds=1, variants=("dcgan-adv",)), 0), resolve(Sweep(seeds=2, variants=("sgan",)), 0)
-    write_manifest(first, store, "a machine", "abc")
-    write_manifest(more, store, "a machine", "abc")
+    record(first, store, "a machine", "abc")
+    record(more, store, "a machine", "abc")
     manifest = read_json(store.sweep(first.key))
     assert [(row["variant"], row["seed"]) for row in manifest["trials"]] == [
         ("sgan", 0),

@@ -1,0 +1,264 @@
+"""The trials of SGANs: what one is, what it still needs, and how it runs on Ray.
+
+What is finished lies in the store, so the same command goes on where it was.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import DONE
+
+from sgan.checks import ConfigError, require
+from sgan.config import IMAGE, Config
+from sgan.data import load
+from sgan.loop import Diverged
+from sgan.run import Worker, run_trial
+from sgan.stages import (
+    ClassifierStage,
+    InceptionStage,
+    JointStage,
+    LevelStage,
+    Plan,
+    ScoreStage,
+    Stage,
+    code_version,
+    name,
+    plan,
+)
+from sgan.store import Store, write_json
+from sweeps.schedule import Slots, fit
+
+REPORT_SECONDS = 2.0
+"""A trial reports to Tune this often, so that a short step costs the driver nothing."""
+SILENCE_SECONDS = 60.0
+"""A trial that goes on and on is heard of this often."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One config of a sweep or a search; `variant` is the name of its row."""
+
+    variant: str
+    seed: int
+    config: Config
+    plan: Plan
+
+    @property
+    def title(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+
+def trial(variant: str, seed: int, config: Config) -> Trial:
+    """A trial with its plan."""
+    return Trial(variant, seed, config, plan(config))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is given: where the data and the store lie, the commit to note, and the version of the code by
+    which the trials were planned."""
+
+    data: Path
+    store: Path
+    commit: str
+    code: str
+
+    def results(self, trial: Trial) -> Generator[dict[str, Any]]:
+        """Run a trial. Results have `label` (the stage) and `share` of it that is done (-1 while another process trains
+        it); the last one has `outcome` "done", "diverged" or "failed", and the reason."""
+        since, label = time.monotonic(), None
+        outcome, reason = "done", ""
+        try:
+            for event in run_trial(self._worker(trial)):
+                changed = label is not None and event.label != label
+                label = event.label
+                if changed or time.monotonic() - since > REPORT_SECONDS:
+                    since = time.monotonic()
+                    share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
+                    yield {"label": event.label, "share": share}
+        except Diverged as error:
+            outcome, reason = "diverged", str(error)
+        except ConfigError as error:  # it would be the same again: no retry
+            outcome, reason = "failed", str(error)
+        yield {"label": "", "outcome": outcome, "reason": reason, DONE: True}
+
+    def _worker(self, trial: Trial) -> Worker:
+        """This process; ConfigError where it cannot run what the driver has planned."""
+        require(
+            code_version() == self.code,
+            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
+            "nodes; run the command again with one version",
+        )
+        device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+        data = load(trial.config.judge, self.data)
+        require(
+            data.digest == trial.config.data,
+            f"the {trial.config.dataset.name} data in {self.data} on {platform.node()} are not those that the driver "
+            "has",
+        )
+        return Worker(Store(self.store), data.to(device), device, trial.plan, self.commit)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Runs the trials of a list."""
+
+    job: Job
+    trials: tuple[Trial, ...]
+
+    def __call__(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
+        return self.job.results(self.trials[config["trial"]])
+
+
+def work(stage: Stage) -> float:
+    """Rough cost of a stage, in image-level training images, for the order of trials and the time left."""
+    match stage:
+        case ClassifierStage():
+            return 0.15 * stage.recipe.images
+        case LevelStage():
+            return stage.images * (1.0 if stage.low == IMAGE else 0.25)
+        case JointStage():
+            return 1.2 * stage.images
+        case ScoreStage():
+            return (2.0 if stage.inception else 0.1) * stage.samples
+        case InceptionStage():
+            return 50_000
+
+
+def ended(trial: Trial, store: Store) -> bool:
+    """Whether a trial is finished, or one of its stages diverged, which it would do again."""
+    names = [name(stage) for _, stage in trial.plan.stages]
+    return store.has(trial.plan.name) or any(
+        store.has(stage_name) and store.facts(stage_name)["status"] == "diverged" for stage_name in names
+    )
+
+
+def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
+    """The stages that trials which have not ended still need, each once."""
+    stages = {name(stage): stage for trial in trials if not ended(trial, store) for _, stage in trial.plan.stages}
+    return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
+
+
+def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
+    """Run the trials that have not ended; what one could not finish for is in its failure file in the store.
+
+    Trials with the longest way to go start first; so the stacks of different seeds, which share nothing, come before
+    the trials that wait for their stages.
+    """
+    todo = [trial for trial in trials if not ended(trial, store)]
+    if not todo:
+        return
+    todo.sort(key=lambda trial: -sum(work(stage) for stage in missing([trial], store).values()))
+    for each in todo:
+        store.failure(each.plan.name).unlink(missing_ok=True)
+    lines = ProgressLines(lambda config: todo[config["trial"]], store, todo)
+    fit(_Listed(job, tuple(todo)), slots, store.root, range(len(todo)), [lines])
+
+
+class ProgressLines(tune.Callback):
+    """One line for every trial that changes, with the share done and the time left; and a file in the store for a
+    trial that failed.
+
+    Args:
+        trial_of: the trial that a Tune trial's config means.
+        trials: those known before.
+        expected: how many there will be in all, where trials come up on the way; those to come count as much as the
+            mean of those known.
+        finished: how many of those expected had ended before.
+    """
+
+    def __init__(
+        self,
+        trial_of: Callable[[dict[str, Any]], Trial],
+        store: Store,
+        trials: Sequence[Trial] = (),
+        expected: int = 0,
+        finished: int = 0,
+    ):
+        self.trial_of, self.store, self.expected = trial_of, store, max(expected, len(trials))
+        self.trials = {each.plan.name: each for each in trials}
+        self.stages = missing(trials, store)
+        self.began, self.before, self.finished = time.monotonic(), finished, 0
+        self.said: dict[str, tuple[str, float]] = {}
+        self.shares: dict[str, float] = {}
+        self.done: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
+        self._trial(trial)
+
+    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info) -> None:
+        if result[DONE] or "label" not in result:
+            return
+        mine, label, now = self._trial(trial), result["label"], time.monotonic()
+        if result["share"] >= 0:
+            self.shares[name(dict(mine.plan.stages)[label])] = result["share"]
+        else:
+            label = f"waiting for {label}"
+        before, when = self.said.get(trial.trial_id, ("", 0.0))
+        if before != label or now - when > SILENCE_SECONDS:
+            self.said[trial.trial_id] = label, now
+            self._say(mine, label)
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
+        result = trial.last_result
+        self._end(self._trial(trial), result.get("outcome", "stopped early"), result.get("reason", ""))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
+        lines = str(trial.get_error() or "its worker died").strip().splitlines()
+        self._end(self._trial(trial), "failed", lines[-1] if lines else "its worker died")
+
+    def _end(self, trial: Trial, outcome: str, reason: str) -> None:
+        self.finished += 1
+        self.done |= {name(stage) for _, stage in trial.plan.stages}  # a trial that was stopped leaves stages open
+        if self.store.has(trial.plan.name):
+            scores = self.store.facts(trial.plan.name)["scores"]
+            self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
+            return
+        if outcome == "failed":
+            write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
+        self._say(trial, f"{outcome}: {reason}" if reason else outcome)
+
+    def _trial(self, trial: TuneTrial) -> Trial:
+        mine = self.trial_of(trial.config)
+        if mine.plan.name not in self.trials:
+            self.trials[mine.plan.name] = mine
+            self.stages |= missing([mine], self.store)
+        return mine
+
+    def _share(self) -> float:
+        """The share of the work that is done."""
+        total, done = 0.0, 0.0
+        for stage_name, stage in self.stages.items():
+            total += work(stage)
+            if self.store.has(stage_name) or stage_name in self.done:
+                done += work(stage)
+            else:
+                done += work(stage) * self.shares.get(stage_name, 0.0)
+        known = max(1, len(self.trials))
+        return done / max(total * max(known, self.expected - self.before) / known, 1e-9)
+
+    def _say(self, trial: Trial, what: str) -> None:
+        share, spent = self._share(), time.monotonic() - self.began
+        left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
+        bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
+        ended = self.before + self.finished
+        print(
+            f"{clock(spent)} {bar} {share:4.0%}, {left} | {ended}/{max(self.expected, ended)} trials | "
+            f"{trial.title}: {what}",
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
