@@ -224,18 +224,18 @@ def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcom
         outcome["fingerprint"] = {"scores": found, "classes": found}
 
 
-def _build(
-    stages: tuple[LevelStage, ...], recipe: GanRecipe, worker: Worker
+def build(
+    stages: tuple[LevelStage, ...], recipe: GanRecipe, data: Data, device: str
 ) -> tuple[list[Level], list[Discriminator]]:
     """Fresh levels with their discriminators, each initialised from its stage's seed."""
     levels, discriminators = [], []
     for stage in stages:
         torch.manual_seed(_role_seed(stage.seed, stage.low))
         ends = (stage.low, stage.high, stage.labels, stage.through, stage.codes)
-        generator = new_generator(stage.dataset, recipe, *ends).to(worker.device)
+        generator = new_generator(stage.dataset, recipe, *ends).to(device)
         if stage.low == IMAGE:
-            generator.mean.copy_(pixel_mean(worker.data.images, recipe.pixel_mean))
-        discriminator = Discriminator(stage.dataset, recipe, stage.low, stage.through, stage.codes).to(worker.device)
+            generator.mean.copy_(pixel_mean(data.images, recipe.pixel_mean))
+        discriminator = Discriminator(stage.dataset, recipe, stage.low, stage.through, stage.codes).to(device)
         generator = generator.to(memory_format=FORMAT)
         levels.append(Level(stage.low, stage.high, generator, stage.labels, stage.codes, stage.through))
         discriminators.append(discriminator.to(memory_format=FORMAT))
@@ -252,14 +252,14 @@ def _load(
     stages: tuple[LevelStage, ...], recipe: GanRecipe, worker: Worker, file: str = MODEL_FILE
 ) -> tuple[list[Level], list[Discriminator]]:
     """Independently trained levels with their discriminators."""
-    levels, discriminators = _build(stages, recipe, worker)
+    levels, discriminators = build(stages, recipe, worker.data, worker.device)
     for stage, level, discriminator in zip(stages, levels, discriminators, strict=True):
         load_modules(_modules([level], [discriminator]), worker.store.tensors(name(stage), file))
     return levels, discriminators
 
 
 def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
-    built = _build((stage,), stage.recipe, worker)
+    built = build((stage,), stage.recipe, worker.data, worker.device)
     steps = max(1, stage.images // stage.recipe.batch)
     snapshot = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else None
     task = _task(*built, stage, stage.low, stage, 1.0, worker)
@@ -375,7 +375,7 @@ def _stack(stage: ScoreStage, worker: Worker, best: bool) -> list[Level]:
     """A finished stack: as it was at its end, or at the best point of its joint stage or else of each level."""
     first = stage.levels[0]
     recipe = stage.joint.recipe if stage.joint else first.recipe
-    levels, _ = _build(stage.levels, recipe, worker)
+    levels, _ = build(stage.levels, recipe, worker.data, worker.device)
     made = [stage.joint] if stage.joint else list(stage.levels)
     for part, trained in zip([levels] if stage.joint else [[level] for level in levels], made, strict=True):
         file = BEST_FILE if best and "best_images" in worker.store.facts(name(trained)) else MODEL_FILE

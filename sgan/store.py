@@ -167,13 +167,19 @@ class Store:
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         """Try to become the one process that trains stage `name`; yields whether it is ours. Never waits."""
+        with self.alone(name) as ours:
+            yield ours and not self.has(name)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
         with open(self.root / "claims" / f"{name}.lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
-            yield not self.has(name)
+            yield True
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ python sweeps/ablation.py [--help]
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ def main(sweep: Sweep) -> int:
     try:
         trials.run(resolved.trials, trials.Job(basis.folder, store.root, revision, code_version()), store, slots)
     finally:
-        sent = finish(uploader)
+        sent = tracking.finish(uploader)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
     if len(open_trials) > len(failed):
@@ -92,20 +91,12 @@ def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     print(f"  store   {store.root}", flush=True)
 
 
-def finish(uploader: subprocess.Popen) -> bool:
-    """Let the uploader send what is left; returns whether all arrived."""
-    assert uploader.stdin is not None
-    uploader.stdin.close()
-    return uploader.wait() == 0
-
-
 def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
     """Write the table from MLflow into the store, print it, and say how to open MLflow."""
     from sweeps import tracking
 
     if not sent:
-        print(f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:")
-        print(store.sweep(resolved.key).with_suffix(".log").read_text().strip().splitlines()[-1])
+        print(tracking.unsent(store, resolved.key, uri))
         return 1
     from sweeps import report
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
@@ -132,6 +133,21 @@ class Distinct(BaseSampler):
 
     def reseed_rng(self) -> None:
         self.inner.reseed_rng()
+
+
+class Among(BasePruner):
+    """Lets another pruner compare a trial only with those that have the same value of a param: scores of different
+    splits at the same point of training mean different budgets."""
+
+    def __init__(self, inner: BasePruner, param: str):
+        self.inner, self.param = inner, param
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        peers = optuna.create_study(direction=study.direction)
+        value = trial.params[self.param]
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        peers.add_trials([each for each in done if each.params[self.param] == value])
+        return self.inner.prune(peers, trial)
 
 
 def reconcile(study: optuna.Study) -> int:

@@ -89,6 +89,10 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
         raise LookupError(f"MLflow has no sweep {sweep_key}; send it first: python sweeps/tracking.py sync STORE")
     with tempfile.TemporaryDirectory() as folder:
         manifest = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
+    # A score of the seed that chose a config says nothing of it: only confirmed ones are published.
+    manifest["trials"] = [trial for trial in manifest["trials"] if trial["phase"] != "explore"]
+    kept = {trial["variant"] for trial in manifest["trials"]}
+    manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] in kept]
     names = set(variants) if variants is not None else {variant["name"] for variant in manifest["variants"]}
     numbers = set(seeds) if seeds is not None else {trial["seed"] for trial in manifest["trials"]}
     manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] in names]
@@ -150,14 +154,15 @@ def markdown(sweep: Sweep) -> str:
     """The section of a sweep: its title, the table by variant with real data last, and what to know about it."""
     scores = summary(sweep)
     shown = [name for name in SCORES if name in sweep.real or not bool(sweep.trials[name].isna().all())]
-    rows = [["Variant", *(SCORES[name][0] for name in shown), "n", "Paper's IS (CIFAR-10)"]]
+    papers = any(variant["paper"] for variant in sweep.manifest["variants"])
+    rows = [["Variant", *(SCORES[name][0] for name in shown), "n", *(["Paper's IS (CIFAR-10)"] * papers)]]
     for variant in sweep.manifest["variants"]:
         own = sweep.trials[sweep.trials["variant"] == variant["name"]]
         outcomes = [str(outcome) for outcome in own["outcome"]]
         row = [_cell(scores, variant["name"], name, outcomes.count("done")) for name in shown]
-        rows.append([variant["title"], *row, _count(outcomes), variant["paper"] or ABSENT])
+        rows.append([variant["title"], *row, _count(outcomes), *([variant["paper"] or ABSENT] * papers)])
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in shown]
-    rows.append(["Real data", *real, ABSENT, sweep.manifest["paper_real"]])
+    rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * papers)])
     facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_scored(sweep), *_findings(sweep, scores), *_origin(sweep)])
     return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
 
@@ -204,7 +209,8 @@ def _scored(sweep: Sweep) -> list[str]:
             [f"Diversity, collapse and accuracy by {_by(classes)}."] if classes["weights"] != scores["weights"] else []
         )
     cifar = sweep.manifest["settings"]["dataset"] == "cifar10"
-    return [*lines, *([] if papers and cifar else [ANOTHER_NETWORK])]
+    told = any(variant["paper"] for variant in sweep.manifest["variants"])
+    return [*lines, *([ANOTHER_NETWORK] if told and not (papers and cifar) else [])]
 
 
 def _by(fields: dict[str, Any]) -> str:

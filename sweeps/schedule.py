@@ -3,14 +3,15 @@
 Tune only executes. What is finished lies elsewhere, so a worker, a driver or all of Tune's state may be lost.
 """
 
+import dataclasses
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
@@ -26,8 +27,14 @@ from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
 
+if TYPE_CHECKING:
+    from sgan.config import Config
+    from sgan.data import Data
+
 RETRIES = 3
 """A trial whose worker dies, or that raises, starts again this many times."""
+PROBED = 1000
+"""Training images that steps are measured on."""
 Work = Callable[[dict[str, Any]], Generator[dict[str, Any]]]
 """What runs a trial: yields results, of which the last one has DONE; closing it stops the trial."""
 
@@ -42,6 +49,7 @@ class Slots:
         gpus: GPUs a trial; a fraction packs several onto one.
         all_gpus: GPUs in all.
         where: the machine or cluster, in words.
+        nodes: machines.
     """
 
     count: int
@@ -49,6 +57,7 @@ class Slots:
     gpus: float
     all_gpus: int
     where: str
+    nodes: int = 1
 
 
 def connect() -> None:
@@ -85,7 +94,9 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
     models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
     counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
     where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
-    return Slots(max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where)
+    return Slots(
+        max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes)
+    )
 
 
 class Runner(tune.Trainable):
@@ -167,3 +178,19 @@ def fit(
         tuner.fit()
     finally:
         shutil.rmtree(tune_folder, ignore_errors=True)
+
+
+def measure(configs: "Sequence[Config]", data: "Data", slots: Slots) -> dict[str, float]:
+    """`sgan.probe.stage_seconds` on as many workers at once as there are slots: the mean of what they say."""
+    device = "cuda" if slots.gpus else "cpu"
+
+    def probe() -> dict[str, float]:
+        from sgan.probe import stage_seconds
+
+        torch.set_num_threads(slots.cpus)
+        return stage_seconds(list(configs), ray.get(few).to(device), device)
+
+    few = ray.put(dataclasses.replace(data, images=data.images[:PROBED].clone(), labels=data.labels[:PROBED].clone()))
+    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(probe)
+    found = ray.get([remote.remote() for _ in range(slots.count)])
+    return {stage: sum(each[stage] for each in found) / len(found) for stage in found[0]}

@@ -150,6 +150,9 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest:
         client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
+        plots = store.root / "sweeps" / manifest.get("plots", "")
+        if manifest.get("plots") and plots.is_dir():
+            client.log_artifacts(run.info.run_id, str(plots), "plots")
     tags = {name: manifest[name] for name in ("command", "commit", "machine")} | _shared_tags(manifest)
     scores, fingerprint, finished = {}, {}, 0.0
     for judge in manifest["judges"]:  # a later one's scores stand
@@ -181,7 +184,7 @@ def _send_trial(
             return
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
         names = {SWEEP: manifest["key"], TRIAL: trial["run"], "sweep": manifest["key"], "trial": trial["name"]}
-        own = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key")}
+        own = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
         run = run or client.create_run(
             parent.experiment_id,
             start_time=_milliseconds(min(times, default=end)),
@@ -332,6 +335,19 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "sweeps.tracking", "follow", str(store.root), sweep_key, uri]
     with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(uploader: "subprocess.Popen[bytes]") -> bool:
+    """Let the uploader send what is left; returns whether all arrived."""
+    assert uploader.stdin is not None
+    uploader.stdin.close()
+    return uploader.wait() == 0
+
+
+def unsent(store: Store, sweep_key: str, uri: str) -> str:
+    """What to say where the uploader could not send all."""
+    last = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()[-1]
+    return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
 
 
 def follow(root: Positional[Path], sweep_key: Positional[str], uri: Positional[str]) -> int:

@@ -1,6 +1,7 @@
 """A config as options of sweeps/ablation.py: on its command line, and in the file that a search leaves (best.yaml)."""
 
 import dataclasses
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,11 @@ def defaults(path: Path) -> dict[str, Any]:
         found[name] = from_json(hint, value, f"options.{name} in {path}") if hint else None
     assert set(found) <= {field.name for field in dataclasses.fields(Sweep)}
     return found
+
+
+def without_password(text: str) -> str:
+    """An address, or a text with one in it, without a password."""
+    return re.sub(r"//([^/@:\s]*):[^/@\s]*@", r"//\1@", text)
 
 
 def options_of(options: Options, basis: Basis, **chosen: Any) -> dict[str, Any]:

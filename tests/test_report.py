@@ -69,6 +69,7 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
         for seed in seeds:
             name, result = f"score-{variant}-{seed}", results[seed]
             own = {"cuts": "fc3", "config": {"seed": seed}, "config_key": "c0ffee"}
+            own |= {"phase": "ablation", "rerun": "--seeds 1"}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})

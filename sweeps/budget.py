@@ -1,0 +1,78 @@
+"""How many trials a search runs, and what they cost: the plan before, the account after."""
+
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+EXPLORE = 0.7
+"""Share of the budget that explores; the rest confirms on seeds that the search never saw."""
+SIMULATIONS = 400
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may use: so many trials in all, and so many seconds of wall time, each infinite where not set."""
+
+    trials: float
+    seconds: float
+
+    def explored(self) -> float:
+        """How many configs are explored at most."""
+        return self.trials if math.isinf(self.trials) else max(1, round(EXPLORE * self.trials))
+
+
+def confirmations(trials: float, top: int | None, seeds: int | None, configs: int) -> tuple[int, int]:
+    """How many of the best configs are confirmed and on how many seeds each, with about `trials` trials; at least one
+    config on two seeds, at most five on five unless asked for."""
+    count = seeds or min(5, max(2, round(math.sqrt(min(trials, 25)))))
+    best = top or max(1, min(5, int(min(trials, 1e6) // count)))
+    return min(best, configs), count
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of wall time: the median of simulated searches, with the range that nine in ten of them fall into; and
+    the seconds of stages that are shared between trials instead of being run again (median)."""
+
+    median: float
+    low: float
+    high: float
+    saved: float
+
+
+def simulate(
+    splits: Sequence[Mapping[str, float]], once: Mapping[str, float], explored: int, best: int, seeds: int, slots: int
+) -> Estimate:
+    """Simulate searches over splits of unknown merit: half of the trials explore any, half return to a favourite.
+
+    Args:
+        splits: of each split, seconds of the stages that every trial of it runs itself, by name.
+        once: seconds of the stages that all trials of a seed share.
+        explored, best, seeds: trials of the first phase; configs and seeds of the second.
+        slots: trials at the same time.
+    """
+    rng, walls, saved = random.Random(0), [], []
+    costs, shared = [sum(split.values()) for split in splits], sum(once.values())
+    for _ in range(SIMULATIONS):
+        favourite = rng.choice(costs)
+        first = [rng.choice(costs) if rng.random() < 0.5 else favourite for _ in range(explored)]
+        noise = rng.lognormvariate(0.0, 0.2)  # between a few measured steps and hours of training
+        second = [favourite] * (best * seeds)
+        groups = (bool(first) + (seeds if best else 0)) * shared
+        wall = (_wall(first, slots) + _wall(second, slots) + groups / slots) * noise
+        walls.append(wall)
+        saved.append(((len(first) + len(second)) * shared - groups) * noise)
+    walls.sort()
+    low, high = walls[SIMULATIONS // 20], walls[-SIMULATIONS // 20]
+    return Estimate(statistics.median(walls), low, high, statistics.median(saved))
+
+
+def _wall(costs: Sequence[float], slots: int) -> float:
+    """Wall time of trials that start in order, each on the slot that is free first."""
+    free = [0.0] * max(1, slots)
+    for cost in costs:
+        index = free.index(min(free))
+        free[index] += cost
+    return max(free)
