@@ -43,8 +43,6 @@ INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
 """Convolutions are faster with channels last, on CPUs and on GPUs."""
-WAIT = 0.2
-"""Seconds between two looks at a stage that another process trains."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def run_trial(worker: Worker) -> Iterator[Event]:
         else:
             if waiting and len(finished) < len(worker.plan.stages):
                 yield Event(waiting, None)
-                time.sleep(WAIT)
+                time.sleep(store.poll)
 
 
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
@@ -119,6 +117,7 @@ def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
     try:
         for progress in _RUNNERS[stage.kind](stage, worker, folder, outcome):
             (folder / SECONDS_FILE).write_text(repr(before + time.monotonic() - clock))
+            worker.store.keep(stage_name)
             yield progress
     except Diverged as error:
         outcome = {"status": "diverged", "reason": str(error)}
@@ -166,9 +165,8 @@ def load_classifier(stage: ClassifierStage, store: Store, device: str) -> Encode
 
 
 @functools.lru_cache(maxsize=1)
-def _load_scorer(scorer: ClassifierStage, root: Path, device: str) -> tuple[Encoder, metrics.Reference]:
+def _load_scorer(scorer: ClassifierStage, store: Store, device: str) -> tuple[Encoder, metrics.Reference]:
     """The scorer and what it says of the training images; kept, since every stage in a process needs it."""
-    store = Store(root)
     tensors = store.tensors(name(scorer), REFERENCE_FILE)
     reference = metrics.Reference(metrics.Features(tensors["features"], tensors["logits"]))
     return load_classifier(scorer, store, device), reference
@@ -178,7 +176,7 @@ def _evaluation(
     levels: list[Level], encoder: Encoder | None, scorer: ClassifierStage, sampling: str, worker: Worker
 ) -> Evaluation:
     """Scores and grids of levels, by a scorer."""
-    judges = _load_scorer(scorer, worker.store.root, worker.device)
+    judges = _load_scorer(scorer, worker.store, worker.device)
     return Evaluation(levels, sampling, worker.data, encoder, *judges)
 
 
@@ -362,9 +360,8 @@ def _scorer_fingerprint(stage: ClassifierStage, weights: str, samples: int) -> m
 
 
 @functools.lru_cache(maxsize=1)
-def _load_judge(stage: InceptionStage, root: Path, device: str) -> InceptionJudge:
+def _load_judge(stage: InceptionStage, store: Store, device: str) -> InceptionJudge:
     """The Inception network and what it says of the training images; kept, since every score needs it."""
-    store = Store(root)
     tensors = store.tensors(name(stage), REFERENCE_FILE)
     real = metrics.Features(tensors["features"], tensors["logits"])
     statistics = {key: tensors[key].numpy() for key in ("mu", "sigma")}
@@ -389,7 +386,7 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
     yield Progress(0, stage.samples)
     made = [worker.store.facts(name(trained)) for trained in ((stage.joint,) if stage.joint else stage.levels)]
     is_last = all(facts.get("best_images", facts["images"]) == facts["images"] for facts in made)
-    judge = _load_judge(stage.inception, worker.store.root, worker.device) if stage.inception else None
+    judge = _load_judge(stage.inception, worker.store, worker.device) if stage.inception else None
     scores: dict[str, float] = {}
     for best in (False, True):
         if not best or not is_last:

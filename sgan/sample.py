@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from sgan.bucket import is_bucket, open_store
 from sgan.checks import ConfigError, require
 
 FEWEST_DIGITS = 6
@@ -35,26 +36,27 @@ class Options:
     """Weights: last, at the end of training, or best, at the best score while training."""
     columns: int = 8
     """Images a row."""
-    store: Path = Path("runs")
-    """Output store in which runs and stages are looked for."""
+    store: str = "runs"
+    """Output store (a folder, or s3://bucket/folder) in which runs and stages are looked for."""
 
 
-def locate(source: str, store: Path) -> Path:
+def locate(source: str, address: str) -> Path:
     """The folder that a path, a run's id or a stage's name means; ConfigError where it means none."""
     if Path(source).is_dir():
         return Path(source)
-    run = store / "runs" / source
-    name = run.read_text().strip() if source.isalnum() and run.is_file() else source
-    found = []
-    if len(name.removeprefix("score-")) >= FEWEST_DIGITS and "/" not in name:
-        found = list((store / "stages").glob(f"score-{name.removeprefix('score-')}*"))
-    if len(found) != 1:
+    found: list[str] = []
+    store = open_store(address) if is_bucket(address) or Path(address).is_dir() else None
+    if store and "/" not in source:
+        name = store.shown(source) or source
+        if len(name.removeprefix("score-")) >= FEWEST_DIGITS:
+            found = store.finished(f"score-{name.removeprefix('score-')}")
+    if store is None or len(found) != 1:
         raise ConfigError(
             f"{source!r} is no folder, and {'more than one run or stage begins so' if found else 'no run or stage'} in "
-            f"the store {store}; name the store with --store, or get a model from its MLflow server: "
+            f"the store {address}; name the store with --store, or get a model from its MLflow server: "
             "mlflow artifacts download --run-id RUN --artifact-path model --dst-path DIR, and then DIR/model"
         )
-    return found[0]
+    return store.stage(found[0])
 
 
 def main(options: Options) -> int:

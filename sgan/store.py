@@ -5,9 +5,10 @@
     claims/<name>.lock held (flock) by the process that trains the stage; the kernel frees it when that process dies
     weights/<sha256>.pth weights of the Inception network that scores
     runs/<MLflow run id> name of the score stage that the run shows
+    sweeps/<key>.json what a sweep or a search consists of
     failures/<name>.json the last error of a trial that could not finish; removed when it does
 
-Everything in it is data (JSON, safetensors, PNG); nothing is unpickled.
+Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. `sgan.bucket` keeps the same in a bucket.
 """
 
 import fcntl
@@ -94,10 +95,17 @@ class Store:
     """The folder `root`, made if it is not there.
 
     Raises StoreError where the folder cannot be made or written.
+
+    Attributes:
+        address: what names the store on every host.
+        poll: seconds between two looks at a stage that another process trains.
     """
+
+    poll = 0.2
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
+        self.address = str(self.root)
         try:
             for name in ("stages", "work", "claims", "failures", "sweeps"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -109,9 +117,22 @@ class Store:
                 "name a writable folder with --store"
             ) from error
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and self.address == other.address
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""
+        return self._folder(name)
+
+    def _folder(self, name: str) -> Path:
         return self.root / "stages" / name
+
+    def look(self, name: str) -> Path:
+        """Folder with the record and the grids of a stage, finished or in progress; absent before it began."""
+        return self.stage(name) if self.has(name) else self.work(name)
 
     def work(self, name: str) -> Path:
         """Folder of a stage in progress."""
@@ -133,6 +154,7 @@ class Store:
             with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file, open(path, "rb") as given:
                 shutil.copyfileobj(given, file)
             os.replace(file.name, kept)
+            self.save(kept)
 
     def note_run(self, run: str, name: str) -> None:
         """Remember which score stage an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
@@ -140,14 +162,36 @@ class Store:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text(name)
+            self.save(path)
+
+    def shown(self, run: str) -> str:
+        """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
+        path = self.root / "runs" / run
+        self.fetch(path)
+        return path.read_text().strip() if path.is_file() else ""
 
     def sweep(self, key: str) -> Path:
         """File that lists what a sweep consists of: its settings, its trials and their stages."""
         return self.root / "sweeps" / f"{key}.json"
 
+    def sweeps(self) -> list[str]:
+        """Keys of all sweeps in the store, in the order in which they were started."""
+        files = (self.root / "sweeps").glob("*.json")
+        return [file.stem for file in sorted(files, key=lambda file: read_json(file)["started"])]
+
+    def save(self, path: Path) -> None:
+        """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
+
+    def fetch(self, path: Path) -> None:
+        """Bring a file below `root` to what the store has under its name, if it has it."""
+
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
         return (self.stage(name) / STAGE_FILE).exists()
+
+    def finished(self, beginning: str) -> list[str]:
+        """Names of the finished stages that begin so."""
+        return sorted(path.parent.name for path in (self.root / "stages").glob(f"{beginning}*/{STAGE_FILE}"))
 
     def facts(self, name: str) -> dict[str, Any]:
         """What stage.json says of a finished stage."""
@@ -158,11 +202,14 @@ class Store:
 
         Raises StoreError where the file is missing or its bytes have changed.
         """
-        path = self.stage(name) / file
+        path = self._file(name, file)
         expected = self.facts(name)["files"].get(file)
         if not path.exists() or expected != sha256(path):
             raise StoreError(f"{path} is missing or damaged; delete {path.parent}, and the stage is trained again")
         return read_tensors(path)[0]
+
+    def _file(self, name: str, file: str) -> Path:
+        return self._folder(name) / file
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -194,6 +241,9 @@ class Store:
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         return folder
 
+    def keep(self, name: str) -> None:
+        """Called while a stage trains: let what is in its work folder outlive this host."""
+
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         """Turn the work folder into the finished stage in one rename; `drop` names files that only the work needed."""
         folder = self.work(name)
@@ -201,11 +251,12 @@ class Store:
             (folder / file).unlink(missing_ok=True)
         for leftover in folder.glob(".*"):  # of a write that was killed
             leftover.unlink()
-        digests = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != STAGE_FILE)
+        digests = {str(file.relative_to(folder)): sha256(file) for file in files}
         write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
-        if self.stage(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
-            shutil.rmtree(self.stage(name))
-        os.rename(folder, self.stage(name))
+        if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
+            shutil.rmtree(self._folder(name))
+        os.rename(folder, self._folder(name))
 
 
 class Record:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sweeps import tuned
 from sweeps.manifest import commit
@@ -33,10 +34,9 @@ def main(sweep: Sweep) -> int:
     print("starting Ray ...", flush=True)
     from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
     from sgan.stages import code_version
-    from sgan.store import Store
     from sweeps import schedule, tracking, trials
 
-    store = Store(sweep.store)
+    store = open_store(sweep.store)
     if sweep.dataset != "auto":
         resolve(sweep, gpus=0)  # bad data end here, before Ray starts
     schedule.connect()
@@ -54,7 +54,7 @@ def main(sweep: Sweep) -> int:
     record(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
     uploader = tracking.start(store, resolved.key, uri)
     try:
-        trials.run(resolved.trials, trials.Job(basis.folder, store.root, revision, code_version()), store, slots)
+        trials.run(resolved.trials, trials.Job(basis.folder, store.address, revision, code_version()), store, slots)
     finally:
         sent = tracking.finish(uploader)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
@@ -88,7 +88,7 @@ def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
         print(f"  stages  {kind:<8}{len(names):>3}: {len(names) - missing_here} there, {missing_here} to run")
     print(f"          {shared} more are shared between trials and run once")
     print(f"  slots   {slots.count} trials at a time on {slots.where}")
-    print(f"  store   {store.root}", flush=True)
+    print(f"  store   {store.address}", flush=True)
 
 
 def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
@@ -103,6 +103,7 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
     found = report.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range)
     table = report.markdown(found)
     (store.root / TABLE).write_text(table)
+    store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {tracking.ui_command(store, uri)}", flush=True)
     return 0
 

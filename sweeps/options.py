@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sgan.bucket import is_bucket
 from sgan.checks import as_json, require
 from sgan.config import Config, Recipe, Variant, Weights
 from sgan.presets import (
@@ -61,8 +62,9 @@ class Options:
     precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
     inception_weights: Path | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
-    store: Path = Path("runs")
-    """Output store: every finished stage, the MLflow record, the table."""
+    store: str = "runs"
+    """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
+    share, or s3://bucket/folder."""
     mlflow: str | None = None
     """Address of an MLflow server; without it, an SQLite file in the store."""
     slots: int | None = None
@@ -103,6 +105,7 @@ class Options:
             self.mlflow is None or "://" in self.mlflow,
             f"--mlflow takes an address such as http://127.0.0.1:5000, but got {self.mlflow!r}",
         )
+        is_bucket(self.store)
         require(
             self.data is None or self.data.is_dir(),
             f"the data folder {self.data} of --data is not there, or is no folder; name the folder that holds the "

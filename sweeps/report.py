@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.store import Store, read_json
+from sgan.store import read_json
 from sweeps import tracking
 
 SCORES = {  # column -> (heading, decimals)
@@ -279,20 +279,19 @@ def _origin(sweep: Sweep) -> list[str]:
     ]
 
 
-def write(stores: Sequence[str | Path], out: str | Path, uri: str | None = None) -> None:
-    """Write the report of all sweeps in the stores to the file `out`; LookupError where a store or sweep is missing.
+def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> None:
+    """Write the report of all sweeps in the stores to the file `out`; StoreError where a store
+    holds none, LookupError where MLflow lacks one.
 
     Args:
         stores: output stores, each with the SQLite file of its own unless `uri` names a tracking server for all.
     """
     sections = []
-    for root in map(Path, stores):
-        files = sorted((root / "sweeps").glob("*.json"), key=lambda file: read_json(file)["started"])
-        if not files:
-            raise LookupError(f"{root} holds no sweep; name the folder that the sweep was given as --store")
-        sections += [markdown(read(uri or tracking.default_uri(Store(root)), file.stem)) for file in files]
+    for address in stores:
+        store, keys = tracking.sweeps_of(address)
+        sections += [markdown(read(uri or tracking.default_uri(store), key)) for key in keys]
     # Paths of this machine and addresses of its servers mean nothing to a reader.
-    named = [Path(path).name if Path(path).is_absolute() else str(path) for path in (*stores, out)]
+    named = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in (*stores, str(out))]
     command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
     head = (
         "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
@@ -301,7 +300,7 @@ def write(stores: Sequence[str | Path], out: str | Path, uri: str | None = None)
     Path(out).write_text("\n".join([head, *sections]))
 
 
-def main(stores: Positional[tuple[Path, ...]], out: Path, mlflow: str | None = None) -> int:
+def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = None) -> int:
     """Write the tables of all sweeps in the named stores.
 
     Args:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from sgan.bucket import open_store
 from sgan.checks import ConfigError, as_json, content_key, number, require
 from sgan.presets import REAL_DATA_PAPER, VARIANTS
 from sweeps import tuned
@@ -169,10 +170,10 @@ class SganObjective:
 
     def __call__(self, params: Mapping[str, Any]) -> "Generator[Any, None, Outcome]":
         from sgan.stages import name
-        from sgan.store import Store, read_record
+        from sgan.store import read_record
         from sweeps.bridge import OUTCOME, Point
 
-        mine, store, told = self.trial(params), Store(self.job.store), set()
+        mine, store, told = self.trial(params), open_store(self.job.store), set()
         last_label, last = mine.plan.stages[-2]
         for result in self.job.results(mine):
             if result.get(OUTCOME) == "failed":
@@ -237,7 +238,7 @@ class Running:
         self.key = content_key([*parts, as_json(space_parts)])
         self.directions = OBJECTIVES[search.objective]
         self.commit, self.machine = commit(), f"{machine('cpu').split(',')[0]}, {slots.where}"
-        job = Job(basis.folder, store.root, self.commit, code_version())
+        job = Job(basis.folder, store.address, self.commit, code_version())
         self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.units = slots.all_gpus or slots.nodes
@@ -532,6 +533,7 @@ class Running:
         config = dataclasses.replace(trials[0].config)
         options = self.options(params)
         tuned.Tuned(self.search.variant, options, tuple(self.search.override), config, provenance).write(path)
+        self.store.save(path)
         return path, winner
 
 
@@ -547,10 +549,9 @@ def main(search: Search) -> int:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
     """
     print("starting Ray ...", flush=True)
-    from sgan.store import Store
     from sweeps import schedule, tracking
 
-    store = Store(search.store)
+    store = open_store(search.store)
     if search.dataset != "auto":
         search.space(prepare(search, gpus=0))  # a bad option ends here, before Ray starts
     schedule.connect()
@@ -612,6 +613,7 @@ def _run(running: Running, store: "Store", slots: "Slots", uri: str) -> int:
     found = report.read(uri, running.key, dict.fromkeys(one.variant for one in confirm), {one.seed for one in confirm})
     table = report.markdown(found)
     (store.root / TABLE).write_text(table)
+    store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}")
     if best:
         path, winner = best
@@ -658,7 +660,7 @@ def print_plan(running: Running, study: "optuna.Study", plan: Plan, left: int) -
             f"  cost     about {estimate.median * price:.2f} ({estimate.low * price:.2f} to "
             f"{estimate.high * price:.2f}) for {unit} at {search.gpu_hour_price:g} an hour"
         )
-    print(f"  store    {running.store.root}", flush=True)
+    print(f"  store    {running.store.address}", flush=True)
 
 
 def account(running: Running, study: "optuna.Study", confirm: "list[Trial]", plan: Plan, spent: float) -> str:

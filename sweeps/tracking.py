@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.conf import Positional
 
+from sgan.bucket import is_bucket, open_store
 from sgan.diagnostics import latest
 from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record
 from sweeps import served
@@ -99,6 +100,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     Trials that have not ended become RUNNING with `live`, otherwise KILLED. Raises OSError, MlflowException or
     SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is torn.
     """
+    store.fetch(store.sweep(sweep_key))
     manifest = read_json(store.sweep(sweep_key))
     client = connect(uri)
     with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once would make runs twice
@@ -226,7 +228,7 @@ def _news(
     metrics, times, now_sent, records = [], [], {**sent, "config": 0}, {}
     for stage in trial["stages"]:
         label = stage["label"]
-        folder = store.stage(stage["name"]) if store.has(stage["name"]) else store.work(stage["name"])
+        folder = store.look(stage["name"])
         records[label] = read_record(folder)
         for line in records[label]:
             times.append(line["time"])
@@ -332,7 +334,7 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
     It has a session of its own, so that Ctrl-C in the driver does not end it before its last pass; what it says goes
     to sweeps/<key>.log in the store.
     """
-    command = [sys.executable, "-m", "sweeps.tracking", "follow", str(store.root), sweep_key, uri]
+    command = [sys.executable, "-m", "sweeps.tracking", "follow", store.address, sweep_key, uri]
     with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
@@ -350,16 +352,16 @@ def unsent(store: Store, sweep_key: str, uri: str) -> str:
     return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
 
 
-def follow(root: Positional[Path], sweep_key: Positional[str], uri: Positional[str]) -> int:
+def follow(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
     """Keep MLflow level with one sweep until standard input ends. The exit code is 0 when all is sent, else 1.
 
     Args:
-        root: The output store.
+        root: Address of the output store.
         sweep_key: Key of the sweep.
         uri: Tracking URI.
     """
     os.nice(10)
-    store, _ = _sweeps(root)
+    store, _ = sweeps_of(root)
     pause, trouble = 0.0, ""
     while True:
         readable = select.select([sys.stdin], [], [], pause)[0]
@@ -390,7 +392,7 @@ def _attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> s
 
 def _later(store: Store, uri: str) -> str:
     server = "" if uri == default_uri(store) else f" --mlflow {shlex.quote(uri)}"
-    return f"send it later with: python sweeps/tracking.py sync {shlex.quote(str(store.root))}{server}"
+    return f"send it later with: python sweeps/tracking.py sync {shlex.quote(store.address)}{server}"
 
 
 def _say(text: str) -> None:
@@ -398,15 +400,17 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _sweeps(root: Path) -> tuple[Store, list[str]]:
+def sweeps_of(address: str) -> tuple[Store, list[str]]:
     """A store that is there already, and the keys of its sweeps; StoreError where there is none."""
-    keys = sorted(path.stem for path in (root / "sweeps").glob("*.json"))
-    if not keys:
-        raise StoreError(f"{root} holds no sweep; name the folder that the sweep was given as --store")
-    return Store(root), keys
+    there = is_bucket(address) or Path(address).is_dir()
+    store = open_store(address) if there else None
+    keys = store.sweeps() if store else []
+    if store is None or not keys:
+        raise StoreError(f"{address} holds no sweep; name the folder that the sweep was given as --store")
+    return store, keys
 
 
-def sync_command(store: Positional[Path], mlflow: str | None = None, sweep: str | None = None) -> int:
+def sync_command(store: Positional[str], mlflow: str | None = None, sweep: str | None = None) -> int:
     """Send what MLflow lacks of the sweeps in a store. Trials that have not ended are marked as killed.
 
     Args:
@@ -414,7 +418,7 @@ def sync_command(store: Positional[Path], mlflow: str | None = None, sweep: str 
         mlflow: Tracking URI; by default the SQLite file inside the store.
         sweep: Key of one sweep; by default all of the store's.
     """
-    opened, keys = _sweeps(store)
+    opened, keys = sweeps_of(store)
     if sweep and sweep not in keys:
         raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
     uri = mlflow or default_uri(opened)

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 
+from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.data import load
@@ -63,11 +64,11 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: where the data and the store lie, the commit to note, and the version of the code by
-    which the trials were planned."""
+    """What every worker is given: where the data lie, the store's address, the commit to note, and the version of the
+    code by which the trials were planned."""
 
     data: Path
-    store: Path
+    store: str
     commit: str
     code: str
 
@@ -104,7 +105,7 @@ class Job:
             f"the {trial.config.dataset.name} data in {self.data} on {platform.node()} are not those that the driver "
             "has",
         )
-        return Worker(Store(self.store), data.to(device), device, trial.plan, self.commit)
+        return Worker(open_store(self.store), data.to(device), device, trial.plan, self.commit)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sgan.model import ModelError, save
 from sgan.networks import new_generator
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import StoreError
+from sgan.store import STAGE_FILE, StoreError, write_json
 
 STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
     "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
@@ -82,6 +82,7 @@ def folder(tmp_path) -> Path:
         levels = build(STACKS["sgan"])
         torch.nn.init.normal_(next(levels[0].generator.parameters()), std=0.5 + seed)
         save(tmp_path / "stages" / "score-0123456789abcdef" / "model" / which, levels, TINY, WIDE, "running", {})
+    write_json(tmp_path / "stages" / "score-0123456789abcdef" / STAGE_FILE, {})
     return tmp_path / "stages" / "score-0123456789abcdef"
 
 

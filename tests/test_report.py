@@ -208,7 +208,7 @@ def test_scores_of_different_fingerprints_are_refused(tmp_path, empty_database):
     with pytest.raises(report.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
         report.read(uri, KEY)
     assert report.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
-    assert report.main((store.root,), tmp_path / "out.md") == 2
+    assert report.main((store.address,), tmp_path / "out.md") == 2
     assert not (tmp_path / "out.md").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_sweep_that_mlflow_does_not_have(uri):
 
 
 def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
-    stores = [make(tmp_path / name, empty_database, commit="def456").root for name in ("first", "second")]
+    stores = [make(tmp_path / name, empty_database, commit="def456").address for name in ("first", "second")]
     out = tmp_path / "RESULTS.md"
     assert report.main((stores[0], stores[1]), out) == 0
     text = out.read_text()

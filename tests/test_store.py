@@ -144,7 +144,8 @@ def test_a_stage_is_there_once_it_is_whole(tmp_path):
     }
     facts = store.facts("stage")
     assert facts["status"] == "done"
-    assert facts["files"] == {"model.safetensors": sha256(store.stage("stage") / "model.safetensors")}
+    files = ("model.safetensors", "record.jsonl")
+    assert facts["files"] == {file: sha256(store.stage("stage") / file) for file in files}
 
 
 def test_a_reader_never_sees_half_a_stage(tmp_path):

@@ -413,12 +413,12 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_missing_sweep_is_named_with_those_that_are_there(store):
     with pytest.raises(StoreError, match=f"holds no sweep zz99; it holds {KEY}"):
-        tracking.sync_command(store.root, sweep="zz99")
+        tracking.sync_command(store.address, sweep="zz99")
 
 
 def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):
     Path(store.root, "mlflow.db").write_bytes(b"not a database" * 100)
-    assert tracking.sync_command(store.root) == 1
+    assert tracking.sync_command(store.address) == 1
     assert "send it later with: python sweeps/tracking.py sync" in capsys.readouterr().err
 
 

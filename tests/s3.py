@@ -1,0 +1,73 @@
+"""A real S3 API on loopback (moto's server) with faults on request."""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+
+class Faults:
+    """WSGI middleware: answers 503 to a share of all requests, and waits before each."""
+
+    def __init__(self, app: Any):
+        self.app, self.share, self.delay, self.failed = app, 0.0, 0.0, 0
+        self.random = random.Random(0)
+
+    def __call__(self, environ, start_response):
+        time.sleep(self.delay)
+        if self.random.random() < self.share:
+            self.failed += 1
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        return self.app(environ, start_response)
+
+
+class Api:
+    """Where it listens, and its faults."""
+
+    def __init__(self):
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.faults = Faults(DomainDispatcherApplication(create_backend_app))
+        self.server = make_server("127.0.0.1", 0, self.faults, threaded=True)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def bucket(self, name: str) -> str:
+        """Make a bucket; returns its address."""
+        import s3fs
+
+        s3fs.S3FileSystem(key="test", secret="test", endpoint_url=self.url).mkdir(name)
+        return f"s3://{name}/folder"
+
+
+@contextmanager
+def serve() -> Iterator[Api]:
+    """Run the server; while it runs, this process and its children reach it as S3."""
+    api = Api()
+    before = {name: os.environ.get(name) for name in api.environment}
+    os.environ |= api.environment
+    thread = threading.Thread(target=api.server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield api
+    finally:
+        api.server.shutdown()
+        thread.join()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
