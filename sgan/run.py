@@ -20,8 +20,8 @@ from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation, InceptionJudge
 from sgan.loop import (
     BEST_FILE,
-    CHECKPOINT_FILE,
     START_FILE,
+    WORK,
     Diverged,
     Progress,
     load_modules,
@@ -38,7 +38,6 @@ from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
-SECONDS_FILE = "seconds"
 INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
@@ -109,16 +108,15 @@ def run_trial(worker: Worker) -> Iterator[Event]:
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
     """Run one stage whose parents are finished, and publish it; the caller holds its claim.
 
-    A stage that diverges is published with the reason: run again, it would diverge again.
+    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
     """
     stage_name = name(stage)
     folder = worker.store.begin(stage_name)
-    before, clock = _seconds(folder), time.monotonic()
+    began = time.monotonic()
     outcome: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
     try:
         for progress in _RUNNERS[stage.kind](stage, worker, folder, outcome):
-            (folder / SECONDS_FILE).write_text(repr(before + time.monotonic() - clock))
             yield progress
     except Diverged as error:
         outcome = {"status": "diverged", "reason": str(error)}
@@ -127,21 +125,13 @@ def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
         "name": stage_name,
         "images": progress.images,
         "makes_images": stage.kind == "joint" or (isinstance(stage, LevelStage) and stage.low == IMAGE),
-        "seconds": before + time.monotonic() - clock,
+        "seconds": progress.before + time.monotonic() - began,
         "commit": worker.commit,
         "machine": machine(worker.device),
         "torch": torch.__version__,
         "fields": as_json(stage),
     }
-    worker.store.publish(stage_name, facts | outcome, drop=(CHECKPOINT_FILE, SECONDS_FILE))
-
-
-def _seconds(folder: Path) -> float:
-    """Training seconds of the stage before it was interrupted."""
-    try:
-        return float((folder / SECONDS_FILE).read_text())
-    except (OSError, ValueError):
-        return 0.0
+    worker.store.publish(stage_name, facts | outcome, drop=WORK if outcome["status"] == "done" else ())
 
 
 @functools.cache

@@ -29,7 +29,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.diagnostics import latest
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record
+from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record, sealed
 from sweeps import served
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _state(store: Store, trial: Mapping[str, Any], live: bool) -> _State:
 def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest:
-        client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
+        client.log_dict(run.info.run_id, sealed(manifest), "manifest.json")
         plots = store.root / "sweeps" / manifest.get("plots", "")
         if manifest.get("plots") and plots.is_dir():
             client.log_artifacts(run.info.run_id, str(plots), "plots")

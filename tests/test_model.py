@@ -21,7 +21,7 @@ from sgan.model import ModelError, save
 from sgan.networks import new_generator
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import StoreError
+from sgan.store import StoreError, write_json
 
 STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
     "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
@@ -122,11 +122,11 @@ def test_damage_is_named(folder, tmp_path):
         ({"dataset": None}, "dataset must be an object"),
         ({"sampling": 3}, "sampling must be of type str, but got 3"),
     ):
-        facts.write_text(json.dumps(said | change))
+        write_json(facts, said | change)
         with pytest.raises(ConfigError, match=words):
             sgan.load(folder)
     facts.write_text(facts.read_text()[:50])
-    with pytest.raises(StoreError, match="not valid JSON"):
+    with pytest.raises(StoreError, match="cannot be read"):
         sgan.load(folder)
 
 
