@@ -19,6 +19,7 @@ from conftest import (
     PAPER,
     STACK,
     TINY,
+    contents,
     finish,
     make_worker,
     released_recipe,
@@ -36,10 +37,9 @@ from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.run import MODEL_FILE, Event, run_trial
 from sgan.stack import Level, balanced_labels, label_condition, sample
 from sgan.stages import LevelStage, Plan, name, plan
-from sgan.store import RECORD_FILE, Store, StoreError, read_json, read_record, read_tensors
+from sgan.store import RECORD_FILE, Store, StoreError, read_record, read_tensors
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
-STOCHASTIC = {"time", "seconds", "finished"}
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
 
 
@@ -172,19 +172,6 @@ def closing(events: Iterator[Event]) -> None:
     """End a trial where it stands."""
     assert isinstance(events, Generator)
     events.close()
-
-
-def contents(trial: Plan, root: Path) -> dict[str, dict]:
-    """What each stage of a trial holds, but for the times."""
-    held = {}
-    for label, stage in trial.stages:
-        folder = Store(root).stage(name(stage))
-        lines = [{key: line[key] for key in line if key not in STOCHASTIC} for line in read_record(folder)]
-        facts = {key: value for key, value in read_json(folder / "stage.json").items() if key not in STOCHASTIC}
-        facts["files"] = {key: value for key, value in facts["files"].items() if key != RECORD_FILE}  # it has times
-        grids = {path.name: path.read_bytes() for path in (folder / "grids").iterdir()}
-        held[label] = {"record": lines, "facts": facts, "grids": grids}
-    return held
 
 
 @pytest.mark.parametrize(
