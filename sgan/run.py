@@ -33,7 +33,7 @@ from sgan.loop import (
 from sgan.networks import Discriminator, new_generator
 from sgan.stack import Level
 from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
-from sgan.store import FIGURES, MODELS, Store, read_tensors, sha256, write_tensors
+from sgan.store import FIGURES, MODELS, NO_ROOM, Store, read_tensors, sha256, write_tensors
 from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
@@ -44,6 +44,8 @@ FORMAT = torch.channels_last
 """Convolutions are faster with channels last, on CPUs and on GPUs."""
 WAIT = 0.2
 """Seconds between two looks at a stage that another process trains."""
+ROOM_WAIT = 3.0
+"""Seconds between two looks at a disk that was full."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class Event:
-    """What a trial is doing: the label of a stage, and its progress; None while another process trains it."""
+    """What a trial is doing: the label of a stage, and its progress; None while it waits: for another process that
+    trains it, or for what the label says."""
 
     label: str
     progress: Progress | None
@@ -76,11 +79,28 @@ class Event:
 def run_trial(worker: Worker) -> Iterator[Event]:
     """Bring every stage of a trial into the store, each trained once whoever needs it.
 
-    A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs.
+    A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs. Where
+    the store's disk is full or read-only, the trial waits, and goes on from its last checkpoint when there is room.
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
-        StoreError: a finished stage is damaged, or the store cannot be written.
+        StoreError: something in the store is damaged.
     """
+    while True:
+        try:
+            yield from _run_trial(worker)
+            return
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            trouble = f"room in the store {worker.store.root} ({error.strerror})"
+        waited = False
+        while not waited or not worker.store.has_room():
+            yield Event(trouble, None)
+            time.sleep(ROOM_WAIT)
+            waited = True
+
+
+def _run_trial(worker: Worker) -> Iterator[Event]:
     store, finished = worker.store, set()
     while len(finished) < len(worker.plan.stages):
         for label, stage in worker.plan.stages:
@@ -129,9 +149,21 @@ def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
         "commit": worker.commit,
         "machine": machine(worker.device),
         "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fields": as_json(stage),
     }
     worker.store.publish(stage_name, facts | outcome, drop=WORK if outcome["status"] == "done" else ())
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Have CUDA sum in one order, so that a run can be repeated bit for bit on the same GPU; slower. CPUs always do.
+
+    Called before the first use of the GPU; a training step that has no such form raises RuntimeError.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 @functools.cache

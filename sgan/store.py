@@ -12,6 +12,7 @@ JSON and tensors have a SHA-256 inside, a line of a record has a CRC, and stage.
 its stage.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,10 @@ STAGE_FILE = "stage.json"
 RECORD_FILE = "record.jsonl"
 GRIDS, FIGURES, MODELS = "grids", "figures", "model"
 SEAL, NOTE = "sha256", "note"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a write fails with where the disk is full, a quota is used up, or the disk has become read-only."""
+PROBE = 2**20
+"""Bytes of a write that shows that there is room again."""
 
 
 class StoreError(ConfigError):
@@ -149,6 +154,17 @@ class Store:
                 f"the output store {self.root} cannot be written ({error.strerror}); "
                 "name a writable folder with --store"
             ) from error
+
+    def has_room(self) -> bool:
+        """Whether the store can be written now."""
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                file.write(bytes(PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return False
+        return True
 
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""

@@ -9,6 +9,7 @@ training nor scheduling. Every pass is idempotent: runs are found by tag, the ta
 what is sent again after a crash lands on itself (MLflow keeps identical points once; artifacts overwrite).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -338,7 +339,10 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(uploader: "subprocess.Popen[bytes]") -> bool:
-    """Let the uploader send what is left; returns whether all arrived."""
+    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor."""
+    if uploader.poll() is not None:
+        root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
+        uploader = start(Store(root), sweep_key, uri)
     assert uploader.stdin is not None
     uploader.stdin.close()
     return uploader.wait() == 0
@@ -346,7 +350,8 @@ def finish(uploader: "subprocess.Popen[bytes]") -> bool:
 
 def unsent(store: Store, sweep_key: str, uri: str) -> str:
     """What to say where the uploader could not send all."""
-    last = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()[-1]
+    said = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()
+    last = said[-1] if said else f"the process that sends it was killed; {_later(store, uri)}"
     return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
 
 
@@ -395,7 +400,8 @@ def _later(store: Store, uri: str) -> str:
 
 def _say(text: str) -> None:
     if text:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            print(text, file=sys.stderr, flush=True)
 
 
 def _sweeps(root: Path) -> tuple[Store, list[str]]:
