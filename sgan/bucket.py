@@ -18,14 +18,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from sgan.checks import ConfigError, content_key, require
 from sgan.lease import Leases
-from sgan.store import STAGE_FILE, Store, StoreError, read_json, sha256, write_json
+from sgan.store import STAGE_FILE, Store, StoreError, read_json, sealed, sha256, write_json
 
 Found = TypeVar("Found")
 PAUSES = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
@@ -34,8 +34,8 @@ SYNC = 10.0
 """Seconds between two uploads of a stage in progress."""
 FRESH = 1.0
 """Seconds for which a listing counts, or twenty times what it took."""
-LAST = "checkpoint"
-"""Files of a stage in progress that begin so are uploaded after the others, which may be newer than they."""
+LAST = "checkpoints/"
+"""Files of a stage in progress that are uploaded after the others, which may be newer than they."""
 HEAVY = ".safetensors"
 
 
@@ -105,15 +105,15 @@ class BucketStore(Store):
         identity = self.root / "host"
         with super().lock("host"):
             if not identity.exists():
-                write_json(identity, uuid.uuid4().hex)
-        self.host = read_json(identity)
+                write_json(identity, {"host": uuid.uuid4().hex})
+        self.host = read_json(identity)["host"]
         self.leases = Leases(fs, f"{self.base}/claims", self.host)
         self.listed: set[str] = set()
         self.fresh_until = 0.0
         self.in_progress: dict[str, dict[str, str]] = {}
         self.in_progress_until = 0.0
         self.seen: dict[Path, str] = {}  # what this process has of the stages that others train: path -> ETag
-        self.kept: dict[Path, tuple[int, int]] = {}  # what this process has uploaded of those it trains
+        self.kept: dict[str, tuple[int, int]] = {}  # what this process has uploaded of those it trains
         self.kept_at = 0.0
         self.uploads = ThreadPoolExecutor(1)
         self.upload: Future[None] | None = None
@@ -224,28 +224,36 @@ class BucketStore(Store):
         """What the bucket has of the stage replaces what this host has: another one may have gone on with it."""
         folder = self.work(name)
         shutil.rmtree(folder, ignore_errors=True)
-        for found in self._find(f"work/{name}"):
-            self._get(found, self.root / found)
         self.kept.clear()
+        for found in self._find(f"work/{name}"):
+            if self._get(found, self.root / found):
+                self.kept[found] = _identity(self.root / found)
         self.kept_at = time.monotonic()
         return super().begin(name)
 
-    def keep(self, name: str) -> None:
-        if time.monotonic() - self.kept_at < SYNC or (self.upload and not self.upload.done()):
+    def keep(self, name: str, now: bool = False) -> None:
+        if now and self.upload:
+            self.upload.result()
+        if not now and (time.monotonic() - self.kept_at < SYNC or (self.upload and not self.upload.done())):
             return
         self.kept_at = time.monotonic()
         self.upload = self.uploads.submit(self._keep, name)
+        if now:
+            self.upload.result()
 
     def _keep(self, name: str) -> None:
-        try:
-            files = [file for file in self.work(name).rglob("*") if file.is_file() and not file.name.startswith(".")]
-            for file in sorted(files, key=lambda file: (file.name.startswith(LAST), file.name)):
-                now = file.stat()
-                if self.kept.get(file) != (now.st_ino, now.st_mtime_ns):
-                    self.fs.put_file(str(file), f"{self.base}/{file.relative_to(self.root)}")
-                    self.kept[file] = (now.st_ino, now.st_mtime_ns)
-        except Exception:  # the bucket does not answer: the next time sends what is missing
-            return
+        """Bring the bucket's copy of a work folder up to date."""
+        folder = self.work(name)
+        with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
+            files = [str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file()]
+            for file in sorted(files, key=lambda file: (file.startswith(LAST), file)):
+                key, now = f"work/{name}/{file}", _identity(folder / file)
+                if self.kept.get(key) != now:
+                    self.fs.put_file(str(folder / file), f"{self.base}/{key}")
+                    self.kept[key] = now
+            for key in [key for key in self.kept if not (self.root / key).exists()]:
+                self.fs.rm_file(f"{self.base}/{key}")
+                del self.kept[key]
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         if self.upload:
@@ -262,7 +270,7 @@ class BucketStore(Store):
         facts = read_json(folder / STAGE_FILE)
         for file in facts["files"]:
             self._put(folder / file, f"stages/{name}/{upload}/{file}")
-        body = json.dumps(facts | {"upload": upload}, indent=1).encode()
+        body = json.dumps(sealed(facts | {"upload": upload}), indent=1).encode()
         try:
             self._patiently(lambda: self.fs.pipe_file(f"{self.base}/done/{name}.json", body, mode="create"))
         except FileExistsError:
@@ -340,6 +348,12 @@ class BucketStore(Store):
                     ) from error
                 time.sleep(pause)
         raise AssertionError
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _first_line(error: Exception) -> str:

@@ -4,22 +4,29 @@ Progress is counted in steps of one batch; everything random in step k is a func
 from a checkpoint is the same run.
 """
 
+import contextlib
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sgan.store import Record, read_record, read_tensors, write_tensors
+from sgan.checkpoint import CHECKPOINTS, SECONDS, Checkpoints
+from sgan.store import GRIDS, Record, StoreError, read_tensors, sha256, write_tensors
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 START_FILE, BEST_FILE = "joint-start.safetensors", "best.safetensors"
 POINTS, LONGEST = 40, 250
-"""A loss curve has about so many points, and one at least every so many steps: checkpoints are taken there."""
+"""A loss curve has about so many points, and one at least every so many steps."""
+SILENCE = 1.0
+"""The caller hears of a stage at least every so many seconds, or every step."""
+WORK = (CHECKPOINTS,)
+"""What only a stage in progress needs."""
 LOWER_IS_BETTER = ("fid", "feature_fid")
 
 
@@ -40,10 +47,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage stands: images seen, images in all."""
+    """Where a stage stands: images seen, images in all, and the seconds that it had trained up to the checkpoint from
+    which it goes on."""
 
     images: int
     total: int
+    before: float = field(default=0.0, compare=False)
 
 
 def loop(
@@ -55,77 +64,95 @@ def loop(
     evaluations: int,
     snapshot: int | None = None,
     best_by: str = "",
-    checkpoint_seconds: float = 20.0,
+    checkpoint_seconds: float = SECONDS,
 ) -> Iterator[Progress]:
-    """Train to `steps`, from the checkpoint in `folder` where there is one; yields progress at every point of the
-    record, so that the caller can stop, report or go on.
+    """Train to `steps`, from the last whole checkpoint in `folder` where there is one; yields progress at every point
+    of the record and at least once in SILENCE, so that the caller can stop, report or go on. Closed there, it leaves a
+    checkpoint.
 
     Args:
         task: what is trained.
         batch: images a step.
-        folder: the stage's work folder: checkpoint and record.
+        folder: the stage's work folder: checkpoints and record.
         evaluate: called with the images seen, before the first step and `evaluations` times at even distances, the last
             at the end; returns scores for the record.
         snapshot: the state after this step is kept as well, Adam's included, in START_FILE.
         best_by: the weights at the evaluation with the best of this score are kept in BEST_FILE.
-        checkpoint_seconds: seconds between two checkpoints.
+        checkpoint_seconds: seconds between two checkpoints, at least.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
     """
-    done = _restore(task, folder)
-    record = Record(folder, done * batch if done else -1)
-    if done == 0:
+    began = time.monotonic()
+    checkpoints = Checkpoints(folder, checkpoint_seconds)
+    state = _restore(task, folder, checkpoints)
+    record = Record(folder, state.record)
+    if not record.points:
         record.add(0, _finite(evaluate(0)))
-    every, marks = (
-        min(max(1, steps // POINTS), LONGEST),
-        {round(steps * part / evaluations) for part in range(1, evaluations + 1)},
-    )
+    every = min(max(1, steps // POINTS), LONGEST)
+    marks = {round(steps * part / evaluations) for part in range(1, evaluations + 1)}
     marks |= {snapshot} if snapshot else set()
-    window: list[dict[str, Tensor]] = []
-    saved = time.monotonic()
-    yield Progress(done * batch, steps * batch)
-    for step in range(done, steps):
-        window.append(task.step(step))
-        number = step + 1
-        if number % every and number not in marks:
-            continue
-        means = _means(window, number)
-        if number in marks:
-            means |= _finite(evaluate(number * batch))
-        if number in marks and _beaten(best_by, means, folder):
-            write_tensors(folder / BEST_FILE, module_tensors(task.modules), {"images": str(number * batch)})
-        record.add(number * batch, means)
-        window = []
-        if number == snapshot:
-            write_tensors(folder / START_FILE, task_tensors(task))
-        if number < steps and time.monotonic() - saved > checkpoint_seconds:
-            _checkpoint(task, folder, number)
-            saved = time.monotonic()
-        yield Progress(number * batch, steps * batch)
+    window, number, saved, heard = state.window, state.step, state.step, began
+
+    def save() -> None:
+        nonlocal saved
+        seconds = state.seconds + time.monotonic() - began
+        note = {"record": record.text, "seconds": repr(seconds), "aside": json.dumps(_aside(folder))}
+        checkpoints.save(number, lambda: task_tensors(task) | _window_tensors(window), note)
+        saved = number
+
+    try:
+        yield Progress(number * batch, steps * batch, state.seconds)
+        for step in range(number, steps):
+            window.append(task.step(step))
+            number = step + 1
+            point = number % every == 0 or number in marks
+            if point:
+                means = _means(window, number)
+                if number in marks:
+                    means |= _finite(evaluate(number * batch))
+                if number in marks and _beaten(best_by, means, record):
+                    write_tensors(folder / BEST_FILE, module_tensors(task.modules), {"images": str(number * batch)})
+                record.add(number * batch, means)
+                window.clear()
+                if number == snapshot:
+                    write_tensors(folder / START_FILE, task_tensors(task))
+            if number < steps and checkpoints.due():
+                save()
+            if point or time.monotonic() - heard > SILENCE:
+                heard = time.monotonic()
+                yield Progress(number * batch, steps * batch, state.seconds)
+    except GeneratorExit:
+        if saved < number < steps:
+            with contextlib.suppress(OSError):  # who stops does not care for a full disk
+                save()
+        raise
     for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
+    record.write()
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
-def _beaten(score: str, metrics: dict[str, float], folder: Path) -> bool:
+def _beaten(score: str, metrics: dict[str, float], record: Record) -> bool:
     """Whether this score is better than that of every evaluation after the first step in the record."""
     value, sign = metrics.get(score, math.nan), -1 if score in LOWER_IS_BETTER else 1
-    earlier = [line["metrics"].get(score, math.nan) for line in read_record(folder) if line["images"] > 0]
+    earlier = [point["metrics"].get(score, math.nan) for point in record.points if point["images"] > 0]
     return math.isfinite(value) and all(sign * value > sign * other for other in earlier if math.isfinite(other))
 
 
 def _means(window: list[dict[str, Tensor]], last: int) -> dict[str, float]:
     """Mean of each loss over the steps that end with number `last`; Diverged where one is not finite."""
-    means = {name: torch.stack([losses[name] for losses in window]).mean().item() for name in window[0]}
+    # Losses that a checkpoint kept are on the CPU.
+    values = {name: [losses[name].to(window[-1][name].device) for losses in window] for name in window[0]}
+    means = {name: torch.stack(each).mean().item() for name, each in values.items()}
     for name, mean in means.items():
         if not math.isfinite(mean):
-            values = [losses[name].item() for losses in window]
-            place = next((place for place, value in enumerate(values) if not math.isfinite(value)), len(values) - 1)
-            raise Diverged(f"{name} is {values[place]} in step {last - len(values) + place + 1}")
+            found = [value.item() for value in values[name]]
+            place = next((place for place, value in enumerate(found) if not math.isfinite(value)), len(found) - 1)
+            raise Diverged(f"{name} is {found[place]} in step {last - len(found) + place + 1}")
     return means
 
 
@@ -171,18 +198,55 @@ def load_optimisers(task: Task, tensors: dict[str, Tensor], first: dict[str, int
                     values[field] = in_layout_of(parameter, value)
 
 
-def _checkpoint(task: Task, folder: Path, step: int) -> None:
-    write_tensors(folder / CHECKPOINT_FILE, task_tensors(task), {"step": str(step)})
+def _window_tensors(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses since the last point of the record as "window/name", (steps,)."""
+    names = window[0] if window else ()
+    return {f"window/{name}": torch.stack([losses[name] for losses in window]) for name in names}
 
 
-def _restore(task: Task, folder: Path) -> int:
-    """Load the checkpoint, if there is one; returns the steps done."""
-    if not (folder / CHECKPOINT_FILE).exists():
-        return 0
-    tensors, note = read_tensors(folder / CHECKPOINT_FILE)
-    load_modules(task.modules, tensors)
-    load_optimisers(task, tensors)
-    return int(note["step"])
+@dataclass
+class _State:
+    """Where a stage goes on: steps done, seconds they took, the record's text, the losses since its last point."""
+
+    step: int
+    seconds: float
+    record: str
+    window: list[dict[str, Tensor]]
+
+
+def _restore(task: Task, folder: Path, checkpoints: Checkpoints) -> _State:
+    """Load the last whole checkpoint whose companions are whole too; where there is none, the stage begins anew."""
+    for tensors, note in checkpoints.load():
+        if not _is_whole(folder, json.loads(note["aside"])):
+            continue
+        load_modules(task.modules, tensors)
+        load_optimisers(task, tensors)
+        losses = {name.removeprefix("window/"): each for name, each in tensors.items() if name.startswith("window/")}
+        count = len(next(iter(losses.values()))) if losses else 0
+        window = [{name: each[place] for name, each in losses.items()} for place in range(count)]
+        return _State(int(note["step"]), float(note["seconds"]), note["record"], window)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    for path in (*(folder / GRIDS).glob("*"), folder / START_FILE, folder / BEST_FILE):
+        path.unlink(missing_ok=True)
+    return _State(0, 0.0, "", [])
+
+
+def _aside(folder: Path) -> dict[str, str]:
+    """What a stage has put aside so far, and will not make again: file -> SHA-256. That of the best weights is inside
+    them, since better ones may come after the checkpoint."""
+    files = [*sorted((folder / GRIDS).glob("[0-9]*.png")), folder / START_FILE]
+    found = {path.relative_to(folder).as_posix(): sha256(path) for path in files if path.exists()}
+    return found | ({BEST_FILE: ""} if (folder / BEST_FILE).exists() else {})
+
+
+def _is_whole(folder: Path, aside: dict[str, str]) -> bool:
+    """Whether all that was put aside is there as it was written."""
+    try:
+        if BEST_FILE in aside:
+            read_tensors(folder / BEST_FILE)
+        return all(sha256(folder / file) == digest for file, digest in aside.items() if file != BEST_FILE)
+    except (OSError, StoreError):
+        return False
 
 
 def in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:

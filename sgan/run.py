@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation, InceptionJudge
 from sgan.loop import (
     BEST_FILE,
-    CHECKPOINT_FILE,
     START_FILE,
+    WORK,
     Diverged,
     Progress,
     load_modules,
@@ -33,16 +33,17 @@ from sgan.loop import (
 from sgan.networks import Discriminator, new_generator
 from sgan.stack import Level
 from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, name
-from sgan.store import FIGURES, MODELS, Store, read_tensors, sha256, write_tensors
+from sgan.store import FIGURES, MODELS, NO_ROOM, Store, read_tensors, sha256, write_tensors
 from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
-SECONDS_FILE = "seconds"
 INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
 """Convolutions are faster with channels last, on CPUs and on GPUs."""
+ROOM_WAIT = 3.0
+"""Seconds between two looks at a disk that was full."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class Event:
-    """What a trial is doing: the label of a stage, and its progress; None while another process trains it."""
+    """What a trial is doing: the label of a stage, and its progress; None while it waits: for another process that
+    trains it, or for what the label says."""
 
     label: str
     progress: Progress | None
@@ -75,11 +77,28 @@ class Event:
 def run_trial(worker: Worker) -> Iterator[Event]:
     """Bring every stage of a trial into the store, each trained once whoever needs it.
 
-    A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs.
+    A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs. Where
+    the store's disk is full or read-only, the trial waits, and goes on from its last checkpoint when there is room.
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
-        StoreError: a finished stage is damaged, or the store cannot be written.
+        StoreError: something in the store is damaged.
     """
+    while True:
+        try:
+            yield from _run_trial(worker)
+            return
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            trouble = f"room in the store {worker.store.address} ({error.strerror})"
+        waited = False
+        while not waited or not worker.store.has_room():
+            yield Event(trouble, None)
+            time.sleep(ROOM_WAIT)
+            waited = True
+
+
+def _run_trial(worker: Worker) -> Iterator[Event]:
     store, finished = worker.store, set()
     while len(finished) < len(worker.plan.stages):
         for label, stage in worker.plan.stages:
@@ -107,40 +126,48 @@ def run_trial(worker: Worker) -> Iterator[Event]:
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
     """Run one stage whose parents are finished, and publish it; the caller holds its claim.
 
-    A stage that diverges is published with the reason: run again, it would diverge again.
+    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
     """
     stage_name = name(stage)
     folder = worker.store.begin(stage_name)
-    before, clock = _seconds(folder), time.monotonic()
+    began = time.monotonic()
     outcome: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
+    states = _RUNNERS[stage.kind](stage, worker, folder, outcome)
     try:
-        for progress in _RUNNERS[stage.kind](stage, worker, folder, outcome):
-            (folder / SECONDS_FILE).write_text(repr(before + time.monotonic() - clock))
+        for progress in states:
             worker.store.keep(stage_name)
             yield progress
     except Diverged as error:
         outcome = {"status": "diverged", "reason": str(error)}
+    except GeneratorExit:
+        states.close()  # leaves a checkpoint
+        worker.store.keep(stage_name, now=True)
+        raise
     facts = {
         "kind": stage.kind,
         "name": stage_name,
         "images": progress.images,
         "makes_images": stage.kind == "joint" or (isinstance(stage, LevelStage) and stage.low == IMAGE),
-        "seconds": before + time.monotonic() - clock,
+        "seconds": progress.before + time.monotonic() - began,
         "commit": worker.commit,
         "machine": machine(worker.device),
         "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fields": as_json(stage),
     }
-    worker.store.publish(stage_name, facts | outcome, drop=(CHECKPOINT_FILE, SECONDS_FILE))
+    worker.store.publish(stage_name, facts | outcome, drop=WORK if outcome["status"] == "done" else ())
 
 
-def _seconds(folder: Path) -> float:
-    """Training seconds of the stage before it was interrupted."""
-    try:
-        return float((folder / SECONDS_FILE).read_text())
-    except (OSError, ValueError):
-        return 0.0
+def be_deterministic(wanted: bool) -> None:
+    """Have CUDA sum in one order, so that a run can be repeated bit for bit on the same GPU; slower. CPUs always do.
+
+    Called before the first use of the GPU; a training step that has no such form raises RuntimeError.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 @functools.cache
@@ -190,7 +217,7 @@ def _role_seed(seed: int, role: str) -> int:
     return int(content_key([seed, role])[:12], 16)
 
 
-def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     seed, data = _role_seed(stage.seed, stage.kind), worker.data
     torch.manual_seed(seed)
     encoder = _new_classifier(stage).to(worker.device)
@@ -256,7 +283,7 @@ def _load(
     return levels, discriminators
 
 
-def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     built = build((stage,), stage.recipe, worker.data, worker.device)
     steps = max(1, stage.images // stage.recipe.batch)
     snapshot = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else None
@@ -266,7 +293,7 @@ def _run_level(stage: LevelStage, worker: Worker, folder: Path, outcome: dict) -
         write_tensors(folder / MODEL_FILE, task_tensors(task))
 
 
-def _run_joint(stage: JointStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+def _run_joint(stage: JointStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     first = stage.levels[0]
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
     loaded = _load(stage.levels, stage.recipe, worker, file)
@@ -331,7 +358,7 @@ def _train(
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
 
 
-def _run_inception(stage: InceptionStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+def _run_inception(stage: InceptionStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     network, data = inception.load(worker.store.weights(stage.weights), worker.device), worker.data
     total, parts = len(data.images), []
     for part in data.images.split(INCEPTION_PART):
@@ -381,7 +408,7 @@ def _stack(stage: ScoreStage, worker: Worker, best: bool) -> list[Level]:
     return levels
 
 
-def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -> Iterator[Progress]:
+def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     first = stage.levels[0]
     yield Progress(0, stage.samples)
     made = [worker.store.facts(name(trained)) for trained in ((stage.joint,) if stage.joint else stage.levels)]
@@ -412,7 +439,7 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
     yield Progress(stage.samples, stage.samples)
 
 
-_RUNNERS: dict[str, Callable[..., Iterator[Progress]]] = {
+_RUNNERS: dict[str, Callable[..., Generator[Progress]]] = {
     "encoder": _run_classifier,
     "scorer": _run_classifier,
     "inception": _run_inception,

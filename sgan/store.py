@@ -8,9 +8,12 @@
     sweeps/<key>.json what a sweep or a search consists of
     failures/<name>.json the last error of a trial that could not finish; removed when it does
 
-Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. `sgan.bucket` keeps the same in a bucket.
+Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
+JSON and tensors have a SHA-256 inside, a line of a record has a CRC, and stage.json has the SHA-256 of every file of
+its stage. `sgan.bucket` keeps the same in a bucket.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +21,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +35,11 @@ if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers 
 STAGE_FILE = "stage.json"
 RECORD_FILE = "record.jsonl"
 GRIDS, FIGURES, MODELS = "grids", "figures", "model"
+SEAL, NOTE = "sha256", "note"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a write fails with where the disk is full, a quota is used up, or the disk has become read-only."""
+PROBE = 2**20
+"""Bytes of a write that shows that there is room again."""
 
 
 class StoreError(ConfigError):
@@ -43,13 +52,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all: a temporary name in the same folder, then a rename."""
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
+    content = {name: item for name, item in value.items() if name != SEAL}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, sealed, whole or not at all: a temporary name in the same folder, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=1)
+            json.dump(sealed(value), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,37 +74,67 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of the store; a torn one raises StoreError with its name."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise StoreError(f"{path} is not valid JSON ({error}); delete it, and what it held is made again") from error
+        value = json.loads(path.read_text())
+        whole = isinstance(value, dict) and sealed(value) == value
+    except (ValueError, RecursionError, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
+    if not whole:
+        raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")
+    return {name: item for name, item in value.items() if name != SEAL}
+
+
+def _tensors_digest(tensors: "Mapping[str, Tensor]", note: Mapping[str, str]) -> str:
+    """SHA-256 of tensors with their names, types and shapes, and of the note beside them."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(dict(note), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, with their SHA-256 in the note, whole or not at all.
+
+    Raises OSError where the disk is full or cannot be written.
+    """
     import safetensors.torch
 
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    notes = dict(note or {})
+    said = json.dumps({**notes, SEAL: _tensors_digest(plain, notes)}, sort_keys=True)
+    content = safetensors.torch.save(plain, {NOTE: said})  # several entries would stand in any order
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    safetensors.torch.save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(note or {})
-    )
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors of a safetensors file and its note; a torn file raises StoreError with its name."""
+    """Tensors of a safetensors file and its note; StoreError with its name where they are not what was written."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            note = dict(json.loads((file.metadata() or {}).get(NOTE, "{}")))
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
+    if note.pop(SEAL, "") != _tensors_digest(tensors, note):
+        raise StoreError(f"{path} is not as it was written; delete its folder, and it is made again")
+    return tensors, note
 
 
 class Store:
@@ -122,6 +168,17 @@ class Store:
 
     def __hash__(self) -> int:
         return hash(self.address)
+
+    def has_room(self) -> bool:
+        """Whether the store can be written now."""
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                file.write(bytes(PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return False
+        return True
 
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""
@@ -197,16 +254,20 @@ class Store:
         """What stage.json says of a finished stage."""
         return read_json(self.stage(name) / STAGE_FILE)
 
-    def tensors(self, name: str, file: str) -> "dict[str, Tensor]":
-        """Tensors of a finished stage, checked against the digest taken when it was published.
+    def file(self, name: str, file: str) -> Path:
+        """A file of a finished stage, checked against the digest taken when it was published.
 
         Raises StoreError where the file is missing or its bytes have changed.
         """
         path = self._file(name, file)
         expected = self.facts(name)["files"].get(file)
         if not path.exists() or expected != sha256(path):
-            raise StoreError(f"{path} is missing or damaged; delete {path.parent}, and the stage is trained again")
-        return read_tensors(path)[0]
+            raise StoreError(f"{path} is missing or damaged; delete {self.stage(name)}, and the stage is trained again")
+        return path
+
+    def tensors(self, name: str, file: str) -> "dict[str, Tensor]":
+        """Tensors of a finished stage, as `file` finds them."""
+        return read_tensors(self.file(name, file))[0]
 
     def _file(self, name: str, file: str) -> Path:
         return self._folder(name) / file
@@ -241,18 +302,19 @@ class Store:
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         return folder
 
-    def keep(self, name: str) -> None:
-        """Called while a stage trains: let what is in its work folder outlive this host."""
+    def keep(self, name: str, now: bool = False) -> None:
+        """Called while a stage trains, and `now` where it stops: let what is in its work folder outlive this host."""
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
-        """Turn the work folder into the finished stage in one rename; `drop` names files that only the work needed."""
+        """Turn the work folder into the finished stage in one rename; `drop` names what only the work needed."""
         folder = self.work(name)
-        for file in drop:
-            (folder / file).unlink(missing_ok=True)
-        for leftover in folder.glob(".*"):  # of a write that was killed
+        for path in (folder / file for file in drop):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for leftover in folder.rglob(".*"):  # of a write that was killed
             leftover.unlink()
-        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != STAGE_FILE)
-        digests = {str(file.relative_to(folder)): sha256(file) for file in files}
+        (folder / STAGE_FILE).unlink(missing_ok=True)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
         write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
         if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
             shutil.rmtree(self._folder(name))
@@ -260,23 +322,54 @@ class Store:
 
 
 class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder.
+    """The record of one stage: metric points as JSON lines in the stage's folder, each with its CRC.
 
-    Points beyond `images` (left by a run that was killed after its last checkpoint) are cut off on opening, so that
-    a resumed stage has each point once.
+    What is read again is what is in memory: a file that was damaged meanwhile is made good by `write`.
+
+    Args:
+        text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
+            made again.
     """
 
-    def __init__(self, folder: Path, images: int = 0):
-        self.path = folder / RECORD_FILE
-        kept = [line for line in read_record(folder) if line["images"] <= images]
+    def __init__(self, folder: Path, text: str = ""):
+        self.path, self.text = folder / RECORD_FILE, text
+        self.points = _points(text, self.path)
+        self.write()
+
+    def write(self) -> None:
+        """Write the whole record anew."""
         temporary = self.path.with_name(f".{self.path.name}")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text(self.text)
         temporary.replace(self.path)
 
     def add(self, images: int, metrics: Mapping[str, float]) -> None:
         """Append one point: metric name -> value, after `images` images were seen."""
+        point = {"images": images, "time": time.time(), "metrics": dict(metrics)}
+        line = json.dumps({**point, "crc": _crc(point)}) + "\n"
         with open(self.path, "a") as file:
-            file.write(json.dumps({"images": images, "time": time.time(), "metrics": dict(metrics)}) + "\n")
+            file.write(line)
+        self.text += line
+        self.points.append(point)
+
+
+def _crc(point: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(point, sort_keys=True).encode())
+
+
+def _points(text: str, path: Path) -> list[dict[str, Any]]:
+    points = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            point = json.loads(line)
+            whole = isinstance(point, dict) and point.pop("crc", None) == _crc(point)
+        except (ValueError, RecursionError):
+            whole, point = False, {}
+        if not whole:
+            raise StoreError(
+                f"line {number} of {path} is not as it was written; delete {path.parent}, and the stage is made again"
+            )
+        points.append(point)
+    return points
 
 
 def grid_file(folder: Path, images: int) -> Path:
@@ -285,8 +378,13 @@ def grid_file(folder: Path, images: int) -> Path:
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stage's record; a last line that is still being written is left for the next reading."""
+    """The points of a stage's record; a last line that is still being written is left for the next reading.
+
+    Raises StoreError where a line is not what was written.
+    """
     path = folder / RECORD_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    try:
+        text = path.read_text() if path.exists() else ""
+    except ValueError as error:
+        raise StoreError(f"{path} is no text; delete {folder}, and the stage is made again") from error
+    return _points(text, path)

@@ -12,6 +12,7 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.checks import ConfigError
+from sgan.store import NO_ROOM
 from sweeps import tuned
 from sweeps.manifest import commit
 from sweeps.sweep import Resolved, Sweep, record, resolve
@@ -54,7 +55,8 @@ def main(sweep: Sweep) -> int:
     record(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
     uploader = tracking.start(store, resolved.key, uri)
     try:
-        trials.run(resolved.trials, trials.Job(basis.folder, store.address, revision, code_version()), store, slots)
+        job = trials.Job(basis.folder, store.address, revision, code_version(), sweep.deterministic)
+        trials.run(resolved.trials, job, store, slots)
     finally:
         sent = tracking.finish(uploader)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
@@ -122,6 +124,11 @@ def run() -> int:
         return main(tyro.cli(Sweep, prog="python sweeps/ablation.py", default=_defaults()))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error}; make room, then run the same command: it goes on where it was", file=sys.stderr)
         return 2
 
 

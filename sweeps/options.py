@@ -71,6 +71,9 @@ class Options:
     """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
     trials_per_gpu: int = 1
     """Trials that share one GPU."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """On a GPU, compute every sum in one order: slower, and a run that is repeated or resumed there is the same bit for
+    bit. On CPUs it always is."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan and stop."""
 

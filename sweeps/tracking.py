@@ -9,6 +9,7 @@ training nor scheduling. Every pass is idempotent: runs are found by tag, the ta
 what is sent again after a crash lands on itself (MLflow keeps identical points once; artifacts overwrite).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from tyro.conf import Positional
 
 from sgan.bucket import is_bucket, open_store
 from sgan.diagnostics import latest
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record
+from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record, sealed
 from sweeps import served
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _state(store: Store, trial: Mapping[str, Any], live: bool) -> _State:
 def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest:
-        client.log_dict(run.info.run_id, dict(manifest), "manifest.json")
+        client.log_dict(run.info.run_id, sealed(manifest), "manifest.json")
         plots = store.root / "sweeps" / manifest.get("plots", "")
         if manifest.get("plots") and plots.is_dir():
             client.log_artifacts(run.info.run_id, str(plots), "plots")
@@ -340,7 +341,10 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(uploader: "subprocess.Popen[bytes]") -> bool:
-    """Let the uploader send what is left; returns whether all arrived."""
+    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor."""
+    if uploader.poll() is not None:
+        root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
+        uploader = start(Store(root), sweep_key, uri)
     assert uploader.stdin is not None
     uploader.stdin.close()
     return uploader.wait() == 0
@@ -348,7 +352,8 @@ def finish(uploader: "subprocess.Popen[bytes]") -> bool:
 
 def unsent(store: Store, sweep_key: str, uri: str) -> str:
     """What to say where the uploader could not send all."""
-    last = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()[-1]
+    said = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()
+    last = said[-1] if said else f"the process that sends it was killed; {_later(store, uri)}"
     return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
 
 
@@ -397,7 +402,8 @@ def _later(store: Store, uri: str) -> str:
 
 def _say(text: str) -> None:
     if text:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            print(text, file=sys.stderr, flush=True)
 
 
 def sweeps_of(address: str) -> tuple[Store, list[str]]:

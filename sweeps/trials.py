@@ -3,6 +3,7 @@
 What is finished lies in the store, so the same command goes on where it was.
 """
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -21,7 +22,7 @@ from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.data import load
 from sgan.loop import Diverged
-from sgan.run import Worker, run_trial
+from sgan.run import Worker, be_deterministic, run_trial
 from sgan.stages import (
     ClassifierStage,
     InceptionStage,
@@ -35,6 +36,7 @@ from sgan.stages import (
     plan,
 )
 from sgan.store import Store, write_json
+from sweeps import memory
 from sweeps.schedule import Slots, fit
 
 REPORT_SECONDS = 2.0
@@ -64,13 +66,14 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: where the data lie, the store's address, the commit to note, and the version of the
-    code by which the trials were planned."""
+    """What every worker is given: where the data lie, the store's address, the commit to note, the version of the
+    code by which the trials were planned, and whether GPUs are to be deterministic."""
 
     data: Path
     store: str
     commit: str
     code: str
+    deterministic: bool = False
 
     def results(self, trial: Trial) -> Generator[dict[str, Any]]:
         """Run a trial. Results have `label` (the stage) and `share` of it that is done (-1 while another process trains
@@ -89,6 +92,10 @@ class Job:
             outcome, reason = "diverged", str(error)
         except ConfigError as error:  # it would be the same again: no retry
             outcome, reason = "failed", str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_lack(error):
+                raise
+            outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
         yield {"label": "", "outcome": outcome, "reason": reason, DONE: True}
 
     def _worker(self, trial: Trial) -> Worker:
@@ -98,6 +105,7 @@ class Job:
             "this worker has other code than the driver: the checkout changed during the sweep or differs between "
             "nodes; run the command again with one version",
         )
+        be_deterministic(self.deterministic)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         data = load(trial.config.judge, self.data)
         require(
@@ -224,7 +232,8 @@ class ProgressLines(tune.Callback):
             self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
             return
         if outcome == "failed":
-            write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
+            with contextlib.suppress(OSError):  # a full disk must not end the trials that run
+                write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
         self._say(trial, f"{outcome}: {reason}" if reason else outcome)
 
     def _trial(self, trial: TuneTrial) -> Trial:

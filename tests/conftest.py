@@ -14,8 +14,8 @@ from sgan.data import Data, load
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.run import Worker, run_trial
 from sgan.shapes import Dataset
-from sgan.stages import Plan, plan
-from sgan.store import Store
+from sgan.stages import Plan, name, plan
+from sgan.store import RECORD_FILE, Store, read_json, read_record
 
 torch.set_num_threads(1)
 settings.register_profile("here", deadline=None, database=None, derandomize=True)
@@ -90,6 +90,23 @@ def finish(trial: Plan, root: Path) -> list[str]:
     """Run a trial to its end; returns the labels of the stages that were trained."""
     events = list(run_trial(make_worker(root, trial)))
     return list(dict.fromkeys(event.label for event in events if event.progress))
+
+
+STOCHASTIC = {"time", "seconds", "finished"}
+"""What differs between two runs that are the same."""
+
+
+def contents(trial: Plan, root: Path) -> dict[str, dict]:
+    """What each stage of a trial holds, but for the times."""
+    held = {}
+    for label, stage in trial.stages:
+        folder = Store(root).stage(name(stage))
+        lines = [{key: line[key] for key in line if key not in STOCHASTIC} for line in read_record(folder)]
+        facts = {key: value for key, value in read_json(folder / "stage.json").items() if key not in STOCHASTIC}
+        facts["files"] = {key: value for key, value in facts["files"].items() if key != RECORD_FILE}  # it has times
+        grids = {path.name: path.read_bytes() for path in (folder / "grids").iterdir()}
+        held[label] = {"record": lines, "facts": facts, "grids": grids}
+    return held
 
 
 @pytest.fixture(scope="session")

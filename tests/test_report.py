@@ -42,7 +42,7 @@ def finish(
     metrics = {"g_adv": 0.5}
     if "far" in name:
         metrics |= {"collapsed_classes": 0.0, "entropy_ratio": 1.0}
-    Record(folder, 100).add(100, metrics)
+    Record(folder).add(100, metrics)
     if name.startswith("score"):
         (folder / FIGURES).mkdir()
         (folder / MODELS).mkdir()

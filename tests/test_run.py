@@ -19,6 +19,7 @@ from conftest import (
     PAPER,
     STACK,
     TINY,
+    contents,
     finish,
     make_worker,
     released_recipe,
@@ -26,7 +27,8 @@ from conftest import (
     tiny_recipe,
 )
 
-from sgan import networks
+from sgan import checkpoint, networks
+from sgan.checkpoint import CHECKPOINTS
 from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
 from sgan.data import load
 from sgan.encoder import Encoder
@@ -35,10 +37,9 @@ from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.run import MODEL_FILE, Event, run_trial
 from sgan.stack import Level, balanced_labels, label_condition, sample
 from sgan.stages import LevelStage, Plan, name, plan
-from sgan.store import Store, StoreError, read_json, read_record, read_tensors
+from sgan.store import RECORD_FILE, Store, StoreError, read_record, read_tensors
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
-STOCHASTIC = {"time", "seconds", "finished"}
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
 
 
@@ -111,8 +112,7 @@ def test_every_variant_runs_with_the_released_features(variant, shared):
             assert ("g_entropy" in terms) == ("d_entropy" in terms) == (chosen.weights.entropy > 0)
             assert {"g_adversarial", "d_adversarial"} <= terms
             assert ("d_class" in terms) == chosen.labels
-        assert not (folder / "checkpoint.safetensors").exists()
-        assert not (folder / "seconds").exists()
+        assert not (folder / CHECKPOINTS).exists()
 
 
 def test_a_score_is_what_the_parts_say_of_samples_drawn_by_hand(shared):
@@ -174,18 +174,6 @@ def closing(events: Iterator[Event]) -> None:
     events.close()
 
 
-def contents(trial: Plan, root: Path) -> dict[str, dict]:
-    """What each stage of a trial holds, but for the times."""
-    held = {}
-    for label, stage in trial.stages:
-        folder = Store(root).stage(name(stage))
-        lines = [{key: line[key] for key in line if key not in STOCHASTIC} for line in read_record(folder)]
-        facts = {key: value for key, value in read_json(folder / "stage.json").items() if key not in STOCHASTIC}
-        grids = {path.name: path.read_bytes() for path in (folder / "grids").iterdir()}
-        held[label] = {"record": lines, "facts": facts, "grids": grids}
-    return held
-
-
 @pytest.mark.parametrize(
     ("recipe", "variant"),
     [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK), (tiny_recipe(steps=12), DCGAN)],
@@ -199,6 +187,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
     finish(trial, root)
     dice, kills = random.Random(5), 0
     while not Store(tmp_path / "killed").has(trial.name):
+        monkeypatch.setattr(checkpoint, "SPARSE", 0)
         monkeypatch.setattr(loop, "__defaults__", (None, dice.choice((0.0, 0.0, 1e9))))
         events = run_trial(make_worker(tmp_path / "killed", trial))
         for _ in itertools.islice(events, dice.randint(3, 6) if kills < 12 else None):
@@ -214,6 +203,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 
 
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(loop, "__defaults__", (None, "", 0.0))
     classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
     trial = tiny_plan(tiny_recipe(encoder=classifier, scorer=classifier))
@@ -226,7 +216,8 @@ def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch
                 if Store(root).has(name(dict(trial.stages)["encoder"])):
                     break
             closing(events)
-        digests.append([Store(root).facts(name(stage))["files"][MODEL_FILE] for _, stage in trial.stages[:2]])
+        facts = [Store(root).facts(name(stage))["files"] for _, stage in trial.stages[:2]]
+        digests.append([{key: each[key] for key in each if key != RECORD_FILE} for each in facts])
     assert digests[0] == digests[1]
     assert digests[0][0].keys() == {MODEL_FILE, "reference.safetensors"}
 
@@ -328,7 +319,7 @@ def test_a_stage_that_another_holder_trains_is_left_to_it(root):
 def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple[str, int] | None) -> None:
     """Another process: run the trial and write down each event; at `kill_at` it kills itself, at once."""
     torch.set_num_threads(1)
-    loop.__defaults__ = (None, seconds)
+    loop.__defaults__, checkpoint.SPARSE = (None, seconds), 0
     trial = tiny_plan(tiny_recipe(steps=steps))
     worker = make_worker(Path(root), trial)
     ready.wait()
@@ -383,7 +374,7 @@ def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoin
     trial = tiny_plan(tiny_recipe(steps=steps))
     shutil.copytree(root, tmp_path / "whole")
     assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
-    assert (root / "work" / name(dict(trial.stages)["level1"]) / "checkpoint.safetensors").exists()
+    assert list((root / "work" / name(dict(trial.stages)["level1"]) / CHECKPOINTS).iterdir())
     events = run_trial(make_worker(root, trial))
     first = next(events)
     assert first.label == "level1"

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sgan.store import FIGURES, GRIDS, MODELS, Record, Store, StoreError, write_json
+from sgan.store import FIGURES, GRIDS, MODELS, RECORD_FILE, Record, Store, StoreError, write_json
 from sweeps import tracking
 
 KEY = "ab12"
@@ -33,7 +34,8 @@ def stage_name(label: str, variant: str, seed: int) -> str:
 def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int = 0) -> None:
     """What a stage leaves in the work folder."""
     folder = store.begin(name)
-    record = Record(folder, done)
+    held = (folder / RECORD_FILE).read_text() if done else ""
+    record = Record(folder, "".join(line for line in held.splitlines(True) if json.loads(line)["images"] <= done))
     for images in points:
         record.add(images, {"g_adv": images / 1000, "d_adv": 0.5})
     for images in grids:

@@ -13,13 +13,13 @@ import torch
 from conftest import BATCH, CLASSIFIER, PAPER, RELEASED, TINY
 from torch import Tensor, nn
 
-from sgan import networks
+from sgan import checkpoint, networks
+from sgan.checkpoint import CHECKPOINTS
 from sgan.config import IMAGE, INNER_TAPS, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
 from sgan.loop import (
     BEST_FILE,
-    CHECKPOINT_FILE,
     START_FILE,
     Diverged,
     Progress,
@@ -444,9 +444,10 @@ def everything(task: Task) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path):
-    """Killed at two random points: after checkpoints at every point, and after points that no checkpoint holds."""
+def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path, monkeypatch):
+    """Stopped at two random points, with a checkpoint at every step and with one at the stop."""
     steps, build = 20, TASKS[kind]
+    monkeypatch.setattr(checkpoint, "SPARSE", 0)
 
     def evaluate(task: Task) -> Callable[[int], dict[str, float]]:
         def draw(images: int) -> dict[str, float]:
@@ -467,7 +468,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path):
 
     (tmp_path / "whole").mkdir()
     whole = everything(part(tmp_path / "whole", steps, 1e9))
-    assert not (tmp_path / "whole" / CHECKPOINT_FILE).exists()
+    assert not (tmp_path / "whole" / CHECKPOINTS).exists()
     lines = read_record(tmp_path / "whole")
     assert [line["images"] for line in lines] == [BATCH * number for number in range(steps + 1)]
     dice = random.Random(kind)

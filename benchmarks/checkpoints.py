@@ -1,0 +1,84 @@
+"""What checkpoints cost: the share of training time that they take at the interval that the product uses.
+
+    python benchmarks/checkpoints.py [--seconds 120]
+
+Trains the image level of the digits and of CIFAR-10's released recipe (random images) for so many seconds each, and
+prints for each the size and duration of a checkpoint, how many there were, and their share of the wall time. Also with
+a disk that takes SLOW seconds more for each, which makes them fewer.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sgan import checkpoint
+from sgan.config import IMAGE, LABEL, Weights
+from sgan.data import Data, pixel_mean
+from sgan.loop import loop
+from sgan.networks import Discriminator, new_generator
+from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.stack import Level
+from sgan.train import GanTask
+
+SLOW = 0.8
+
+
+def task(name: str) -> GanTask:
+    """A DCGAN on random images of a dataset's shape, without the losses that need an encoder."""
+    dataset, images = DATASETS[name], 1000
+    shape = (images, dataset.channels, dataset.size, dataset.size)
+    pixels, labels = torch.randint(256, shape, dtype=torch.uint8), torch.randint(dataset.classes, (images,))
+    recipe = recipe_row("released", dataset, TRAINING_IMAGES[name]).gan
+    level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None), True)
+    discriminator = Discriminator(dataset, recipe, IMAGE, (), None)
+    data = Data(pixels, labels, pixels[:10], labels[:10], "")
+    mean = pixel_mean(pixels, recipe.pixel_mean)
+    return GanTask([level], [discriminator], None, data, recipe, Weights(1, 0, 10), 0, mean, dataset.classes)
+
+
+def measure(name: str, seconds: float, slower: float) -> str:
+    """Train for so many seconds; the result in words."""
+    spent: list[float] = []
+    save = checkpoint.write_tensors
+
+    def slow_write(*arguments) -> None:
+        time.sleep(slower)
+        save(*arguments)
+
+    class Timed(checkpoint.Checkpoints):
+        def save(self, *arguments) -> None:
+            super().save(*arguments)
+            spent.append(self.cost)
+
+    checkpoint.write_tensors, loop.__globals__["Checkpoints"] = slow_write, Timed
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            began, steps, last = time.monotonic(), 0, 0
+            trained = task(name)
+            for progress in loop(trained, 10**6, trained.recipe.batch, work, lambda images: {}, evaluations=1):
+                steps, last = progress.images // trained.recipe.batch, time.monotonic()
+                if last - began > seconds:
+                    break
+            size = max((path.stat().st_size for path in work.rglob("*.safetensors")), default=0)
+    finally:
+        checkpoint.write_tensors, loop.__globals__["Checkpoints"] = save, checkpoint.Checkpoints
+    wall, spent = last - began, spent[: len(spent) - 1]  # the last one is that of stopping
+    each = sum(spent) / len(spent) if spent else 0.0
+    return (
+        f"{name:<8} {f'(+ {slower:g} s a write)' if slower else '':<18} {steps:>6} steps in {wall:5.0f} s, "
+        f"{len(spent)} checkpoints of {size / 1e6:6.1f} MB, {1000 * each:6.1f} ms each: {sum(spent) / wall:6.2%}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for dataset in ("digits", "cifar10"):
+        for slower in (0.0, SLOW):
+            print(measure(dataset, arguments.seconds, slower), flush=True)

@@ -1,0 +1,161 @@
+"""A machine in trouble: a full or read-only disk, no memory left, and GPUs that are to be deterministic."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BATCH, TINY, contents, finish, make_worker, tiny_plan, tiny_recipe
+
+from sgan import run
+from sgan.config import Config
+from sgan.data import load
+from sgan.presets import DATASETS, VARIANTS
+from sgan.run import be_deterministic, run_trial
+from sgan.stages import code_version, name
+from sgan.store import Store, StoreError
+from sweeps import memory
+from sweeps.memory import GIB, advice
+from sweeps.trials import Job, Trial
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], check=False, capture_output=True, timeout=20).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)):
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False, timeout=20)
+
+
+def fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    try:
+        with open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        return filler
+
+
+@pytest.mark.parametrize("label", ["encoder", "level0", "score"])
+def test_a_disk_that_fills_up_holds_a_trial_up_until_there_is_room(label, small_disk, tmp_path, monkeypatch):
+    """Then it ends as if nothing had been, in every kind of stage; meanwhile it says what it waits for."""
+    monkeypatch.setattr(run, "ROOM_WAIT", 0.01)
+    trial = tiny_plan(tiny_recipe(steps=12))
+    finish(trial, tmp_path / "quiet")
+    events, waits, filler = run_trial(make_worker(small_disk / "store", trial)), 0, None
+    for event in events:
+        if event.label == label and filler is None:
+            filler = fill(small_disk)
+        if event.progress is None:
+            assert event.label == f"room in the store {small_disk / 'store'} (No space left on device)"
+            waits += 1
+            if waits == 3 and filler:
+                filler.unlink()
+    assert waits == 3
+    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, small_disk / "store")
+    for each in whole:
+        assert through[each] == whole[each], each
+
+
+def test_a_read_only_disk_is_refused_before_anything_starts(small_disk):
+    if not mount("-o", "remount,ro", str(small_disk)):
+        pytest.skip("only root can remount a disk")
+    with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system\); name a writable folder"):
+        Store(small_disk / "store")
+
+
+def config() -> Config:
+    digest = load(DATASETS["digits"], Path()).digest
+    return Config(TINY, TINY, digest, tiny_recipe(), VARIANTS["sgan"].variant, 0)
+
+
+def test_out_of_memory_says_what_would_fit():
+    shared = advice("level0", config(), 30 * GIB, 80 * GIB, 4)
+    assert "a trial needs at least 30.0 GiB of 80.0 GiB, which 4 share; 2 at a time would fit" in shared
+    assert "--trials-per-gpu 2" in shared
+    alone = advice("level0", config(), 120 * GIB, 80 * GIB, 1)
+    assert f"--override gan.batch={BATCH // 2} joint.batch={BATCH // 2}, which is another config" in alone
+    assert "--override joint.batch=2," in advice("joint", config(), 500 * GIB, 80 * GIB, 1)
+    assert "samples=100" in advice("score", config(), 120 * GIB, 80 * GIB, 1)
+    said = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
+    assert memory.asked_for(torch.OutOfMemoryError(said)) == 2.5 * GIB
+
+
+LACKING = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, "tests")
+import resource
+from test_faults import tiny_trial
+from sgan import train
+from sgan.stages import code_version
+from sweeps.trials import Job
+update = train.GanTask.step
+def step(self, number):
+    if number == 3:
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, size + 2**26))
+        {allocate}
+    return update(self, number)
+train.GanTask.step = step
+*_, last = Job(Path(), Path(sys.argv[1]), "test", code_version()).results(tiny_trial())
+print(last["outcome"], last["reason"])
+"""
+
+
+def tiny_trial() -> Trial:
+    return Trial("sgan", 0, config(), tiny_plan())
+
+
+@pytest.mark.parametrize("allocate", ["torch.zeros(2**31)", "bytearray(2**33)"], ids=["torch", "python"])
+def test_a_trial_without_memory_fails_at_once_with_what_would_fit(allocate, root):
+    """A real allocation that the kernel refuses; the worker says so and lives on."""
+    command = [sys.executable, "-c", LACKING.replace("{allocate}", allocate), str(root)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("failed out of memory in level1: a trial needs at least"), done.stderr
+    assert "--override gan.batch=8 joint.batch=8" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_an_error_that_is_no_lack_of_memory_is_raised(root, monkeypatch):
+    def wrong(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("sgan.train.GanTask.step", wrong)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        list(Job(Path(), root, "test", code_version()).results(tiny_trial()))
+
+
+def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, monkeypatch):
+    """From the job to torch: every step of every stage has a deterministic form, on CPUs at least."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    shutil.copytree(root, tmp_path / "asked")
+    trial = tiny_trial()
+    try:
+        for place, wanted in ((root, False), (tmp_path / "asked", True)):
+            *_, last = Job(Path(), place, "test", code_version(), wanted).results(trial)
+            assert last["outcome"] == "done", last["reason"]
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
+    finally:
+        be_deterministic(False)
+    for label, stage in trial.plan.stages[2:]:
+        facts = [Store(place).facts(name(stage)) for place in (root, tmp_path / "asked")]
+        assert [fact["deterministic"] for fact in facts] == [False, True]
+        tensors = [{file: each for file, each in fact["files"].items() if "safetensors" in file} for fact in facts]
+        assert tensors[0] == tensors[1], label
