@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What every node of a cluster runs, in the order of `ray up`: `node.sh setup`, then `node.sh head` or `node.sh worker`.
 #
-# setup reads SGAN_STORE, the address of the output store that every node reaches, and optionally SGAN_MLFLOW_DATABASE
-# (as SQLAlchemy writes it; an SQLite file by default) and SGAN_MLFLOW_ARTIFACTS (a folder or s3://BUCKET/PATH).
+# setup reads SGAN_STORE, the address of the output store that every node reaches, and optionally SGAN_MLFLOW_DATABASE,
+# as SQLAlchemy writes it; by default that is an SQLite file on the head.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 settings=$HOME/.sgan.env
@@ -17,7 +17,6 @@ export SGAN_HOME="$PWD"
 export SGAN_STATE="$state"
 export SGAN_STORE="${SGAN_STORE:?is the address of the output store}"
 export SGAN_MLFLOW_DATABASE="${SGAN_MLFLOW_DATABASE:-sqlite:///$state/mlflow.db}"
-export SGAN_MLFLOW_ARTIFACTS="${SGAN_MLFLOW_ARTIFACTS:-$state/mlartifacts}"
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 export RAY_AUTH_MODE=token
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgan.checks import ConfigError, content_key, require
+from sweeps.cluster import on_cluster
 from sweeps.manifest import command
 from sweeps.options import Options
 
@@ -25,17 +26,6 @@ DRIVER = "SGAN_DRIVER"
 INTERRUPTED, KILLED = 130, 137
 LOOK = 0.2
 """Seconds between two looks at the log."""
-
-
-def on_cluster() -> bool:
-    """Whether `ray.init()` would join a cluster here, by the rules of `ray._private.services`: RAY_ADDRESS, or else
-    what `ray start` left."""
-    address = os.environ.get("RAY_ADDRESS")
-    return (
-        address != "local"
-        if address
-        else Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/ray_current_cluster").exists()
-    )
 
 
 def state() -> Path:

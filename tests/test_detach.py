@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray._private import services
 
 from sgan.checks import ConfigError
 from sweeps import detach
@@ -210,20 +209,6 @@ def test_without_a_cluster_the_command_runs_in_its_own_terminal(toy):
 def test_a_dry_run_is_not_detached(toy, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     assert detach.run(lambda: 7, Options(dry_run=True, store=toy.store), "toy.py") == 7
-
-
-@pytest.mark.parametrize("address", [None, "", "local", "auto", "192.0.2.1:6379"])
-@pytest.mark.parametrize("started", [False, True])
-def test_a_cluster_is_where_ray_would_join_one(tmp_path, monkeypatch, address, started):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if address is not None:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    if started:
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text("192.0.2.2:6379")
-    joined = services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
-    assert detach.on_cluster() == (joined is not None or address == "auto")
 
 
 def test_a_bad_flag_is_a_config_error(monkeypatch):
