@@ -24,6 +24,8 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0
 export RAY_health_check_initial_delay_ms=10000 RAY_health_check_period_ms=3000
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3
 export RAY_gcs_rpc_server_reconnect_timeout_s=30
+# Ray would show its own counters to everybody, on a port of each node and on two of the head: no collection, and no port.
+export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 END
     grep -qsF "$settings" ~/.bashrc || echo ". $settings" >>~/.bashrc
 }

@@ -81,8 +81,9 @@ class Host:
         self.log = open(self.settings / "log", "w")  # noqa: SIM115 - as long as the host
         spaces = ["--mount", "--uts", "--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         script = ["bash", "-c", START, "bash", name, str(self.settings), *map(str, visible)]
+        die = ["setpriv", "--pdeathsig", "KILL", "--"]  # with the test, however that ends
         self.process = subprocess.Popen(
-            ["unshare", *spaces, *script], env={"PATH": PATH, "HOME": "/root"}, stdout=self.log, stderr=self.log
+            [*die, "unshare", *spaces, *script], env={"PATH": PATH, "HOME": "/root"}, stdout=self.log, stderr=self.log
         )
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         self.pid = int(wait_for(lambda: children.read_text().strip()))
@@ -93,11 +94,10 @@ class Host:
 
     def command(self, *words: str, environment: dict[str, str] | None = None) -> list[str]:
         """The command line that runs a command in this host, with a clean environment."""
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/root"]
-        own = {"HOME": "/root", "PATH": PATH, "USER": "root", "SHELL": "/bin/bash", "LANG": "C.UTF-8"} | (
-            environment or {}
-        )
-        return [*enter, "env", "-i", *(f"{name}={value}" for name, value in own.items()), *words]
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid"]
+        own = {"HOME": "/root", "PATH": PATH, "USER": "root", "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
+        settings = [f"{name}={value}" for name, value in (own | (environment or {})).items()]
+        return [*enter, "env", "--ignore-environment", "--chdir=/root", *settings, *words]
 
     def run(self, *words: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in this host."""
