@@ -31,6 +31,11 @@ $(ENV)/made: requirements.lock pyproject.toml $(UV)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --no-index --editable .
 	touch $@
 
+# Before `ray up cluster.yaml`: git's folder stays here, so a cluster is told the commit of the code it gets.
+.PHONY: commit
+commit: $(ENV)/made
+	$(BIN)/python -m sweeps.manifest
+
 # After a change of the dependencies in pyproject.toml. The lock file holds hashes and no addresses.
 .PHONY: lock
 lock: $(UV)

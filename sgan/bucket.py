@@ -72,6 +72,11 @@ def is_bucket(address: str) -> bool:
     return True
 
 
+def absolute(address: str) -> str:
+    """The address of the same store from any folder."""
+    return address if is_bucket(address) else str(Path(address).absolute())
+
+
 def _connect(address: str) -> tuple[Any, str]:
     """fsspec's file system, and the folder in it."""
     from fsspec.core import url_to_fs

@@ -13,7 +13,7 @@ import tyro
 from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sgan.store import NO_ROOM
-from sweeps import tuned
+from sweeps import detach, tuned
 from sweeps.manifest import commit
 from sweeps.sweep import Resolved, Sweep, record, resolve
 
@@ -121,7 +121,8 @@ def _defaults() -> Sweep:
 def run() -> int:
     """The command line: a bad value ends in one line and exit status 2."""
     try:
-        return main(tyro.cli(Sweep, prog="python sweeps/ablation.py", default=_defaults()))
+        sweep = tyro.cli(Sweep, prog="python sweeps/ablation.py", default=_defaults())
+        return detach.run(lambda: main(sweep), sweep, "ablation.py")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,12 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.checks import as_json, content_key
+from sgan.checks import as_json, content_key, require
 
 if TYPE_CHECKING:
     from sgan.stages import Stage
     from sgan.store import Store
     from sweeps.trials import Trial
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTED = "clusters/COMMIT"
+"""The commit that a cluster has the code of, in the checkout."""
 
 
 def write_manifest(
@@ -102,12 +106,46 @@ def command(script: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" where tracked files differ from it; "unknown" outside of git."""
-    here = Path(__file__).resolve().parent
+    """The commit of this checkout, with "-dirty" where tracked files differ from it. Where the code was copied without
+    its git folder: what `note_commit` noted, if this is the code that it was noted of; otherwise "unknown"."""
+    return _git_commit() or _noted_commit() or "unknown"
+
+
+def note_commit() -> str:
+    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it.
+
+    Raises:
+        ConfigError: this is no git checkout.
+    """
+    found = _git_commit()
+    require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
+    (ROOT / NOTED).write_text(f"{found} {_code()}\n")
+    return found
+
+
+def _git_commit() -> str:
+    """ "" outside of git."""
     try:
-        git = ["git", "-C", str(here)]
+        git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return ""
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def _noted_commit() -> str:
+    """ "" where none was noted, or of other code."""
+    path = ROOT / NOTED
+    found, _, code = path.read_text().partition(" ") if path.exists() else ("", "", "")
+    return found if code.strip() == _code() else ""
+
+
+def _code() -> str:
+    """Hash of all Python files of the packages."""
+    files = sorted(path for package in ("sgan", "sweeps") for path in (ROOT / package).rglob("*.py"))
+    return content_key([[str(path.relative_to(ROOT)), path.read_text()] for path in files])
+
+
+if __name__ == "__main__":
+    print(f"{ROOT / NOTED}: {note_commit()}")

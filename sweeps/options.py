@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,11 +63,11 @@ class Options:
     precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
     inception_weights: Path | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
-    store: str = "runs"
+    store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
-    share, or s3://bucket/folder."""
-    mlflow: str | None = None
-    """Address of an MLflow server; without it, an SQLite file in the store."""
+    share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
+    mlflow: str | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
+    """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
     slots: int | None = None
     """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
     trials_per_gpu: int = 1
@@ -76,6 +77,10 @@ class Options:
     bit. On CPUs it always is."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan and stop."""
+    attach: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """On a cluster: follow the command that runs there, whatever its options."""
+    stop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
 
     def __post_init__(self):
         require(

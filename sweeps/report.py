@@ -6,6 +6,7 @@ python sweeps/report.py STORE [STORE ...] --out RESULTS.md [--mlflow URI]
 import datetime
 import json
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -306,10 +307,10 @@ def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = No
     Args:
         stores: Output stores.
         out: The Markdown file to write.
-        mlflow: Tracking URI of all stores; by default the SQLite file inside each.
+        mlflow: Tracking URI of all stores; by default $MLFLOW_TRACKING_URI or the SQLite file inside each.
     """
     try:
-        write(stores, out, mlflow)
+        write(stores, out, mlflow or os.environ.get("MLFLOW_TRACKING_URI"))
     except (LookupError, ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

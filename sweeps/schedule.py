@@ -26,6 +26,7 @@ from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
+from sweeps import cluster
 
 if TYPE_CHECKING:
     from sgan.config import Config
@@ -82,7 +83,7 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
 
     CPUs a trial are what the node with the fewest a GPU can give, so that a trial fits on every GPU.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = cluster.nodes()
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share = 1
     if gpus:

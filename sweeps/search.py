@@ -17,7 +17,7 @@ import tyro
 from sgan.bucket import open_store
 from sgan.checks import ConfigError, as_json, content_key, number, require
 from sgan.presets import REAL_DATA_PAPER, VARIANTS
-from sweeps import tuned
+from sweeps import detach, tuned
 from sweeps.budget import EXPLORE, Estimate, Limits, confirmations, simulate
 from sweeps.manifest import command, commit, trial_row, write_manifest
 from sweeps.options import Basis, Options, prepare
@@ -687,7 +687,8 @@ def account(running: Running, study: "optuna.Study", confirm: "list[Trial]", pla
 def run() -> int:
     """The command line: a bad value ends in one line and exit status 2."""
     try:
-        return main(tyro.cli(Search, prog="python sweeps/search.py"))
+        search = tyro.cli(Search, prog="python sweeps/search.py")
+        return detach.run(lambda: main(search), search, "search.py")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -421,13 +421,13 @@ def sync_command(store: Positional[str], mlflow: str | None = None, sweep: str |
 
     Args:
         store: The output store.
-        mlflow: Tracking URI; by default the SQLite file inside the store.
+        mlflow: Tracking URI; by default $MLFLOW_TRACKING_URI or the SQLite file inside the store.
         sweep: Key of one sweep; by default all of the store's.
     """
     opened, keys = sweeps_of(store)
     if sweep and sweep not in keys:
         raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
-    uri = mlflow or default_uri(opened)
+    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
     trouble = _attempt(opened, [sweep] if sweep else keys, uri, live=False)
     _say(f"{trouble}; {_later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
     return 1 if trouble else 0

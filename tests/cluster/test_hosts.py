@@ -1,0 +1,195 @@
+"""Three hosts: an ablation over them while one loses its power and one its network, and what a stranger can reach."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from conftest import BIN, STRANGER, WORKERS, Cluster
+from namespaces import ROOT, Host, wait_for
+
+from sgan.store import read_json
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+
+DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN = 8265, 5000, 5432, 6379, 10001, 9999
+SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SWEEP = (
+    "--budget",
+    "0.1",
+    "--seeds",
+    "2",
+    "--variants",
+    "sgan",
+    "sgan-no-joint",
+    "dcgan-adv-cond",
+    "--override",
+    *SMALL,
+)
+KINDS = sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
+
+
+def stages(store: Path) -> dict[str, float]:
+    """Finished stages, and when each was finished."""
+    return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
+
+
+def scores(store: Path) -> dict[str, dict[str, float]]:
+    return {path.parent.name: read_json(path)["scores"] for path in (store / "stages").glob("score-*/stage.json")}
+
+
+def table(output: str) -> list[list[str]]:
+    """The table without its column of seconds."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
+    seconds = rows[0].index("Training time (s)")
+    return [row[:seconds] + row[seconds + 1 :] for row in rows]
+
+
+def ablation_on_one_host(store: Path) -> subprocess.Popen[str]:
+    """The same sweep on this machine alone."""
+    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *SWEEP, "--store", str(store), "--slots", "2"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ports(host: Host) -> dict[int, set[str]]:
+    """The TCP ports of a host that are listened on, and at which addresses."""
+    found: dict[int, set[str]] = {}
+    for line in host.run("ss", "-ltnH").stdout.splitlines():
+        address, _, port = line.split()[3].rpartition(":")
+        found.setdefault(int(port), set()).add(address.removeprefix("[::ffff:").strip("[]"))
+    return found
+
+
+def probe(cluster: Cluster, host: Host, numbers: Iterable[int]) -> dict[int, dict[str, str]]:
+    """What the stranger gets from the ports of a host."""
+    script = str(ROOT / "tests" / "cluster" / "probe.py")
+    words = (str(BIN / "python"), script, host.address, *map(str, numbers))
+    found = map(json.loads, cluster.network[STRANGER].run(*words, timeout=200).stdout.splitlines())
+    return {each.pop("port"): each for each in found}
+
+
+def test_a_stranger_on_the_network_gets_nothing(cluster: Cluster):
+    head, worker = cluster.head, cluster.network[WORKERS[0]]
+    wait_for(lambda: MLFLOW in ports(head), 60, "MLflow's start")
+    serve = f"{BIN / 'python'} -m http.server --bind {head.address} --directory /mnt {OPEN}"
+    control = subprocess.Popen(head.command("timeout", "300", "bash", "-c", serve), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: OPEN in ports(head), 30, "the open port")
+        for host in (head, worker):
+            listened = ports(host)
+            found = probe(cluster, host, listened)
+            assert set(found) == set(listened)
+            if host is head:
+                assert found.pop(OPEN)["http"] == "200"  # the probe sees what is open
+                closed = {DASHBOARD, MLFLOW} | ({POSTGRES} if cluster.postgres else set())
+                assert {number: found[number]["tcp"] for number in closed} == dict.fromkeys(closed, "refused")
+                assert found[GCS]["NodeInfoGcsService/GetAllNodeInfo"] == "UNAUTHENTICATED"
+                assert found[CLIENT]["RayletDriver/ClusterInfo"] == "UNAUTHENTICATED"
+            answers = {number: {*each.values()} - {"open", "refused"} for number, each in found.items()}
+            allowed = {"none", "401", "UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}
+            assert {number: got for number, got in answers.items() if not got <= allowed} == {}
+    finally:
+        control.kill()
+        control.wait()
+
+
+def test_only_the_token_opens_the_cluster(cluster: Cluster):
+    stranger, nodes = (
+        cluster.network[STRANGER],
+        [str(BIN / "ray"), "status", "--address", f"{cluster.head.address}:{GCS}"],
+    )
+    token = cluster.on_head("ray get-auth-token").strip()
+    assert len(token) >= 32
+
+    def status(**settings: str) -> subprocess.CompletedProcess[str]:
+        words = [f"{name}={value}" for name, value in settings.items()]
+        return stranger.run("env", *words, *nodes, timeout=100, check=False)
+
+    assert "3 local.cluster.node" in status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
+    for wrong in (status(RAY_AUTH_MODE="disabled"), status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)):
+        assert wrong.returncode != 0
+        assert "local.cluster.node" not in wrong.stdout
+    for host in (cluster.head, cluster.network[WORKERS[0]]):
+        assert host.run("stat", "--format=%a", "/root/.ray/auth_token").stdout.strip() == "600"
+
+
+def test_the_user_reaches_mlflow_through_ssh_and_it_comes_back(cluster: Cluster):
+    control = cluster.network.control
+    tunnel = subprocess.Popen(
+        cluster.user(
+            "ray", "attach", "--no-config-cache", "-p", str(MLFLOW), "-p", str(DASHBOARD), str(cluster.config)
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def answers(port: int) -> bool:
+        url = f"http://127.0.0.1:{port}"
+        return control.run("curl", "-sf", "--max-time", "5", "-o", "/dev/null", url, check=False).returncode == 0
+
+    try:
+        wait_for(lambda: answers(MLFLOW), 60, "MLflow's answer")
+        wait_for(lambda: answers(DASHBOARD), 60, "the dashboard's answer")
+        listening = cluster.head.run("ss", "-ltnpH", f"sport = :{MLFLOW}").stdout
+        cluster.head.run("kill", "-9", *re.findall(r"pid=(\d+)", listening))
+        assert not answers(MLFLOW)
+        wait_for(lambda: answers(MLFLOW), 90, "MLflow's return")
+    finally:
+        tunnel.kill()
+        tunnel.wait()
+
+
+def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, tmp_path: Path):
+    seen: dict[str, set[float]] = {}
+
+    def look() -> dict[str, float]:
+        found = stages(cluster.store)
+        for name, finished in found.items():
+            seen.setdefault(name, set()).add(finished)
+        return found
+
+    def trains(host: str) -> bool:
+        """Whether a trial runs on a host, while a stage is in progress."""
+        look()
+        return bool(cluster.network[host].processes("ResourceTrainable") and list(cluster.store.glob("work/level-*")))
+
+    script = [str(cluster.config), str(ROOT / "sweeps" / "ablation.py"), "--", *SWEEP]
+    user = subprocess.Popen(
+        cluster.user("ray", "submit", "--no-config-cache", *script), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_for(lambda: trains(WORKERS[1]), 90, "a trial on a worker")
+    user.kill()  # the connection goes away
+    user.wait(20)
+    cluster.network[WORKERS[1]].cut_power()
+
+    before = len(look())
+    wait_for(lambda: len(look()) > before and trains(WORKERS[0]), 90, "a trial on the other worker")
+    cluster.network[WORKERS[0]].pull_cable()
+
+    alone = ablation_on_one_host(tmp_path / "runs")  # meanwhile
+    again = subprocess.Popen(  # the same command, which finds the driver
+        cluster.user("ray", "submit", "--no-config-cache", *script),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: look() and again.poll() is not None, 240, "the end of the sweep")
+    output = again.stdout.read() if again.stdout else ""
+    assert again.returncode == 0, output
+    assert "This command runs already" in output
+    assert "3 nodes, " in output
+
+    reference, _ = alone.communicate(timeout=200)
+    assert alone.returncode == 0, reference
+    assert table(output) == table(reference)
+    assert scores(cluster.store) == scores(tmp_path / "runs")
+    assert sorted(name.split("-")[0] for name in look()) == KINDS
+    assert {name: len(times) for name, times in seen.items()} == dict.fromkeys(seen, 1)  # none was finished again
+
+    cluster.ray("down", "-y", str(cluster.config))
+    assert sorted(name.split("-")[0] for name in stages(cluster.store)) == KINDS
+    assert (cluster.store / "RESULTS.md").exists()

@@ -1,0 +1,85 @@
+"""What runs where there is a cluster: compared with Ray's own rules, schema and autoscaler; nothing is started."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ray._private import services
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from sweeps import cluster
+
+ROOT = Path(__file__).parent.parent
+FILES = ("cluster.yaml", "clusters/hosts.yaml")
+
+
+@pytest.mark.parametrize("address", [None, "", "local", "auto", "192.0.2.1:6379"])
+@pytest.mark.parametrize("started", [False, True])
+def test_a_cluster_is_where_ray_would_join_one(tmp_path, monkeypatch, address, started):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    if started:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("192.0.2.2:6379")
+    joined = services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
+    assert cluster.on_cluster() == (joined is not None or address == "auto")
+
+
+def read(file: str) -> dict:
+    return yaml.safe_load((ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_configuration_is_one_by_rays_schema(file):
+    validate_config(prepare_config(read(file)))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_named_is_there_and_nothing_listens_to_all(file):
+    text = (ROOT / file).read_text()
+    scripts = set(re.findall(r"clusters/\w+\.sh", text))
+    assert scripts
+    for script in [ROOT / name for name in scripts]:
+        assert script.stat().st_mode & 0o111, f"{script} is no executable"
+    for path in [ROOT / file, *(ROOT / "clusters").glob("*.sh")]:
+        assert "0.0.0.0" not in path.read_text()
+    assert "~/.ray/auth_token" in read(file)["cluster_synced_files"]
+
+
+def test_the_clouds_workers_are_spot_first_and_on_demand_where_that_fails():
+    config = prepare_config(read("cluster.yaml"))
+    types = config["available_node_types"]
+    head, spot, demand = (types[name] for name in ("head", "spot", "on-demand"))
+    assert config["head_node_type"] == "head"
+    assert head["resources"] == {"CPU": 0}
+    assert head["max_workers"] == 0
+    assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
+    assert spot["node_config"] == demand["node_config"]
+    assert spot["priority"] > demand["priority"]
+    assert {row["min_workers"] for row in types.values()} == {0}
+    assert config["idle_timeout_minutes"] <= 15
+
+
+def test_the_cloud_gets_the_code_alone():
+    config = read("cluster.yaml")
+    sources = list(config["file_mounts"].values())
+    for source in sources:
+        assert (ROOT / source).exists()
+    assert {"sgan", "sweeps", "clusters", "Makefile", "pyproject.toml", "requirements.lock", "uv.txt"} <= set(sources)
+    assert not {".", ".git", ".venv", "data", "runs", "tests"} & set(sources)
+    assert {".git", ".venv", "data", "runs"} <= set(config["rsync_exclude"])
+    # `ray submit` puts the script beside these folders: one named as a package would hide it.
+    assert not {Path(target).parts[1] for target in config["file_mounts"]} & {"sgan", "sweeps"}
+
+
+def test_the_scheduler_counts_the_workers_that_may_come():
+    config = read("cluster.yaml")
+    for row in config["available_node_types"].values():
+        row["resources"] = {"CPU": 4, "GPU": 1} | row["resources"]  # as Ray's AWS provider fills them in
+    assert cluster.to_come(config, there=1) == 8 * [{"CPU": 4, "GPU": 1}]
+    assert cluster.to_come(config, there=6) == 3 * [{"CPU": 4, "GPU": 1}]
+    assert cluster.to_come(config, there=9) == []
+    assert cluster.to_come(prepare_config(read("clusters/hosts.yaml")), there=1) == []
