@@ -4,15 +4,19 @@ python sweeps/report.py STORE [STORE ...] --out RESULTS.md [--mlflow URI]
 """
 
 import datetime
+import itertools
 import json
 import math
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import tyro
@@ -36,6 +40,8 @@ SCORES = {  # column -> (heading, decimals)
     "collapsed_classes": ("Collapsed", 2),
     "train_seconds": ("Training time (s)", 0),
 }
+BESIDE = ("inception_score", "fid", "diversity")
+"""Scores of the table that has default and tuned lambdas."""
 BASELINE = "sgan"
 FEW_SEEDS = 5
 ABSENT = "–"
@@ -68,12 +74,15 @@ class Sweep:
         real: scores of the real data.
         fingerprint: what the scores were computed with: of "scores" (Inception score, FID ...) and of "classes"
             (diversity, accuracy ...); empty before anything is scored.
+        default: of a sweep whose config a search chose: the same variants and seeds without what it chose; None where
+            MLflow has no such sweep.
     """
 
     manifest: dict[str, Any]
     trials: pd.DataFrame
     real: dict[str, float]
     fingerprint: dict[str, dict[str, Any]]
+    default: "Sweep | None" = None
 
 
 class Incomparable(ConfigError):
@@ -110,7 +119,11 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
     trials = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS]).astype(dict.fromkeys(NUMBERS, float))
     real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
     found = json.loads(parent.data.tags.get("fingerprint", "{}"))
-    return Sweep(manifest, trials, real, _one_fingerprint(trials, found))
+    default = None
+    if manifest.get("default"):
+        with suppress(LookupError):
+            default = read(uri, manifest["default"], names, numbers)
+    return Sweep(manifest, trials, real, _one_fingerprint(trials, found), default)
 
 
 def _one_fingerprint(trials: pd.DataFrame, real: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -150,8 +163,9 @@ def summary(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"]).reindex(order))
 
 
-def markdown(sweep: Sweep) -> str:
-    """The section of a sweep: its title, the table by variant with real data last, and what to know about it."""
+def markdown(sweep: Sweep, plots: str = "") -> str:
+    """The section of a sweep: its title, the table by variant with real data last, and what to know about it; of a
+    search also its plots, which lie in the folder `plots`, as seen from the file that the section stands in."""
     scores = summary(sweep)
     shown = [name for name in SCORES if name in sweep.real or not bool(sweep.trials[name].isna().all())]
     papers = any(variant["paper"] for variant in sweep.manifest["variants"])
@@ -164,7 +178,37 @@ def markdown(sweep: Sweep) -> str:
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in shown]
     rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * papers)])
     facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_scored(sweep), *_findings(sweep, scores), *_origin(sweep)])
-    return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
+    parts = [f"## {sweep.manifest['title']}", _aligned(rows), *_beside(sweep, scores), facts, *_plots(sweep, plots)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _beside(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
+    """The scores without and with what a search chose, side by side; or how to get the former."""
+    if not sweep.manifest.get("default"):
+        return []
+    if sweep.default is None or sweep.default.fingerprint != sweep.fingerprint:
+        return [f"The same at the default lambdas, for a table of both: `{sweep.manifest['default_command']}`"]
+    before = summary(sweep.default)
+    rows = [["Variant", *(f"{SCORES[name][0]}, {which}" for name in BESIDE for which in ("default", "tuned")), "n"]]
+    for variant in sweep.manifest["variants"]:
+        row = [variant["title"]]
+        counts = []
+        for each, table in ((sweep.default, before), (sweep, scores)):
+            own = each.trials[each.trials["variant"] == variant["name"]]
+            outcomes = [str(outcome) for outcome in own["outcome"]]
+            counts.append(_count(outcomes))
+            row.append([_cell(table, variant["name"], name, outcomes.count("done")) for name in BESIDE])
+        rows.append([row[0], *itertools.chain(*zip(*row[1:], strict=True)), " / ".join(counts)])
+    return ["Default and tuned lambdas side by side, on the same seeds:", _aligned(rows)]
+
+
+def _plots(sweep: Sweep, folder: str) -> list[str]:
+    """A search's plots: the slices, of which there are many, as links."""
+    names = list(sweep.manifest.get("plotted", ())) if folder else []
+    slices = [name for name in names if name.startswith("slice-")]
+    links = [f"[{name.removeprefix('slice-').removesuffix('.png')}]({folder}/{quote(name)})" for name in slices]
+    shown = [f"![{name.removesuffix('.png')}]({folder}/{quote(name)})" for name in names if name not in slices]
+    return [*shown, *([f"Score against each weight, a split: {', '.join(links)}"] if links else [])]
 
 
 def _column(scores: pd.DataFrame, score: str, statistic: str) -> dict[str, float]:
@@ -269,10 +313,18 @@ def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
 
 
 def _origin(sweep: Sweep) -> list[str]:
-    manifest = sweep.manifest
+    manifest, settings = sweep.manifest, sweep.manifest["settings"]
+    searched = []
+    if "explored" in manifest:
+        searched.append(
+            f"A search: {manifest['explored']} configs were explored at seed {settings['seed']} (sampler "
+            f"{settings['sampler']}); only what is confirmed on other seeds is shown, since the score of a seed that "
+            "chose a config says nothing of it."
+        )
     commits = list(dict.fromkeys(sweep.trials.loc[sweep.trials["outcome"] == "done", "commit"].dropna()))
     date = datetime.datetime.fromtimestamp(manifest["started"], datetime.UTC).date()
     return [
+        *searched,
         f"Command: `{manifest['command']}`",
         f"Commit{'s' * (len(commits) > 1)} {', '.join(commits or [manifest['commit']])}; {manifest['machine']}; "
         + f"{date}; sweep {manifest['key']}.",
@@ -280,17 +332,27 @@ def _origin(sweep: Sweep) -> list[str]:
 
 
 def write(stores: Sequence[str | Path], out: str | Path, uri: str | None = None) -> None:
-    """Write the report of all sweeps in the stores to the file `out`; LookupError where a store or sweep is missing.
+    """Write the report of all sweeps in the stores to the file `out`, the plots of searches to the folder of its name;
+    LookupError where a store or sweep is missing.
 
     Args:
         stores: output stores, each with the SQLite file of its own unless `uri` names a tracking server for all.
     """
-    sections = []
+    sections, out = [], Path(out)
     for root in map(Path, stores):
         files = sorted((root / "sweeps").glob("*.json"), key=lambda file: read_json(file)["started"])
         if not files:
             raise LookupError(f"{root} holds no sweep; name the folder that the sweep was given as --store")
-        sections += [markdown(read(uri or tracking.default_uri(Store(root)), file.stem)) for file in files]
+        for file in files:
+            found = read(uri or tracking.default_uri(Store(root)), file.stem)
+            plots = root / "sweeps" / found.manifest.get("plots", "")
+            names = found.manifest.get("plotted", ())
+            folder = out.with_suffix("") / file.stem if names else None
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in names:
+                    shutil.copyfile(plots / name, folder / name)
+            sections.append(markdown(found, f"{out.stem}/{file.stem}" if folder else ""))
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     named = [Path(path).name if Path(path).is_absolute() else str(path) for path in (*stores, out)]
     command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
@@ -298,7 +360,7 @@ def write(stores: Sequence[str | Path], out: str | Path, uri: str | None = None)
         "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
         f"```\n{command}{' --mlflow URI' if uri else ''}\n```\n"
     )
-    Path(out).write_text("\n".join([head, *sections]))
+    out.write_text("\n".join([head, *sections]))
 
 
 def main(stores: Positional[tuple[Path, ...]], out: Path, mlflow: str | None = None) -> int:
