@@ -178,7 +178,7 @@ def markdown(sweep: Sweep, plots: str = "") -> str:
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in shown]
     rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * papers)])
     facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_scored(sweep), *_findings(sweep, scores), *_origin(sweep)])
-    parts = [f"## {sweep.manifest['title']}", _aligned(rows), *_beside(sweep, scores), facts, *_plots(sweep, plots)]
+    parts = [f"## {sweep.manifest['title']}", aligned(rows), *_beside(sweep, scores), facts, *_plots(sweep, plots)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,7 +199,7 @@ def _beside(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
             counts.append(_count(outcomes))
             row.append([_cell(table, variant["name"], name, outcomes.count("done")) for name in BESIDE])
         rows.append([row[0], *itertools.chain(*zip(*row[1:], strict=True)), " / ".join(counts)])
-    return ["Default and tuned lambdas side by side, on the same seeds:", _aligned(rows)]
+    return ["Default and tuned lambdas side by side, on the same seeds:", aligned(rows)]
 
 
 def _plots(sweep: Sweep, folder: str) -> list[str]:
@@ -234,7 +234,8 @@ def _count(outcomes: list[str]) -> str:
     return "; ".join([f"{done} of {len(outcomes)}", *named]) if named else str(done)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells, the heading first, as a Markdown table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
