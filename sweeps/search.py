@@ -114,15 +114,14 @@ class Search(Options):
 
     def space(self, basis: Basis) -> "Space":
         """The search space on a basis; ConfigError where it is not valid."""
-        from sweeps.space import ALL, NONE, SPLITS, Space, parse_varied
+        from sweeps.space import ALL, Space, parse_varied, splits_of
 
         row = VARIANTS[self.variant].variant
-        every = tuple(SPLITS) if row.cuts else (NONE,)
         return Space(
             self.variant,
             basis.config(row, self.seed),
             basis.recipe,
-            every if self.splits == (ALL,) else self.splits,
+            splits_of(self.variant) if self.splits == (ALL,) else self.splits,
             (self.adversarial, self.conditional, self.entropy),
             self.zeros,
             tuple(parse_varied(text, basis.recipe) for text in self.vary),

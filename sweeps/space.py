@@ -25,6 +25,15 @@ SPLITS = {
 """Every valid subset of taps, from the image up, by name."""
 
 
+def splits_of(variant: str) -> tuple[str, ...]:
+    """Names of the splits that a variant can have."""
+    row = VARIANTS[variant].variant
+    if not (row.cuts or row.through):
+        return (NONE,)
+    # A chain of generators has at least two; without labels only the features above give a level its condition.
+    return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
+
+
 @dataclass(frozen=True)
 class Varied:
     """A numeric field of the recipe and its range; `log` samples it on a log scale."""
@@ -109,11 +118,12 @@ class Space:
         for split in self.splits:
             require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
         require(len(set(self.splits)) == len(self.splits) > 0, f"--splits must name splits once, but got {self.splits}")
-        stacked = bool(VARIANTS[self.variant].variant.cuts)
-        require(
-            stacked or self.splits == (NONE,),
-            f"{self.variant} has no stack to split: --splits must be {NONE}, but got {' '.join(self.splits)}",
-        )
+        possible = splits_of(self.variant)
+        for split in self.splits:
+            require(
+                split in possible,
+                f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}",
+            )
         for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
             number(f"the lower end of --{name}", low, 0.0, open_low=True)
             number(f"the upper end of --{name}", high, low)
