@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgan.diagnostics import COLLAPSED as COLLAPSED_CLASSES
+from sgan.diagnostics import alarms
 from sgan.stages import name
 from sgan.store import Store, read_record
 from sweeps.bridge import COLLAPSED, DIVERGED, FAILED, OUTCOME, Outcome, Point
@@ -21,9 +22,6 @@ OBJECTIVES = {
 FLOOR = {"inception_score": 1.0, "fid": 500.0, "diversity": 0.0}
 """The worst value of each score: told for a trial that diverged or collapsed. 1 is the least Inception score there is;
 an FID has no worst value, and 500 is beyond what noise scores."""
-COLLAPSED_SHARE = 0.2
-"""A trial has collapsed where more of its classes are missed or repeat themselves: Inception score does not see the
-latter. Fewer raise the alarm in the table, and cost what their score costs."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,10 @@ def outcome(trial: Trial, store: Store, scores: tuple[str, ...]) -> Outcome | No
     if not store.has(trial.plan.name):
         return None
     found = store.facts(trial.plan.name)["scores"]
-    collapsed = found.get(COLLAPSED_CLASSES, 0.0)
-    if collapsed > COLLAPSED_SHARE:
-        return Outcome((), COLLAPSED, f"{collapsed:.0%} of the classes are missed or repeat themselves")
+    # Inception score does not see that a class repeats itself: searched by it alone, such configs would win.
+    collapsed = alarms({COLLAPSED_CLASSES: found.get(COLLAPSED_CLASSES, 0.0)})
+    if collapsed:
+        return Outcome((), COLLAPSED, collapsed[0])
     values = {score: found.get(score) if found.get(score) is not None else math.nan for score in scores}
     if "diversity" in values:
         values["diversity"] = min(values["diversity"], 1.0)  # as diverse as real data is enough
