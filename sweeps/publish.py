@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,17 @@ def rerun(running: "Running", params: Mapping[str, Any], seed: int) -> str:
     return tuned.words(Sweep(**values))
 
 
-def write_best(running: "Running", study: optuna.Study, confirm: Sequence[Trial]) -> tuple[Path, str] | None:
-    """Write best.yaml; returns it and the config's name, None where no config was confirmed.
+@dataclass(frozen=True)
+class Best:
+    """What best.yaml holds: the config's name, and its seeds that diverged or collapsed, with how."""
+
+    path: Path
+    config: str
+    wrong: dict[int, str]
+
+
+def write_best(running: "Running", study: optuna.Study, confirm: Sequence[Trial]) -> Best | None:
+    """Write best.yaml; None where no config was confirmed.
 
     A seed that diverged or collapsed counts with the floor in the choice of the best.
     """
@@ -120,7 +130,8 @@ def write_best(running: "Running", study: optuna.Study, confirm: Sequence[Trial]
     confirmed = [one for one, _ in whole[winner]]
     best = next(each for each in running.complete(study) if variant(each.number) == winner)
     facts = [running.store.facts(one.plan.name)["scores"] for one in confirmed if running.store.has(one.plan.name)]
-    summary: dict[str, Any] = {"seeds": [one.seed for one in confirmed]}
+    wrong = {one.seed: found.tag for one, found in whole[winner] if found and not found.values}
+    summary: dict[str, Any] = {"seeds": [one.seed for one in confirmed], "went_wrong": wrong}
     for score in CONFIRMED:
         values = [found[score] for found in facts if found.get(score) is not None]
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -139,7 +150,7 @@ def write_best(running: "Running", study: optuna.Study, confirm: Sequence[Trial]
         running.search.variant, options(running, best.params), override, confirmed[0].config, provenance
     )
     found.write(path)
-    return path, winner
+    return Best(path, winner, wrong)
 
 
 def account(running: "Running", study: optuna.Study, confirm: Sequence[Trial], plan: "Plan") -> str:

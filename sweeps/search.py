@@ -190,8 +190,11 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     print(f"\n{publish.account(running, study, confirm, plan)}")
     shown = conclude(running, uri, confirm, sent)
     if best:
-        path, winner = best
-        print(f"Best: {winner}, in {path}. The six variants with it:\n  python sweeps/ablation.py --config {path}")
+        print(f"Best: {best.config}, in {best.path}. The six variants with it:")
+        print(f"  python sweeps/ablation.py --config {best.path}")
+        if best.wrong:
+            told = ", ".join(f"{seed} {how}" for seed, how in best.wrong.items())
+            print(f"  Not on every seed: {told}. --objective fid sees what Inception score does not.")
     else:
         print(nothing_confirmed(study, confirm))
     if not running.search.study_storage:
