@@ -127,7 +127,7 @@ class Running:
             "allow more, or make the trials shorter with --budget or --width",
         )
         count = min(limits.trials, max(3, carried))
-        target = int(min(limits.explored(), max(1, round(EXPLORE * count))))
+        target = int(Limits(count, limits.seconds).explored())
         best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, held))
         todo = max(0, target - held)
         chosen = (

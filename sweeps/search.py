@@ -60,9 +60,9 @@ class Search(Options):
     trials: int | None = None
     """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
     hours: float | None = None
-    """At most so many hours of wall time in all."""
+    """About so many hours of wall time in all, of which the last trial may take a little more."""
     max_cost: float | None = None
-    """At most this cost in all; needs --gpu-hour-price."""
+    """About this cost in all; needs --gpu-hour-price."""
     gpu_hour_price: float | None = None
     """Price of an hour of one GPU, or of one node where there is no GPU."""
     top: int | None = None

@@ -48,8 +48,13 @@ def test_what_is_asked_for_stands():
 
 
 def test_seventy_percent_explore():
-    for trials in (3, 10, 20, 100, 1000):
+    for trials in (7, 10, 20, 100, 1000):
         assert Limits(trials, math.inf).explored() == pytest.approx(0.7 * trials, abs=0.5)
+    for trials in range(3, 30):  # both phases together are no more than what was asked for
+        explored = int(Limits(trials, math.inf).explored())
+        best, seeds = confirmations(trials - explored, None, None, explored)
+        assert explored >= 1
+        assert explored + best * seeds <= trials
     assert math.isinf(Limits(math.inf, 3600.0).explored())
 
 

@@ -64,7 +64,7 @@ def killed(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     """A store whose search was killed once after its first trial, and went on; what it printed then; and the stages
     that had been finished at the kill."""
     store = tmp_path_factory.mktemp("search") / "runs"
-    driver = start(store, "--trials", "4")
+    driver = start(store, "--trials", "5")
     deadline = time.monotonic() + 200
     while not list((store / "stages").glob("score-*/stage.json")):
         assert time.monotonic() < deadline
@@ -75,7 +75,7 @@ def killed(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     time.sleep(3.0)  # workers notice and end
     kept = stages(store)
     assert TrialState.RUNNING in {trial.state for trial in study(store)}
-    return store, complete(store, "--trials", "4"), kept
+    return store, complete(store, "--trials", "5"), kept
 
 
 @pytest.mark.timeout(600)
