@@ -67,7 +67,7 @@ def from_json(kind: type, value: Any, path: str = "") -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         require(isinstance(value, dict), f"{path or kind.__name__} must be an object with {', '.join(hints)}")
-        odd = sorted(set(value) ^ set(hints))
+        odd = sorted(map(str, set(value) ^ set(hints)))
         require(not odd, f"{path or kind.__name__} must have the fields {', '.join(hints)}; look at {', '.join(odd)}")
         return kind(**{name: from_json(hint, value[name], f"{path}.{name}".strip(".")) for name, hint in hints.items()})
     if origin in (types.UnionType, typing.Union):
@@ -85,4 +85,7 @@ def from_json(kind: type, value: Any, path: str = "") -> Any:
         return value
     plain = type(value) is kind or (kind is float and type(value) is int)
     require(plain, f"{path} must be of type {kind.__name__}, but got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as error:  # a whole number beyond any float
+        raise ConfigError(f"{path} must be a finite number, but got {value!r:.40} ...") from error

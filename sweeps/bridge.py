@@ -2,18 +2,21 @@
 
 An Optuna trial ends in one of three ways: COMPLETE with its values, or with the floor and the tag "diverged" or
 "collapsed", since a trial told as FAIL teaches a sampler nothing; PRUNED with its last reported score; or, where a
-worker died or raised more often than it is retried, WAITING: nothing is told, and the next run takes it up again under
-the same number. RUNNING is a trial only while this process runs it.
+worker died or raised more often than it is retried, or the objective returned what is no score, WAITING: nothing is
+told, and the next run takes it up again under the same number. RUNNING is a trial only while this process runs it.
 """
 
+import itertools
 import math
+import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -26,13 +29,18 @@ from sweeps.schedule import RETRIES, Slots, fit
 Params = dict[str, Any]
 OUTCOME, REASON = "outcome", "reason"
 """User attributes of a trial in the study: how it ended, and why."""
-DRAWS = 50
-"""A sampler is asked so often for a config that the study has not."""
+DONE_WELL, DIVERGED, COLLAPSED, FAILED, PRUNED = "done", "diverged", "collapsed", "failed", "pruned"
+TAGS = (DONE_WELL, DIVERGED, COLLAPSED, FAILED)
+DRAWS = 20
+"""A sampler is asked so often for a config that the study has not; then ten times as often for a random one."""
+ENUMERATED = 2000
+"""A finite space of at most so many configs is known by heart."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A score on the way. `step` must mean the same budget in every trial that it is compared with."""
+    """A score on the way. `step` must mean the same budget in every trial that it is compared with. One that is not
+    finite is left out, and so is every one of a study with several objectives, which Optuna cannot prune."""
 
     step: int
     score: float
@@ -40,7 +48,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: a value an objective, or none and what went wrong ("diverged", "collapsed")."""
+    """How a trial ended: "done" with a value an objective; "diverged" or "collapsed", which is told as the floor; or
+    "failed", which is not told and would be the same again: it waits for the next run."""
 
     values: tuple[float, ...] = ()
     tag: str = "done"
@@ -48,9 +57,10 @@ class Outcome:
 
 
 Objective = Callable[[Params], Any]
-"""Returns a number, a sequence of numbers or an Outcome; or is a generator that returns one, and yields a Point, or a
-dict of further entries of Tune's result, at least every few seconds. A value that is not finite is a divergence. What
-it raises is a failure of the machine: it is called again."""
+"""Returns a number, a sequence of numbers or an Outcome; or is a generator that returns one, and yields a Point, a dict
+of further entries of Tune's result, or None, at least every few seconds. A value that is not finite is a divergence.
+What it raises is a failure of the machine: it is called again. Anything else that it returns (None, a text, a wrong
+number of values) is "failed"."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,13 @@ class _Work:
     """What a worker does with the params of a trial."""
 
     objective: Objective
+    objectives: int
 
     def __call__(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
         made = self.objective(config["params"])
         if isinstance(made, Generator):
             made = yield from self._relay(made)
-        found = made if isinstance(made, Outcome) else Outcome(tuple(map(float, _sequence(made))))
+        found = _outcome(made, self.objectives)
         yield {"values": list(found.values), OUTCOME: found.tag, REASON: found.reason, DONE: True}
 
     def _relay(self, made: Generator) -> Generator[dict[str, Any], None, Any]:
@@ -72,14 +83,45 @@ class _Work:
                 said = next(made)
             except StopIteration as end:
                 return end.value
-            except GeneratorExit:
-                made.close()
+            try:
+                point = {"point": [int(said.step), float(said.score)]} if isinstance(said, Point) else dict(said or {})
+                yield {**point, DONE: False}  # it has ended when it returns
+            except GeneratorExit:  # stopped early
+                with suppress(Exception):  # what it does with its end is nothing to the worker's next trial
+                    made.close()
                 raise
-            yield {"point": [said.step, said.score]} if isinstance(said, Point) else dict(said or {})
 
 
-def _sequence(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else (value,)
+def _outcome(made: Any, objectives: int) -> Outcome:
+    """What an objective has returned, as an Outcome of so many finite or other numbers."""
+    if isinstance(made, Outcome) and made.tag != DONE_WELL:
+        known = made.tag in TAGS
+        return Outcome((), made.tag, made.reason) if known else Outcome((), FAILED, f"unknown tag {made.tag!r}")
+    values = made.values if isinstance(made, Outcome) else made
+    values = values if isinstance(values, (list, tuple)) else (values,)
+    with suppress(TypeError, ValueError, OverflowError):
+        numbers = tuple(float(value) for value in values if isinstance(value, SupportsFloat))
+        if len(numbers) == len(values) == objectives:
+            return Outcome(numbers)
+    told = f"{objectives} numbers" if objectives > 1 else "a number"
+    return Outcome((), FAILED, f"the objective must return {told} or an Outcome, but it returned {made!r:.100}")
+
+
+def _configs(space: dict[str, BaseDistribution]) -> list[Params]:
+    """Every config of a finite space; none where it is not finite, or has more than ENUMERATED."""
+    choices: list[Sequence[Any]] = []
+    for distribution in space.values():
+        if isinstance(distribution, CategoricalDistribution):
+            choices.append(distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            choices.append(range(distribution.low, distribution.high + 1, distribution.step))
+        elif isinstance(distribution, FloatDistribution) and distribution.single():
+            choices.append([distribution.low])
+        else:
+            return []
+    if math.prod(map(len, choices)) > ENUMERATED:
+        return []
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
 
 
 class Distinct(BaseSampler):
@@ -94,6 +136,19 @@ class Distinct(BaseSampler):
     def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution], key: Callable[[Params], Any]):
         self.inner, self.space, self.key = inner, space, key
         self.anything = RandomSampler(seed=0)
+        self.keys: dict[int, Any] = {}
+        self.configs = {key(params): params for params in _configs(space)}
+
+    def taken(self, study: optuna.Study) -> set[Any]:
+        """The keys of the study's configs."""
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number not in self.keys and trial.params.keys() >= self.space.keys():
+                self.keys[trial.number] = self.key(trial.params)
+        return set(self.keys.values())
+
+    def used_up(self, study: optuna.Study) -> bool:
+        """Whether the space is finite and the study has all of it."""
+        return bool(self.configs) and self.configs.keys() <= self.taken(study)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.space
@@ -101,13 +156,10 @@ class Distinct(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
-        if "fixed_params" in trial.system_attrs:
+        if "fixed_params" in trial.system_attrs or trial.params.keys() >= search_space.keys():
             return {}
-        taken = {
-            self.key(each.params) for each in study.get_trials(deepcopy=False) if len(each.params) == len(self.space)
-        }
-        params: Params = {}
-        for draw in range(4 * DRAWS):
+        taken = self.taken(study)
+        for draw in range(11 * DRAWS):
             sampler = self.inner if draw < DRAWS else self.anything
             joint = sampler.infer_relative_search_space(study, trial)
             params = {**sampler.sample_relative(study, trial, joint), **trial.params}  # some may be written already
@@ -115,8 +167,9 @@ class Distinct(BaseSampler):
                 if name not in params:
                     params[name] = sampler.sample_independent(study, trial, name, distribution)
             if self.key(params) not in taken:
-                break
-        return params
+                return params
+        left = [params for key, params in self.configs.items() if key not in taken]
+        return random.Random(trial.number).choice(left) if left else params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -174,7 +227,8 @@ def explore(
     callbacks: Iterable[tune.Callback] = (),
     retries: int = RETRIES,
 ) -> list[int]:
-    """Run trials until the study holds `count`; returns the numbers of those that failed for good, which are WAITING.
+    """Run trials until the study holds `count`, or all of a finite space; returns the numbers of those that failed for
+    good, which are WAITING. What the study's pruner or a callback raises ends the run, with nothing left RUNNING.
 
     Args:
         space: name -> distribution; every trial has all of them.
@@ -189,12 +243,13 @@ def explore(
         retries: so many times a trial whose worker died or that raised starts again.
     """
     reconcile(study)
-    study.sampler = Distinct(study.sampler, space, key)
-    teller = _Teller(study, space, count, floor, known, ready, asked)
+    inner = study.sampler
+    study.sampler = distinct = Distinct(inner, space, key)
+    teller = _Teller(study, distinct, count, floor, known, ready, asked)
     try:
-        fit(_Work(objective), slots, folder, teller, callbacks, retries, teller.prune)
+        fit(_Work(objective, len(floor)), slots, folder, teller, callbacks, retries, teller.prune)
     finally:
-        study.sampler = study.sampler.inner
+        study.sampler = inner
         reconcile(study)
     return teller.failed
 
@@ -205,7 +260,7 @@ class _Teller(Searcher):
     def __init__(
         self,
         study: optuna.Study,
-        space: dict[str, BaseDistribution],
+        sampler: Distinct,
         count: int,
         floor: Sequence[float],
         known: Callable[[Params], Outcome | None],
@@ -213,7 +268,7 @@ class _Teller(Searcher):
         asked: Callable[[optuna.Trial], None],
     ):
         super().__init__()
-        self.study, self.space, self.count, self.floor = study, space, count, floor
+        self.study, self.sampler, self.count, self.floor = study, sampler, count, floor
         self.known, self.ready, self.asked = known, ready, asked
         self.live: dict[str, optuna.Trial] = {}
         self.steps: dict[str, set[int]] = {}
@@ -227,9 +282,9 @@ class _Teller(Searcher):
         while True:
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not waiting and (len(trials) >= self.count or not self.ready()):
+            if not waiting and (len(trials) >= self.count or self.sampler.used_up(self.study) or not self.ready()):
                 return Searcher.FINISHED
-            trial = self.study.ask(self.space)
+            trial = self.study.ask(self.sampler.space)
             self.asked(trial)
             outcome = self.known(trial.params)
             if outcome is None:
@@ -257,9 +312,9 @@ class _Teller(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
         if trial_id in self.pruned:
-            trial.set_user_attr(OUTCOME, "pruned")
+            trial.set_user_attr(OUTCOME, PRUNED)
             self.study.tell(trial, state=TrialState.PRUNED)
-        elif error or result is None or result.get(OUTCOME) in (None, "failed"):
+        elif error or result is None or result.get(OUTCOME) in (None, FAILED):
             trial.set_user_attr(REASON, str((result or {}).get(REASON) or "its worker died or raised"))
             self.failed.append(trial.number)
         else:
@@ -275,14 +330,14 @@ class _Teller(Searcher):
 
 def tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, floor: Sequence[float]) -> None:
     """Tell a trial as COMPLETE: with its values, none worse than the floor; with the floor where it went wrong."""
-    maximised = [direction == optuna.study.StudyDirection.MAXIMIZE for direction in study.directions]
-    finite = len(outcome.values) == len(floor) and all(map(math.isfinite, outcome.values))
-    tag = outcome.tag if finite or outcome.tag != "done" else "diverged"
-    values = list(floor)
-    if tag == "done":
-        pairs = zip(outcome.values, floor, maximised, strict=True)
-        values = [max(value, worst) if up else min(value, worst) for value, worst, up in pairs]
+    tag, reason, values = outcome.tag, outcome.reason, list(floor)
+    if tag == DONE_WELL and not all(map(math.isfinite, outcome.values)):
+        tag, reason = DIVERGED, f"its values are {list(outcome.values)}"
+    if tag == DONE_WELL:
+        maximised = [direction == optuna.study.StudyDirection.MAXIMIZE for direction in study.directions]
+        told = zip(outcome.values, floor, maximised, strict=True)
+        values = [max(value, worst) if up else min(value, worst) for value, worst, up in told]
     trial.set_user_attr(OUTCOME, tag)
-    if outcome.reason or tag != outcome.tag:
-        trial.set_user_attr(REASON, outcome.reason or f"its values are {list(outcome.values)}")
+    if reason:
+        trial.set_user_attr(REASON, reason)
     study.tell(trial, values)

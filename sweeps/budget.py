@@ -19,8 +19,10 @@ class Limits:
     seconds: float
 
     def explored(self) -> float:
-        """How many configs are explored at most."""
-        return self.trials if math.isinf(self.trials) else max(1, round(EXPLORE * self.trials))
+        """How many configs are explored at most: at least two trials are left, which confirm one config."""
+        return (
+            self.trials if math.isinf(self.trials) else max(1, min(round(EXPLORE * self.trials), int(self.trials - 2)))
+        )
 
 
 def confirmations(trials: float, top: int | None, seeds: int | None, configs: int) -> tuple[int, int]:

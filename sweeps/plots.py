@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 if TYPE_CHECKING:
     from sweeps.space import Space
 
 FEWEST = 2
 """Trials that a plot needs."""
+SIZE = (12.0, 5.0)  # inches: parallel coordinates of five params do not fit matplotlib's default
 
 
 def draw(study: optuna.Study, space: "Space", folder: Path, scores: Sequence[str]) -> list[str]:
@@ -29,35 +30,57 @@ def draw(study: optuna.Study, space: "Space", folder: Path, scores: Sequence[str
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
 
-    def keep(title: str, made: Any) -> None:
+    def keep(file: str, made: Any, title: str) -> None:
         axes = made if not hasattr(made, "flat") else made.flat[0]
-        axes.figure.savefig(folder / f"{title}.png", dpi=100, bbox_inches="tight")
+        for place in ("left", "center"):
+            axes.set_title("", loc=place)
+        axes.figure.suptitle(title)
+        axes.figure.savefig(folder / f"{file}.png", dpi=80, bbox_inches="tight")
         pyplot.close(axes.figure)
-        names.append(f"{title}.png")
+        names.append(f"{file}.png")
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < FEWEST:
         return names
     varied = [name for name in space.distributions if len({trial.params[name] for trial in done}) > 1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # optuna.visualization.matplotlib calls itself experimental
+    # Optuna's plots call themselves experimental, and set a style of their own.
+    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"figure.figsize": SIZE}):
         for index, score in enumerate(scores):
-
-            def target(trial: optuna.trial.FrozenTrial, index: int = index) -> float:
-                return trial.values[index]
-
-            about: dict[str, Any] = {"target": target, "target_name": score}
-            keep(f"history-{score}", plots.plot_optimization_history(study, **about))
+            values = [trial.values[index] for trial in done]
+            alone = _study(study, index, done)
+            keep(f"history-{score}", plots.plot_optimization_history(alone, target_name=score), f"{score}: history")
             if len(varied) > 1:
-                keep(f"parallel-{score}", plots.plot_parallel_coordinate(study, params=varied, **about))
-            if varied and len({target(trial) for trial in done}) > 1:
-                keep(f"importance-{score}", plots.plot_param_importances(study, params=varied, **about))
+                made = plots.plot_parallel_coordinate(alone, params=varied, target_name=score)
+                for bar in [axes for axes in made.figure.axes[1:] if axes.get_ylabel() == score]:
+                    bar.set_position(bar.get_position().translated(0.15, 0.0))  # beside the names of the splits
+                keep(f"parallel-{score}", made, f"{score}: configs")
+            if varied and len(set(values)) > 1:
+                made = plots.plot_param_importances(alone, params=varied, target_name=score)
+                keep(f"importance-{score}", made, f"{score}: importance of each param")
             for split in space.splits:
-                mine = [trial for trial in done if trial.params["split"] == split]
+                mine = [_without_dropped(trial, space) for trial in done if trial.params["split"] == split]
+                weights = [name for name in space.weights if any(name in trial.params for trial in mine)]
                 if len(mine) >= FEWEST:
-                    part = optuna.create_study(directions=study.directions)
-                    part.add_trials(mine)
-                    keep(f"slice-{score}-{split}", plots.plot_slice(part, params=list(space.weights), **about))
+                    made = plots.plot_slice(_study(study, index, mine), params=weights, target_name=score)
+                    keep(f"slice-{score}-{split}", made, f"{score} against each weight, split {split}")
         if len(scores) > 1:
-            keep("pareto-front", plots.plot_pareto_front(study, target_names=list(scores)))
+            keep("pareto-front", plots.plot_pareto_front(study, target_names=list(scores)), "Pareto front")
     return names
+
+
+def _study(study: optuna.Study, index: int, trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """Trials with one of their scores: given several, Optuna's plots colour the best ones white."""
+    alone = optuna.create_study(direction=study.directions[index])
+    for trial in trials:
+        alone.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[index]))
+    return alone
+
+
+def _without_dropped(trial: FrozenTrial, space: "Space") -> FrozenTrial:
+    """A trial without the weights of losses that it left out: what the sampler said of them had no effect."""
+    kept = [name for name in trial.params if name not in space.weights or name in space.losses[trial.params["losses"]]]
+    return create_trial(
+        params={name: trial.params[name] for name in kept},
+        distributions={name: trial.distributions[name] for name in kept},
+        values=trial.values,
+    )

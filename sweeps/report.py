@@ -4,16 +4,20 @@ python sweeps/report.py STORE [STORE ...] --out RESULTS.md [--mlflow URI]
 """
 
 import datetime
+import itertools
 import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import tyro
@@ -37,6 +41,8 @@ SCORES = {  # column -> (heading, decimals)
     "collapsed_classes": ("Collapsed", 2),
     "train_seconds": ("Training time (s)", 0),
 }
+BESIDE = ("inception_score", "fid", "diversity")
+"""Scores of the table that has default and tuned lambdas."""
 BASELINE = "sgan"
 FEW_SEEDS = 5
 ABSENT = "–"
@@ -69,12 +75,15 @@ class Sweep:
         real: scores of the real data.
         fingerprint: what the scores were computed with: of "scores" (Inception score, FID ...) and of "classes"
             (diversity, accuracy ...); empty before anything is scored.
+        default: of a sweep whose config a search chose: the same variants and seeds without what it chose; None where
+            MLflow has no such sweep.
     """
 
     manifest: dict[str, Any]
     trials: pd.DataFrame
     real: dict[str, float]
     fingerprint: dict[str, dict[str, Any]]
+    default: "Sweep | None" = None
 
 
 class Incomparable(ConfigError):
@@ -111,7 +120,11 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
     trials = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS]).astype(dict.fromkeys(NUMBERS, float))
     real = {name.removeprefix("real/"): v for name, v in parent.data.metrics.items() if name.startswith("real/")}
     found = json.loads(parent.data.tags.get("fingerprint", "{}"))
-    return Sweep(manifest, trials, real, _one_fingerprint(trials, found))
+    default = None
+    if manifest.get("default"):
+        with suppress(LookupError):
+            default = read(uri, manifest["default"], names, numbers)
+    return Sweep(manifest, trials, real, _one_fingerprint(trials, found), default)
 
 
 def _one_fingerprint(trials: pd.DataFrame, real: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -151,8 +164,9 @@ def summary(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"]).reindex(order))
 
 
-def markdown(sweep: Sweep) -> str:
-    """The section of a sweep: its title, the table by variant with real data last, and what to know about it."""
+def markdown(sweep: Sweep, plots: str = "") -> str:
+    """The section of a sweep: its title, the table by variant with real data last, and what to know about it; of a
+    search also its plots, which lie in the folder `plots`, as seen from the file that the section stands in."""
     scores = summary(sweep)
     shown = [name for name in SCORES if name in sweep.real or not bool(sweep.trials[name].isna().all())]
     papers = any(variant["paper"] for variant in sweep.manifest["variants"])
@@ -165,7 +179,37 @@ def markdown(sweep: Sweep) -> str:
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in shown]
     rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * papers)])
     facts = "\n".join(f"- {fact}" for fact in [*MEANING, *_scored(sweep), *_findings(sweep, scores), *_origin(sweep)])
-    return f"## {sweep.manifest['title']}\n\n{_aligned(rows)}\n\n{facts}\n"
+    parts = [f"## {sweep.manifest['title']}", aligned(rows), *_beside(sweep, scores), facts, *_plots(sweep, plots)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _beside(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
+    """The scores without and with what a search chose, side by side; or how to get the former."""
+    if not sweep.manifest.get("default"):
+        return []
+    if sweep.default is None or sweep.default.fingerprint != sweep.fingerprint:
+        return [f"The same at the default lambdas, for a table of both: `{sweep.manifest['default_command']}`"]
+    before = summary(sweep.default)
+    rows = [["Variant", *(f"{SCORES[name][0]}, {which}" for name in BESIDE for which in ("default", "tuned")), "n"]]
+    for variant in sweep.manifest["variants"]:
+        row = [variant["title"]]
+        counts = []
+        for each, table in ((sweep.default, before), (sweep, scores)):
+            own = each.trials[each.trials["variant"] == variant["name"]]
+            outcomes = [str(outcome) for outcome in own["outcome"]]
+            counts.append(_count(outcomes))
+            row.append([_cell(table, variant["name"], name, outcomes.count("done")) for name in BESIDE])
+        rows.append([row[0], *itertools.chain(*zip(*row[1:], strict=True)), " / ".join(counts)])
+    return ["Default and tuned lambdas side by side, on the same seeds:", aligned(rows)]
+
+
+def _plots(sweep: Sweep, folder: str) -> list[str]:
+    """A search's plots: the slices, of which there are many, as links."""
+    names = list(sweep.manifest.get("plotted", ())) if folder else []
+    slices = [name for name in names if name.startswith("slice-")]
+    links = [f"[{name.removeprefix('slice-').removesuffix('.png')}]({folder}/{quote(name)})" for name in slices]
+    shown = [f"![{name.removesuffix('.png')}]({folder}/{quote(name)})" for name in names if name not in slices]
+    return [*shown, *([f"Score against each weight, a split: {', '.join(links)}"] if links else [])]
 
 
 def _column(scores: pd.DataFrame, score: str, statistic: str) -> dict[str, float]:
@@ -191,7 +235,8 @@ def _count(outcomes: list[str]) -> str:
     return "; ".join([f"{done} of {len(outcomes)}", *named]) if named else str(done)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells, the heading first, as a Markdown table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -270,10 +315,18 @@ def _findings(sweep: Sweep, scores: pd.DataFrame) -> list[str]:
 
 
 def _origin(sweep: Sweep) -> list[str]:
-    manifest = sweep.manifest
+    manifest, settings = sweep.manifest, sweep.manifest["settings"]
+    searched = []
+    if "explored" in manifest:
+        searched.append(
+            f"A search: {manifest['explored']} configs were explored at seed {settings['seed']} (sampler "
+            f"{settings['sampler']}); only what is confirmed on other seeds is shown, since the score of a seed that "
+            "chose a config says nothing of it."
+        )
     commits = list(dict.fromkeys(sweep.trials.loc[sweep.trials["outcome"] == "done", "commit"].dropna()))
     date = datetime.datetime.fromtimestamp(manifest["started"], datetime.UTC).date()
     return [
+        *searched,
         f"Command: `{manifest['command']}`",
         f"Commit{'s' * (len(commits) > 1)} {', '.join(commits or [manifest['commit']])}; {manifest['machine']}; "
         + f"{date}; sweep {manifest['key']}.",
@@ -281,16 +334,26 @@ def _origin(sweep: Sweep) -> list[str]:
 
 
 def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> None:
-    """Write the report of all sweeps in the stores to the file `out`; StoreError where a store
-    holds none, LookupError where MLflow lacks one.
+    """Write the report of all sweeps in the stores to the file `out`, the plots of searches to the folder of its name;
+    StoreError where a store holds none, LookupError where MLflow lacks one.
 
     Args:
         stores: output stores, each with the SQLite file of its own unless `uri` names a tracking server for all.
     """
-    sections = []
+    sections, out = [], Path(out)
     for address in stores:
         store, keys = tracking.sweeps_of(address)
-        sections += [markdown(read(uri or tracking.default_uri(store), key)) for key in keys]
+        for key in keys:
+            found = read(uri or tracking.default_uri(store), key)
+            plots = store.root / "sweeps" / found.manifest.get("plots", "")
+            names = found.manifest.get("plotted", ())
+            folder = out.with_suffix("") / key if names else None
+            if folder:
+                store.fetch(plots)
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in names:
+                    shutil.copyfile(plots / name, folder / name)
+            sections.append(markdown(found, f"{out.stem}/{key}" if folder else ""))
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     named = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in (*stores, str(out))]
     command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
@@ -298,7 +361,7 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
         "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
         f"```\n{command}{' --mlflow URI' if uri else ''}\n```\n"
     )
-    Path(out).write_text("\n".join([head, *sections]))
+    out.write_text("\n".join([head, *sections]))
 
 
 def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = None) -> int:

@@ -5,7 +5,7 @@ lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) 
 """
 
 import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -23,6 +23,15 @@ SPLITS = {
     "+".join(taps) or NONE: taps for size in range(len(INNER_TAPS) + 1) for taps in combinations(INNER_TAPS, size)
 }
 """Every valid subset of taps, from the image up, by name."""
+
+
+def splits_of(variant: str) -> tuple[str, ...]:
+    """Names of the splits that a variant can have."""
+    row = VARIANTS[variant].variant
+    if not (row.cuts or row.through):
+        return (NONE,)
+    # A chain of generators has at least two; without labels only the features above give a level its condition.
+    return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
 
 
 @dataclass(frozen=True)
@@ -104,14 +113,17 @@ class Space:
     varied: tuple[Varied, ...]
 
     def __post_init__(self):
+        from sgan.probe import check_networks  # torch takes seconds to import
+
         for split in self.splits:
             require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
         require(len(set(self.splits)) == len(self.splits) > 0, f"--splits must name splits once, but got {self.splits}")
-        stacked = bool(VARIANTS[self.variant].variant.cuts)
-        require(
-            stacked or self.splits == (NONE,),
-            f"{self.variant} has no stack to split: --splits must be {NONE}, but got {' '.join(self.splits)}",
-        )
+        possible = splits_of(self.variant)
+        for split in self.splits:
+            require(
+                split in possible,
+                f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}",
+            )
         for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
             number(f"the lower end of --{name}", low, 0.0, open_low=True)
             number(f"the upper end of --{name}", high, low)
@@ -120,7 +132,7 @@ class Space:
         fields = [varied.field for varied in self.varied]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
         for split in self.splits:
-            instantiate(self.config(self.known_good() | {"split": split}, 0))
+            check_networks(self.config(self.known_good() | {"split": split}, 0))
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -179,8 +191,7 @@ class Space:
         weights, same = self.loss_weights(params), self.template
         row = VARIANTS[self.variant].variant
         cuts = SPLITS[params["split"]]
-        config = configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts, same.inception)
-        return config
+        return configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts, same.inception)
 
     def key(self, params: dict[str, Any]) -> str:
         """What tells two configs apart: weights of losses that are left out do not."""
@@ -192,16 +203,3 @@ class Space:
         told = " : ".join(f"{getattr(weights, name):.3g}" for name in WEIGHTS)
         more = "".join(f", {varied.field} {params[varied.field]:.3g}" for varied in self.varied)
         return f"{params['split']}, {told}{more}"
-
-
-def instantiate(config: Config) -> None:
-    """Build the networks of a config on torch's meta device, and pass shapes through each; ConfigError where they do
-    not fit together."""
-    from sgan.probe import check_networks
-
-    check_networks(config)
-
-
-def without_split(space: Space, split: str) -> Space:
-    """The same space with one split alone."""
-    return replace(space, splits=(split,))

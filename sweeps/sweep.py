@@ -73,7 +73,8 @@ class Resolved:
         key: content key of all that its trials share; the same sweep with other variants or seeds has the same.
         title: heading of its table.
         search: the search that chose its options, None where none did.
-        default_key: key of the sweep that differs from this one only by what that search chose; "" without a search.
+        default_key, default_command: key and command of the sweep that differs from this one only by what that search
+            chose; "" without a search.
     """
 
     sweep: Sweep
@@ -83,6 +84,7 @@ class Resolved:
     title: str
     search: dict[str, Any] | None
     default_key: str
+    default_command: str
 
 
 def resolve(sweep: Sweep, gpus: int) -> Resolved:
@@ -95,13 +97,14 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
     from sweeps.trials import trial
 
     basis = prepare(sweep, gpus)
-    search, default_key = None, ""
+    search, default_key, default_command = None, "", ""
     if sweep.config:
         found = tuned.read(sweep.config)
         if found.matches(sweep):
             found.check(basis)
             search, default = found.provenance, found.default(sweep)
             default_key = _key(default, prepare(default, gpus))
+            default_command = f"python sweeps/ablation.py {tuned.words(default)}"
     weights = sweep.loss_weights
     trials = tuple(
         trial(variant, seed, basis.config(VARIANTS[variant].variant, seed, weights, sweep.cuts))
@@ -114,7 +117,7 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
         f"tuned by search {search['study']}" if search else "",
     ]
     title = ", ".join([basis.what, *basis.notes, *filter(None, extras)])
-    return Resolved(sweep, basis, trials, _key(sweep, basis), title, search, default_key)
+    return Resolved(sweep, basis, trials, _key(sweep, basis), title, search, default_key, default_command)
 
 
 def _key(sweep: Sweep, basis: Basis) -> str:
@@ -138,7 +141,12 @@ def record(resolved: Resolved, store: "Store", machine: str, commit: str) -> Non
         judges=resolved.trials[0].plan.judges,
         variants=[{"name": name, "title": row.title, "paper": row.paper} for name, row in VARIANTS.items()],
         trials=[trial_row(trial, "ablation", rerun(sweep, trial)) for trial in resolved.trials],
-        more={"paper_real": REAL_DATA_PAPER, "search": resolved.search, "default": resolved.default_key},
+        more={
+            "paper_real": REAL_DATA_PAPER,
+            "search": resolved.search,
+            "default": resolved.default_key,
+            "default_command": resolved.default_command,
+        },
     )
 
 

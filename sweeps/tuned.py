@@ -1,6 +1,7 @@
 """A config as options of sweeps/ablation.py: on its command line, and in the file that a search leaves (best.yaml)."""
 
 import dataclasses
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def read(path: Path) -> Tuned:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        json.dumps(content, allow_nan=False)  # what YAML has beyond JSON, such as dates, is none of ours
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"the config file {path} cannot be read ({' '.join(str(error).split())[:200]})") from error
     fields = {"variant", "options", "base_override", "provenance", "config"}
     require(
@@ -135,13 +137,18 @@ def read(path: Path) -> Tuned:
         f"options in {path} must have {', '.join(CHOSEN)}",
     )
     require(
-        isinstance(provenance, dict) and "study" in provenance,
+        isinstance(provenance, dict) and isinstance(provenance.get("study"), str),
         f"provenance in {path} must name the study, but got {provenance!r}",
     )
     require(
-        content["variant"] in VARIANTS and isinstance(override, list) and all(isinstance(one, str) for one in override),
-        f"variant and base_override in {path} must be a variant and a list of overrides, but got "
-        f"{content['variant']!r} and {override!r}",
+        isinstance(content["variant"], str) and content["variant"] in VARIANTS,
+        f"variant in {path} must be one of {', '.join(VARIANTS)}, but got {content['variant']!r}",
+    )
+    given = options["override"]
+    require(
+        isinstance(override, list) and isinstance(given, list) and override == given[: len(override)],
+        f"base_override in {path} must be the first of the overrides among the options, {given!r}, but got "
+        f"{override!r}",
     )
     config = from_json(Config, content["config"], "config")
     return Tuned(content["variant"], options, tuple(override), config, provenance)

@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 import ray
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -66,12 +66,14 @@ class Planned:
             return math.inf
         if kind == 5:
             return Outcome(tag="collapsed", reason="one class")
-        if kind == 6 and first:
-            raise RuntimeError("planned")
+        if kind == 6:
+            return raising_late(first)
         if kind == 7 and first:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == 8:
             raise RuntimeError("always")
+        if kind == 11:
+            return None if first else 11.0  # no score: it is not tried again in this run
         if kind == 9:
             return Outcome(tag="diverged", reason="g_adversarial is nan")
         if kind == 10:
@@ -81,26 +83,29 @@ class Planned:
 
 def test_every_way_to_end_reaches_the_study_as_what_it_was(slots, tmp_path: Path):
     study = study_in(tmp_path)
-    failed = explore(study, GRID, Planned(tmp_path), 12, slots, tmp_path, floor=[1.0], retries=2)
+    failed = explore(study, GRID, Planned(tmp_path), 12, slots, tmp_path, floor=[1.0], retries=1)
     trials = {trial.params["kind"]: trial for trial in reread(tmp_path)}
     assert len(trials) == len(reread(tmp_path)) == 12  # each config once
-    assert failed == [trials[8].number]
+    assert set(failed) == {trials[8].number, trials[11].number}
     for kind, tag in {3: "diverged", 4: "diverged", 5: "collapsed", 9: "diverged"}.items():
         assert (trials[kind].state, trials[kind].value) == (TrialState.COMPLETE, 1.0)
         assert trials[kind].user_attrs["outcome"] == tag
         assert trials[kind].user_attrs["reason"]
-    for kind in (6, 7, 2, 11):  # what a retry brought counts
+    for kind in (6, 7, 2):  # what a retry brought counts
         assert (trials[kind].state, trials[kind].value) == (TrialState.COMPLETE, float(kind))
         assert trials[kind].user_attrs["outcome"] == "done"
     assert trials[10].value == 1.0  # no value is worse than the floor
-    assert (trials[8].state, trials[8].value) == (TrialState.WAITING, None)
+    for kind in (8, 11):
+        assert (trials[kind].state, trials[kind].value) == (TrialState.WAITING, None)
     ran = {path.name: len(path.read_text()) for path in tmp_path.glob("ran-*")}
-    assert ran == {f"ran-{kind}": {6: 2, 7: 2, 8: 3}.get(kind, 1) for kind in range(12)}
+    assert ran == {f"ran-{kind}": {6: 2, 7: 2, 8: 2}.get(kind, 1) for kind in range(12)}
 
     # What failed for good runs again in the next run, under its number, and its good result counts.
     assert explore(study, GRID, lambda params: 8.5, 12, slots, tmp_path, floor=[1.0]) == []
     again = {trial.params["kind"]: trial for trial in reread(tmp_path)}
-    assert (again[8].number, again[8].state, again[8].value) == (trials[8].number, TrialState.COMPLETE, 8.5)
+    for kind in (8, 11):
+        found = again[kind]
+        assert (found.number, found.state, found.value) == (trials[kind].number, TrialState.COMPLETE, 8.5)
     assert len(again) == 12
     assert sum(len(path.read_text()) for path in tmp_path.glob("ran-*")) == sum(ran.values())
 
@@ -138,12 +143,139 @@ def test_a_finite_space_is_left_when_it_is_used_up_and_known_outcomes_do_not_run
     assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-0"]
 
 
-def test_several_objectives_keep_their_floors(slots, tmp_path: Path):
-    study = study_in(tmp_path, direction=None, directions=["maximize", "minimize"])
-    objective = lambda params: (params["kind"], math.nan if params["kind"] == 3 else 700.0)  # noqa: E731
-    explore(study, GRID, objective, 12, slots, tmp_path, floor=[1.0, 500.0])
+def both(params):
+    yield Point(1, 0.5)
+    return params["kind"], math.nan if params["kind"] == 3 else 700.0
+
+
+def test_several_objectives_keep_their_floors_and_leave_points_out(slots, tmp_path: Path):
+    study = study_in(tmp_path, direction=None, directions=["maximize", "minimize"], pruner=Broken())
+    explore(study, GRID, both, 12, slots, tmp_path, floor=[1.0, 500.0])
     values = {trial.params["kind"]: trial.values for trial in reread(tmp_path)}
     assert values == {kind: [1.0 if kind == 3 else max(1.0, kind), 500.0] for kind in range(12)}
+    assert all(trial.intermediate_values == {} for trial in reread(tmp_path))
+
+
+def late(step_score, end):
+    yield Point(0, step_score)
+    yield {"done": True, "outcome": "done", "values": [-1.0]}  # entries of the result: it has ended when it returns
+    return end
+
+
+def raising_late(first: bool):
+    yield Point(1, 5.0)
+    if first:
+        raise ValueError("planned, late")
+    return 6.0
+
+
+def quits(error: type[BaseException]):
+    raise error
+
+
+ODD_RETURNS = {
+    "None": lambda first: None,
+    "text": lambda first: "3.5",
+    "two values": lambda first: (1.0, 2.0),
+    "no values": lambda first: Outcome(),
+    "unknown tag": lambda first: Outcome((1.0,), "weird"),
+    "beyond a float": lambda first: 10**400,
+    "failed": lambda first: Outcome((), "failed", "planned"),
+}
+ODD_RAISES = {
+    "GeneratorExit": lambda first: quits(GeneratorExit),
+    "SystemExit": lambda first: quits(SystemExit),
+    "point of None": lambda first: late(None, 1.0),
+}
+WELL = {
+    "NaN point": (lambda first: late(math.nan, 2.0), 2.0),
+    "late NaN": (lambda first: late(1.0, math.nan), 0.0),
+    "list": (lambda first: [4.0], 4.0),
+    "hang": (lambda first: time.sleep(1.0) or 6.0, 6.0),
+}
+ODD = {**ODD_RETURNS, **ODD_RAISES, **{name: made for name, (made, _) in WELL.items()}}
+
+
+class Odd:
+    """Ends as the name of its kind says; notes how often each ran."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __call__(self, params):
+        path = Path(self.folder) / params["kind"]
+        path.write_text((path.read_text() if path.exists() else "") + "x")
+        return ODD[params["kind"]](len(path.read_text()) == 1)
+
+
+def test_odd_returns_and_exceptions_have_a_clear_end(slots, tmp_path: Path):
+    study = study_in(tmp_path)
+    space: dict[str, BaseDistribution] = {"kind": CategoricalDistribution(list(ODD))}
+    failed = explore(study, space, Odd(tmp_path), 99, slots, tmp_path, floor=[0.0], retries=0)
+    trials = {trial.params["kind"]: trial for trial in reread(tmp_path)}
+    assert trials.keys() == ODD.keys()
+    assert len(reread(tmp_path)) == len(ODD)  # the space is used up long before the count
+    ran = {kind: len((tmp_path / kind).read_text()) for kind in ODD}
+    for kind in (*ODD_RETURNS, *ODD_RAISES):
+        assert trials[kind].state == TrialState.WAITING
+        assert trials[kind].number in failed
+        assert trials[kind].user_attrs["reason"]
+        assert ran[kind] == 1
+    assert "returned '3.5'" in trials["text"].user_attrs["reason"]
+    for kind, (_, value) in WELL.items():
+        assert (trials[kind].state, trials[kind].value) == (TrialState.COMPLETE, value)
+    assert trials["late NaN"].user_attrs["outcome"] == "diverged"
+    assert len(failed) == len(ODD_RETURNS) + len(ODD_RAISES)
+
+
+def stubborn(params):
+    """Bad where its kind is odd, and goes on when it is closed."""
+    try:
+        for step in range(100):
+            time.sleep(0.05)
+            yield Point(step, -1.0 if params["kind"] % 2 else 1.0)
+            if not params["kind"] % 2:
+                return float(params["kind"])
+    finally:
+        yield None
+
+
+def test_a_trial_that_will_not_stop_does_not_harm_the_next_one_of_its_worker(tmp_path: Path, slots):
+    study = study_in(tmp_path, pruner=optuna.pruners.ThresholdPruner(lower=0.0))
+    space: dict[str, BaseDistribution] = {"kind": CategoricalDistribution(list(range(6)))}
+    assert explore(study, space, stubborn, 6, schedule.slots(1, 1), tmp_path, floor=[-2.0]) == []
+    states = {trial.params["kind"]: (trial.state.name, trial.value) for trial in reread(tmp_path)}
+    assert {states[kind] for kind in (1, 3, 5)} == {("PRUNED", -1.0)}
+    assert {kind: states[kind] for kind in (2, 4)} == {2: ("COMPLETE", 2.0), 4: ("COMPLETE", 4.0)}
+
+
+class Broken(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        raise ValueError("planned, in the pruner")
+
+
+def test_a_broken_pruner_ends_the_run_and_nothing_stays_running(slots, tmp_path: Path):
+    study = study_in(tmp_path, pruner=Broken())
+    with pytest.raises(Exception, match="planned, in the pruner"):
+        explore(study, SPACE, climb, 6, slots, tmp_path, floor=[0.0])
+    states = {trial.state for trial in reread(tmp_path)}
+    assert states == {TrialState.WAITING}
+    study.pruner = optuna.pruners.NopPruner()
+    explore(study, SPACE, lambda params: 1.0, 3, slots, tmp_path, floor=[0.0])
+    assert {trial.state for trial in reread(tmp_path)} == {TrialState.COMPLETE}
+
+
+class Stuck(optuna.samplers.RandomSampler):
+    """Suggests one config for ever."""
+
+    def sample_independent(self, study, trial, name, distribution):
+        return distribution.low if isinstance(distribution, FloatDistribution) else distribution.choices[0]
+
+
+def test_a_sampler_that_repeats_itself_does_not_repeat_a_config(slots, tmp_path: Path):
+    study = study_in(tmp_path, sampler=Stuck())
+    explore(study, GRID, lambda params: 1.0, 12, slots, tmp_path, floor=[0.0])
+    assert sorted(trial.params["kind"] for trial in reread(tmp_path)) == list(range(12))
 
 
 KILLED = """

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from conftest import TINY, finish, make_worker, tiny_plan, tiny_recipe
+from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
 
 from sgan import bucket, lease
@@ -33,8 +35,10 @@ from sgan.store import (
     write_json,
     write_tensors,
 )
+from sweeps.study import open_study
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
+SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 HERE = Path(__file__).parent
 NUMBERS = itertools.count()
 
@@ -319,6 +323,20 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
                 assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     assert other.facts(trial.name)["scores"] == quiet.facts(trial.name)["scores"]
     assert isinstance(trial.score.levels[0], LevelStage)
+
+
+def test_a_study_in_a_bucket_goes_on_on_another_host(host):
+    def opened(store: BucketStore) -> optuna.Study:
+        return open_study(store.root / "optuna.log", store, "toy", {"score": "maximize"}, "tpe", 0, None, {"x": 0.5})
+
+    study = opened(host("one"))
+    for value in (1.0, 2.0):
+        study.tell(study.ask(SPACE), value)
+    again = opened(host("other"))
+    again.tell(again.ask(SPACE), 3.0)
+    found = [trial.value for trial in opened(host("one")).trials]
+    assert found == [1.0, 2.0, 3.0]
+    assert study.trials[0].params == again.trials[0].params == {"x": 0.5}
 
 
 def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sgan.store import FIGURES, MODELS, Record, Store, write_json
+from sgan.store import FIGURES, MODELS, Record, Store, read_json, write_json
 from sweeps import report, tracking
 
 KEY = "ab12"
@@ -244,6 +245,49 @@ def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
     assert "Commits abc123, def456;" in text
     assert str(tmp_path) not in text
     assert json.dumps(str(Path.cwd())) not in text
+
+
+def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
+    store = make(tmp_path / "store", empty_database)
+    uri = tracking.default_uri(store)
+    tuned: dict[str, Any] = read_json(store.sweep(KEY))
+    tuned |= {"key": "cd34", "title": "digits, tuned", "default": KEY, "default_command": "python sweeps/ablation.py X"}
+    tuned["trials"] = [trial for trial in tuned["trials"] if trial["seed"] < 2 and trial["variant"] != "absent"]
+    write_json(store.sweep("cd34"), tuned)
+    tracking.sync(store, "cd34", uri)
+    section = report.markdown(report.read(uri, "cd34"))
+    beside = section[section.index("side by side") :]
+    # The default sweep's third seed is left out: both columns are of the same seeds.
+    assert cells(beside, "SGAN") == ["9.10 ± 0.14"] * 2 + ["11.0 ± 1.4"] * 2 + ["0.80 ± 0.00"] * 2 + ["2 / 2"]
+    assert cells(beside, "DCGAN (adv)")[-1] == "1 of 2; 1 failed / 1 of 2; 1 failed"
+
+    write_json(store.sweep("cd34"), tuned | {"default": "ef56"})
+    tracking.sync(store, "cd34", uri)
+    section = report.markdown(report.read(uri, "cd34"))
+    assert "side by side" not in section
+    assert "`python sweeps/ablation.py X`" in section
+
+
+def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, empty_database):
+    store = make(tmp_path / "store", empty_database)
+    names = ["history-fid.png", "slice-fid-pool1+fc3.png"]
+    (store.root / "sweeps" / "s-plots").mkdir()
+    for name in names:
+        (store.root / "sweeps" / "s-plots" / name).write_bytes(name.encode())
+    manifest = read_json(store.sweep(KEY)) | {"explored": 7, "plots": "s-plots", "plotted": dict.fromkeys(names, "x")}
+    manifest["settings"] |= {"seed": 1000, "sampler": "tpe"}
+    for trial in manifest["trials"]:
+        trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
+    write_json(store.sweep(KEY), manifest)
+    tracking.sync(store, KEY, tracking.default_uri(store))
+    assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
+    text = (tmp_path / "SEARCHED.md").read_text()
+    assert "DCGAN (adv+cond+ent)" not in text
+    assert "7 configs were explored at seed 1000 (sampler tpe)" in text
+    assert f"![history-fid](SEARCHED/{KEY}/history-fid.png)" in text
+    assert f"[fid-pool1+fc3](SEARCHED/{KEY}/slice-fid-pool1%2Bfc3.png)" in text
+    for name in names:
+        assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):

@@ -1,0 +1,216 @@
+"""A search in progress: its plan, and its two phases. Explore: many configs at one seed. Confirm: the best of them on
+seeds that the first phase never saw."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from sgan.checks import as_json, content_key, require
+from sgan.run import machine
+from sgan.stages import ClassifierStage, JointStage, LevelStage, code_version, name, plan
+from sgan.store import Store
+from sweeps import bridge, publish, schedule, trials
+from sweeps.budget import EXPLORE, Estimate, Limits, confirmations, simulate
+from sweeps.manifest import commit
+from sweeps.objective import FLOOR, OBJECTIVES, SganObjective, outcome, variant
+from sweeps.options import Basis
+from sweeps.schedule import Slots
+from sweeps.space import Space
+from sweeps.study import SECONDS, best_first, finished, open_study
+from sweeps.trials import Job, ProgressLines, Trial, trial
+
+if TYPE_CHECKING:
+    from sweeps.search import Search
+
+STUDIES = "optuna.log"
+DECIDED = "confirm"
+"""User attribute of a study: how many configs and seeds its second phase has, and what was asked for then."""
+ENDLESS = 10**9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is going to do, as printed before it.
+
+    Attributes:
+        explored: configs of the first phase; best, seeds: configs and seeds of the second.
+        estimate: of what is still to run.
+        trial_seconds: of a trial on its slot (mean over the splits).
+    """
+
+    explored: int
+    best: int
+    seeds: int
+    estimate: Estimate
+    trial_seconds: float
+
+
+class Running:
+    """A search with everything chosen."""
+
+    def __init__(self, search: "Search", basis: Basis, space: Space, store: Store, slots: Slots):
+        self.search, self.basis, self.space, self.store, self.slots = search, basis, space, store, slots
+        parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
+        space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
+        self.key = content_key([*parts, as_json(space_parts)])
+        self.directions = OBJECTIVES[search.objective]
+        self.commit, self.machine = commit(), f"{machine('cpu').split(',')[0]}, {slots.where}"
+        job = Job(basis.folder, store.address, self.commit, code_version(), search.deterministic)
+        self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
+        self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
+        self.units = slots.all_gpus or slots.nodes
+        self.limits: Limits = search.limits(self.units)
+        self.began, self.before = time.monotonic(), 0.0
+        self._explored: dict[int, Trial] = {}
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return f"sgan-{self.key}"
+
+    @property
+    def place(self) -> str | Path:
+        """Where the study is kept: address of a database or path of a journal file."""
+        return self.search.study_storage or self.store.root / STUDIES
+
+    def open(self) -> optuna.Study:
+        """The study; ConfigError where its storage does not answer."""
+        lasts = [plan(self._config(split)).stages[-2][1] for split in self.space.splits]
+        images = min(stage.images for stage in lasts if isinstance(stage, (JointStage, LevelStage)))
+        search, grace = self.search, images // 2 if self.search.early_stop else None
+        first = self.space.known_good()
+        kind = (self.directions, search.sampler, search.seed, grace, first)
+        study = open_study(self.place, self.store, self.name, *kind)
+        self.before = study.user_attrs.get(SECONDS, 0.0)
+        return study
+
+    def _config(self, split: str):
+        return self.space.config(self.space.known_good() | {"split": split}, self.search.seed)
+
+    def complete(self, study: optuna.Study) -> list[FrozenTrial]:
+        """The trials whose params are all written."""
+        return [
+            each for each in study.get_trials(deepcopy=False) if each.params.keys() >= self.space.distributions.keys()
+        ]
+
+    def explored(self, each: FrozenTrial) -> Trial:
+        """The trial of the first phase that a trial of the study is."""
+        if each.number not in self._explored:
+            self._explored[each.number] = self.objective.trial(each.params, each.number)
+        return self._explored[each.number]
+
+    def plan(self, study: optuna.Study) -> Plan:
+        """Measure a few steps on the hardware, and work out trials, hours and cost of what is still to run.
+
+        Raises:
+            ConfigError: --hours or --max-cost carry fewer than three trials.
+        """
+        configs = [self._config(split) for split in self.space.splits]
+        seconds = schedule.measure(configs, self.basis.data, self.slots)
+        once: dict[str, float] = {}
+        splits = []
+        for config in configs:
+            stages = [stage for _, stage in plan(config).stages]
+            once |= {name(stage): seconds[name(stage)] for stage in stages if isinstance(stage, ClassifierStage)}
+            splits.append({name(stage): seconds[name(stage)] for stage in stages if name(stage) not in once})
+        mean = sum(sum(split.values()) for split in splits) / len(splits)
+        limits, held, search = self.limits, len(finished(study)), self.search
+        carried = limits.seconds / mean * self.slots.count
+        require(
+            held > 0 or carried >= 3,
+            f"--hours or --max-cost carry {carried:.1f} trials of about {trials.clock(mean)}, and a search needs 3; "
+            "allow more, or make the trials shorter with --budget or --width",
+        )
+        count = min(limits.trials, max(3, carried))
+        target = int(Limits(count, limits.seconds).explored())
+        best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, held))
+        todo = max(0, target - held)
+        chosen = (
+            best * seeds if todo else sum(not trials.ended(one, self.store) for one in self.best(study, best, seeds))
+        )
+        estimate = simulate(splits, once, todo, chosen, seeds, self.slots.count)
+        return Plan(target, best, seeds, estimate, mean)
+
+    def spent(self, study: optuna.Study) -> float:
+        """Seconds of wall time of all commands of this search, which the study notes."""
+        now = self.before + time.monotonic() - self.began
+        study.set_user_attr(SECONDS, now)
+        return now
+
+    def explore(self, study: optuna.Study, plan: Plan) -> list[int]:
+        """The first phase; returns the numbers of the trials that failed for good."""
+        share = 1.0 if math.isinf(self.limits.seconds) else EXPLORE
+
+        def ready() -> bool:
+            return self.spent(study) + plan.trial_seconds < share * self.limits.seconds
+
+        def known(params: Mapping[str, Any]) -> bridge.Outcome | None:
+            return outcome(self.objective.trial(params, 0), self.store, self.objective.scores)
+
+        def asked(each: optuna.Trial) -> None:
+            mine = self.objective.trial(each.params, each.number)
+            self.store.failure(mine.plan.name).unlink(missing_ok=True)
+            each.set_user_attr("config", self.space.title(each.params))
+            each.set_user_attr("trial", mine.plan.name)
+            publish.record(self, study)
+
+        return bridge.explore(
+            study,
+            self.space.distributions,
+            self.objective,
+            ENDLESS if math.isinf(self.limits.trials) else plan.explored,
+            self.slots,
+            self.store.root,
+            [FLOOR[score] for score in self.directions],
+            self.space.key,
+            known,
+            ready,
+            asked,
+            [
+                ProgressLines(
+                    lambda config: self.objective.trial(config["params"], config["number"]),
+                    self.store,
+                    expected=plan.explored,
+                    finished=len(finished(study)),
+                )
+            ],
+        )
+
+    def confirm(self, study: optuna.Study, plan: Plan) -> list[Trial]:
+        """The second phase; returns its trials. What was decided stands when the command goes on after a kill."""
+        asked = repr([self.limits, self.search.top, self.search.confirm_seeds, len(finished(study))])
+        decided = study.user_attrs.get(DECIDED, {})
+        if decided.get("asked") != asked:
+            best, seeds = plan.best, plan.seeds
+            if not math.isinf(self.limits.seconds):
+                left = max(0.0, self.limits.seconds - self.spent(study))
+                carried = max(2.0, left / max(plan.trial_seconds, 1e-9) * self.slots.count)
+                now = confirmations(carried, self.search.top, self.search.confirm_seeds, best)
+                best, seeds = min(best, now[0]), min(seeds, now[1])
+            decided = {"asked": asked, "best": best, "seeds": seeds}
+            study.set_user_attr(DECIDED, decided)
+        chosen = self.best(study, decided["best"], decided["seeds"])
+        publish.record(self, study, chosen)
+        if chosen:
+            configs, seeds = (
+                ", ".join(dict.fromkeys(each))
+                for each in zip(*((one.variant, str(one.seed)) for one in chosen), strict=True)
+            )
+            print(f"confirming {configs} on seeds {seeds}", flush=True)
+        trials.run(chosen, self.objective.job, self.store, self.slots)
+        return chosen
+
+    def best(self, study: optuna.Study, best: int, seeds: int) -> list[Trial]:
+        """The trials that confirm the best configs."""
+        first = self.search.seed + 1
+        return [
+            trial(variant(each.number), seed, self.space.config(each.params, seed))
+            for seed in range(first, first + seeds)
+            for each in best_first(study)[:best]
+        ]

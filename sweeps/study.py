@@ -1,0 +1,127 @@
+"""Optuna's study of a search: where it is kept, who suggests, which trials are best."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from sgan.checks import ConfigError
+from sgan.store import Store
+from sweeps.bridge import DONE_WELL, OUTCOME, Among
+from sweeps.tuned import without_password
+
+SECONDS = "seconds"
+"""User attribute of a study: seconds of wall time that its search has taken so far."""
+FEWEST_PEERS = 4
+"""Trials that must have ended before one is stopped early."""
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+
+
+def open_study(
+    place: str | Path,
+    store: Store,
+    name: str,
+    directions: Mapping[str, str],
+    sampler: str,
+    seed: int,
+    grace: int | None,
+    first: Mapping[str, Any],
+) -> optuna.Study:
+    """The study, made if it is not there; ConfigError where its storage does not answer.
+
+    Args:
+        place: address of a database, or the path of a journal file in the store.
+        directions: score -> "maximize" or "minimize".
+        sampler: a name of SAMPLERS.
+        grace: stop trials early, none before it has seen so many images in its last training stage; None: never.
+        first: the params that are tried first.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=_storage(place, store),
+            study_name=name,
+            directions=[StudyDirection[way.upper()] for way in directions.values()],
+            load_if_exists=True,
+        )
+    except Exception as error:  # SQLAlchemy's, the driver's, the file system's and the journal's
+        said = " ".join(str(error).split("(Background on")[0].split())[:300]
+        raise ConfigError(
+            f"Optuna's study cannot be opened at {without_password(str(place))} ({without_password(said)}); check "
+            "--study-storage"
+        ) from error
+    # A sampler that starts with the same numbers after every interruption would suggest the same again.
+    study.sampler = SAMPLERS[sampler](seed + len(study.get_trials(deepcopy=False)))
+    study.pruner = optuna.pruners.NopPruner()
+    if grace is not None:
+        study.pruner = Among(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
+    study.enqueue_trial(dict(first), skip_if_exists=True)
+    return study
+
+
+class _Kept(JournalFileBackend):
+    """A journal that lasts as long as the store in which it lies."""
+
+    def __init__(self, path: Path, store: Store):
+        super().__init__(str(path))
+        self.path, self.store = path, store
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs(logs)
+        self.store.save(self.path)
+
+
+def _storage(place: str | Path, store: Store) -> BaseStorage:
+    if isinstance(place, str):
+        return RDBStorage(place)
+    store.fetch(place)
+    if place.exists():  # a power cut may leave half a line, which Optuna would read no further than
+        whole = place.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            with open(place, "r+b") as file:
+                file.truncate(len(whole[0]) + len(whole[1]))
+    return JournalStorage(_Kept(place, store))
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have ended."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def best_first(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that did not go wrong, best first; with several scores front after front, each by the second score,
+    which is FID."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == DONE_WELL]
+    return [trials[index] for index in order([costs(study.directions, trial.values) for trial in trials])]
+
+
+def costs(directions: list[StudyDirection], values: list[float]) -> list[float]:
+    """Values as costs: less is better in each."""
+    signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in directions]
+    return [sign * value for sign, value in zip(signs, values, strict=True)]
+
+
+def order(rows: list[list[float]]) -> list[int]:
+    """Indices of rows of costs, best first; of several costs Pareto front after front, each by the second."""
+    left, found = list(range(len(rows))), []
+    if rows and len(rows[0]) == 1:
+        return sorted(left, key=lambda index: rows[index])
+    while left:
+        front = [one for one in left if not any(_dominates(rows[other], rows[one]) for other in left)]
+        found += sorted(front, key=lambda index: rows[index][1])
+        left = [index for index in left if index not in front]
+    return found
+
+
+def _dominates(one: list[float], other: list[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
