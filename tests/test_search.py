@@ -20,7 +20,7 @@ from sweeps import best
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
-TINY = ("--dataset", "digits", "--budget", "0.2", "--slots", "2", "--splits", "none", "fc3", "--override", *SMALL)
+TINY = ("--dataset", "digits", "--budget", "0.3", "--slots", "2", "--splits", "none", "fc3", "--override", *SMALL)
 
 
 def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -65,7 +65,7 @@ def killed(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     that had been finished at the kill."""
     store = tmp_path_factory.mktemp("search") / "runs"
     driver = start(store, "--trials", "5")
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list((store / "stages").glob("score-*/stage.json")):
         assert time.monotonic() < deadline
         assert driver.poll() is None
@@ -78,7 +78,7 @@ def killed(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     return store, complete(store, "--trials", "5"), kept
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Path, str, dict[str, float]]):
     store, output, kept = killed
     assert {name: stages(store)[name] for name in kept} == kept
@@ -126,7 +126,7 @@ def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Pa
     assert confirmed["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_more_trials_extend_it_and_train_only_what_is_new(killed: tuple[Path, str, dict[str, float]]):
     store, _, _ = killed
     before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store)]
