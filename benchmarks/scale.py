@@ -10,12 +10,15 @@ line of JSON each:
     driver_mib      how much larger the driver is at its end than before the first trial
     gap_ms          from the end of a trial to the beginning of the next one in the same worker: median, 95 %, longest
     efficiency      sleep in all / (slots that had work x time from the first beginning to the last end)
+    held            sleep in all / time from each worker's first beginning to its last end: without the start of workers
+                    and the tail
     start_s         from `fit` to the first trial, and to the last slot's first trial
 """
 
 import argparse
 import itertools
 import json
+import logging
 import os
 import random
 import resource
@@ -65,7 +68,8 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, Any]:
 
     from sweeps import schedule
 
-    ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    own = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(num_cpus=slots, object_store_memory=200 * 2**20, **own)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "trials").mkdir()
@@ -93,6 +97,7 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, Any]:
         "driver_mib": round(grown, 1),
         "gap_ms": [round(gaps[int(share * (len(gaps) - 1))]) for share in (0.5, 0.95, 1.0)] if gaps else None,
         "efficiency": round(slept / (min(slots, trials) * span), 3),
+        "held": round(slept / sum(own[-1]["ended"] - own[0]["began"] for own in workers.values()), 4),
         "start_s": [round(firsts[0] - began, 1), round(firsts[-1] - began, 1)],
         "wall_s": round(time.time() - began, 1),
         "workers": len(workers),
