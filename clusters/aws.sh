@@ -22,3 +22,4 @@ launch='{"Effect": "Allow", "Action": ["ec2:RunInstances", "ec2:TerminateInstanc
     {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "arn:aws:iam::'$account':role/sgan-worker"}'
 make_role sgan-worker "$store"
 make_role sgan-head "$store, $launch"
+aws iam create-service-linked-role --aws-service-name spot.amazonaws.com >/dev/null 2>&1 || true # the account may have it

@@ -32,7 +32,7 @@ END
 
 start() {
     ray stop >/dev/null 2>&1 || true
-    ulimit -n 65536 || true # a node has several open files for every other one
+    ulimit -n 65536 2>/dev/null || true # a node has several open files for every other one
     ray start --object-manager-port=8076 "$@"
 }
 

@@ -9,6 +9,7 @@ from ray._private import services
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sweeps import cluster
+from sweeps.options import Options
 
 ROOT = Path(__file__).parent.parent
 FILES = ("cluster.yaml", "clusters/hosts.yaml")
@@ -63,6 +64,44 @@ def test_the_clouds_workers_are_spot_first_and_on_demand_where_that_fails():
     assert config["idle_timeout_minutes"] <= 15
 
 
+def test_rays_own_provider_launches_what_is_meant(tmp_path, monkeypatch):
+    """Ray's AWS provider against EC2 and IAM in simulation, which check every parameter."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.commands import _bootstrap_config
+    from ray.autoscaler._private.providers import _get_node_provider
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".ssh").mkdir()
+    with mock_aws():
+        iam, config = boto3.client("iam"), read("cluster.yaml")
+        for role in ("sgan-head", "sgan-worker"):
+            iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+            iam.create_instance_profile(InstanceProfileName=role)
+            iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        config = _bootstrap_config(config, no_config_cache=True)
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for name, row in config["available_node_types"].items():
+            tags = {"ray-node-type": "worker", "ray-user-node-type": name, "ray-node-name": name}
+            provider.create_node(row["node_config"], tags, 1)
+        launched = [
+            (
+                instance["InstanceType"],
+                instance.get("InstanceLifecycle"),
+                instance["IamInstanceProfile"]["Arn"].split("/")[1],
+            )
+            for found in boto3.client("ec2", config["provider"]["region"]).describe_instances()["Reservations"]
+            for instance in found["Instances"]
+        ]
+    worker = config["available_node_types"]["spot"]["node_config"]["InstanceType"]
+    head = config["available_node_types"]["head"]["node_config"]["InstanceType"]
+    assert sorted(launched, key=str) == sorted(
+        [(head, None, "sgan-head"), (worker, "spot", "sgan-worker"), (worker, None, "sgan-worker")], key=str
+    )
+    assert cluster.to_come(config, there=1)[7]["GPU"] == 1  # what the head reads of the workers that may come
+
+
 def test_the_cloud_gets_the_code_alone():
     config = read("cluster.yaml")
     sources = list(config["file_mounts"].values())
@@ -83,3 +122,13 @@ def test_the_scheduler_counts_the_workers_that_may_come():
     assert cluster.to_come(config, there=6) == 3 * [{"CPU": 4, "GPU": 1}]
     assert cluster.to_come(config, there=9) == []
     assert cluster.to_come(prepare_config(read("clusters/hosts.yaml")), there=1) == []
+
+
+def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
+    for name in ("SGAN_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+    assert (Options().store, Options().mlflow) == (Path("runs"), None)
+    monkeypatch.setenv("SGAN_STORE", "/shared/runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert (Options().store, Options().mlflow) == (Path("/shared/runs"), "http://127.0.0.1:5000")
+    assert Options(store=Path("mine"), mlflow="http://other").mlflow == "http://other"

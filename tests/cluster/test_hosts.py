@@ -162,8 +162,10 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
         cluster.user("ray", "submit", "--no-config-cache", *script), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     wait_for(lambda: trains(WORKERS[1]), 90, "a trial on a worker")
-    user.kill()  # the connection goes away
-    user.wait(20)
+    cluster.network.control.run("kill", "-9", *map(str, cluster.network.control.processes("^ssh ")))
+    user.wait(60)  # the connection is gone, and so is what followed the sweep, which goes on
+    wait_for(lambda: not cluster.head.processes("^python /root/ablation.py"), 30, "the end of the following")
+    assert cluster.head.processes("sweeps.detach")
     cluster.network[WORKERS[1]].cut_power()
 
     before = len(look())

@@ -1,0 +1,155 @@
+"""A cluster's MLflow server, on a real PostgreSQL: many sweeps write at the same time, and nothing is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
+
+from sgan.store import FIGURES, GRIDS, Store, read_json, read_record, write_json
+from sweeps import tracking
+
+POSTGRES = "postgresql://postgres@127.0.0.1:5432"
+WRITERS = 16
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """A database of its own, as SQLAlchemy addresses it."""
+    name = f"sgan_{uuid.uuid4().hex[:12]}"
+    try:
+        connection = psycopg.connect(f"{POSTGRES}/postgres", autocommit=True, connect_timeout=5)
+    except psycopg.OperationalError as error:
+        pytest.skip(f"no PostgreSQL answers at {POSTGRES}: {error}")
+    with connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    yield f"{POSTGRES.replace('postgresql', 'postgresql+psycopg')}/{name}"
+    with psycopg.connect(f"{POSTGRES}/postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="module")
+def server(database, tmp_path_factory) -> Iterator[str]:
+    """Address of the server that clusters/mlflow.sh starts, on a port of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (folder / ".sgan.env").write_text(
+        f"export PATH={Path(sys.executable).parent}:$PATH SGAN_STATE={folder} SGAN_STORE={folder}\n"
+        f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{port} SGAN_MLFLOW_DATABASE={database}\n"
+    )
+    script = Path(__file__).parent.parent / "clusters" / "mlflow.sh"
+    environment = os.environ | {"HOME": str(folder)}
+    process = subprocess.Popen([script, "serve"], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def sweep(folder: Path, number: int) -> Store:
+    """A store with a sweep of its own."""
+    store = Store(folder / f"store-{number}")
+    manifest(store)
+    content = read_json(store.sweep(KEY)) | {"key": f"sweep{number}", "title": f"sweep {number}"}
+    write_json(store.sweep(f"sweep{number}"), content)
+    return store
+
+
+def write(folder: Path, number: int, server: str) -> Store:
+    """What a driver and its uploader do: stages grow and end while passes send them."""
+    store = sweep(folder, number)
+    for variant, labels in LABELS.items():
+        for label in labels:
+            name = stage_name(label, variant, 0)
+            if store.has(name):
+                continue
+            if label != "score":
+                train(store, name, POINTS[:2], GRID_IMAGES[:1])
+                tracking.sync(store, f"sweep{number}", server, live=True)
+                train(store, name, POINTS[2:], GRID_IMAGES[1:], done=POINTS[1])
+            else:
+                train(store, name, ())
+            publish(store, name)
+    assert tracking.sync(store, f"sweep{number}", server)
+    return store
+
+
+def lacking(store: Store, number: int, server: str, folder: Path) -> list[str]:
+    """What MLflow has not, or has otherwise than the store: every point and every file of every trial."""
+    client, wrong = tracking.connect(server), []
+    parent, runs = tracking.find(client, f"sweep{number}")
+    trials = read_json(store.sweep(f"sweep{number}"))["trials"]
+    assert parent is not None
+    assert parent.info.status == "FINISHED"
+    assert set(runs) == {trial["run"] for trial in trials}
+    for trial in trials:
+        run = runs[trial["run"]]
+        files, grids = client.download_artifacts(run.info.run_id, "", str(fresh(folder))), 0
+        for stage in trial["stages"]:
+            source = store.stage(stage["name"])
+            expected: dict[str, list[tuple[int, float]]] = {}
+            for line in read_record(source):
+                for name, value in line["metrics"].items():
+                    expected.setdefault(f"{stage['label']}/{name}", []).append((line["images"], value))
+            for key, points in expected.items():
+                got = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+                wrong += [f"{trial['run']} {key}: {got}"] if sorted(got) != points else []
+            for grid in (source / GRIDS).glob("*.png"):
+                found = list(Path(files).glob(f"images/{stage['label']}+step+{int(grid.stem)}+*.png"))
+                if [path.read_bytes() for path in found] != [grid.read_bytes()]:
+                    wrong.append(f"{trial['run']} {stage['label']}/{grid.name}: {len(found)} files")
+                grids += 1
+        figure = Path(files) / FIGURES / "classes.png"
+        if (
+            not figure.exists()
+            or figure.read_bytes() != (store.stage(trial["name"]) / FIGURES / figure.name).read_bytes()
+        ):
+            wrong.append(f"{trial['run']}: {figure.name}")
+        if read_json(Path(files) / "config.json") != trial["config"]:
+            wrong.append(f"{trial['run']}: config.json")
+        assert grids == len(LABELS[trial["variant"]]) * len(GRID_IMAGES)
+    return wrong
+
+
+def fresh(folder: Path) -> Path:
+    made = folder / uuid.uuid4().hex
+    made.mkdir()
+    return made
+
+
+@pytest.mark.slow
+def test_many_sweeps_at_once_lose_nothing(server, tmp_path):
+    tracking.connect(server)
+    with ThreadPoolExecutor(WRITERS) as pool:
+        stores = list(pool.map(lambda number: write(tmp_path, number, server), range(WRITERS)))
+        found = pool.map(lambda number: lacking(stores[number], number, server, tmp_path), range(WRITERS))
+        assert [one for each in found for one in each] == []
+    changed = stores[0].stage(stage_name("encoder", "sgan", 0)) / "record.jsonl"
+    changed.write_text(changed.read_text().replace("0.5", "0.25"))
+    assert lacking(stores[0], 0, server, tmp_path)  # a difference is seen
