@@ -4,14 +4,19 @@ ENV := .venv
 BIN := $(ENV)/bin
 UV := .uv/bin/uv
 ARGS ?=
+SEED ?= 0
+ROUNDS ?= 1
 
-.PHONY: ablation test check clean
+.PHONY: ablation test check chaos clean
 
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
 
 test: $(ENV)/made
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(ENV)/made
+	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)
 
 check: $(ENV)/made
 	$(BIN)/ruff check .

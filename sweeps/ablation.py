@@ -53,12 +53,15 @@ def main(sweep: Sweep) -> int:
     uri = sweep.mlflow or tracking.default_uri(store)
     revision = commit()
     record(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
-    uploader = tracking.start(store, resolved.key, uri)
-    try:
-        job = trials.Job(basis.folder, store.address, revision, code_version(), sweep.deterministic)
-        trials.run(resolved.trials, job, store, slots)
-    finally:
-        sent = tracking.finish(uploader)
+    with store.alone(f"sweep-{resolved.key}") as alone:
+        if not alone:
+            print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
+        uploader = tracking.start(store, resolved.key, uri)
+        try:
+            job = trials.Job(basis.folder, store.address, revision, code_version(), sweep.deterministic)
+            trials.run(resolved.trials, job, store, slots)
+        finally:
+            sent = tracking.finish(uploader)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
     if len(open_trials) > len(failed):
@@ -126,6 +129,9 @@ def run() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on where it was.")
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -7,8 +7,10 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +20,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stoppable` has its own
 
 import ray
 import torch
 from ray import tune
+from ray._private import ray_constants, services
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
@@ -63,15 +67,19 @@ class Slots:
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS or of `ray start` on this machine; where there is none, start Ray here, for this
-    process alone.
+    process alone and on the loopback address alone.
 
     Raises:
         ConfigError: there is an address, and no cluster answers there.
     """
+    asked = os.environ.get("RAY_ADDRESS", "")
+    if asked == "local" or not (asked or services.find_bootstrap_address(None)):
+        # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "left by an earlier `ray start`")
+        address = asked or "left by an earlier `ray start`"
         raise ConfigError(
             f"no Ray cluster answers at the address {address} ({str(error).splitlines()[0]}); start it, or set "
             "RAY_ADDRESS=local to use this machine alone"
@@ -130,6 +138,33 @@ class Runner(tune.Trainable):
         """Nothing: a trial goes on from what it kept."""
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C or SIGTERM once: Tune ends all trials after the steps in progress, and each leaves a checkpoint. Twice:
+    this process ends at once, as if it were killed, with exit status 130."""
+    asked = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            print("Stopped at once; the same command goes on from the last checkpoints.", flush=True)
+            os._exit(128 + signal.SIGINT)
+        asked = True
+        print("Stopping: every trial ends its step and leaves a checkpoint. Ctrl-C again stops at once.", flush=True)
+        os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes as the wish to end
+
+    def early(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt  # Tune does not listen yet, or no more
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: early}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fit(
     work: Work,
     slots: Slots,
@@ -142,7 +177,7 @@ def fit(
     """Run one trial for each number, in their order, with the config {"trial": number}, or one for each config that a
     searcher suggests, until all have ended.
 
-    Ctrl-C stops all after the steps in progress.
+    Ctrl-C stops all after the steps in progress, as `stoppable` says.
 
     Args:
         work: sent to every worker once.
@@ -176,7 +211,8 @@ def fit(
         ),
     )
     try:
-        tuner.fit()
+        with stoppable():
+            tuner.fit()
     finally:
         shutil.rmtree(tune_folder, ignore_errors=True)
 

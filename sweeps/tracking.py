@@ -2,7 +2,7 @@
 
 The store is the truth and MLflow a view of it, which can be made again at any time and on any tracking server:
 
-    python sweeps/tracking.py sync STORE [--mlflow URI] [--sweep KEY]
+    python sweeps/tracking.py sync STORE [--mlflow URI] [--sweep KEY] [--verify]
 
 During a sweep a process of its own does this (`start`, `follow`), so that a slow or absent server holds up neither
 training nor scheduling. Every pass is idempotent: runs are found by tag, the tag `sgan.sent` says what a run has, and
@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -45,6 +46,8 @@ PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
 JUDGING = ("scorer", "inception", "score")  # kinds of stages that train no part of a variant
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
+WRITTEN_AT = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")  # in an image's name
+_WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
 METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
@@ -82,8 +85,8 @@ def ui_command(store: Store, uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
 
 
-def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str, Run]]":
-    """The parent run of a sweep (None before its first pass) and its child runs by trial name."""
+def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
+    """All runs of a sweep: its parent's and its trials'."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs, page = [], None
     while experiment and (page is None or page.token):
@@ -91,6 +94,12 @@ def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str,
         query = f"tags.`{SWEEP}` = '{sweep_key}'"
         page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
         runs += page
+    return runs
+
+
+def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str, Run]]":
+    """The parent run of a sweep (None before its first pass) and its child runs by trial name."""
+    runs = runs_of(client, sweep_key)
     parents = [run for run in runs if TRIAL not in run.data.tags]
     return next(iter(parents), None), {run.data.tags[TRIAL]: run for run in runs if TRIAL in run.data.tags}
 
@@ -99,7 +108,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     """One pass: send what the store has of a sweep and MLflow has not. Returns whether every trial has ended.
 
     Trials that have not ended become RUNNING with `live`, otherwise KILLED. Raises OSError, MlflowException or
-    SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is torn.
+    SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is damaged; then all trials but
+    those that need it have been sent.
     """
     store.fetch(store.sweep(sweep_key))
     manifest = read_json(store.sweep(sweep_key))
@@ -113,11 +123,18 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
             run_name=manifest["title"],
         )
         _send_sweep(client, store, manifest, parent)
-        states = [_state(store, trial, live) for trial in manifest["trials"]]
-        for trial, state in zip(manifest["trials"], states, strict=True):
+        states, damage = [], None
+        for trial in manifest["trials"]:
             run = children.get(trial["run"])
-            if run is None or run.data.tags.get("outcome") != "done":
-                _send_trial(client, store, manifest, trial, state, parent.info, run)
+            try:
+                state = state_of(store, trial, live)
+                if run is None or run.data.tags.get("outcome") != "done":
+                    _send_trial(client, store, manifest, trial, state, parent.info, run)
+                states.append(state)
+            except StoreError as error:
+                damage = damage or error
+        if damage:
+            raise damage
         found = {state.outcome for state in states}
         outcome = next((outcome for outcome in ("running", "interrupted", "failed") if outcome in found), "done")
         _close(client, parent, outcome, "", max([manifest["started"], *(state.end for state in states)]))
@@ -125,7 +142,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """Where a trial stands: a key of STATUS with its reason, stage.json of its finished stages in order, and when the
     last of them ended (unix seconds; 0 before that)."""
 
@@ -135,18 +152,19 @@ class _State:
     end: float
 
 
-def _state(store: Store, trial: Mapping[str, Any], live: bool) -> _State:
+def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
+    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted."""
     facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
     end = max((fact["finished"] for fact in facts), default=0.0)
     for fact in facts:
         if fact["status"] == "diverged":
-            return _State("diverged", fact["reason"], facts, end)
+            return State("diverged", fact["reason"], facts, end)
     if store.has(trial["name"]):
-        return _State("done", "", facts, end)
+        return State("done", "", facts, end)
     if store.failure(trial["name"]).exists():
         failure = read_json(store.failure(trial["name"]))
-        return _State("failed", failure["error"], facts, max(end, failure["time"]))
-    return _State("running" if live else "interrupted", "", facts, end)
+        return State("failed", failure["error"], facts, max(end, failure["time"]))
+    return State("running" if live else "interrupted", "", facts, end)
 
 
 def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
@@ -169,56 +187,113 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     _log(client, run, _scores(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What MLflow is to show of a trial beyond what it has.
+
+    Attributes:
+        metrics, params, tags: as in MLflow.
+        times: of all its points (unix seconds).
+        sent: what MLflow has with these, for the tag SENT.
+    """
+
+    metrics: "list[Metric]"
+    params: dict[str, Any]
+    tags: dict[str, str]
+    times: list[float]
+    sent: dict[str, int]
+
+
+def shown(
+    store: Store,
+    manifest: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    state: State,
+    sent: Mapping[str, int],
+    staging: Path,
+) -> Shown:
+    """What MLflow is to show of a trial beyond `sent`; its files are laid out in `staging`."""
+    metrics, times, now_sent, wrong = _news(store, trial, state, sent, staging)
+    tags = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
+    tags |= {"sweep": manifest["key"], "trial": trial["name"], **_shared_tags(manifest), "alarm": wrong or "none"}
+    tags |= {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
+    tags |= {"collapsed": "yes" if "collapse:" in wrong else "no"}
+    if "config" not in sent:
+        (staging / "config.json").write_text(json.dumps(trial["config"], indent=1))
+    if (staging / "images").exists():
+        tags["mlflow.loggedImages"] = "True"
+    if state.outcome == "done":
+        seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
+        # Joint training goes on with the image level: what its generator saw is the sum.
+        images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
+        totals = {"train_seconds": seconds, "generator_images": images}
+        metrics += _scores(state.facts[-1]["scores"] | totals, state.end)
+        tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
+        for file in state.facts[-1]["files"]:
+            if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
+                store.file(trial["name"], file)
+        shutil.copytree(store.stage(trial["name"]) / FIGURES, staging / FIGURES)
+        served.write(store.stage(trial["name"]) / MODELS, staging / MODELS)
+    params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
+    return Shown(metrics, params, tags, times, now_sent)
+
+
 def _send_trial(
     client: "MlflowClient",
     store: Store,
     manifest: Mapping[str, Any],
     trial: Mapping[str, Any],
-    state: _State,
+    state: State,
     parent: "RunInfo",
     run: "Run | None",
 ) -> None:
     """Send one trial's points, grids, scores and status, making its run once there is something to show."""
-    sent = json.loads(run.data.tags.get(SENT, "{}")) if run else {}
+    said = run.data.tags.get(SENT, "{}") if run else "{}"
+    sent, certain = json.loads(said), run is None or _WRITTEN.get(run.info.run_id) == said
     with tempfile.TemporaryDirectory() as folder:
-        staging = Path(folder)
-        metrics, times, now_sent, wrong = _news(store, trial, state, sent, staging)
+        what = shown(store, manifest, trial, state, sent, Path(folder))
+        times = what.times
         if run is None and not (times or state.facts or state.outcome == "failed"):
             return
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
-        names = {SWEEP: manifest["key"], TRIAL: trial["run"], "sweep": manifest["key"], "trial": trial["name"]}
-        own = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
         run = run or client.create_run(
             parent.experiment_id,
             start_time=_milliseconds(min(times, default=end)),
-            tags={**names, **own, **_shared_tags(manifest), "mlflow.parentRunId": parent.run_id},
+            tags={SWEEP: manifest["key"], TRIAL: trial["run"], "mlflow.parentRunId": parent.run_id},
             run_name=f"{trial['variant']} seed {trial['seed']}",
         )
         store.note_run(run.info.run_id, trial["name"])
-        tags = {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"], "alarm": wrong or "none"}
-        tags |= {"collapsed": "yes" if "collapse:" in wrong else "no"}
-        if "config" not in sent:
-            (staging / "config.json").write_text(json.dumps(trial["config"], indent=1))
-        if (staging / "images").exists():
-            tags["mlflow.loggedImages"] = "True"
-        if state.outcome == "done":
-            seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-            # Joint training goes on with the image level: what its generator saw is the sum.
-            images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
-            totals = {"train_seconds": seconds, "generator_images": images}
-            metrics += _scores(state.facts[-1]["scores"] | totals, state.end)
-            tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
-            shutil.copytree(store.stage(trial["name"]) / FIGURES, staging / FIGURES)
-            served.write(store.stage(trial["name"]) / MODELS, staging / MODELS)
-        if any(staging.iterdir()):
+        if not certain:
+            _leave_out_images(client, run, Path(folder) / "images")
+        if any(Path(folder).iterdir()):
             client.log_artifacts(run.info.run_id, folder)
-    params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
-    _log(client, run, metrics, params, {**tags, SENT: json.dumps(now_sent)})
+    metrics = what.metrics if certain else _lacking(client, run, what.metrics)
+    _log(client, run, metrics, what.params, {**what.tags, SENT: json.dumps(what.sent)})
+    _WRITTEN[run.info.run_id] = json.dumps(what.sent)
     _close(client, run, state.outcome, state.reason, end)
 
 
+def _leave_out_images(client: "MlflowClient", run: "Run", images: Path) -> None:
+    """Take away the grids that a run has under the name of another time; as for `_lacking`."""
+    there = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")}
+    plain = {WRITTEN_AT.sub("", name) for name in there}
+    for path in list(images.glob("*")):
+        if path.name not in there and WRITTEN_AT.sub("", path.name) in plain:
+            path.unlink()
+
+
+def _lacking(client: "MlflowClient", run: "Run", metrics: "list[Metric]") -> "list[Metric]":
+    """The points that a run has not. Where a pass was cut off between the points and the tag that says so, a stage that
+    was killed too may have made them again since, at another time: MLflow would keep both."""
+    steps = {
+        key: {point.step for point in client.get_metric_history(run.info.run_id, key)}
+        for key in {metric.key for metric in metrics} & set(run.data.metrics)
+    }
+    return [metric for metric in metrics if metric.step not in steps.get(metric.key, ())]
+
+
 def _news(
-    store: Store, trial: Mapping[str, Any], state: _State, sent: Mapping[str, int], staging: Path
+    store: Store, trial: Mapping[str, Any], state: State, sent: Mapping[str, int], staging: Path
 ) -> "tuple[list[Metric], list[float], dict[str, int], str]":
     """A trial's points beyond `sent`, the times of all its points (unix seconds), what is sent with these, and the
     alarm in words, "" where all is well.
@@ -229,8 +304,14 @@ def _news(
     metrics, times, now_sent, records = [], [], {**sent, "config": 0}, {}
     for stage in trial["stages"]:
         label = stage["label"]
+        done = store.has(stage["name"])
         folder = store.look(stage["name"])
-        records[label] = read_record(folder)
+        try:
+            records[label] = read_record(folder)
+        except StoreError:
+            if done:
+                raise
+            continue  # the stage makes its record good when it goes on or ends
         for line in records[label]:
             times.append(line["time"])
             # A resumed stage repeats the points after its checkpoint, at a later time: the first ones stand.
@@ -238,10 +319,16 @@ def _news(
                 values = {f"{label}/{name}": value for name, value in line["metrics"].items()}
                 metrics += _scores(values, line["time"], line["images"])
                 now_sent[label] = line["images"]
+        drawn = {line["images"]: line["time"] for line in records[label]}
         for path in _grids(folder):
-            if int(path.stem) > sent.get(f"{label}/grids", -1):
-                _stage_grid(path, f"{label}+step+{int(path.stem)}", trial["name"], staging / "images")
-                now_sent[f"{label}/grids"] = int(path.stem)
+            images = int(path.stem)
+            # In a stage in progress a grid's point follows it; a score has no points.
+            when = drawn.get(images, store.facts(stage["name"])["finished"] if done else None)
+            if when is not None and images > sent.get(f"{label}/grids", -1):
+                if done:
+                    store.file(stage["name"], f"{GRIDS}/{path.name}")
+                _stage_grid(path, when, f"{label}+step+{images}", trial["name"], staging / "images")
+                now_sent[f"{label}/grids"] = images
     final = state.facts[-1]["scores"] if state.outcome == "done" else None
     wrong = [f"{label}: {text}" for label, texts in latest(records, final).items() for text in texts]
     return metrics, times, now_sent, "; ".join(wrong)
@@ -251,15 +338,16 @@ def _grids(folder: Path) -> list[Path]:
     return sorted((folder / GRIDS).glob("[0-9]*.png"))
 
 
-def _stage_grid(path: Path, key_and_step: str, trial_name: str, staging: Path) -> None:
-    """Lay a grid out as MlflowClient.log_image does, which is what the image slider reads: a PNG and a WebP.
+def _stage_grid(path: Path, drawn: float, key_and_step: str, trial_name: str, staging: Path) -> None:
+    """Lay a grid that was drawn at some time (unix seconds) out as MlflowClient.log_image does, which is what the image
+    slider reads: a PNG and a WebP.
 
     log_image puts a random id into the names, so a grid sent again would be there twice; this id is a hash.
     """
     from PIL import Image
 
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{trial_name} {key_and_step}")
-    stem = f"{key_and_step}+timestamp+{_milliseconds(path.stat().st_mtime)}+{name}"
+    stem = f"{key_and_step}+timestamp+{_milliseconds(drawn)}+{name}"
     staging.mkdir(exist_ok=True)
     shutil.copyfile(path, staging / f"{stem}.png")
     with Image.open(path) as image:
@@ -344,7 +432,7 @@ def finish(uploader: "subprocess.Popen[bytes]") -> bool:
     """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor."""
     if uploader.poll() is not None:
         root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
-        uploader = start(Store(root), sweep_key, uri)
+        uploader = start(open_store(root), sweep_key, uri)
     assert uploader.stdin is not None
     uploader.stdin.close()
     return uploader.wait() == 0
@@ -416,21 +504,37 @@ def sweeps_of(address: str) -> tuple[Store, list[str]]:
     return store, keys
 
 
-def sync_command(store: Positional[str], mlflow: str | None = None, sweep: str | None = None) -> int:
+def sync_command(
+    store: Positional[str], mlflow: str | None = None, sweep: str | None = None, verify: bool = False
+) -> int:
     """Send what MLflow lacks of the sweeps in a store. Trials that have not ended are marked as killed.
 
     Args:
         store: The output store.
         mlflow: Tracking URI; by default $MLFLOW_TRACKING_URI or the SQLite file inside the store.
         sweep: Key of one sweep; by default all of the store's.
+        verify: Then compare every value, param, tag, image, figure and model in MLflow with the store, and print what
+            differs.
     """
     opened, keys = sweeps_of(store)
     if sweep and sweep not in keys:
         raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
     uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
-    trouble = _attempt(opened, [sweep] if sweep else keys, uri, live=False)
+    chosen = [sweep] if sweep else keys
+    trouble = _attempt(opened, chosen, uri, live=False)
     _say(f"{trouble}; {_later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
-    return 1 if trouble else 0
+    if trouble or not verify:
+        return 1 if trouble else 0
+    from sweeps import verify as comparison
+
+    found = [line for key in chosen for line in comparison.differences(opened, key, uri)]
+    for line in found:
+        print(line)
+    if found:
+        _say(f"{len(found)} differences; a run that is deleted in MLflow is sent anew by the same command")
+    else:
+        _say("every value and file in MLflow is as in the store")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def test_the_scheduler_counts_the_workers_that_may_come():
 def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     for name in ("SGAN_STORE", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
-    assert (Options().store, Options().mlflow) == (Path("runs"), None)
+    assert (Options().store, Options().mlflow) == ("runs", None)
     monkeypatch.setenv("SGAN_STORE", "/shared/runs")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert (Options().store, Options().mlflow) == (Path("/shared/runs"), "http://127.0.0.1:5000")
-    assert Options(store=Path("mine"), mlflow="http://other").mlflow == "http://other"
+    assert (Options().store, Options().mlflow) == ("/shared/runs", "http://127.0.0.1:5000")
+    assert Options(store="mine", mlflow="http://other").mlflow == "http://other"

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 
 from sgan.store import FIGURES, GRIDS, MODELS, RECORD_FILE, Record, Store, StoreError, write_json
 from sweeps import tracking
+from sweeps.verify import differences
 
 KEY = "ab12"
 POINTS, GRID_IMAGES = (100, 200, 300), (100, 300)
@@ -363,36 +365,146 @@ def test_a_dead_driver_leaves_nothing_running(store):
     assert store.sweep(KEY).with_suffix(".log").read_text() == ""
 
 
-def test_a_server_that_is_down_at_first_gets_everything(store, migrated, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri, log = f"http://127.0.0.1:{port}", store.sweep(KEY).with_suffix(".log")
-    finish(store, "sgan", 0)
+class Server:
+    """A real tracking server, which can be killed and started again."""
 
-    follower = tracking.start(store, KEY, uri)
+    def __init__(self, folder: Path, migrated: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        database = shutil.copyfile(migrated, folder / "server.db")
+        self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+        self.command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command = [*self.command, "--port", str(self.port)]
+        nowhere = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path, migrated):
+    made = Server(tmp_path, migrated)
+    yield made
+    made.kill()
+
+
+def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything(store, server):
+    log = store.sweep(KEY).with_suffix(".log")
+    train(store, "encoder-0", POINTS[:2], GRID_IMAGES[:1])
+
+    follower = tracking.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
+    server.start()
+    wait_for(lambda: "takes what is sent again" in log.read_text(), 90)
+    assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
+    server.kill()
+    train(store, "encoder-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
+    publish(store, "encoder-0")
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    wait_for(lambda: log.read_text().count("trying again") == 2)
+    server.start()
+    wait_for(lambda: log.read_text().count("takes what is sent again") == 2, 120)
+    assert follower.stdin is not None
+    follower.stdin.close()
+    assert follower.wait(60) == 0
+    assert log.read_text().count("\n") == 4
+    assert_complete(store, "sgan", uri=server.uri)
+    assert_complete(store, "sgan-no-joint", uri=server.uri)
+    assert list(differences(store, KEY, server.uri)) == []
+    client = tracking.connect(server.uri)
+    client.delete_tag(trial(store, "sgan", uri=server.uri).info.run_id, tracking.SENT)
+    client.delete_tag(trial(store, "sgan", uri=server.uri).info.run_id, "outcome")
+    tracking.sync(store, KEY, server.uri)
+    assert_complete(store, "sgan", uri=server.uri)
+    assert list(differences(store, KEY, server.uri)) == []
 
-    database = shutil.copyfile(migrated, tmp_path / "server.db")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        wait_for(lambda: "takes what is sent again" in log.read_text(), 60)
-        assert follower.stdin is not None
-        follower.stdin.close()
-        assert follower.wait(30) == 0
-        assert log.read_text().count("\n") == 2
-        assert_complete(store, "sgan", uri=uri)
-        client = tracking.connect(uri)
-        client.delete_tag(trial(store, "sgan", uri=uri).info.run_id, tracking.SENT)
-        client.delete_tag(trial(store, "sgan", uri=uri).info.run_id, "outcome")
-        tracking.sync(store, KEY, uri)
-        assert_complete(store, "sgan", uri=uri)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+
+def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    follower = tracking.start(store, KEY, tracking.default_uri(store))
+    follower.kill()
+    follower.wait(20)
+    assert tracking.finish(follower)
+    assert_complete(store, "sgan")
+
+
+def artifact(run, pattern: str) -> Path:
+    return sorted(Path(run.info.artifact_uri.removeprefix("file://").replace("%20", " ")).glob(pattern))[0]
+
+
+def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    assert tracking.sync_command(store.address, verify=True) == 0
+    assert "every value and file in MLflow is as in the store" in capsys.readouterr().err
+    run, client = trial(store, "sgan"), tracking.connect(tracking.default_uri(store))
+
+    def altered(sql: str) -> None:
+        with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
+            assert database.execute(sql.format(run=f"run_uuid = '{run.info.run_id}'")).rowcount > 0
+
+    altered("delete from metrics where {run} and key = 'encoder/g_adv' and step = 200")
+    altered("update metrics set value = 0.25 where {run} and key = 'level1/d_adv' and step = 300")
+    altered("update params set value = '2.0' where {run} and key = 'variant.weights.adv'")
+    altered("delete from tags where {run} and key = 'alarm'")
+    altered("update tags set value = '7' where {run} and key = 'seed'")
+    altered("update runs set status = 'RUNNING' where {run}")
+    client.log_metric(run.info.run_id, "encoder/d_adv", 0.5, step=150)
+    client.log_metric(run.info.run_id, "mine", 1.0)
+    image = artifact(run, "images/joint+step+300*.png")
+    image.write_bytes(image.read_bytes()[:-30] + bytes(30))
+    artifact(run, "images/level1+step+100*.webp").unlink()
+    artifact(run, "figures/classes.png").unlink()
+    artifact(run, "model/data/model/last/model.json").write_text("{}")
+    assert tracking.sync_command(store.address, verify=True) == 1
+    said = capsys.readouterr()
+    assert "12 differences" in said.err
+    for line, words in zip(
+        sorted(said.out.splitlines()),
+        (
+            "file figures/classes.png is missing",
+            "file images/joint+step+300.png is '",
+            "file images/level1+step+100+compressed.webp is missing",
+            "file model/data/model/last/model.json is '",
+            "metric encoder/d_adv at 150 is 0.5, and nothing in the store",
+            "metric encoder/g_adv has no point at 200, and 0.2 in the store",
+            "metric level1/d_adv at 300 is 0.25, and 0.5 in the store",
+            "metric mine is not in the store",
+            "param variant.weights.adv is '2.0', and '1.0' in the store",
+            "state status is 'RUNNING', and 'FINISHED' in the store",
+            "tag alarm is missing",
+            "tag seed is '7', and '0' in the store",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"sgan seed 0: {words}"), line
+    client.delete_run(run.info.run_id)
+    assert tracking.sync_command(store.address, verify=True) == 0
+
+
+def test_damage_in_one_trial_holds_no_other_up_and_is_named(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    path = store.stage("joint-sgan-0") / GRIDS / "000000300.png"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"joint-sgan-0/grids/000000300\.png is missing or damaged"):
+        sync(store)
+    assert_complete(store, "sgan-no-joint")
+    assert "score-sgan-0" not in found(store)[1]
 
 
 def test_without_a_server_the_last_pass_says_how_to_send_it_later(store):
