@@ -35,7 +35,7 @@ def main(sweep: Sweep) -> int:
     print("starting Ray ...", flush=True)
     from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
     from sgan.stages import code_version
-    from sweeps import schedule, tracking, trials
+    from sweeps import schedule, sharing, tracking, trials
 
     store = open_store(sweep.store)
     if sweep.dataset != "auto":
@@ -47,6 +47,7 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
 
+    sharing.check(store, resolved.key)
     basis = resolved.basis
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
@@ -58,7 +59,7 @@ def main(sweep: Sweep) -> int:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
         uploader = tracking.start(store, resolved.key, uri)
         try:
-            job = trials.Job(basis.folder, store.address, revision, code_version(), sweep.deterministic)
+            job = trials.Job(basis.folder, store.address, resolved.key, revision, code_version(), sweep.deterministic)
             trials.run(resolved.trials, job, store, slots)
         finally:
             sent = tracking.finish(uploader)

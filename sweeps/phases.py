@@ -61,7 +61,7 @@ class Running:
         self.key = content_key([*parts, as_json(space_parts)])
         self.directions = OBJECTIVES[search.objective]
         self.commit, self.machine = commit(), f"{machine('cpu').split(',')[0]}, {slots.where}"
-        job = Job(basis.folder, store.address, self.commit, code_version(), search.deterministic)
+        job = Job(basis.folder, store.address, self.key, self.commit, code_version(), search.deterministic)
         self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.units = slots.all_gpus or slots.nodes

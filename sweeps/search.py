@@ -164,9 +164,10 @@ def main(search: Search) -> int:
 
 def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     """Run both phases and publish; returns the exit status."""
-    from sweeps import plots, publish, tracking, trials
+    from sweeps import plots, publish, sharing, tracking, trials
 
     store = running.store
+    sharing.check(store, running.key)
     if running.basis.inception_weights:
         store.keep_weights(running.basis.inception_weights, running.basis.inception)
     uri = running.search.mlflow or tracking.default_uri(store)

@@ -17,7 +17,6 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 
-from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.data import load
@@ -38,6 +37,7 @@ from sgan.stages import (
 from sgan.store import Store, write_json
 from sweeps import memory
 from sweeps.schedule import Slots, fit
+from sweeps.sharing import see
 
 REPORT_SECONDS = 2.0
 """A trial reports to Tune this often, so that a short step costs the driver nothing."""
@@ -66,11 +66,13 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: where the data lie, the store's address, the commit to note, the version of the
-    code by which the trials were planned, and whether GPUs are to be deterministic."""
+    """What every worker is given: where the data lie, the store's address and the mark that the driver left there, the
+    commit to note, the version of the code by which the trials were planned, and whether GPUs are to be deterministic.
+    """
 
     data: Path
     store: str
+    mark: str
     commit: str
     code: str
     deterministic: bool = False
@@ -113,7 +115,7 @@ class Job:
             f"the {trial.config.dataset.name} data in {self.data} on {platform.node()} are not those that the driver "
             "has",
         )
-        return Worker(open_store(self.store), data.to(device), device, trial.plan, self.commit)
+        return Worker(see(self.store, self.mark, platform.node()), data.to(device), device, trial.plan, self.commit)
 
 
 @dataclass(frozen=True)

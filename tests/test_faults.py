@@ -20,6 +20,7 @@ from sgan.stages import code_version, name
 from sgan.store import Store, StoreError
 from sweeps import memory
 from sweeps.memory import GIB, advice
+from sweeps.sharing import mark
 from sweeps.trials import Job, Trial
 
 
@@ -103,6 +104,8 @@ import resource
 from test_faults import tiny_trial
 from sgan import train
 from sgan.stages import code_version
+from sgan.store import Store
+from sweeps.sharing import mark
 from sweeps.trials import Job
 update = train.GanTask.step
 def step(self, number):
@@ -113,9 +116,15 @@ def step(self, number):
         {allocate}
     return update(self, number)
 train.GanTask.step = step
-*_, last = Job(Path(), Path(sys.argv[1]), "test", code_version()).results(tiny_trial())
+mark(Store(sys.argv[1]), "mark")
+*_, last = Job(Path(), sys.argv[1], "mark", "test", code_version()).results(tiny_trial())
 print(last["outcome"], last["reason"])
 """
+
+
+def job(root: Path, deterministic: bool = False) -> Job:
+    mark(Store(root), "mark")
+    return Job(Path(), str(root), "mark", "test", code_version(), deterministic)
 
 
 def tiny_trial() -> Trial:
@@ -138,7 +147,7 @@ def test_an_error_that_is_no_lack_of_memory_is_raised(root, monkeypatch):
 
     monkeypatch.setattr("sgan.train.GanTask.step", wrong)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        list(Job(Path(), root, "test", code_version()).results(tiny_trial()))
+        list(job(root).results(tiny_trial()))
 
 
 def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, monkeypatch):
@@ -148,7 +157,7 @@ def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, m
     trial = tiny_trial()
     try:
         for place, wanted in ((root, False), (tmp_path / "asked", True)):
-            *_, last = Job(Path(), place, "test", code_version(), wanted).results(trial)
+            *_, last = job(place, wanted).results(trial)
             assert last["outcome"] == "done", last["reason"]
             assert torch.are_deterministic_algorithms_enabled() == wanted
             assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)

@@ -143,6 +143,16 @@ def test_the_user_reaches_mlflow_through_ssh_and_it_comes_back(cluster: Cluster)
         tunnel.wait()
 
 
+def test_a_folder_that_the_hosts_do_not_share_is_refused(cluster: Cluster):
+    """Every host has a /tmp of its own."""
+    script = ROOT / "sweeps" / "ablation.py"
+    command = f". ~/.sgan.env; SGAN_DRIVER=1 {BIN / 'python'} {script} {' '.join(SWEEP)} --store /tmp/mine"
+    done = cluster.head.run("bash", "-c", command, timeout=100, check=False)
+    assert done.returncode == 2, done.stdout
+    assert re.search(r"error: the output store /tmp/mine is not shared: the node \w+ does not see there", done.stderr)
+    assert not list(Path("/tmp/mine").glob("*"))
+
+
 def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, tmp_path: Path):
     seen: dict[str, set[float]] = {}
 
