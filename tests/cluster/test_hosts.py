@@ -153,6 +153,54 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(cluster: Cluster):
     assert not list(Path("/tmp/mine").glob("*"))
 
 
+KEYS = "[default]\naws_access_key_id = test\naws_secret_access_key = test\nregion = us-east-1\n"
+BUCKET = """
+import s3fs, sys, time
+for _ in range(100):
+    try:
+        s3fs.S3FileSystem(endpoint_url=sys.argv[1]).mkdir("bucket")
+        break
+    except Exception:
+        time.sleep(0.2)
+"""
+
+
+def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, tmp_path: Path):
+    """A real S3 API on the head; each host's mirror is a folder of its own."""
+    for name in (cluster.head.name, *WORKERS):
+        keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials"
+        cluster.network[name].run("bash", "-c", keys)
+    endpoint = f"{cluster.head.address}:{OPEN}"
+    serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {OPEN}"
+    api = subprocess.Popen(
+        cluster.head.command("timeout", "300", "bash", "-c", serve),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    alone = ablation_on_one_host(tmp_path / "runs")  # meanwhile
+    try:
+        cluster.head.run(str(BIN / "python"), "-c", BUCKET, f"http://{endpoint}", timeout=60)
+        store = f"s3://bucket/folder?endpoint_override={endpoint}&scheme=http"
+        script = ROOT / "sweeps" / "ablation.py"
+        words = f"{BIN / 'python'} {script} {' '.join(SWEEP)} --store '{store}' --mlflow sqlite:////tmp/mlflow.db"
+        done = cluster.head.run("bash", "-c", f". ~/.sgan.env; SGAN_DRIVER=1 {words}", timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        reference, _ = alone.communicate(timeout=200)
+        assert alone.returncode == 0, reference
+        assert table(done.stdout) == table(reference)
+        trained = []
+        for name in WORKERS:
+            claims = cluster.network[name].run("bash", "-c", "ls ~/.cache/sgan/*/claims").stdout.split()
+            assert any(claim.startswith("level-") for claim in claims), name
+            files = cluster.network[name].run("bash", "-c", "ls ~/.cache/sgan/*/work").stdout.split()
+            trained += files
+        assert not trained  # nothing was left in progress
+    finally:
+        for process in (api, alone):
+            process.kill()
+            process.wait()
+
+
 def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, tmp_path: Path):
     seen: dict[str, set[float]] = {}
 
