@@ -188,13 +188,13 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         reference, _ = alone.communicate(timeout=200)
         assert alone.returncode == 0, reference
         assert table(done.stdout) == table(reference)
-        trained = []
-        for name in WORKERS:
-            claims = cluster.network[name].run("bash", "-c", "ls ~/.cache/sgan/*/claims").stdout.split()
+        for name in WORKERS:  # both trained, and nothing was left in progress
+            claims, work = (
+                cluster.network[name].run("bash", "-c", f"ls ~/.cache/sgan/*/{folder}").stdout.split()
+                for folder in ("claims", "work")
+            )
             assert any(claim.startswith("level-") for claim in claims), name
-            files = cluster.network[name].run("bash", "-c", "ls ~/.cache/sgan/*/work").stdout.split()
-            trained += files
-        assert not trained  # nothing was left in progress
+            assert not work, name
     finally:
         for process in (api, alone):
             process.kill()
