@@ -149,8 +149,12 @@ def files(store: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def table(store: Path) -> list[str]:
-    return [line for line in (store / "RESULTS.md").read_text().splitlines() if line.startswith("| ")]
+def table(store: Path) -> list[list[str]]:
+    """The table's cells, without the column of the training time."""
+    lines = [line for line in (store / "RESULTS.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    (clock,) = [place for place, title in enumerate(rows[0]) if title.startswith("Train")]
+    return [row[:clock] + row[clock + 1 :] for row in rows]
 
 
 def compare(quiet: Path, store: Path, server: Server) -> str:
