@@ -111,7 +111,9 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
 def disturbed(dice: random.Random, folder: Path) -> tuple[Path, Server, str]:
     """An ablation that goes through many faults; its store, MLflow, and what struck."""
     store, server, log = folder / "runs", Server(folder), folder / "driver.log"
-    faults, struck, lives = [dice.choice(FAULTS) for _ in range(dice.randint(4, 7))], collections.Counter(), 0
+    faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
+    dice.shuffle(faults)
+    struck, lives = collections.Counter(), 0
     if dice.random() < 0.7:
         server.start()
     following, back = time.monotonic() + dice.uniform(0, 10), 0.0
