@@ -108,9 +108,9 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
     return True
 
 
-def disturbed(dice: random.Random, folder: Path) -> tuple[Path, Server, str]:
-    """An ablation that goes through many faults; its store, MLflow, and what struck."""
-    store, server, log = folder / "runs", Server(folder), folder / "driver.log"
+def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
+    """An ablation that goes through many faults, in the store `folder`/runs; says what struck."""
+    store, log = folder / "runs", folder / "driver.log"
     faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
     dice.shuffle(faults)
     struck, lives = collections.Counter(), 0
@@ -123,7 +123,9 @@ def disturbed(dice: random.Random, folder: Path) -> tuple[Path, Server, str]:
         driver, until = start(store, server.uri, log), time.monotonic() + PATIENCE
         while driver.poll() is None:
             now = time.monotonic()
-            assert now < until, f"a driver does not end; see {log}"
+            if now > until:
+                driver.kill()
+                raise AssertionError(f"a driver does not end; see {log}")
             if server.process is None and now > back:
                 server.start()
             if faults and now > following and strike(faults[0], driver, store, server, dice):
@@ -135,7 +137,7 @@ def disturbed(dice: random.Random, folder: Path) -> tuple[Path, Server, str]:
         ends = (1, 130, -signal.SIGKILL, -signal.SIGINT)  # the last one where Python itself is starting or ending
         assert driver.returncode in ends, f"exit status {driver.returncode}; see {log}"
     said = ", ".join(f"{count} x {fault}" for fault, count in sorted(struck.items()))
-    return store, server, f"{said}; {lives} lives of the driver"
+    return f"{said}; {lives} lives of the driver"
 
 
 def files(store: Path) -> dict[str, dict[str, str]]:
@@ -185,16 +187,16 @@ def undisturbed(folder: Path) -> Path:
 
 def play(seed: int, number: int, quiet: Path, folder: Path) -> str:
     """One round; what happened in it."""
-    began, dice, server = time.monotonic(), random.Random(f"{seed} {number}"), None
+    began, dice = time.monotonic(), random.Random(f"{seed} {number}")
     folder.mkdir()
+    server = Server(folder)
     try:
-        store, server, said = disturbed(dice, folder)
+        said = disturbed(dice, folder, server)
         if server.process is None:
             server.start()
-        same = compare(quiet, store, server)
+        same = compare(quiet, folder / "runs", server)
     finally:
-        if server:
-            server.kill()
+        server.kill()
     return f"seed {seed} round {number}: {said}, {time.monotonic() - began:.0f} s: {same}"
 
 
