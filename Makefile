@@ -7,7 +7,7 @@ ARGS ?=
 SEED ?= 0
 ROUNDS ?= 1
 
-.PHONY: ablation test check chaos clean
+.PHONY: ablation test check chaos audit clean
 
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
@@ -17,6 +17,10 @@ test: $(ENV)/made
 
 chaos: $(ENV)/made
 	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)
+
+# A report: it needs a service that may be out of reach, and what it finds must be judged by somebody.
+audit: $(UV)
+	-timeout 120 $(UV) tool run --quiet pip-audit --requirement requirements.lock --disable-pip --progress-spinner off
 
 check: $(ENV)/made
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,10 +74,11 @@ def connect() -> None:
         ConfigError: there is an address, and no cluster answers there.
     """
     asked = os.environ.get("RAY_ADDRESS", "")
-    if asked == "local" or not (asked or services.find_bootstrap_address(None)):
-        # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
-        ray_constants.ENABLE_RAY_CLUSTER = False
+    here = asked == "local" or not (asked or services.find_bootstrap_address(None))
+    before = ray_constants.ENABLE_RAY_CLUSTER
     try:
+        # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
+        ray_constants.ENABLE_RAY_CLUSTER = before and not here
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         address = asked or "left by an earlier `ray start`"
@@ -84,6 +86,8 @@ def connect() -> None:
             f"no Ray cluster answers at the address {address} ({str(error).splitlines()[0]}); start it, or set "
             "RAY_ADDRESS=local to use this machine alone"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def slots(limit: int | None, trials_per_gpu: int) -> Slots:
@@ -142,6 +146,9 @@ class Runner(tune.Trainable):
 def stoppable() -> Iterator[None]:
     """Ctrl-C or SIGTERM once: Tune ends all trials after the steps in progress, and each leaves a checkpoint. Twice:
     this process ends at once, as if it were killed, with exit status 130."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+        yield
+        return
     asked = False
 
     def stop(number: int, frame: Any) -> None:

@@ -1,5 +1,6 @@
 """The main job from its command line: Ray, the store, MLflow and the table, all real; digits at a tiny budget."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from chaos import below, processes
 from mlflow import MlflowClient
 from PIL import Image
 
 import sgan
-from sgan.store import Store, read_json
+from sgan.checkpoint import CHECKPOINTS
+from sgan.store import Store, read_json, read_record
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -135,26 +138,29 @@ def wait_for(condition, seconds: float = 90.0):
 
 def workers(driver: int) -> list[int]:
     """Processes of Ray that run trials for this driver: Ray names them after its wrapper of the trainable."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (folder / "stat").read_text()
-            names[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(status.rsplit(")", 1)[1].split()[1])
+    found = processes()
+    return [each for each in below(driver, found) if "ResourceTrainable" in found.get(each, (0, ""))[1]]
 
-    def below(process: int) -> bool:
-        while process in parents:
-            if process == driver:
-                return True
-            process = parents[process]
-        return False
 
-    return [process for process, name in names.items() if "ResourceTrainable" in name and below(process)]
+def listening(tree: set[int]) -> set[str]:
+    """Addresses, in the kernel's hexadecimal, at which processes listen for TCP."""
+    sockets = set()
+    for process in tree:
+        with contextlib.suppress(OSError):
+            for file in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(file).removeprefix("socket:[").rstrip("]"))
+    lines = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return {fields[1].partition(":")[0] for fields in lines if fields[3] == "0A" and fields[9] in sockets}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers through /proc")
+@pytest.mark.timeout(600)
 def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: tuple[Path, str], tmp_path: Path):
     reference, store = quiet[0], tmp_path / "runs"
     arguments = ("--seeds", "2", "--variants", *ROWS)
@@ -166,8 +172,11 @@ def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: 
     os.kill(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
+    assert "Stopping: every trial ends its step and leaves a checkpoint" in output
     assert "the same command goes on" in output
     assert not table(output)
+    for folder in (store / "work").glob("level-*"):  # they train for less than the seconds between two checkpoints
+        assert len(read_record(folder)) < 2 or list((folder / CHECKPOINTS).iterdir())
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
 
     driver, done = start(store, *arguments), len(stages(store))
@@ -183,3 +192,53 @@ def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: 
     assert len(found) == 7
     assert {run.info.status for run in found} == {"FINISHED"}
     assert not list(Store(store).work("").glob("*"))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes through /proc")
+def test_a_local_run_listens_on_loopback_alone_and_ends_at_once_on_the_second_interrupt(tmp_path: Path):
+    store = tmp_path / "runs"
+    driver = start(store, "--seeds", "1", "--variants", "sgan")
+    wait_for(lambda: list((store / "work").glob("*-*")))
+    tree = below(driver.pid, processes())
+    assert len(tree) > 4
+    assert listening(tree)
+    assert listening(tree) <= LOOPBACK
+    os.kill(driver.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=15)
+    assert driver.returncode == 130
+    assert "Stopped at once; the same command goes on" in output or "the same command goes on where" in output
+    wait_for(lambda: not [each for each in tree if "ResourceTrainable" in processes().get(each, (0, ""))[1]], 60)
+
+
+@pytest.mark.timeout(600)
+def test_three_drivers_of_two_sweeps_on_one_store_train_each_stage_once(quiet: tuple[Path, str], tmp_path: Path):
+    """Two of them run the same sweep; the third's differs in its scores alone, so that it shares all but those."""
+    store, arguments = tmp_path / "runs", ("--seeds", "1", "--variants", "sgan", "dcgan-adv-cond", "--slots", "1")
+    drivers = [start(store, *arguments), start(store, *arguments)]
+    drivers.append(start(store, *arguments, "--override", *SMALL[:2], "samples=600", "evaluations=1"))
+    seen: dict[str, int] = {}
+    deadline = time.monotonic() + 400
+    while any(driver.poll() is None for driver in drivers):
+        assert time.monotonic() < deadline
+        there = {path.parent.name: path.stat().st_ino for path in (store / "stages").glob("*/stage.json")}
+        again = {path.name for path in (store / "work").glob("*-*")} & there.keys()
+        assert not again, "a finished stage is trained again"
+        assert {name: there[name] for name in seen} == seen, "a stage was trained twice"
+        seen = there
+        time.sleep(0.05)
+    outputs = [driver.communicate()[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0, 0], outputs
+    joined = ["Another process runs this sweep in this store; this one joins it" in output for output in outputs]
+    assert sorted(joined[:2]) == [False, True]
+    assert not joined[2]
+    assert table(outputs[0]) == table(outputs[1])
+    assert len([name for name in stages(store) if not name.startswith("score-")]) == 1 + 1 + 3 + 1
+    same = [name for name in scores(store) if name in scores(quiet[0])]
+    assert len(same) == 2
+    assert len(scores(store)) == 4
+    assert {name: scores(store)[name] for name in same} == {name: scores(quiet[0])[name] for name in same}
+    found = runs(store)
+    assert len(found) == 2 + 2 * 2
+    assert {run.info.status for run in found} == {"FINISHED"}

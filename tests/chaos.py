@@ -1,0 +1,219 @@
+"""Kills the driver, its workers, the uploader and a real MLflow server at random while an ablation runs, and compares
+what comes out with a quiet run: the table, the bytes of every file of every stage, the runs in MLflow.
+
+    make chaos SEED=0 ROUNDS=10
+
+A seed and a round choose the faults and their order; when exactly they strike depends on the machine.
+"""
+
+import argparse
+import collections
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sgan.store import RECORD_FILE, Store, read_record
+from sweeps import tracking
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = ("--budget", "0.15", "--seeds", "1", "--slots", "2", "--variants", "sgan", "sgan-no-joint", "dcgan-adv-cond")
+OVERRIDE = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+FAULTS = ("driver", "worker", "worker", "uploader", "mlflow", "interrupt", "two interrupts")
+PATIENCE = 240.0
+"""Seconds that one life of a driver may last."""
+LIVES = 30
+
+
+class Server:
+    """A real MLflow server on SQLite."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri, self.folder, self.process = f"http://127.0.0.1:{self.port}", folder, None
+        tracking.connect(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, env=environment, stdout=null, stderr=null, start_new_session=True)
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
+            self.process = None
+
+
+def start(store: Path, uri: str | None, log: Path) -> subprocess.Popen[bytes]:
+    """A driver of the ablation."""
+    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *OPTIONS, *OVERRIDE, "--store", str(store)]
+    command += ["--mlflow", uri] if uri else []
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Process -> its parent and its command line."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            found[int(folder.name)] = parent, (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def below(process: int, found: dict[int, tuple[int, str]]) -> set[int]:
+    """A process and all that descend from it."""
+    tree, size = {process}, 0
+    while len(tree) > size:
+        size = len(tree)
+        tree |= {each for each, (parent, _) in found.items() if parent in tree}
+    return tree
+
+
+def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Server, dice: random.Random) -> bool:
+    """Do it; whether there was something to hit."""
+    found = processes()
+    if fault in ("worker", "uploader"):
+        mine = below(driver.pid, found)
+        word = "ResourceTrainable" if fault == "worker" else "sweeps.tracking follow"
+        victims = sorted(each for each in mine if word in found[each][1]) if driver.pid in found else []
+        if victims:
+            os.kill(dice.choice(victims), signal.SIGKILL)
+        return bool(victims)
+    if fault == "mlflow":
+        there = server.process is not None
+        server.kill()
+        return there
+    if not (store / "work").exists() or not any((store / "work").iterdir()):
+        return False  # it has not begun
+    driver.send_signal(signal.SIGKILL if fault == "driver" else signal.SIGINT)
+    if fault == "two interrupts":
+        time.sleep(dice.uniform(0, 0.5))
+        driver.send_signal(signal.SIGINT)
+    return True
+
+
+def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
+    """An ablation that goes through many faults, in the store `folder`/runs; says what struck."""
+    store, log = folder / "runs", folder / "driver.log"
+    faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
+    dice.shuffle(faults)
+    struck, lives = collections.Counter(), 0
+    if dice.random() < 0.7:
+        server.start()
+    following, back = time.monotonic() + dice.uniform(0, 10), 0.0
+    while True:
+        lives += 1
+        assert lives < LIVES, f"after {lives} lives the sweep is not through; see {log}"
+        driver, until = start(store, server.uri, log), time.monotonic() + PATIENCE
+        while driver.poll() is None:
+            now = time.monotonic()
+            if now > until:
+                driver.kill()
+                raise AssertionError(f"a driver does not end; see {log}")
+            if server.process is None and now > back:
+                server.start()
+            if faults and now > following and strike(faults[0], driver, store, server, dice):
+                struck[faults.pop(0)] += 1
+                following, back = now + dice.uniform(0.5, 8), now + dice.uniform(0, 15)
+            time.sleep(0.05)
+        if driver.returncode == 0:
+            break
+        ends = (1, 130, -signal.SIGKILL, -signal.SIGINT)  # the last one where Python itself is starting or ending
+        assert driver.returncode in ends, f"exit status {driver.returncode}; see {log}"
+    said = ", ".join(f"{count} x {fault}" for fault, count in sorted(struck.items()))
+    return f"{said}; {lives} lives of the driver"
+
+
+def files(store: Path) -> dict[str, dict[str, str]]:
+    """Stage -> file -> SHA-256, the record's without its times."""
+    found = {}
+    for path in sorted((store / "stages").iterdir()):
+        held = Store(store).facts(path.name)["files"]
+        if RECORD_FILE in held:
+            held[RECORD_FILE] = str([(line["images"], line["metrics"]) for line in read_record(path)])
+        for file in [file for file in held if file.endswith("model.json")]:
+            held.pop(file)  # names the commit, and is otherwise made of what is compared
+        found[path.name] = held
+    return found
+
+
+def table(store: Path) -> list[list[str]]:
+    """The table's cells, without the column of the training time."""
+    lines = [line for line in (store / "RESULTS.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    (clock,) = [place for place, title in enumerate(rows[0]) if title.startswith("Train")]
+    return [row[:clock] + row[clock + 1 :] for row in rows]
+
+
+def compare(quiet: Path, store: Path, server: Server) -> str:
+    """Assert that two stores hold the same, and that MLflow holds all of the second; says what was compared."""
+    expected, found = files(quiet), files(store)
+    assert found.keys() == expected.keys()
+    for stage in expected:
+        assert found[stage] == expected[stage], f"{stage} differs"
+    assert table(store) == table(quiet)
+    assert not list((store / "work").iterdir())
+    (manifest,) = (path.stem for path in (store / "sweeps").glob("*.json"))
+    sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
+    done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = tracking.runs_of(tracking.connect(server.uri), manifest)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    return f"{len(found)} stages of the same bytes, the same table, {len(runs)} MLflow runs verified"
+
+
+def undisturbed(folder: Path) -> Path:
+    """The store of a quiet run."""
+    driver = start(folder / "quiet", None, folder / "quiet.log")
+    assert driver.wait(PATIENCE) == 0, (folder / "quiet.log").read_text()
+    return folder / "quiet"
+
+
+def play(seed: int, number: int, quiet: Path, folder: Path) -> str:
+    """One round; what happened in it."""
+    began, dice = time.monotonic(), random.Random(f"{seed} {number}")
+    folder.mkdir()
+    server = Server(folder)
+    try:
+        said = disturbed(dice, folder, server)
+        if server.process is None:
+            server.start()
+        same = compare(quiet, folder / "runs", server)
+    finally:
+        server.kill()
+    return f"seed {seed} round {number}: {said}, {time.monotonic() - began:.0f} s: {same}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    quiet = undisturbed(folder)
+    for number in range(arguments.rounds):
+        print(play(arguments.seed, number, quiet, folder / f"round{number}"), flush=True)
+        shutil.rmtree(folder / f"round{number}")
+    print(f"survived {arguments.rounds} rounds")
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
