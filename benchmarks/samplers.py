@@ -18,7 +18,7 @@ import tyro
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from sweeps.bridge import Distinct
-from sweeps.study import SAMPLERS
+from sweeps.study import SAMPLERS, Seeded
 
 LAMBDAS = {"adversarial": (0.1, 10.0), "conditional": (0.1, 10.0), "entropy": (1.0, 100.0)}
 SPACE: dict[str, BaseDistribution] = {
@@ -73,7 +73,7 @@ def problem(seed: int) -> Problem:
 def explore(made: Problem, sampler: str, seed: int, count: int) -> list[tuple[float, dict[str, Any]]]:
     """Scores and configs in the order of their score, best first."""
     noise, study = random.Random(seed), optuna.create_study(direction="maximize")
-    study.sampler = Distinct(SAMPLERS[sampler](seed), SPACE, lambda params: tuple(sorted(params.items())))
+    study.sampler = Distinct(Seeded(SAMPLERS[sampler], seed), SPACE, lambda params: tuple(sorted(params.items())))
     for _ in range(count):
         trial = study.ask(SPACE)
         study.tell(trial, made.score(trial.params, noise))

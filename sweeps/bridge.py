@@ -135,7 +135,6 @@ class Distinct(BaseSampler):
 
     def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution], key: Callable[[Params], Any]):
         self.inner, self.space, self.key = inner, space, key
-        self.anything = RandomSampler(seed=0)
         self.keys: dict[int, Any] = {}
         self.configs = {key(params): params for params in _configs(space)}
 
@@ -158,9 +157,9 @@ class Distinct(BaseSampler):
     ) -> Params:
         if "fixed_params" in trial.system_attrs or trial.params.keys() >= search_space.keys():
             return {}
-        taken = self.taken(study)
+        taken, anything = self.taken(study), RandomSampler(seed=trial.number)
         for draw in range(11 * DRAWS):
-            sampler = self.inner if draw < DRAWS else self.anything
+            sampler = self.inner if draw < DRAWS else anything
             joint = sampler.infer_relative_search_space(study, trial)
             params = {**sampler.sample_relative(study, trial, joint), **trial.params}  # some may be written already
             for name, distribution in search_space.items():

@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXPLORE = 0.7
@@ -35,40 +35,41 @@ def confirmations(trials: float, top: int | None, seeds: int | None, configs: in
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of wall time: the median of simulated searches, with the range that nine in ten of them fall into; and
-    the seconds of stages that are shared between trials instead of being run again (median)."""
+    """Seconds of wall time: the median of simulated searches, with the range that nine in ten of them fall into."""
 
     median: float
     low: float
     high: float
-    saved: float
 
 
 def simulate(
-    splits: Sequence[Mapping[str, float]], once: Mapping[str, float], explored: int, best: int, seeds: int, slots: int
+    splits: Sequence[float],
+    explore: Sequence[float | None],
+    confirm: Sequence[float | None],
+    shared: float,
+    slots: int,
 ) -> Estimate:
-    """Simulate searches over splits of unknown merit: half of the trials explore any, half return to a favourite.
+    """Simulate searches over splits of unknown merit: half of the trials explore any, half return to a favourite, which
+    is then confirmed.
 
     Args:
-        splits: of each split, seconds of the stages that every trial of it runs itself, by name.
-        once: seconds of the stages that all trials of a seed share.
-        explored, best, seeds: trials of the first phase; configs and seeds of the second.
+        splits: of each split, seconds of the stages that every trial of it runs itself.
+        explore, confirm: the trials of each phase that have not ended: seconds of the stages of their own that the
+            store has not, or None where the config is not known yet.
+        shared: seconds of the stages that several trials share, of those that the store has not.
         slots: trials at the same time.
     """
-    rng, walls, saved = random.Random(0), [], []
-    costs, shared = [sum(split.values()) for split in splits], sum(once.values())
+    rng, walls = random.Random(0), []
     for _ in range(SIMULATIONS):
-        favourite = rng.choice(costs)
-        first = [rng.choice(costs) if rng.random() < 0.5 else favourite for _ in range(explored)]
+        favourite = rng.choice(splits)
+        unknown = (rng.choice(splits) if rng.random() < 0.5 else favourite for _ in explore)
+        first = [each if known is None else known for each, known in zip(unknown, explore, strict=True)]
+        second = [favourite if known is None else known for known in confirm]
         noise = rng.lognormvariate(0.0, 0.2)  # between a few measured steps and hours of training
-        second = [favourite] * (best * seeds)
-        groups = (bool(first) + (seeds if best else 0)) * shared
-        wall = (_wall(first, slots) + _wall(second, slots) + groups / slots) * noise
-        walls.append(wall)
-        saved.append(((len(first) + len(second)) * shared - groups) * noise)
+        walls.append((_wall(first, slots) + _wall(second, slots) + shared / slots) * noise)
     walls.sort()
     low, high = walls[SIMULATIONS // 20], walls[-SIMULATIONS // 20]
-    return Estimate(statistics.median(walls), low, high, statistics.median(saved))
+    return Estimate(statistics.median(walls), low, high)
 
 
 def _wall(costs: Sequence[float], slots: int) -> float:

@@ -3,7 +3,7 @@ seeds that the first phase never saw."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from sgan.checks import as_json, content_key, require
+from sgan.config import Config
 from sgan.run import machine
-from sgan.stages import ClassifierStage, JointStage, LevelStage, code_version, name, plan
+from sgan.stages import ClassifierStage, JointStage, LevelStage, Stage, code_version, name, plan
 from sgan.store import Store
 from sweeps import bridge, publish, schedule, trials
 from sweeps.budget import EXPLORE, Estimate, Limits, confirmations, simulate
@@ -32,6 +33,8 @@ STUDIES = "optuna.log"
 DECIDED = "confirm"
 """User attribute of a study: how many configs and seeds its second phase has, and what was asked for then."""
 ENDLESS = 10**9
+SHARED = ("scorer", "encoder")
+"""Labels of the stages that all trials of a seed share."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Plan:
     Attributes:
         explored: configs of the first phase; best, seeds: configs and seeds of the second.
         estimate: of what is still to run.
+        saved: seconds of the stages of trials still to run that the store has, or that they share.
         trial_seconds: of a trial on its slot (mean over the splits).
     """
 
@@ -48,7 +52,34 @@ class Plan:
     best: int
     seeds: int
     estimate: Estimate
+    saved: float
     trial_seconds: float
+
+
+def still(ahead: Sequence[Sequence[tuple[Stage, float]]], store: Store) -> tuple[list[float], float, float]:
+    """What trials still to run take, where a stage that the store has costs nothing and every other one is run once.
+
+    Args:
+        ahead: the stages of each trial, with their seconds.
+    Returns:
+        Seconds of each trial's own stages; of the classifiers, which trials share; and of all that need not be run.
+    """
+    own, shared, saved, counted = [], 0.0, 0.0, set()
+    for stages in ahead:
+        own.append(0.0)
+        for stage, seconds in stages:
+            if name(stage) in counted or store.has(name(stage)):
+                saved += seconds
+            elif isinstance(stage, ClassifierStage):
+                shared += seconds
+            else:
+                own[-1] += seconds
+            counted.add(name(stage))
+    return own, shared, saved
+
+
+def _taps(config: Config) -> tuple[str, ...]:
+    return config.variant.cuts or config.variant.through
 
 
 class Running:
@@ -112,14 +143,12 @@ class Running:
             ConfigError: --hours or --max-cost carry fewer than three trials.
         """
         configs = [self._config(split) for split in self.space.splits]
-        seconds = schedule.measure(configs, self.basis.data, self.slots)
-        once: dict[str, float] = {}
-        splits = []
-        for config in configs:
-            stages = [stage for _, stage in plan(config).stages]
-            once |= {name(stage): seconds[name(stage)] for stage in stages if isinstance(stage, ClassifierStage)}
-            splits.append({name(stage): seconds[name(stage)] for stage in stages if name(stage) not in once})
-        mean = sum(sum(split.values()) for split in splits) / len(splits)
+        measured = schedule.measure(configs, self.basis.data, self.slots)
+        seconds = {
+            _taps(config): {label: measured[name(stage)] for label, stage in plan(config).stages} for config in configs
+        }
+        splits = [sum(each for label, each in row.items() if label not in SHARED) for row in seconds.values()]
+        mean = sum(splits) / len(splits)
         limits, held, search = self.limits, len(finished(study)), self.search
         carried = limits.seconds / mean * self.slots.count
         require(
@@ -130,12 +159,31 @@ class Running:
         count = min(limits.trials, max(3, carried))
         target = int(Limits(count, limits.seconds).explored())
         best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, held))
-        todo = max(0, target - held)
-        chosen = (
-            best * seeds if todo else sum(not trials.ended(one, self.store) for one in self.best(study, best, seeds))
-        )
-        estimate = simulate(splits, once, todo, chosen, seeds, self.slots.count)
-        return Plan(target, best, seeds, estimate, mean)
+        explore: list[Trial | int] = [
+            self.explored(each) for each in self.complete(study) if not each.state.is_finished()
+        ]
+        explore += [search.seed] * max(0, target - held - len(explore))  # of others the seed is known
+        confirm: list[Trial | int] = [*self.best(study, best, seeds)]
+        if explore:
+            confirm = [search.seed + 1 + index % seeds for index in range(best * seeds)]
+
+        def stages(one: Trial | int) -> list[tuple[Stage, float]]:
+            config = self.space.config(self.space.known_good(), one) if isinstance(one, int) else one.config
+            return [
+                (stage, seconds[_taps(config)][label])
+                for label, stage in plan(config).stages
+                if label in SHARED or not isinstance(one, int)
+            ]
+
+        ahead = [
+            [one for one in phase if isinstance(one, int) or not trials.ended(one, self.store)]
+            for phase in (explore, confirm)
+        ]
+        own, shared, saved = still([stages(one) for phase in ahead for one in phase], self.store)
+        costs = [None if isinstance(one, int) else each for one, each in zip([*ahead[0], *ahead[1]], own, strict=True)]
+        first = len(ahead[0])
+        estimate = simulate(splits, costs[:first], costs[first:], shared, self.slots.count)
+        return Plan(target, best, seeds, estimate, saved, mean)
 
     def spent(self, study: optuna.Study) -> float:
         """Seconds of wall time of all commands of this search, which the study notes."""

@@ -268,7 +268,7 @@ def print_plan(running: "Running", study: "optuna.Study", plan: "Plan", left: in
     print(f"  slots    {running.slots.count} trials at a time on {running.slots.where}")
     print(
         f"  time     about {clock(estimate.median)} (nine in ten: {clock(estimate.low)} to {clock(estimate.high)}), "
-        f"from measured steps; sharing stages saves about {clock(estimate.saved)} of stage time"
+        f"from measured steps; sharing stages saves about {clock(plan.saved)} of stage time"
     )
     if search.gpu_hour_price:
         price = search.gpu_hour_price * running.units / 3600

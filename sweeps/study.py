@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, content_key
 from sgan.store import Store
 from sweeps.bridge import DONE_WELL, OUTCOME, Among
 from sweeps.tuned import without_password
@@ -19,7 +21,7 @@ SECONDS = "seconds"
 """User attribute of a study: seconds of wall time that its search has taken so far."""
 FEWEST_PEERS = 4
 """Trials that must have ended before one is stopped early."""
-SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -59,13 +61,45 @@ def open_study(
             f"Optuna's study cannot be opened at {without_password(str(place))} ({without_password(said)}); check "
             "--study-storage"
         ) from error
-    # A sampler that starts with the same numbers after every interruption would suggest the same again.
-    study.sampler = SAMPLERS[sampler](seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = Seeded(SAMPLERS[sampler], seed)
     study.pruner = optuna.pruners.NopPruner()
     if grace is not None:
         study.pruner = Among(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
     study.enqueue_trial(dict(first), skip_if_exists=True)
     return study
+
+
+class Seeded(BaseSampler):
+    """Suggests each trial's config by a sampler made for it, whose seed is that of the search and the trial's number:
+    what is suggested depends on what the study holds alone, so that a search goes on after a kill as it would have.
+
+    Args:
+        make: a sampler from its seed.
+        seed: the search's.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int):
+        self.make, self.seed = make, seed
+        self.number, self.sampler = -1, make(seed)
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        if trial.number != self.number:  # asked again for the same trial, it goes on with other numbers
+            self.number = trial.number
+            self.sampler = self.make(int(content_key([self.seed, trial.number])[:8], 16))
+        return self.sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
 class _Kept(JournalFileBackend):

@@ -1,14 +1,21 @@
 """How many trials a search runs and how long that takes, against what theory says."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
+from conftest import STACK, finish, tiny_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgan.stages import name
+from sgan.store import Store
 from sweeps.budget import Limits, _wall, confirmations, simulate
+from sweeps.phases import still
 from sweeps.search import Search
 
+NO_JOINT = dataclasses.replace(STACK, joint=False)
 COSTS = st.lists(st.floats(0.1, 100.0), min_size=1, max_size=30)
 
 
@@ -59,26 +66,46 @@ def test_seventy_percent_explore():
 
 
 def test_one_split_on_one_slot_takes_the_sum_but_for_the_noise_of_the_estimate():
-    estimate = simulate([{"level": 5.0, "score": 1.0}], {"encoder": 2.0}, 10, 2, 3, 1)
-    exact = (10 + 2 * 3) * 6.0 + (1 + 3) * 2.0  # an encoder for the first seed and for each that confirms
+    estimate = simulate([6.0], [None] * 10, [None] * 6, 8.0, 1)
+    exact = (10 + 2 * 3) * 6.0 + 8.0
     assert estimate.median == pytest.approx(exact, rel=0.05)
     # The estimate's noise is log-normal with sigma 0.2: nine in ten lie within 1.645 sigma.
     assert estimate.low == pytest.approx(exact * math.exp(-0.2 * 1.645), rel=0.07)
     assert estimate.high == pytest.approx(exact * math.exp(0.2 * 1.645), rel=0.07)
-    assert estimate.saved == pytest.approx((16 - 4) * 2.0, rel=0.05)
+
+
+def test_what_is_known_of_trials_counts_instead_of_the_mean_of_the_splits():
+    exact = 10 * 6.0 + (0.0 + 1.5) + 2 * 2.5 + 8.0
+    estimate = simulate([6.0], [0.0, 1.5, *[None] * 10], [2.5, 2.5], 8.0, 1)
+    assert estimate.median == pytest.approx(exact, rel=0.05)
+
+
+def test_a_stage_that_the_store_has_or_that_trials_share_costs_once_or_nothing(root: Path):
+    store, one, other, fresh = Store(root), tiny_plan(), tiny_plan(variant=NO_JOINT), tiny_plan(seed=1)
+    assert [stage.kind for _, stage in one.stages if store.has(name(stage))] == ["scorer", "encoder"]
+    price = {"scorer": 1.0, "encoder": 2.0, "level1": 4.0, "level0": 8.0, "joint": 16.0, "score": 32.0}
+    ahead = [[(stage, price[label]) for label, stage in each.stages] for each in (one, other, fresh)]
+    # The levels of the two variants are the same stages; another seed has an encoder and levels of its own.
+    own, shared, saved = still(ahead, store)
+    assert own == [4.0 + 8.0 + 16.0 + 32.0, 32.0, 4.0 + 8.0 + 16.0 + 32.0]
+    assert shared == 2.0
+    assert saved == (1.0 + 2.0) + (1.0 + 2.0 + 4.0 + 8.0) + 1.0
+    assert sum(own) + shared + saved == sum(cost for each in ahead for _, cost in each)
+    finish(one, root)
+    assert still(ahead[:1], store) == ([0.0], 0.0, sum(price.values()))
 
 
 def test_more_slots_are_faster_and_nothing_to_do_takes_nothing():
-    splits = [{"a": 1.0}, {"b": 3.0}]
-    walls = [simulate(splits, {}, 40, 3, 3, slots).median for slots in (1, 2, 4)]
+    splits = [1.0, 3.0]
+    walls = [simulate(splits, [None] * 40, [None] * 9, 0.0, slots).median for slots in (1, 2, 4)]
     assert walls == sorted(walls, reverse=True)
     assert walls[0] / walls[1] == pytest.approx(2.0, rel=0.1)
-    nothing = simulate(splits, {"encoder": 1.0}, 0, 0, 0, 2)
-    assert (nothing.median, nothing.low, nothing.high, nothing.saved) == (0.0, 0.0, 0.0, 0.0)
+    nothing = simulate(splits, [], [], 0.0, 2)
+    assert (nothing.median, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
 
 
 def test_an_unequal_choice_of_splits_widens_the_interval():
-    same, apart = (simulate([{"a": 2.0}, {"b": b}], {}, 20, 3, 3, 1) for b in (2.0, 40.0))
+    same, apart = (simulate([2.0, b], [None] * 20, [None] * 9, 0.0, 1) for b in (2.0, 40.0))
     assert apart.high / apart.low > 2 * same.high / same.low
 
 

@@ -121,6 +121,18 @@ def test_every_sampler_suggests_and_goes_on_elsewhere_after_an_interruption(samp
     assert len(set(seen)) == 6
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_interrupted_before_any_trial_a_study_suggests_what_it_would_have(sampler: str, tmp_path: Path):
+    def suggested(place: Path, again: bool) -> list[float]:
+        study, found = opened(place, sampler), []
+        for index in range(14):  # TPE and GP draw their first ten at random
+            study = opened(place, sampler) if again else study
+            found.append(ask(study, index % 5).params["x"])
+        return found
+
+    assert suggested(tmp_path / "whole.log", False) == suggested(tmp_path / "interrupted.log", True)
+
+
 def test_trials_that_went_wrong_are_never_among_the_best(tmp_path: Path):
     study = opened(tmp_path / "optuna.log")
     for value, outcome in ((1.0, "collapsed"), (5.0, "done"), (9.0, "diverged"), (7.0, "done")):
