@@ -13,7 +13,7 @@ ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
 
 test: $(ENV)/made
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(ENV)/made
 	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)

@@ -208,7 +208,7 @@ def test_without_a_cluster_the_command_runs_in_its_own_terminal(toy):
 
 def test_a_dry_run_is_not_detached(toy, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    assert detach.run(lambda: 7, Options(dry_run=True, store=toy.store), "toy.py") == 7
+    assert detach.run(lambda: 7, Options(dry_run=True, store=str(toy.store)), "toy.py") == 7
 
 
 def test_a_bad_flag_is_a_config_error(monkeypatch):

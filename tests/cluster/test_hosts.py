@@ -4,16 +4,21 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BIN, STRANGER, WORKERS, Cluster
-from namespaces import ROOT, Host, wait_for
+from hosts import BIN, DATABASE, HEAD, STRANGER, WORKERS, Cluster, start_postgres
+from namespaces import ROOT, Host, Network, lacking, wait_for
 
 from sgan.store import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(lacking()), reason=lacking()),
+]
 
 DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN = 8265, 5000, 5432, 6379, 10001, 9999
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -69,6 +74,36 @@ def probe(cluster: Cluster, host: Host, numbers: Iterable[int]) -> dict[int, dic
     words = (str(BIN / "python"), script, host.address, *map(str, numbers))
     found = map(json.loads, cluster.network[STRANGER].run(*words, timeout=200).stdout.splitlines())
     return {each.pop("port"): each for each in found}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """Three hosts, a fourth that commands are given on, and a stranger."""
+    folder, shared = tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")
+    network = Network(folder, shared, ["control", HEAD, *WORKERS, STRANGER])
+    try:
+        text = (ROOT / "clusters" / "hosts.yaml").read_text()
+        for example, here in {
+            "192.168.1.10": network[HEAD].address,
+            "[192.168.1.11, 192.168.1.12]": f"[{', '.join(network[name].address for name in WORKERS)}]",
+            "researcher": "root",
+            "~/.ssh/id_ed25519": "~/.ssh/key",
+            "/shared/runs": str(shared / "runs"),
+            "/shared/sgan-sweeps": str(ROOT),
+        }.items():
+            assert example in text
+            text = text.replace(example, here)
+        postgres = start_postgres(network[HEAD])
+        if postgres:
+            text = text.replace("SGAN_STORE=", f"SGAN_MLFLOW_DATABASE={DATABASE} SGAN_STORE=")
+        config = shared / "hosts.yaml"
+        config.write_text(text)
+        made = Cluster(network, config, shared / "runs", postgres)
+        made.ray("up", "-y", "--no-config-cache", str(config))
+        wait_for(lambda: made.alive() == 3, 60, "three nodes")
+        yield made
+    finally:
+        network.close()
 
 
 def test_a_stranger_on_the_network_gets_nothing(cluster: Cluster):

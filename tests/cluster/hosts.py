@@ -1,23 +1,14 @@
 """A cluster of three hosts on this machine, started by the real `ray up` with the repository's own configuration."""
 
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from namespaces import PATH, ROOT, Host, Network, lacking, wait_for
+from namespaces import PATH, ROOT, Host, Network
 
 HEAD, WORKERS, STRANGER = "head", ("one", "two"), "stranger"
 DATABASE = "postgresql+psycopg://postgres@127.0.0.1/postgres"
 BIN = ROOT / ".venv" / "bin"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = lacking()
-    for item in items:
-        if reason and item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @dataclass
@@ -76,33 +67,3 @@ def start_postgres(host: Host) -> bool:
         "start",
     )
     return True
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """Three hosts, a fourth that commands are given on, and a stranger."""
-    folder, shared = tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")
-    network = Network(folder, shared, ["control", HEAD, *WORKERS, STRANGER])
-    try:
-        text = (ROOT / "clusters" / "hosts.yaml").read_text()
-        for example, here in {
-            "192.168.1.10": network[HEAD].address,
-            "[192.168.1.11, 192.168.1.12]": f"[{', '.join(network[name].address for name in WORKERS)}]",
-            "researcher": "root",
-            "~/.ssh/id_ed25519": "~/.ssh/key",
-            "/shared/runs": str(shared / "runs"),
-            "/shared/sgan-sweeps": str(ROOT),
-        }.items():
-            assert example in text
-            text = text.replace(example, here)
-        postgres = start_postgres(network[HEAD])
-        if postgres:
-            text = text.replace("SGAN_STORE=", f"SGAN_MLFLOW_DATABASE={DATABASE} SGAN_STORE=")
-        config = shared / "hosts.yaml"
-        config.write_text(text)
-        made = Cluster(network, config, shared / "runs", postgres)
-        made.ray("up", "-y", "--no-config-cache", str(config))
-        wait_for(lambda: made.alive() == 3, 60, "three nodes")
-        yield made
-    finally:
-        network.close()
