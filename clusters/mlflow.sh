@@ -20,7 +20,7 @@ serve() {
     export MLFLOW_DISABLE_TELEMETRY=true
     while true; do
         mlflow server --host 127.0.0.1 --port "${MLFLOW_TRACKING_URI##*:}" --workers 2 --backend-store-uri "$SGAN_MLFLOW_DATABASE" \
-            --artifacts-destination "$SGAN_STORE/mlartifacts" || true
+            --artifacts-destination "${SGAN_STORE%%\?*}/mlartifacts" || true
         echo "mlflow.sh: the server ended; starting it again"
         sleep 2
     done

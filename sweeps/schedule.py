@@ -31,7 +31,7 @@ from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
-from sweeps import cluster
+from sweeps import cluster, memory
 
 if TYPE_CHECKING:
     from sgan.config import Config
@@ -115,8 +115,9 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
 class Runner(tune.Trainable):
     """A Tune trial. A class, so that a worker process, with torch imported and the data loaded, serves many trials."""
 
-    def setup(self, config: dict[str, Any], work: Work, cpus: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, config: dict[str, Any], work: Work, cpus: int, gpus: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         torch.set_num_threads(cpus)
+        memory.cap(gpus)
         self.work, self.results = work, None
         self.results = work(config)
 
@@ -193,7 +194,8 @@ def fit(
         stop: called with a trial's id and each of its results; true ends the trial.
     """
     trainable = tune.with_resources(
-        tune.with_parameters(Runner, work=work, cpus=slots.cpus), {"cpu": slots.cpus, "gpu": slots.gpus}
+        tune.with_parameters(Runner, work=work, cpus=slots.cpus, gpus=slots.gpus),
+        {"cpu": slots.cpus, "gpu": slots.gpus},
     )
     searcher = configs if isinstance(configs, Searcher) else None
     space = {} if isinstance(configs, Searcher) else {"trial": tune.grid_search(list(configs))}

@@ -78,8 +78,9 @@ class Job:
     deterministic: bool = False
 
     def results(self, trial: Trial) -> Generator[dict[str, Any]]:
-        """Run a trial. Results have `label` (the stage) and `share` of it that is done (-1 while another process trains
-        it); the last one has `outcome` "done", "diverged" or "failed", and the reason."""
+        """Run a trial. Results have `label` (the stage), `share` of it that is done (-1 while another process trains
+        it), and `peak`, what `memory.peak` says; the last one has `outcome` "done", "diverged" or "failed", and the
+        reason."""
         since, label = time.monotonic(), None
         outcome, reason = "done", ""
         try:
@@ -89,7 +90,7 @@ class Job:
                 if changed or time.monotonic() - since > REPORT_SECONDS:
                     since = time.monotonic()
                     share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
-                    yield {"label": event.label, "share": share}
+                    yield {"label": event.label, "share": share, "peak": memory.peak()}
         except Diverged as error:
             outcome, reason = "diverged", str(error)
         except ConfigError as error:  # it would be the same again: no retry
@@ -201,6 +202,7 @@ class ProgressLines(tune.Callback):
         self.said: dict[str, tuple[str, float]] = {}
         self.shares: dict[str, float] = {}
         self.done: set[str] = set()
+        self.peak = 0
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
         self._trial(trial)
@@ -213,6 +215,10 @@ class ProgressLines(tune.Callback):
             self.shares[name(dict(mine.plan.stages)[label])] = result["share"]
         else:
             label = f"waiting for {label}"
+        peak, fit = result.get("peak", (0, 0))
+        if peak > 1.1 * self.peak:
+            self.peak = peak
+            self._say(mine, f"{label}: {peak / memory.GIB:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
         before, when = self.said.get(trial.trial_id, ("", 0.0))
         if before != label or now - when > SILENCE_SECONDS:
             self.said[trial.trial_id] = label, now

@@ -82,6 +82,20 @@ def config() -> Config:
     return Config(TINY, TINY, digest, tiny_recipe(), VARIANTS["sgan"].variant, 0)
 
 
+def test_a_gpu_is_shared_by_as_many_as_fit_it(monkeypatch):
+    """The calls that a GPU would get; on this machine there may be none."""
+    got: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", got.append)
+    for share in (0.0, 1.0, 0.5, 0.25):
+        memory.cap(share)
+    assert got == [0.5 - 0.5 / 80, 0.25 - 0.5 / 80]
+    assert sum(0.25 * 80 * GIB for _ in range(4)) == 4 * (got[1] * 80 * GIB + memory.CONTEXT)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3.5 * GIB)
+    assert memory.peak() == (4 * GIB, 18)
+
+
 def test_out_of_memory_says_what_would_fit():
     shared = advice("level0", config(), 30 * GIB, 80 * GIB, 4)
     assert "a trial needs at least 30.0 GiB of 80.0 GiB, which 4 share; 2 at a time would fit" in shared

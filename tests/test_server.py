@@ -1,5 +1,6 @@
-"""A cluster's MLflow server, on a real PostgreSQL: many sweeps write at the same time, and nothing is lost."""
+"""A cluster's MLflow server, on a real PostgreSQL and a real S3 API: many sweeps write at once, and nothing is lost."""
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import s3fs
+from s3 import serve
 from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
 
 from sgan.store import FIGURES, GRIDS, Store, read_json, read_record, write_json
@@ -40,14 +43,21 @@ def database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server(database, tmp_path_factory) -> Iterator[str]:
-    """Address of the server that clusters/mlflow.sh starts, on a port of its own."""
+def bucket() -> Iterator[str]:
+    """Address of an output store on a real S3 API."""
+    with serve() as api:
+        yield api.bucket("store")
+
+
+@pytest.fixture(scope="module")
+def server(database, bucket, tmp_path_factory) -> Iterator[str]:
+    """Address of the server that clusters/mlflow.sh starts, on a port of its own, with its artifacts in a bucket."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     (folder / ".sgan.env").write_text(
-        f"export PATH={Path(sys.executable).parent}:$PATH SGAN_STATE={folder} SGAN_STORE={folder}\n"
+        f"export PATH={Path(sys.executable).parent}:$PATH SGAN_STATE={folder} SGAN_STORE={bucket}\n"
         f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{port} SGAN_MLFLOW_DATABASE={database}\n"
     )
     script = Path(__file__).parent.parent / "clusters" / "mlflow.sh"
@@ -131,7 +141,7 @@ def lacking(store: Store, number: int, server: str, folder: Path) -> list[str]:
             or figure.read_bytes() != (store.stage(trial["name"]) / FIGURES / figure.name).read_bytes()
         ):
             wrong.append(f"{trial['run']}: {figure.name}")
-        if read_json(Path(files) / "config.json") != trial["config"]:
+        if json.loads((Path(files) / "config.json").read_text()) != trial["config"]:
             wrong.append(f"{trial['run']}: config.json")
         assert grids == len(LABELS[trial["variant"]]) * len(GRID_IMAGES)
     return wrong
@@ -144,12 +154,14 @@ def fresh(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_many_sweeps_at_once_lose_nothing(server, tmp_path):
+def test_many_sweeps_at_once_lose_nothing(server, bucket, tmp_path):
     tracking.connect(server)
     with ThreadPoolExecutor(WRITERS) as pool:
         stores = list(pool.map(lambda number: write(tmp_path, number, server), range(WRITERS)))
         found = pool.map(lambda number: lacking(stores[number], number, server, tmp_path), range(WRITERS))
         assert [one for each in found for one in each] == []
-    changed = stores[0].stage(stage_name("encoder", "sgan", 0)) / "record.jsonl"
-    changed.write_text(changed.read_text().replace("0.5", "0.25"))
+    kept = s3fs.S3FileSystem().find(f"{bucket}/mlartifacts")
+    assert sum(path.endswith("config.json") for path in kept) == WRITERS * len(LABELS)
+    run = next(iter(tracking.find(tracking.connect(server), "sweep0")[1].values()))
+    tracking.connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
     assert lacking(stores[0], 0, server, tmp_path)  # a difference is seen
