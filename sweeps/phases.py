@@ -23,7 +23,7 @@ from sweeps.objective import FLOOR, OBJECTIVES, SganObjective, outcome, variant
 from sweeps.options import Basis
 from sweeps.schedule import Slots
 from sweeps.space import Space
-from sweeps.study import SECONDS, best_first, finished, open_study
+from sweeps.study import SECONDS, best_first, finished, mean_seconds, open_study
 from sweeps.trials import Job, ProgressLines, Trial, trial
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ class Running:
         share = 1.0 if math.isinf(self.limits.seconds) else EXPLORE
 
         def ready() -> bool:
-            return self.spent(study) + plan.trial_seconds < share * self.limits.seconds
+            # Steps that were measured leave out what a worker's start takes, and other work on the machine.
+            trial_seconds = max(plan.trial_seconds, mean_seconds(study))
+            return self.spent(study) + trial_seconds < share * self.limits.seconds
 
         def known(params: Mapping[str, Any]) -> bridge.Outcome | None:
             return outcome(self.objective.trial(params, 0), self.store, self.objective.scores)
@@ -238,7 +240,7 @@ class Running:
             best, seeds = plan.best, plan.seeds
             if not math.isinf(self.limits.seconds):
                 left = max(0.0, self.limits.seconds - self.spent(study))
-                carried = max(2.0, left / max(plan.trial_seconds, 1e-9) * self.slots.count)
+                carried = max(2.0, left / max(plan.trial_seconds, mean_seconds(study), 1e-9) * self.slots.count)
                 now = confirmations(carried, self.search.top, self.search.confirm_seeds, best)
                 best, seeds = min(best, now[0]), min(seeds, now[1])
             decided = {"asked": asked, "best": best, "seeds": seeds}

@@ -1,5 +1,6 @@
 """Optuna's study of a search: where it is kept, who suggests, which trials are best."""
 
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,12 @@ def _storage(place: str | Path, store: Store) -> BaseStorage:
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that have ended."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def mean_seconds(study: optuna.Study) -> float:
+    """Mean wall time of the trials that have ended, on their slots; 0 before there are any."""
+    took = [each.duration.total_seconds() for each in finished(study) if each.duration]
+    return statistics.fmean(took) if took else 0.0
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:

@@ -1,5 +1,6 @@
 """The bridge between Optuna and Tune on real Ray workers and real storages, with an objective that fails by plan."""
 
+import dataclasses
 import json
 import math
 import os
@@ -32,6 +33,12 @@ def slots():
     schedule.connect()
     yield schedule.slots(2, 1)
     ray.shutdown()
+
+
+@pytest.fixture
+def one(slots) -> schedule.Slots:
+    """A worker less to start, where nothing depends on two."""
+    return dataclasses.replace(slots, count=1)
 
 
 def study_in(folder: Path, **options) -> optuna.Study:
@@ -81,7 +88,7 @@ class Planned:
         return float(kind)
 
 
-def test_every_way_to_end_reaches_the_study_as_what_it_was(slots, tmp_path: Path):
+def test_every_way_to_end_reaches_the_study_as_what_it_was(slots, one, tmp_path: Path):
     study = study_in(tmp_path)
     failed = explore(study, GRID, Planned(tmp_path), 12, slots, tmp_path, floor=[1.0], retries=1)
     trials = {trial.params["kind"]: trial for trial in reread(tmp_path)}
@@ -101,7 +108,7 @@ def test_every_way_to_end_reaches_the_study_as_what_it_was(slots, tmp_path: Path
     assert ran == {f"ran-{kind}": {6: 2, 7: 2, 8: 2}.get(kind, 1) for kind in range(12)}
 
     # What failed for good runs again in the next run, under its number, and its good result counts.
-    assert explore(study, GRID, lambda params: 8.5, 12, slots, tmp_path, floor=[1.0]) == []
+    assert explore(study, GRID, lambda params: 8.5, 12, one, tmp_path, floor=[1.0]) == []
     again = {trial.params["kind"]: trial for trial in reread(tmp_path)}
     for kind in (8, 11):
         found = again[kind]
@@ -113,17 +120,16 @@ def test_every_way_to_end_reaches_the_study_as_what_it_was(slots, tmp_path: Path
 def climb(params):
     """Scores on the way; bad ones after the first few are stopped early."""
     for step in range(1, 5):
-        time.sleep(0.1)
+        time.sleep(0.02)
         yield Point(step, params["x"] * step)
     return params["x"] * 5
 
 
-def test_an_early_stop_is_pruned_with_its_last_score(slots, tmp_path: Path):
+def test_an_early_stop_is_pruned_with_its_last_score(one, tmp_path: Path):
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
     study = study_in(tmp_path, pruner=pruner)
     for x in (5.0, 6.0, 7.0, 0.2, 0.3, 9.0):
         study.enqueue_trial({"x": x, "kind": "a"})
-    one = schedule.slots(1, 1)
     explore(study, SPACE, climb, 6, one, tmp_path, floor=[0.0])
     trials = {trial.params["x"]: trial for trial in reread(tmp_path)}
     assert {x: trial.state.name for x, trial in trials.items() if x < 5} == {0.2: "PRUNED", 0.3: "PRUNED"}
@@ -134,23 +140,14 @@ def test_an_early_stop_is_pruned_with_its_last_score(slots, tmp_path: Path):
     assert {x: trials[x].value for x in (5.0, 6.0, 7.0, 9.0)} == {5.0: 25.0, 6.0: 30.0, 7.0: 35.0, 9.0: 45.0}
 
 
-def test_a_finite_space_is_left_when_it_is_used_up_and_known_outcomes_do_not_run(slots, tmp_path: Path):
-    study = study_in(tmp_path, sampler=optuna.samplers.RandomSampler(seed=0))
-    known = {kind: Outcome((float(kind),)) for kind in range(1, 12)}
-    objective = Planned(tmp_path)
-    explore(study, GRID, objective, 12, slots, tmp_path, floor=[0.0], known=lambda params: known.get(params["kind"]))
-    assert sorted(trial.params["kind"] for trial in reread(tmp_path)) == list(range(12))
-    assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-0"]
-
-
 def both(params):
     yield Point(1, 0.5)
     return params["kind"], math.nan if params["kind"] == 3 else 700.0
 
 
-def test_several_objectives_keep_their_floors_and_leave_points_out(slots, tmp_path: Path):
+def test_several_objectives_keep_their_floors_and_leave_points_out(one, tmp_path: Path):
     study = study_in(tmp_path, direction=None, directions=["maximize", "minimize"], pruner=Broken())
-    explore(study, GRID, both, 12, slots, tmp_path, floor=[1.0, 500.0])
+    explore(study, GRID, both, 12, one, tmp_path, floor=[1.0, 500.0])
     values = {trial.params["kind"]: trial.values for trial in reread(tmp_path)}
     assert values == {kind: [1.0 if kind == 3 else max(1.0, kind), 500.0] for kind in range(12)}
     assert all(trial.intermediate_values == {} for trial in reread(tmp_path))
@@ -240,10 +237,10 @@ def stubborn(params):
         yield None
 
 
-def test_a_trial_that_will_not_stop_does_not_harm_the_next_one_of_its_worker(tmp_path: Path, slots):
+def test_a_trial_that_will_not_stop_does_not_harm_the_next_one_of_its_worker(one, tmp_path: Path):
     study = study_in(tmp_path, pruner=optuna.pruners.ThresholdPruner(lower=0.0))
     space: dict[str, BaseDistribution] = {"kind": CategoricalDistribution(list(range(6)))}
-    assert explore(study, space, stubborn, 6, schedule.slots(1, 1), tmp_path, floor=[-2.0]) == []
+    assert explore(study, space, stubborn, 6, one, tmp_path, floor=[-2.0]) == []
     states = {trial.params["kind"]: (trial.state.name, trial.value) for trial in reread(tmp_path)}
     assert {states[kind] for kind in (1, 3, 5)} == {("PRUNED", -1.0)}
     assert {kind: states[kind] for kind in (2, 4)} == {2: ("COMPLETE", 2.0), 4: ("COMPLETE", 4.0)}
@@ -254,14 +251,14 @@ class Broken(optuna.pruners.BasePruner):
         raise ValueError("planned, in the pruner")
 
 
-def test_a_broken_pruner_ends_the_run_and_nothing_stays_running(slots, tmp_path: Path):
+def test_a_broken_pruner_ends_the_run_and_nothing_stays_running(slots, one, tmp_path: Path):
     study = study_in(tmp_path, pruner=Broken())
     with pytest.raises(Exception, match="planned, in the pruner"):
         explore(study, SPACE, climb, 6, slots, tmp_path, floor=[0.0])
     states = {trial.state for trial in reread(tmp_path)}
     assert states == {TrialState.WAITING}
     study.pruner = optuna.pruners.NopPruner()
-    explore(study, SPACE, lambda params: 1.0, 3, slots, tmp_path, floor=[0.0])
+    explore(study, SPACE, lambda params: 1.0, 3, one, tmp_path, floor=[0.0])
     assert {trial.state for trial in reread(tmp_path)} == {TrialState.COMPLETE}
 
 
@@ -272,10 +269,14 @@ class Stuck(optuna.samplers.RandomSampler):
         return distribution.low if isinstance(distribution, FloatDistribution) else distribution.choices[0]
 
 
-def test_a_sampler_that_repeats_itself_does_not_repeat_a_config(slots, tmp_path: Path):
-    study = study_in(tmp_path, sampler=Stuck())
-    explore(study, GRID, lambda params: 1.0, 12, slots, tmp_path, floor=[0.0])
-    assert sorted(trial.params["kind"] for trial in reread(tmp_path)) == list(range(12))
+def test_a_sampler_that_repeats_itself_uses_a_finite_space_up_and_known_outcomes_do_not_run(one, tmp_path: Path):
+    study, objective = study_in(tmp_path, sampler=Stuck()), Planned(tmp_path)
+    known = {kind: Outcome((float(kind),)) for kind in range(1, 12)}
+    explore(study, GRID, objective, 99, one, tmp_path, floor=[0.0], known=lambda params: known.get(params["kind"]))
+    trials = reread(tmp_path)
+    assert sorted(trial.params["kind"] for trial in trials) == list(range(12))  # each config once
+    assert [trial.value for trial in trials] == [float(trial.params["kind"]) for trial in trials]
+    assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-0"]
 
 
 KILLED = """
@@ -288,7 +289,7 @@ from sweeps.bridge import explore
 
 def slow(params):
     for _ in range(8):
-        time.sleep(0.05)
+        time.sleep(0.03)
         yield None
     with open({folder!r} + "/ran", "a") as file:
         file.write(str(params["kind"]) + "\\n")

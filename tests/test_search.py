@@ -2,25 +2,40 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import tyro
 import yaml
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
-from sgan.store import read_json
-from sweeps import best
+from sgan.config import Config
+from sgan.stages import name, plan
+from sgan.store import Store, read_json
+from sweeps import best, schedule
+from sweeps.options import prepare
+from sweeps.phases import DECIDED, Plan, Running
+from sweeps.schedule import Slots
+from sweeps.search import Search, run
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
-TINY = ("--dataset", "digits", "--budget", "0.3", "--slots", "2", "--splits", "none", "fc3", "--override", *SMALL)
+LEVELS = ("image_level=6400", "feature_level=3200", "gan.adam.learning_rate=2e-3")
+# Where few configs collapse, however short they train; the paper's point is among them.
+RANGES = ("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros")
+SPACE = ("--variant", "sgan-no-joint", "--splits", "none", "fc3", *RANGES)
+TINY = ("--dataset", "digits", "--slots", "2", *SPACE, "--override", *SMALL, *LEVELS)
+TRIALS = ("--trials", "5")
 
 
 def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -45,11 +60,11 @@ def stages(store: Path) -> dict[str, float]:
     return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
 
 
-def study(store: Path) -> list[optuna.trial.FrozenTrial]:
+def study(store: Path) -> optuna.Study:
     """The study as optuna-dashboard reads it."""
     storage = get_storage(str(store / "optuna.log"), storage_class="JournalFileStorage")
     (found,) = optuna.get_all_study_summaries(storage)
-    return optuna.load_study(study_name=found.study_name, storage=storage).trials
+    return optuna.load_study(study_name=found.study_name, storage=storage)
 
 
 def runs(store: Path) -> list:
@@ -59,30 +74,51 @@ def runs(store: Path) -> list:
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
+def named(store: Path) -> list[str]:
+    """The trials of MLflow's runs."""
+    return [run.data.tags["sgan.trial"] for run in runs(store) if "sgan.trial" in run.data.tags]
+
+
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
-    """A store whose search was killed once after its first trial, and went on; what it printed then; and the stages
-    that had been finished at the kill."""
-    store = tmp_path_factory.mktemp("search") / "runs"
-    driver = start(store, "--trials", "5")
-    deadline = time.monotonic() + 400
-    while not list((store / "stages").glob("score-*/stage.json")):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
+def quiet(tmp_path_factory) -> tuple[Path, str]:
+    """A store after one undisturbed search, and what the search printed."""
+    store = tmp_path_factory.mktemp("quiet") / "runs"
+    return store, complete(store, *TRIALS)
+
+
+def kill(store: Path, happened: Callable[[], Any], delay: float) -> dict[str, float]:
+    """Start the search, and kill its driver so many seconds after something happened; returns the stages that were
+    finished then."""
+    driver, deadline = start(store, *TRIALS), time.monotonic() + 250
+    while not happened():
+        assert time.monotonic() < deadline, "did not happen in time"
+        assert driver.poll() is None, driver.communicate()[0]
         time.sleep(0.05)
+    time.sleep(delay)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)
-    time.sleep(3.0)  # workers notice and end
-    kept = stages(store)
-    assert TrialState.RUNNING in {trial.state for trial in study(store)}
-    return store, complete(store, "--trials", "5"), kept
+    return stages(store)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, list[dict[str, float]]]:
+    """A store whose search was killed after its first trial and again while it confirmed, and went on to its end; and
+    the stages that had been finished at each kill."""
+    store, seeded = tmp_path_factory.mktemp("killed") / "runs", random.Random(0)
+    first = kill(store, lambda: any((store / "stages").glob("score-*/stage.json")), seeded.uniform(0.0, 1.0))
+
+    def confirms() -> bool:
+        return DECIDED in study(store).user_attrs and any((store / "work").iterdir())
+
+    second = kill(store, confirms, seeded.uniform(0.0, 1.0))
+    complete(store, *TRIALS)
+    return store, [first, second]
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Path, str, dict[str, float]]):
-    store, output, kept = killed
-    assert {name: stages(store)[name] for name in kept} == kept
-    trials = study(store)
+def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
+    store, output = quiet
+    trials = study(store).trials
     assert [trial.state for trial in trials] == 3 * [TrialState.COMPLETE]
     assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 3
     assert trials[0].params == {  # the paper's point is tried first
@@ -97,8 +133,7 @@ def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Pa
             )
 
     found = runs(store)
-    named = [run.data.tags["sgan.trial"] for run in found if "sgan.trial" in run.data.tags]
-    assert len(named) == len(set(named)) == 5  # three explored, one confirmed on two seeds
+    assert len(named(store)) == len(set(named(store))) == 5  # three explored, one confirmed on two seeds
     assert {run.info.status for run in found} == {"FINISHED"}
     phases = sorted((run.data.tags["phase"], run.data.tags["seed"]) for run in found if "phase" in run.data.tags)
     assert phases == [("confirm", "1001"), ("confirm", "1002"), *(3 * [("explore", "1000")])]
@@ -111,8 +146,8 @@ def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Pa
     assert table.strip() in output
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 3  # heading, the confirmed config, real data: nothing that was only explored
-    for name in plots:
-        assert any(name in line.replace("%2B", "+") for line in table.splitlines())
+    for plot in plots:
+        assert any(plot in line.replace("%2B", "+") for line in table.splitlines())
     assert all((store / line.split("(")[1][:-1]).exists() for line in table.splitlines() if line.startswith("!["))
     assert "Predicted" in output
     assert "saved" in output
@@ -126,24 +161,73 @@ def test_a_killed_search_goes_on_and_ends_in_a_confirmed_config(killed: tuple[Pa
     assert confirmed["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
+def test_what_a_search_that_is_finished_would_take_is_nothing(quiet: tuple[Path, str], monkeypatch):
+    store = quiet[0]
+    monkeypatch.setattr(schedule, "measure", seconds_each)
+
+    def planned(trials: str) -> Plan:
+        search = tyro.cli(Search, args=[*TINY, "--store", str(store), "--trials", trials])
+        basis = prepare(search, 0)
+        running = Running(search, basis, search.space(basis), Store(store), Slots(1, 1, 0.0, 0, "here"))
+        return running.plan(running.open())
+
+    assert (planned("5").estimate.high, planned("5").saved) == (0.0, 0.0)
+    more = planned("6")  # one more config, and perhaps another best one; scorer and encoders are there
+    assert 3 * 2.0 * 0.9 < more.estimate.median < 3 * 3.0 * 1.1
+    assert more.saved == 3 * 2.0
+
+
+def seconds_each(configs: list[Config], *_: Any) -> dict[str, float]:
+    """A second for every stage."""
+    return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}
+
+
 @pytest.mark.timeout(900)
-def test_more_trials_extend_it_and_train_only_what_is_new(killed: tuple[Path, str, dict[str, float]]):
-    store, _, _ = killed
-    before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store)]
+def test_a_search_that_was_killed_twice_ends_like_one_that_was_not(
+    quiet: tuple[Path, str], killed: tuple[Path, list[dict[str, float]]]
+):
+    reference, (store, kept) = quiet[0], killed
+    assert len(kept[0]) < len(kept[1]) < len(stages(store))
+    for finished in kept:
+        assert {name: stages(store)[name] for name in finished} == finished
+    assert stages(store).keys() == stages(reference).keys()
+
+    def told(place: Path) -> list[tuple]:
+        return [(each.number, each.state, each.params, each.values, each.user_attrs) for each in study(place).trials]
+
+    def best_config(place: Path) -> dict[str, Any]:
+        content = yaml.safe_load((place / "best.yaml").read_text())
+        del content["provenance"]["command"]  # names the store
+        return content
+
+    def confirmed(place: Path) -> list[list[str]]:
+        rows = [line.split("|") for line in (place / "SEARCH.md").read_text().splitlines() if line.startswith("| ")]
+        times = [cell.strip() for cell in rows[0]].index("Training time (s)")
+        return [row[:times] + row[times + 1 :] for row in rows]
+
+    assert told(store) == told(reference)
+    assert best_config(store) == best_config(reference)
+    assert confirmed(store) == confirmed(reference)
+    assert sorted(named(store)) == sorted(named(reference))
+    assert {run.info.status for run in runs(store)} == {"FINISHED"}
+    assert not list((store / "work").glob("*"))
+
+
+@pytest.mark.timeout(900)
+def test_more_trials_extend_it_and_train_only_what_is_new(killed: tuple[Path, list[dict[str, float]]]):
+    store, _ = killed
+    before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store).trials]
     output = complete(store, "--trials", "6")
     assert {name: stages(store)[name] for name in before} == before
-    after = [(trial.number, trial.params, trial.value) for trial in study(store)]
+    after = [(trial.number, trial.params, trial.value) for trial in study(store).trials]
     assert after[:3] == told
     assert len(after) == 4
     assert "3 trials finished" in output
-    named = [run.data.tags["sgan.trial"] for run in runs(store) if "sgan.trial" in run.data.tags]
-    assert len(named) == len(set(named))
+    assert len(named(store)) == len(set(named(store)))
 
 
-def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(
-    killed: tuple[Path, str, dict[str, float]], capsys
-):
-    store, _, _ = killed
+def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
+    store, _ = quiet
     assert best.main(best.Filters(str(store), min_seeds=2)) == 0
     listed = capsys.readouterr().out
     (command,) = [line.split("  ")[1] for line in listed.splitlines() if line.startswith("1  ")]
@@ -166,9 +250,20 @@ def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(
         (["--vary", "gan.nothing=0:1"], "gan.nothing"),
     ],
 )
-def test_a_bad_option_ends_in_one_line_and_status_2(arguments: list[str], named: str, tmp_path: Path):
-    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), "--dataset", "digits", *arguments]
+def test_a_bad_option_ends_in_status_2(arguments: list[str], named: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset", "digits", *arguments])
+    try:
+        status = run()
+    except SystemExit as end:  # by tyro
+        status = end.code
+    assert status == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_bad_option_ends_without_a_traceback(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), "--dataset", "digits", "--splits", "fc9"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert ended.returncode == 2
-    assert named in ended.stderr
+    assert "fc9" in ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr

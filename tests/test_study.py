@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
 from sgan.checks import ConfigError
 from sgan.store import Store
-from sweeps.study import best_first, open_study, order
+from sweeps.study import best_first, mean_seconds, open_study, order
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 STORE: Store
@@ -131,6 +133,18 @@ def test_interrupted_before_any_trial_a_study_suggests_what_it_would_have(sample
         return found
 
     assert suggested(tmp_path / "whole.log", False) == suggested(tmp_path / "interrupted.log", True)
+
+
+def test_the_mean_time_is_that_of_the_trials_that_have_ended(tmp_path: Path):
+    study = opened(tmp_path / "optuna.log")
+    assert mean_seconds(study) == 0.0
+    began = datetime(2026, 1, 1)
+    for seconds in (2, 4):
+        ended = began + timedelta(seconds=seconds)
+        trial = optuna.trial.FrozenTrial(0, TrialState.COMPLETE, 1.0, began, ended, {}, {}, {}, {}, {}, 0)
+        study.add_trial(trial)
+    study.ask(SPACE)  # pyright: ignore[reportArgumentType]
+    assert mean_seconds(opened(tmp_path / "optuna.log")) == 3.0
 
 
 def test_trials_that_went_wrong_are_never_among_the_best(tmp_path: Path):
