@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -202,7 +203,8 @@ def _value(old: Any, text: str, name: str) -> Any:
     except ValueError:
         value = text
     if isinstance(old, float) and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):  # no float is so large: refused below
+            value = float(value)
     if isinstance(old, tuple) and isinstance(value, list):
         value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
     require(
