@@ -13,7 +13,7 @@ ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
 
 test: $(ENV)/made
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(ENV)/made
 	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)
