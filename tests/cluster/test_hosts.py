@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking()), reason=lacking()),
 ]
 
-DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN = 8265, 5000, 5432, 6379, 10001, 9999
+DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN, S3 = 8265, 5000, 5432, 6379, 10001, 9999, 9998
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
 SWEEP = (
     "--budget",
@@ -205,8 +205,8 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
     for name in (cluster.head.name, *WORKERS):
         keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials"
         cluster.network[name].run("bash", "-c", keys)
-    endpoint = f"{cluster.head.address}:{OPEN}"
-    serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {OPEN}"
+    endpoint = f"{cluster.head.address}:{S3}"
+    serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {S3}"
     api = subprocess.Popen(
         cluster.head.command("timeout", "300", "bash", "-c", serve),
         stdout=subprocess.DEVNULL,
