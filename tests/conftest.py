@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from sgan.stages import Plan, name, plan
 from sgan.store import RECORD_FILE, Store, read_json, read_record
 
 torch.set_num_threads(1)
+# Tests that hang up or interrupt need both signals in their processes, whoever started pytest: nohup, or a background
+# job of a shell, ignores them.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("here", deadline=None, database=None, derandomize=True)
 settings.load_profile("here")
 
