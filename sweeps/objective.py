@@ -12,7 +12,7 @@ from sgan.stages import name
 from sgan.store import Store, read_record
 from sweeps.bridge import COLLAPSED, DIVERGED, FAILED, OUTCOME, Outcome, Point
 from sweeps.space import Space
-from sweeps.trials import Job, Trial, trial
+from sweeps.trials import REPORT_SECONDS, Job, Trial, trial
 
 OBJECTIVES = {
     "inception-score": {"inception_score": "maximize"},
@@ -47,7 +47,8 @@ class SganObjective:
     def __call__(self, params: Mapping[str, Any]) -> Generator[Any, None, Outcome]:
         mine, store, told = self.trial(params, 0), open_store(self.job.store), set()
         last_label, last = mine.plan.stages[-2]
-        for result in self.job.results(mine):
+        # Who may stop a trial early looks at every point.
+        for result in self.job.results(mine, 0.0 if self.early else REPORT_SECONDS):
             if result.get(OUTCOME) == FAILED:
                 return Outcome((), FAILED, result["reason"])
             if result.get(OUTCOME) is None:

@@ -77,17 +77,21 @@ class Job:
     code: str
     deterministic: bool = False
 
-    def results(self, trial: Trial) -> Generator[dict[str, Any]]:
+    def results(self, trial: Trial, seconds: float = REPORT_SECONDS) -> Generator[dict[str, Any]]:
         """Run a trial. Results have `label` (the stage), `share` of it that is done (-1 while another process trains
         it), and `peak`, what `memory.peak` says; the last one has `outcome` "done", "diverged" or "failed", and the
-        reason."""
+        reason.
+
+        Args:
+            seconds: between two results, at least.
+        """
         since, label = time.monotonic(), None
         outcome, reason = "done", ""
         try:
             for event in run_trial(self._worker(trial)):
                 changed = label is not None and event.label != label
                 label = event.label
-                if changed or time.monotonic() - since > REPORT_SECONDS:
+                if changed or time.monotonic() - since > seconds:
                     since = time.monotonic()
                     share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
                     yield {"label": event.label, "share": share, "peak": memory.peak()}

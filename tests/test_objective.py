@@ -1,19 +1,15 @@
 """What a search optimises, on a real Ray worker: SGANs on digits at a tiny budget, stopped early."""
 
-import dataclasses
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
 import ray
 import tyro
 from optuna.trial import TrialState
-from ray import cloudpickle
 
 from sgan.bucket import open_store
-from sweeps import schedule, trials
-from sweeps.objective import SganObjective
+from sweeps import schedule, sharing
 from sweeps.options import prepare
 from sweeps.phases import Plan, Running
 from sweeps.search import Search
@@ -25,17 +21,8 @@ SMALL = ("encoder.images=640", "scorer.images=12800", "samples=500")
 STAGES = (f"image_level={IMAGES}", f"evaluations={EVALUATIONS}")
 
 
-class Prompt(SganObjective):
-    """Reports every point: these stages are shorter than the time between two reports."""
-
-    def __call__(self, params):
-        trials.REPORT_SECONDS = 0.0
-        return (yield from super().__call__(params))
-
-
 @pytest.fixture(scope="module")
 def slots():
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     schedule.connect()
     yield schedule.slots(1, 1)
     ray.shutdown()
@@ -47,9 +34,7 @@ def test_a_config_that_does_not_learn_is_stopped_early(slots, tmp_path: Path):
     search = tyro.cli(Search, args=options)
     basis = prepare(search, 0)
     running = Running(search, basis, search.space(basis), open_store(search.store), slots)
-    running.objective = Prompt(
-        **{each.name: getattr(running.objective, each.name) for each in dataclasses.fields(SganObjective)}
-    )
+    sharing.mark(running.store, running.key)
     study, good = running.open(), running.space.known_good()
     for conditional in (0.5, 2.0, 4.0):
         study.enqueue_trial(good | {"conditional": conditional})
