@@ -301,7 +301,7 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     try:
         for line in first.stdout:
             label, images = line.split()
-            if label == "level0" and int(images) > 200 and other.fs.find(f"{other.base}/work/{level}/checkpoints"):
+            if label == "level0" and int(images) > 200 and other._find(f"work/{level}/checkpoints"):
                 break
     finally:
         first.kill()
