@@ -35,7 +35,7 @@ def main(sweep: Sweep) -> int:
     print("starting Ray ...", flush=True)
     from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
     from sgan.stages import code_version
-    from sweeps import schedule, sharing, tracking, trials
+    from sweeps import schedule, sharing, tracking, trials, uploader
 
     store = open_store(sweep.store)
     if sweep.dataset != "auto":
@@ -57,12 +57,12 @@ def main(sweep: Sweep) -> int:
     with store.alone(f"sweep-{resolved.key}") as alone:
         if not alone:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
-        uploader = tracking.start(store, resolved.key, uri)
+        sender = uploader.start(store, resolved.key, uri)
         try:
             job = trials.Job(basis.folder, store.address, resolved.key, revision, code_version(), sweep.deterministic)
             trials.run(resolved.trials, job, store, slots)
         finally:
-            sent = tracking.finish(uploader)
+            sent = uploader.finish(sender)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
     if len(open_trials) > len(failed):
@@ -99,10 +99,10 @@ def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
 
 def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
     """Write the table from MLflow into the store, print it, and say how to open MLflow."""
-    from sweeps import tracking
+    from sweeps import tracking, uploader
 
     if not sent:
-        print(tracking.unsent(store, resolved.key, uri))
+        print(uploader.unsent(store, resolved.key, uri))
         return 1
     from sweeps import report
 

@@ -164,7 +164,7 @@ def main(search: Search) -> int:
 
 def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     """Run both phases and publish; returns the exit status."""
-    from sweeps import plots, publish, sharing, tracking, trials
+    from sweeps import plots, publish, sharing, tracking, trials, uploader
 
     store = running.store
     sharing.check(store, running.key)
@@ -172,7 +172,7 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
         store.keep_weights(running.basis.inception_weights, running.basis.inception)
     uri = running.search.mlflow or tracking.default_uri(store)
     publish.record(running, study)
-    uploader = tracking.start(store, running.key, uri)
+    sender = uploader.start(store, running.key, uri)
     confirm, best, stopped = [], None, True
     try:
         failed = running.explore(study, plan)
@@ -186,7 +186,7 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
         publish.record(running, study, confirm)
     finally:
         running.spent(study)
-        sent = tracking.finish(uploader)
+        sent = uploader.finish(sender)
     if stopped:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
@@ -207,11 +207,11 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
 
 def conclude(running: "Running", uri: str, confirm: "list[Trial]", sent: bool) -> bool:
     """Write the table of the confirmed configs into the store and print it; whether MLflow has all of it."""
-    from sweeps import publish, tracking
+    from sweeps import publish, tracking, uploader
 
     store = running.store
     if not sent:
-        print(tracking.unsent(store, running.key, uri))
+        print(uploader.unsent(store, running.key, uri))
         return False
     if confirm:
         from sweeps import report

@@ -4,26 +4,19 @@ The store is the truth and MLflow a view of it, which can be made again at any t
 
     python sweeps/tracking.py sync STORE [--mlflow URI] [--sweep KEY] [--verify]
 
-During a sweep a process of its own does this (`start`, `follow`), so that a slow or absent server holds up neither
-training nor scheduling. Every pass is idempotent: runs are found by tag, the tag `sgan.sent` says what a run has, and
-what is sent again after a crash lands on itself (MLflow keeps identical points once; artifacts overwrite).
+During a sweep a process of its own does this (`sweeps.uploader`). Every pass is idempotent: runs are found by tag, the
+tag `sgan.sent` says what a run has, and what is sent again after a crash lands on itself (MLflow keeps identical points
+once; artifacts overwrite).
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import re
-import select
 import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +24,16 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.bucket import is_bucket, open_store
-from sgan.diagnostics import latest
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record, sealed
-from sweeps import served
+from sgan.store import Store, StoreError, read_json, sealed
+from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run, RunInfo
+    from mlflow.entities import Run, RunInfo
 
 EXPERIMENT = "sgan"
 SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
-# MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.
-PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
-JUDGING = ("scorer", "inception", "score")  # kinds of stages that train no part of a variant
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-PAUSE, LONGEST_PAUSE = 3.0, 60.0  # seconds between passes; the pause doubles while MLflow cannot be reached
-WRITTEN_AT = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")  # in an image's name
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
 METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
 ENVIRONMENT = {
@@ -118,7 +105,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         parent, children = find(client, sweep_key)
         parent = parent or client.create_run(
             _experiment(client, store, uri),
-            start_time=_milliseconds(manifest["started"]),
+            start_time=milliseconds(manifest["started"]),
             tags={SWEEP: sweep_key},
             run_name=manifest["title"],
         )
@@ -141,32 +128,6 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     return outcome in ("done", "failed")
 
 
-@dataclass(frozen=True)
-class State:
-    """Where a trial stands: a key of STATUS with its reason, stage.json of its finished stages in order, and when the
-    last of them ended (unix seconds; 0 before that)."""
-
-    outcome: str
-    reason: str
-    facts: list[dict[str, Any]]
-    end: float
-
-
-def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
-    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted."""
-    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
-    end = max((fact["finished"] for fact in facts), default=0.0)
-    for fact in facts:
-        if fact["status"] == "diverged":
-            return State("diverged", fact["reason"], facts, end)
-    if store.has(trial["name"]):
-        return State("done", "", facts, end)
-    if store.failure(trial["name"]).exists():
-        failure = read_json(store.failure(trial["name"]))
-        return State("failed", failure["error"], facts, max(end, failure["time"]))
-    return State("running" if live else "interrupted", "", facts, end)
-
-
 def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest:
@@ -174,7 +135,7 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
         plots = store.root / "sweeps" / manifest.get("plots", "")
         if manifest.get("plots") and plots.is_dir():
             client.log_artifacts(run.info.run_id, str(plots), "plots")
-    tags = {name: manifest[name] for name in ("command", "commit", "machine")} | _shared_tags(manifest)
+    tags = {name: manifest[name] for name in ("command", "commit", "machine")} | shared_tags(manifest)
     scores, fingerprint, finished = {}, {}, 0.0
     for judge in manifest["judges"]:  # a later one's scores stand
         if store.has(judge):
@@ -184,58 +145,7 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
             finished = facts["finished"]
     tags["fingerprint"] = json.dumps(fingerprint)
     scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
-    _log(client, run, _scores(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What MLflow is to show of a trial beyond what it has.
-
-    Attributes:
-        metrics, params, tags: as in MLflow.
-        times: of all its points (unix seconds).
-        sent: what MLflow has with these, for the tag SENT.
-    """
-
-    metrics: "list[Metric]"
-    params: dict[str, Any]
-    tags: dict[str, str]
-    times: list[float]
-    sent: dict[str, int]
-
-
-def shown(
-    store: Store,
-    manifest: Mapping[str, Any],
-    trial: Mapping[str, Any],
-    state: State,
-    sent: Mapping[str, int],
-    staging: Path,
-) -> Shown:
-    """What MLflow is to show of a trial beyond `sent`; its files are laid out in `staging`."""
-    metrics, times, now_sent, wrong = _news(store, trial, state, sent, staging)
-    tags = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
-    tags |= {"sweep": manifest["key"], "trial": trial["name"], **_shared_tags(manifest), "alarm": wrong or "none"}
-    tags |= {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
-    tags |= {"collapsed": "yes" if "collapse:" in wrong else "no"}
-    if "config" not in sent:
-        (staging / "config.json").write_text(json.dumps(trial["config"], indent=1))
-    if (staging / "images").exists():
-        tags["mlflow.loggedImages"] = "True"
-    if state.outcome == "done":
-        seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-        # Joint training goes on with the image level: what its generator saw is the sum.
-        images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
-        totals = {"train_seconds": seconds, "generator_images": images}
-        metrics += _scores(state.facts[-1]["scores"] | totals, state.end)
-        tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
-        for file in state.facts[-1]["files"]:
-            if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
-                store.file(trial["name"], file)
-        shutil.copytree(store.stage(trial["name"]) / FIGURES, staging / FIGURES)
-        served.write(store.stage(trial["name"]) / MODELS, staging / MODELS)
-    params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
-    return Shown(metrics, params, tags, times, now_sent)
+    _log(client, run, points_of(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
 
 
 def _send_trial(
@@ -258,7 +168,7 @@ def _send_trial(
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
         run = run or client.create_run(
             parent.experiment_id,
-            start_time=_milliseconds(min(times, default=end)),
+            start_time=milliseconds(min(times, default=end)),
             tags={SWEEP: manifest["key"], TRIAL: trial["run"], "mlflow.parentRunId": parent.run_id},
             run_name=f"{trial['variant']} seed {trial['seed']}",
         )
@@ -267,8 +177,8 @@ def _send_trial(
             _leave_out_images(client, run, Path(folder) / "images")
         if any(Path(folder).iterdir()):
             client.log_artifacts(run.info.run_id, folder)
-    metrics = what.metrics if certain else _lacking(client, run, what.metrics)
-    _log(client, run, metrics, what.params, {**what.tags, SENT: json.dumps(what.sent)})
+    points = what.points if certain else _lacking(client, run, what.points)
+    _log(client, run, points, what.params, {**what.tags, SENT: json.dumps(what.sent)})
     _WRITTEN[run.info.run_id] = json.dumps(what.sent)
     _close(client, run, state.outcome, state.reason, end)
 
@@ -282,76 +192,14 @@ def _leave_out_images(client: "MlflowClient", run: "Run", images: Path) -> None:
             path.unlink()
 
 
-def _lacking(client: "MlflowClient", run: "Run", metrics: "list[Metric]") -> "list[Metric]":
+def _lacking(client: "MlflowClient", run: "Run", points: list[Point]) -> list[Point]:
     """The points that a run has not. Where a pass was cut off between the points and the tag that says so, a stage that
     was killed too may have made them again since, at another time: MLflow would keep both."""
     steps = {
         key: {point.step for point in client.get_metric_history(run.info.run_id, key)}
-        for key in {metric.key for metric in metrics} & set(run.data.metrics)
+        for key in {point.metric for point in points} & set(run.data.metrics)
     }
-    return [metric for metric in metrics if metric.step not in steps.get(metric.key, ())]
-
-
-def _news(
-    store: Store, trial: Mapping[str, Any], state: State, sent: Mapping[str, int], staging: Path
-) -> "tuple[list[Metric], list[float], dict[str, int], str]":
-    """A trial's points beyond `sent`, the times of all its points (unix seconds), what is sent with these, and the
-    alarm in words, "" where all is well.
-
-    `sent` holds the images seen at each stage's last point ("level0") and last grid ("level0/grids"). New grids are
-    laid out in the folder `staging`.
-    """
-    metrics, times, now_sent, records = [], [], {**sent, "config": 0}, {}
-    for stage in trial["stages"]:
-        label = stage["label"]
-        done = store.has(stage["name"])
-        folder = store.look(stage["name"])
-        try:
-            records[label] = read_record(folder)
-        except StoreError:
-            if done:
-                raise
-            continue  # the stage makes its record good when it goes on or ends
-        for line in records[label]:
-            times.append(line["time"])
-            # A resumed stage repeats the points after its checkpoint, at a later time: the first ones stand.
-            if line["images"] > sent.get(label, -1):
-                values = {f"{label}/{name}": value for name, value in line["metrics"].items()}
-                metrics += _scores(values, line["time"], line["images"])
-                now_sent[label] = line["images"]
-        drawn = {line["images"]: line["time"] for line in records[label]}
-        for path in _grids(folder):
-            images = int(path.stem)
-            # In a stage in progress a grid's point follows it; a score has no points.
-            when = drawn.get(images, store.facts(stage["name"])["finished"] if done else None)
-            if when is not None and images > sent.get(f"{label}/grids", -1):
-                if done:
-                    store.file(stage["name"], f"{GRIDS}/{path.name}")
-                _stage_grid(path, when, f"{label}+step+{images}", trial["name"], staging / "images")
-                now_sent[f"{label}/grids"] = images
-    final = state.facts[-1]["scores"] if state.outcome == "done" else None
-    wrong = [f"{label}: {text}" for label, texts in latest(records, final).items() for text in texts]
-    return metrics, times, now_sent, "; ".join(wrong)
-
-
-def _grids(folder: Path) -> list[Path]:
-    return sorted((folder / GRIDS).glob("[0-9]*.png"))
-
-
-def _stage_grid(path: Path, drawn: float, key_and_step: str, trial_name: str, staging: Path) -> None:
-    """Lay a grid that was drawn at some time (unix seconds) out as MlflowClient.log_image does, which is what the image
-    slider reads: a PNG and a WebP.
-
-    log_image puts a random id into the names, so a grid sent again would be there twice; this id is a hash.
-    """
-    from PIL import Image
-
-    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{trial_name} {key_and_step}")
-    stem = f"{key_and_step}+timestamp+{_milliseconds(drawn)}+{name}"
-    staging.mkdir(exist_ok=True)
-    shutil.copyfile(path, staging / f"{stem}.png")
-    with Image.open(path) as image:
-        image.save(staging / f"{stem}+compressed.webp", method=0)  # fast rather than small
+    return [point for point in points if point.step not in steps.get(point.metric, ())]
 
 
 def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
@@ -369,15 +217,16 @@ def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
 
 
 def _log(
-    client: "MlflowClient", run: "Run", metrics: "list[Metric]", params: Mapping[str, Any], tags: Mapping[str, Any]
+    client: "MlflowClient", run: "Run", points: list[Point], params: Mapping[str, Any], tags: Mapping[str, Any]
 ) -> None:
-    """Log to a run: the params it lacks (they are immutable), metrics, and last the tags, which say what it has."""
+    """Log to a run: the params it lacks (they are immutable), points, and last the tags, which say what it has."""
     entities, run_id = _mlflow().entities, run.info.run_id
     lacking = [entities.Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
     lacking = [param for param in lacking if param.key not in run.data.params]
     changed = [entities.RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
     for first in range(0, len(lacking), PARAMS_A_CALL):
         client.log_batch(run_id, params=lacking[first : first + PARAMS_A_CALL])
+    metrics = [entities.Metric(each.metric, each.value, milliseconds(each.seconds), each.step) for each in points]
     for first in range(0, len(metrics), METRICS_A_CALL):
         client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_CALL])
     if changed:
@@ -390,105 +239,36 @@ def _close(client: "MlflowClient", run: "Run", outcome: str, reason: str, end: f
     if status == "RUNNING" != run.info.status:
         client.update_run(run.info.run_id, status=status)
     elif status != run.info.status:
-        client.set_terminated(run.info.run_id, status, _milliseconds(end))
+        client.set_terminated(run.info.run_id, status, milliseconds(end))
     if "reason" in run.data.tags and not reason:
         client.delete_tag(run.info.run_id, "reason")
     _log(client, run, [], {}, {**({"reason": reason[:1000]} if reason else {}), "outcome": outcome})
 
 
-def _scores(values: Mapping[str, float | None], seconds: float, step: int = 0) -> "list[Metric]":
-    metric, stamp = _mlflow().entities.Metric, _milliseconds(seconds)
-    return [metric(name, value, stamp, step) for name, value in values.items() if value is not None]
-
-
-def _shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(manifest["settings"][name]) for name in ("dataset", "recipe") if name in manifest["settings"]}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted name -> value."""
-    flat = {}
-    for name, item in value.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return flat
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start the process that follows a sweep. Closing its standard input lets it finish: 0 when all is sent, else 1.
-
-    It has a session of its own, so that Ctrl-C in the driver does not end it before its last pass; what it says goes
-    to sweeps/<key>.log in the store.
-    """
-    command = [sys.executable, "-m", "sweeps.tracking", "follow", store.address, sweep_key, uri]
-    with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
-
-
-def finish(uploader: "subprocess.Popen[bytes]") -> bool:
-    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor."""
-    if uploader.poll() is not None:
-        root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
-        uploader = start(open_store(root), sweep_key, uri)
-    assert uploader.stdin is not None
-    uploader.stdin.close()
-    return uploader.wait() == 0
-
-
-def unsent(store: Store, sweep_key: str, uri: str) -> str:
-    """What to say where the uploader could not send all."""
-    said = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()
-    last = said[-1] if said else f"the process that sends it was killed; {_later(store, uri)}"
-    return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
-
-
-def follow(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
-    """Keep MLflow level with one sweep until standard input ends. The exit code is 0 when all is sent, else 1.
-
-    Args:
-        root: Address of the output store.
-        sweep_key: Key of the sweep.
-        uri: Tracking URI.
-    """
-    os.nice(10)
-    store, _ = sweeps_of(root)
-    pause, trouble = 0.0, ""
-    while True:
-        readable = select.select([sys.stdin], [], [], pause)[0]
-        ended = bool(readable) and not os.read(sys.stdin.fileno(), 4096)
-        before, trouble = trouble, _attempt(store, [sweep_key], uri, live=not ended)
-        if ended and trouble:
-            time.sleep(PAUSE)  # the trouble may have been a short one
-            trouble = _attempt(store, [sweep_key], uri, live=False)
-        if ended:
-            _say(trouble and f"{trouble}; {_later(store, uri)}")
-            return 1 if trouble else 0
-        if bool(before) != bool(trouble):
-            _say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
-        pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else PAUSE
-
-
-def _attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> str:
+def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> str:
     """Send sweeps; returns what went wrong in one line, "" where nothing did."""
     from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
 
+    trouble = ""
     try:
         for key in sweep_keys:
-            sync(store, key, uri, live)
-    except (_mlflow().MlflowException, SQLAlchemyError, StoreError, OSError, ValueError) as error:
-        return f"MLflow did not get everything: {' '.join(str(error).split())[:200]}"
-    return ""
+            try:
+                sync(store, key, uri, live)
+            except StoreError as error:  # one that is damaged holds no other up
+                trouble = trouble or str(error)
+    except (_mlflow().MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        trouble = str(error)
+    return trouble and f"MLflow did not get everything: {' '.join(trouble.split())[:300]}"
 
 
-def _later(store: Store, uri: str) -> str:
+def later(store: Store, uri: str) -> str:
+    """How to send what is left."""
     server = "" if uri == default_uri(store) else f" --mlflow {shlex.quote(uri)}"
     return f"send it later with: python sweeps/tracking.py sync {shlex.quote(store.address)}{server}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line, unless it is empty, where errors go."""
     if text:
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(text, file=sys.stderr, flush=True)
@@ -521,8 +301,8 @@ def sync_command(
         raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
     uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
     chosen = [sweep] if sweep else keys
-    trouble = _attempt(opened, chosen, uri, live=False)
-    _say(f"{trouble}; {_later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
+    trouble = attempt(opened, chosen, uri, live=False)
+    say(f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
     if trouble or not verify:
         return 1 if trouble else 0
     from sweeps import verify as comparison
@@ -531,15 +311,15 @@ def sync_command(
     for line in found:
         print(line)
     if found:
-        _say(f"{len(found)} differences; a run that is deleted in MLflow is sent anew by the same command")
+        say(f"{len(found)} differences; a run that is deleted in MLflow is sent anew by the same command")
     else:
-        _say("every value and file in MLflow is as in the store")
+        say("every value and file in MLflow is as in the store")
     return 1 if found else 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(tyro.extras.subcommand_cli_from_dict({"sync": sync_command, "follow": follow}))
+        sys.exit(tyro.extras.subcommand_cli_from_dict({"sync": sync_command}))
     except StoreError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(2)

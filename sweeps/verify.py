@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan.store import MODELS, Store, StoreError, read_json, sha256
-from sweeps import tracking
+from sweeps import shown, tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 LARGEST = 1.7976931348623157e308
 """What MLflow makes of infinity."""
@@ -36,7 +36,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         yield from _values("sweep", "param", settings, parent.data.params)
     for trial in manifest["trials"]:
         mine = [run for run in runs if run.data.tags.get(tracking.TRIAL) == trial["run"]]
-        state = tracking.state_of(store, trial, live=False)
+        state = shown.state_of(store, trial, live=False)
         title = f"{trial['variant']} seed {trial['seed']}"
         begun = state.facts or state.outcome == "failed"
         if len(mine) != 1 and (mine or begun):
@@ -46,14 +46,14 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
                 staging, there = Path(folder) / "store", Path(folder) / "mlflow"
                 staging.mkdir()
                 there.mkdir()
-                what = tracking.shown(store, manifest, trial, state, {}, staging)
+                what = shown.shown(store, manifest, trial, state, {}, staging)
                 status = {"status": tracking.STATUS[state.outcome], "outcome": state.outcome}
                 seen = {"status": run.info.status, "outcome": run.data.tags.get("outcome")}
                 yield from _values(title, "state", status, seen)
                 params = {name: str(value)[: tracking.LONGEST_PARAM] for name, value in what.params.items()}
                 yield from _values(title, "param", params, run.data.params)
                 yield from _values(title, "tag", what.tags, run.data.tags)
-                yield from _points(client, run, title, what.metrics)
+                yield from _points(client, run, title, what.points)
                 client.download_artifacts(run.info.run_id, "", str(there))
                 yield from _values(title, "file", _files(staging), _files(there))
 
@@ -76,11 +76,11 @@ def _values(title: str, kind: str, expected: Mapping[str, Any], found: Mapping[s
             yield f"{title}: {kind} {name} is {found[name]!r}, and {value!r} in the store"
 
 
-def _points(client: "MlflowClient", run: "Run", title: str, expected: "list[Metric]") -> Iterator[str]:
+def _points(client: "MlflowClient", run: "Run", title: str, expected: list[shown.Point]) -> Iterator[str]:
     """Compares every point of every metric; the time of one may differ, since a resumed stage repeats some."""
     metrics: dict[str, dict[int, float]] = {}
     for point in expected:
-        metrics.setdefault(point.key, {})[point.step] = _plain(point.value)
+        metrics.setdefault(point.metric, {})[point.step] = _plain(point.value)
     for name, points in metrics.items():
         history: dict[int, list[float]] = {}
         for point in client.get_metric_history(run.info.run_id, name):
@@ -108,5 +108,5 @@ def _files(root: Path) -> dict[str, str]:
         name = path.relative_to(root).as_posix()
         inside = name.startswith(f"{MODELS}/data/")
         if path.is_file() and (inside or not name.startswith(f"{MODELS}/")):
-            found[tracking.WRITTEN_AT.sub("", name)] = sha256(path)
+            found[shown.WRITTEN_AT.sub("", name)] = sha256(path)
     return found

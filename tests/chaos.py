@@ -90,7 +90,7 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
     found = processes()
     if fault in ("worker", "uploader"):
         mine = below(driver.pid, found)
-        word = "ResourceTrainable" if fault == "worker" else "sweeps.tracking follow"
+        word = "ResourceTrainable" if fault == "worker" else "sweeps.uploader"
         victims = sorted(each for each in mine if word in found[each][1]) if driver.pid in found else []
         if victims:
             os.kill(dice.choice(victims), signal.SIGKILL)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from sgan.store import FIGURES, GRIDS, MODELS, RECORD_FILE, Record, Store, StoreError, write_json
-from sweeps import tracking
+from sweeps import tracking, uploader
 from sweeps.verify import differences
 
 KEY = "ab12"
@@ -336,7 +336,7 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     uri = tracking.default_uri(store)
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    with tracking.start(store, KEY, uri) as follower:
+    with uploader.start(store, KEY, uri) as follower:
         wait_for(lambda: found(store)[0] is not None)
         follower.kill()
     assert follower.returncode == -signal.SIGKILL
@@ -349,8 +349,8 @@ def test_a_dead_driver_leaves_nothing_running(store):
     """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
     train(store, "encoder-0", POINTS[:1], ())
     code = (
-        "import sys, time; from sgan.store import Store; from sweeps import tracking;"
-        f"print(tracking.start(Store({str(store.root)!r}), {KEY!r}, {tracking.default_uri(store)!r}).pid, flush=True);"
+        "import sys, time; from sgan.store import Store; from sweeps import tracking, uploader;"
+        f"print(uploader.start(Store({str(store.root)!r}), {KEY!r}, {tracking.default_uri(store)!r}).pid, flush=True);"
         "time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
@@ -404,7 +404,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     log = store.sweep(KEY).with_suffix(".log")
     train(store, "encoder-0", POINTS[:2], GRID_IMAGES[:1])
 
-    follower = tracking.start(store, KEY, server.uri)
+    follower = uploader.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
     server.start()
     wait_for(lambda: "takes what is sent again" in log.read_text(), 90)
@@ -435,10 +435,10 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
 def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    follower = tracking.start(store, KEY, tracking.default_uri(store))
+    follower = uploader.start(store, KEY, tracking.default_uri(store))
     follower.kill()
     follower.wait(20)
-    assert tracking.finish(follower)
+    assert uploader.finish(follower)
     assert_complete(store, "sgan")
 
 
@@ -509,7 +509,7 @@ def test_damage_in_one_trial_holds_no_other_up_and_is_named(store):
 
 def test_without_a_server_the_last_pass_says_how_to_send_it_later(store):
     finish(store, "sgan", 0)
-    follower = tracking.start(store, KEY, "http://127.0.0.1:9")
+    follower = uploader.start(store, KEY, "http://127.0.0.1:9")
     follower.communicate(timeout=40)
     assert follower.returncode == 1
     *_, last = store.sweep(KEY).with_suffix(".log").read_text().splitlines()
