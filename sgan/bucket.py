@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,13 @@ from urllib.parse import parse_qsl
 
 from sgan.checks import ConfigError, content_key, require
 from sgan.lease import Leases
-from sgan.store import STAGE_FILE, Store, StoreError, read_json, sealed, sha256, write_json
+from sgan.store import LEDGER, STAGE_FILE, Store, StoreError, read_json, sealed, sha256, write_json
 
 Found = TypeVar("Found")
-PAUSES = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
-"""Seconds between tries where a bucket does not answer: less than three minutes of trouble interrupt nothing."""
+PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
+"""Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
+PATIENT = 2
+"""Tries in silence."""
 SYNC = 10.0
 """Seconds between two uploads of a stage in progress."""
 FRESH = 1.0
@@ -52,6 +55,11 @@ def open_store(address: str) -> Store:
     """
     address = address.rstrip("/")
     return BucketStore(address) if is_bucket(address) else Store(address or "/")
+
+
+def find_store(address: str) -> Store | None:
+    """The store at an address, where it is there already; None where no such folder is."""
+    return open_store(address) if is_bucket(address) or Path(address).is_dir() else None
 
 
 def is_bucket(address: str) -> bool:
@@ -159,6 +167,11 @@ class BucketStore(Store):
         self.fetch(self.root / "sweeps")
         return super().sweeps()
 
+    def note(self, event: str, **about: Any) -> None:
+        super().note(event, **about)
+        path = self._own_ledger()
+        self.uploads.submit(lambda: self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}"))
+
     def save(self, path: Path) -> None:
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         for file in files:
@@ -245,6 +258,7 @@ class BucketStore(Store):
         self.upload = self.uploads.submit(self._keep, name)
         if now:
             self.upload.result()
+            super().keep(name, now)
 
     def _keep(self, name: str) -> None:
         """Bring the bucket's copy of a work folder up to date."""
@@ -279,6 +293,7 @@ class BucketStore(Store):
         try:
             self._patiently(lambda: self.fs.pipe_file(f"{self.base}/done/{name}.json", body, mode="create"))
         except FileExistsError:
+            self.note("stage discarded", stage=name)
             self._remove(f"stages/{name}/{upload}")
             shutil.rmtree(folder)
         (folder / STAGE_FILE).unlink(missing_ok=True)  # what is left is a mirror
@@ -314,7 +329,8 @@ class BucketStore(Store):
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> what fsspec says
         of it."""
         found = self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True))
-        return {path.removeprefix(f"{self.base}/"): info for path, info in found.items()}
+        files = {path: info for path, info in found.items() if info["type"] == "file"}  # see Leases._numbers
+        return {path.removeprefix(f"{self.base}/"): info for path, info in files.items()}
 
     def _put(self, path: Path, name: str) -> None:
         self._patiently(lambda: self.fs.put_file(str(path), f"{self.base}/{name}"))
@@ -339,8 +355,8 @@ class BucketStore(Store):
             self._patiently(lambda name=name: self.fs.rm_file(f"{self.base}/{name}"))
 
     def _patiently(self, call: "Callable[[], Found]") -> Found:
-        """Call again while the bucket does not answer; StoreError where it does not for minutes."""
-        for pause in (*PAUSES, None):
+        """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
+        for number, pause in enumerate((*PAUSES, None)):
             try:
                 return call()
             except (FileNotFoundError, FileExistsError):
@@ -351,6 +367,12 @@ class BucketStore(Store):
                         f"the output store {self.address} does not answer ({_first_line(error)}); what is finished "
                         "stays there, and the same command goes on"
                     ) from error
+                if number == PATIENT:
+                    print(
+                        f"the output store {self.address} does not answer ({_first_line(error)}); waiting for it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 time.sleep(pause)
         raise AssertionError
 

@@ -11,8 +11,8 @@ from sgan.config import IMAGE, LABEL
 from sgan.data import Data, to_input, to_pixels
 from sgan.encoder import Encoder
 from sgan.inception import Inception
+from sgan.record import grid_file
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import grid_file
 
 GRID_SEED = 7
 """Grids use the same noise at every evaluation, so that they can be leafed through like a film."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sgan.checkpoint import CHECKPOINTS, SECONDS, Checkpoints
-from sgan.store import GRIDS, Record, StoreError, read_tensors, sha256, write_tensors
+from sgan.record import Record
+from sgan.store import GRIDS, StoreError, read_tensors, sha256, write_tensors
 
 START_FILE, BEST_FILE = "joint-start.safetensors", "best.safetensors"
 POINTS, LONGEST = 40, 250
@@ -81,6 +82,7 @@ def loop(
         checkpoint_seconds: seconds between two checkpoints, at least.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
+        StoreError: what the stage has put aside was changed by somebody else.
     """
     began = time.monotonic()
     checkpoints = Checkpoints(folder, checkpoint_seconds)
@@ -88,6 +90,7 @@ def loop(
     record = Record(folder, state.record)
     if not record.points:
         record.add(0, _finite(evaluate(0)))
+    aside = _aside(folder, state.step * batch) | state.aside
     every = min(max(1, steps // POINTS), LONGEST)
     marks = {round(steps * part / evaluations) for part in range(1, evaluations + 1)}
     marks |= {snapshot} if snapshot else set()
@@ -96,7 +99,7 @@ def loop(
     def save() -> None:
         nonlocal saved
         seconds = state.seconds + time.monotonic() - began
-        note = {"record": record.text, "seconds": repr(seconds), "aside": json.dumps(_aside(folder))}
+        note = {"record": record.text, "seconds": repr(seconds), "aside": json.dumps(aside)}
         checkpoints.save(number, lambda: task_tensors(task) | _window_tensors(window), note)
         saved = number
 
@@ -116,6 +119,7 @@ def loop(
                 window.clear()
                 if number == snapshot:
                     write_tensors(folder / START_FILE, task_tensors(task))
+                aside = _aside(folder, number * batch) | aside
             if number < steps and checkpoints.due():
                 save()
             if point or time.monotonic() - heard > SILENCE:
@@ -130,6 +134,8 @@ def loop(
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
     record.write()
+    if not _is_whole(folder, aside):
+        raise StoreError(f"a file in {folder} is not as it was written; the same command makes the stage anew")
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float]:
@@ -206,35 +212,39 @@ def _window_tensors(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass
 class _State:
-    """Where a stage goes on: steps done, seconds they took, the record's text, the losses since its last point."""
+    """Where a stage goes on: steps done, seconds they took, the record's text, the losses since its last point, and
+    what `_aside` found."""
 
     step: int
     seconds: float
     record: str
     window: list[dict[str, Tensor]]
+    aside: dict[str, str]
 
 
 def _restore(task: Task, folder: Path, checkpoints: Checkpoints) -> _State:
     """Load the last whole checkpoint whose companions are whole too; where there is none, the stage begins anew."""
     for tensors, note in checkpoints.load():
-        if not _is_whole(folder, json.loads(note["aside"])):
+        aside = json.loads(note["aside"])
+        if not _is_whole(folder, aside):
             continue
         load_modules(task.modules, tensors)
         load_optimisers(task, tensors)
         losses = {name.removeprefix("window/"): each for name, each in tensors.items() if name.startswith("window/")}
         count = len(next(iter(losses.values()))) if losses else 0
         window = [{name: each[place] for name, each in losses.items()} for place in range(count)]
-        return _State(int(note["step"]), float(note["seconds"]), note["record"], window)
+        return _State(int(note["step"]), float(note["seconds"]), note["record"], window, aside)
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
     for path in (*(folder / GRIDS).glob("*"), folder / START_FILE, folder / BEST_FILE):
         path.unlink(missing_ok=True)
-    return _State(0, 0.0, "", [])
+    return _State(0, 0.0, "", [], {})
 
 
-def _aside(folder: Path) -> dict[str, str]:
-    """What a stage has put aside so far, and will not make again: file -> SHA-256. That of the best weights is inside
-    them, since better ones may come after the checkpoint."""
-    files = [*sorted((folder / GRIDS).glob("[0-9]*.png")), folder / START_FILE]
+def _aside(folder: Path, images: int) -> dict[str, str]:
+    """What a stage that has seen so many images has put aside, and will not make again: file -> SHA-256. That of the
+    best weights is inside them, since better ones may come after the checkpoint."""
+    grids = [path for path in sorted((folder / GRIDS).glob("[0-9]*.png")) if int(path.stem) <= images]
+    files = [*grids, folder / START_FILE]
     found = {path.relative_to(folder).as_posix(): sha256(path) for path in files if path.exists()}
     return found | ({BEST_FILE: ""} if (folder / BEST_FILE).exists() else {})
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from sgan.bucket import is_bucket, open_store
+from sgan.bucket import find_store
 from sgan.checks import ConfigError, require
 
 FEWEST_DIGITS = 6
@@ -45,7 +45,7 @@ def locate(source: str, address: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     found: list[str] = []
-    store = open_store(address) if is_bucket(address) or Path(address).is_dir() else None
+    store = find_store(address)
     if store and "/" not in source:
         name = store.shown(source) or source
         if len(name.removeprefix("score-")) >= FEWEST_DIGITS:

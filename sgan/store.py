@@ -7,10 +7,12 @@
     runs/<MLflow run id> name of the score stage that the run shows
     sweeps/<key>.json what a sweep or a search consists of
     failures/<name>.json the last error of a trial that could not finish; removed when it does
+    ledger/<process>.jsonl what a process did when: begun, resumed, published (`Store.note`)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
-JSON and tensors have a SHA-256 inside, a line of a record has a CRC, and stage.json has the SHA-256 of every file of
-its stage. `sgan.bucket` keeps the same in a bucket.
+JSON and tensors have a SHA-256 inside, a line of a record or the ledger has a CRC, and stage.json has the SHA-256 of
+every file of its stage. What is in stages/ is the truth: all else may be deleted, and the same command makes it again,
+but for the ledger's account of the past. `sgan.bucket` keeps the same in a bucket.
 """
 
 import errno
@@ -18,12 +20,14 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers 
     from torch import Tensor
 
 STAGE_FILE = "stage.json"
-RECORD_FILE = "record.jsonl"
+LEDGER = "ledger"
 GRIDS, FIGURES, MODELS = "grids", "figures", "model"
 SEAL, NOTE = "sha256", "note"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -84,6 +88,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not whole:
         raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")
     return {name: item for name, item in value.items() if name != SEAL}
+
+
+def checked_line(value: Mapping[str, Any]) -> str:
+    """A JSON object as a line with its CRC."""
+    return json.dumps({**value, "crc": _crc(value)}) + "\n"
+
+
+def read_lines(text: str, path: Path, advice: str) -> list[dict[str, Any]]:
+    """The values of lines that `checked_line` made; a last one without its end is left out.
+
+    Args:
+        text: what is in the file `path`.
+        advice: what to do about damage, for the error.
+    Raises:
+        StoreError: a line is not what was written.
+    """
+    values = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            value = json.loads(line)
+            whole = isinstance(value, dict) and value.pop("crc", None) == _crc(value)
+        except (ValueError, RecursionError):
+            whole, value = False, {}
+        if not whole:
+            raise StoreError(f"line {number} of {path} is not as it was written; {advice}")
+        values.append(value)
+    return values
+
+
+def _crc(value: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _tensors_digest(tensors: "Mapping[str, Tensor]", note: Mapping[str, str]) -> str:
@@ -152,6 +187,7 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
         self.address = str(self.root)
+        self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
             for name in ("stages", "work", "claims", "failures", "sweeps"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -168,6 +204,38 @@ class Store:
 
     def __hash__(self) -> int:
         return hash(self.address)
+
+    def note(self, event: str, **about: Any) -> None:
+        """Add an event to the ledger: a line in the file of this process, which none other writes.
+
+        It says who did what when, for people. Nothing depends on it: where it cannot be written, it is left out.
+        """
+        path = self._own_ledger()
+        who = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
+        line = checked_line({**who, "event": event, **about}).encode()
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with open(path, "ab", buffering=0) as file:
+                before = file.tell()
+                if file.write(line) < len(line):  # the disk is full: half a line would spoil the next
+                    file.truncate(before)
+
+    def _own_ledger(self) -> Path:
+        return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events of the ledger, the earliest first; StoreError where a file of it is damaged."""
+        self.fetch(self.root / LEDGER)
+        found = []
+        for path in (self.root / LEDGER).glob("*.jsonl"):
+            advice = "delete it: it is an account of the past, and no result depends on it"
+            try:
+                found += read_lines(path.read_text(), path, advice)
+            except (ValueError, OSError) as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"{path} cannot be read ({error}); {advice}") from error
+        return sorted(found, key=lambda event: event["time"])
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
@@ -299,11 +367,14 @@ class Store:
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with what an interrupted run left in it."""
         folder = self.work(name)
+        self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
         """Called while a stage trains, and `now` where it stops: let what is in its work folder outlive this host."""
+        if now:
+            self.note("stage stopped", stage=name)
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         """Turn the work folder into the finished stage in one rename; `drop` names what only the work needed."""
@@ -319,72 +390,4 @@ class Store:
         if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
             shutil.rmtree(self._folder(name))
         os.rename(folder, self._folder(name))
-
-
-class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder, each with its CRC.
-
-    What is read again is what is in memory: a file that was damaged meanwhile is made good by `write`.
-
-    Args:
-        text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
-            made again.
-    """
-
-    def __init__(self, folder: Path, text: str = ""):
-        self.path, self.text = folder / RECORD_FILE, text
-        self.points = _points(text, self.path)
-        self.write()
-
-    def write(self) -> None:
-        """Write the whole record anew."""
-        temporary = self.path.with_name(f".{self.path.name}")
-        temporary.write_text(self.text)
-        temporary.replace(self.path)
-
-    def add(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Append one point: metric name -> value, after `images` images were seen."""
-        point = {"images": images, "time": time.time(), "metrics": dict(metrics)}
-        line = json.dumps({**point, "crc": _crc(point)}) + "\n"
-        with open(self.path, "a") as file:
-            file.write(line)
-        self.text += line
-        self.points.append(point)
-
-
-def _crc(point: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(point, sort_keys=True).encode())
-
-
-def _points(text: str, path: Path) -> list[dict[str, Any]]:
-    points = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            point = json.loads(line)
-            whole = isinstance(point, dict) and point.pop("crc", None) == _crc(point)
-        except (ValueError, RecursionError):
-            whole, point = False, {}
-        if not whole:
-            raise StoreError(
-                f"line {number} of {path} is not as it was written; delete {path.parent}, and the stage is made again"
-            )
-        points.append(point)
-    return points
-
-
-def grid_file(folder: Path, images: int) -> Path:
-    """Path of the grid drawn after `images` images were seen, in a stage's folder."""
-    return folder / GRIDS / f"{images:09d}.png"
-
-
-def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The points of a stage's record; a last line that is still being written is left for the next reading.
-
-    Raises StoreError where a line is not what was written.
-    """
-    path = folder / RECORD_FILE
-    try:
-        text = path.read_text() if path.exists() else ""
-    except ValueError as error:
-        raise StoreError(f"{path} is no text; delete {folder}, and the stage is made again") from error
-    return _points(text, path)
+        self.note("stage published", stage=name, status=facts["status"])

@@ -14,7 +14,7 @@ from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sgan.store import NO_ROOM
 from sweeps import detach, tuned
-from sweeps.manifest import commit
+from sweeps.manifest import command, commit
 from sweeps.sweep import Resolved, Sweep, record, resolve
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ def main(sweep: Sweep) -> int:
         sender = uploader.start(store, resolved.key, uri)
         try:
             job = trials.Job(basis.folder, store.address, resolved.key, revision, code_version(), sweep.deterministic)
+            store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)
         finally:
             sent = uploader.finish(sender)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
+    store.note("sweep ended", sweep=resolved.key, open=len(open_trials), failed=len(failed))
     if len(open_trials) > len(failed):
         print(f"\nStopped with {len(open_trials)} trials open; the same command goes on where they are.")
         return INTERRUPTED

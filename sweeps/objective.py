@@ -8,8 +8,9 @@ from typing import Any
 from sgan.bucket import open_store
 from sgan.diagnostics import COLLAPSED as COLLAPSED_CLASSES
 from sgan.diagnostics import alarms
+from sgan.record import read_record
 from sgan.stages import name
-from sgan.store import Store, read_record
+from sgan.store import Store
 from sweeps.bridge import COLLAPSED, DIVERGED, FAILED, OUTCOME, Outcome, Point
 from sweeps.space import Space
 from sweeps.trials import REPORT_SECONDS, Job, Trial, trial

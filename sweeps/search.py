@@ -15,6 +15,7 @@ from sgan.checks import ConfigError, number, require
 from sgan.presets import VARIANTS
 from sweeps import detach
 from sweeps.budget import Limits
+from sweeps.manifest import command
 from sweeps.options import Basis, Options, prepare
 from sweeps.tuned import without_password
 
@@ -175,6 +176,7 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     sender = uploader.start(store, running.key, uri)
     confirm, best, stopped = [], None, True
     try:
+        store.note("search started", search=running.key, command=command("search.py"))
         failed = running.explore(study, plan)
         waiting = {each.number for each in study.get_trials(deepcopy=False) if not each.state.is_finished()}
         if waiting <= set(failed):
@@ -184,6 +186,7 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
         plots.draw(study, running.space, publish.plots_folder(running), list(running.directions))
         store.save(publish.plots_folder(running))
         publish.record(running, study, confirm)
+        store.note("search ended", search=running.key)
     finally:
         running.spent(study)
         sent = uploader.finish(sender)

@@ -1,8 +1,6 @@
 """Whether all nodes of a cluster have one output store: seen by each from each, with claims that hold between them."""
 
-from pathlib import Path
-
-from sgan.bucket import is_bucket, open_store
+from sgan.bucket import find_store
 from sgan.checks import ConfigError, require
 from sgan.store import Store
 
@@ -28,8 +26,7 @@ def marked(store: Store, name: str) -> bool:
 
 def see(address: str, name: str, node: str) -> Store:
     """The store at an address, on a node that is not the driver's; ConfigError where the driver's mark is not in it."""
-    there = is_bucket(address) or Path(address).is_dir()
-    store = open_store(address) if there else None
+    store = find_store(address)
     if store is None or not marked(store, name):
         raise ConfigError(
             f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "

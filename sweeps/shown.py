@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgan.diagnostics import latest
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json, read_record
+from sgan.record import read_record
+from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json
 from sweeps import served
 
 # MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.conf import Positional
 
-from sgan.bucket import is_bucket, open_store
+from sgan.bucket import find_store
 from sgan.store import Store, StoreError, read_json, sealed
 from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of
 
@@ -276,8 +276,7 @@ def say(text: str) -> None:
 
 def sweeps_of(address: str) -> tuple[Store, list[str]]:
     """A store that is there already, and the keys of its sweeps; StoreError where there is none."""
-    there = is_bucket(address) or Path(address).is_dir()
-    store = open_store(address) if there else None
+    store = find_store(address)
     keys = store.sweeps() if store else []
     if store is None or not keys:
         raise StoreError(f"{address} holds no sweep; name the folder that the sweep was given as --store")

@@ -232,12 +232,16 @@ class ProgressLines(tune.Callback):
         result = trial.last_result
         self._end(self._trial(trial), result.get("outcome", "stopped early"), result.get("reason", ""))
 
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
+        mine = self._trial(trial)
+        self.store.note("trial retried", trial=mine.title, name=mine.plan.name, reason=_reason(trial))
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        lines = str(trial.get_error() or "its worker died").strip().splitlines()
-        self._end(self._trial(trial), "failed", lines[-1] if lines else "its worker died")
+        self._end(self._trial(trial), "failed", _reason(trial))
 
     def _end(self, trial: Trial, outcome: str, reason: str) -> None:
         self.finished += 1
+        self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.done |= {name(stage) for _, stage in trial.plan.stages}  # a trial that was stopped leaves stages open
         if self.store.has(trial.plan.name):
             scores = self.store.facts(trial.plan.name)["scores"]
@@ -277,6 +281,12 @@ class ProgressLines(tune.Callback):
             f"{trial.title}: {what}",
             flush=True,
         )
+
+
+def _reason(trial: TuneTrial) -> str:
+    """Why a trial failed, in one line."""
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1] if lines else "its worker died"
 
 
 def clock(seconds: float) -> str:

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from sgan.store import RECORD_FILE, Store, read_record
+from sgan.record import RECORD_FILE, read_record
+from sgan.store import Store
 from sweeps import tracking
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,9 +1,12 @@
 """Shared by all tests: a digits trial small enough to run the production path in about a second."""
 
 import dataclasses
+import os
 import shutil
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from hypothesis import settings
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.data import Data, load
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.record import RECORD_FILE, read_record
 from sgan.run import Worker, run_trial
 from sgan.shapes import Dataset
 from sgan.stages import Plan, name, plan
-from sgan.store import RECORD_FILE, Store, read_json, read_record
+from sgan.store import Store, read_json
 
 torch.set_num_threads(1)
 # Tests that hang up or interrupt need both signals in their processes, whoever started pytest: nohup, or a background
@@ -148,3 +152,30 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def mount(*arguments: str) -> bool:
+    """Whether `mount` did as it was told."""
+    return subprocess.run(["mount", *arguments], check=False, capture_output=True, timeout=20).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)):
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False, timeout=20)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk up; returns the file that does, by whose end there is room again."""
+    filler = disk / "filler"
+    try:
+        with open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        return filler

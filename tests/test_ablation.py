@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from PIL import Image
 
 import sgan
 from sgan.checkpoint import CHECKPOINTS
-from sgan.store import Store, read_json, read_record
+from sgan.record import read_record
+from sgan.store import Store, read_json
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -72,6 +74,8 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     store, output = quiet
     kinds = sorted(name.split("-")[0] for name in stages(store))
     # Two seeds: an encoder each, the two levels that both stacks share and the DCGAN's one, one joint stage, 3 scores.
+    published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
+    assert sorted(published) == sorted(stages(store))
     assert kinds == sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
     titles = [line.split("|")[1].strip() for line in table(output)]
     assert titles == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real data"]
@@ -108,14 +112,21 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
     assert list((folder / "images").glob("level0+step+*.png"))
 
 
-def test_the_same_command_trains_nothing_and_gives_the_same_table(quiet: tuple[Path, str]):
+def test_the_same_command_trains_nothing_and_makes_all_but_the_stages_again(quiet: tuple[Path, str]):
+    """The finished stages are the truth: nothing else in the store is needed for the same table and the same runs."""
     store, output = quiet
     before = stages(store)
+    for path in store.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != "stages":
+            shutil.rmtree(path)
     again = complete(store, "--seeds", "2", "--variants", *ROWS)
     assert stages(store) == before
     assert table(again) == table(output)
     assert "6 finished, 0 to run" in again
     assert len(runs(store)) == 7
+    assert [event["event"] for event in Store(store).events()] == ["sweep started", "sweep ended"]
 
 
 def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):

@@ -23,7 +23,8 @@ from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, Config, Variant, Weights
 from sgan.inception import WeightsError, check_weights
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
-from sgan.store import Record, Store, StoreError, read_json, read_record, read_tensors, write_json, write_tensors
+from sgan.record import Record, read_record
+from sgan.store import Store, StoreError, read_json, read_tensors, write_json, write_tensors
 from sweeps import tuned
 from sweeps.search import Search
 from sweeps.sweep import Sweep

@@ -22,19 +22,10 @@ from s3 import Api, serve
 from sgan import bucket, lease
 from sgan.bucket import BucketStore, open_store
 from sgan.checks import ConfigError
+from sgan.record import Record, read_record
 from sgan.run import run_trial
 from sgan.stages import LevelStage, name
-from sgan.store import (
-    Record,
-    Store,
-    StoreError,
-    read_json,
-    read_record,
-    read_tensors,
-    sha256,
-    write_json,
-    write_tensors,
-)
+from sgan.store import Store, StoreError, read_json, read_tensors, sha256, write_json, write_tensors
 from sweeps.study import open_study
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
@@ -89,6 +80,17 @@ def test_a_stage_that_one_host_finished_is_whole_on_another(host):
     assert files == {"model.safetensors", "record.jsonl", "grids/000000010.png"}
     assert not one.fs.find(f"{one.base}/work")
     assert not (one.root / "work" / "stage").exists()
+
+
+def test_the_ledger_has_the_events_of_all_hosts(host):
+    one, other = host("one"), host("other")
+    other.begin("stage")
+    publish(one)
+    other.publish("stage", {"status": "done"})
+    other.uploads.submit(lambda: None).result()
+    one.uploads.submit(lambda: None).result()
+    events = ["stage begun", "stage begun", "stage published", "stage published", "stage discarded"]
+    assert [event["event"] for event in host("third").events()] == events
 
 
 def test_looking_at_a_stage_brings_no_weights(host):
@@ -219,6 +221,21 @@ def test_a_claim_excludes_every_host_until_its_holder_dies(host, address, tmp_pa
     finally:
         first.kill()
         first.communicate()
+
+
+def test_an_outage_kills_nobody(host, monkeypatch):
+    """Where nobody could look for longer than a claim lasts unrenewed, its holder could not renew it either."""
+    one, other = host("one"), host("other")
+    assert one.leases.take("name") is not None
+    monkeypatch.setattr(lease, "EXPIRY", 0.4)
+    monkeypatch.setattr(lease, "APART", 0.2)
+    assert other.leases.take("name") is None
+    time.sleep(0.5)
+    assert other.leases.take("name") is None
+    began = time.monotonic()
+    while other.leases.take("name") is None:
+        time.sleep(0.05)
+    assert time.monotonic() - began > 0.3
 
 
 def test_one_of_many_hosts_gets_a_claim(host, monkeypatch):
@@ -353,12 +370,15 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
         other.stage(name(stage))
 
 
-def test_a_server_that_is_gone_ends_in_one_error(host, api, monkeypatch):
+def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, api, monkeypatch, capsys):
     store = host("one")
-    monkeypatch.setattr(bucket, "PAUSES", (0.0,))
+    monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 3)
     api.faults.share = 1.0
     with pytest.raises(StoreError, match=r"the output store s3://.* does not answer"):
         store.has("stage")
+    said = capsys.readouterr().err
+    assert said.startswith(f"the output store {store.address} does not answer")
+    assert said.count("waiting for it") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BATCH, TINY, contents, finish, make_worker, tiny_plan, tiny_recipe
+from conftest import BATCH, TINY, contents, fill, finish, make_worker, mount, tiny_plan, tiny_recipe
 
 from sgan import run
 from sgan.config import Config
@@ -22,31 +21,6 @@ from sweeps import memory
 from sweeps.memory import GIB, advice
 from sweeps.sharing import mark
 from sweeps.trials import Job, Trial
-
-
-def mount(*arguments: str) -> bool:
-    return subprocess.run(["mount", *arguments], check=False, capture_output=True, timeout=20).returncode == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 8 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)):
-        pytest.skip("only root can mount a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=False, timeout=20)
-
-
-def fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    try:
-        with open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-    except OSError:
-        return filler
 
 
 @pytest.mark.parametrize("label", ["encoder", "level0", "score"])

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from sgan.store import FIGURES, MODELS, Record, Store, read_json, write_json
+from sgan.record import Record
+from sgan.store import FIGURES, MODELS, Store, read_json, write_json
 from sweeps import report, tracking
 
 KEY = "ab12"

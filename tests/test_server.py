@@ -20,7 +20,8 @@ import s3fs
 from s3 import serve
 from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
 
-from sgan.store import FIGURES, GRIDS, Store, read_json, read_record, write_json
+from sgan.record import read_record
+from sgan.store import FIGURES, GRIDS, Store, read_json, write_json
 from sweeps import tracking
 
 POSTGRES = "postgresql://postgres@127.0.0.1:5432"

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sgan.store import FIGURES, GRIDS, MODELS, RECORD_FILE, Record, Store, StoreError, write_json
+from sgan.record import RECORD_FILE, Record
+from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, write_json
 from sweeps import tracking, uploader
 from sweeps.verify import differences
 

@@ -27,8 +27,9 @@ from sgan.loop import (
     loop,
     module_tensors,
 )
+from sgan.record import read_record
 from sgan.stack import Level, sample
-from sgan.store import read_record, read_tensors
+from sgan.store import read_tensors
 from sgan.train import ClassifierTask, GanTask, step_seed
 
 SEED = 3

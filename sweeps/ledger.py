@@ -1,0 +1,63 @@
+"""Prints the ledger of an output store: which process did what when, and what was done in vain.
+
+python sweeps/ledger.py STORE
+"""
+
+import collections
+import datetime
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from sgan.bucket import find_store
+from sgan.checks import ConfigError
+
+WHO = ("time", "host", "process", "event")
+
+
+def line(event: Mapping[str, Any]) -> str:
+    """One event, for people."""
+    when = datetime.datetime.fromtimestamp(event["time"]).isoformat(" ", "seconds")
+    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in WHO and value != "")
+    return f"{when}  {event['host']}:{event['process']}  {event['event']}: {about}"
+
+
+def account(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to know of all events: how many there are of each kind, and what was trained more than once."""
+    events = list(events)
+    kinds = collections.Counter(event["event"] for event in events)
+    published = collections.Counter(event["stage"] for event in events if event["event"] == "stage published")
+    twice = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
+    processes = {(event["host"], event["process"]) for event in events}
+    hosts = {event["host"] for event in events}
+    return [
+        f"{len(processes)} processes on {len(hosts)} hosts: "
+        + ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
+        f"trained more than once (its folder was deleted, or two hosts raced): {', '.join(twice) or 'nothing'}",
+    ]
+
+
+def main(store: Positional[str]) -> int:
+    """Print every event of the ledger, and an account of them.
+
+    Args:
+        store: The output store.
+    """
+    opened = find_store(store)
+    if opened is None:
+        raise ConfigError(f"there is no output store {store}; name the folder that a sweep was given as --store")
+    events = opened.events()
+    for each in [*map(line, events), *account(events)]:
+        print(each)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(tyro.cli(main, prog="python sweeps/ledger.py"))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
