@@ -2,8 +2,9 @@
 
 A bucket has no locks, but an object can be created on the condition that there is none of its name (S3:
 If-None-Match). Each claim of a name is an object with the next number, `<folder>/<name>/<number>`; the highest one
-rules. Its holder renews it every `BEAT` seconds; who has seen it unchanged for `EXPIRY` seconds creates the next one,
-which only one process can. No two hosts' clocks are compared.
+rules. Its holder renews it every `BEAT` seconds; who has looked at it for `EXPIRY` seconds, and seen no change, creates
+the next one, which only one process can. No two hosts' clocks are compared; and where nobody reached the bucket, nobody
+is taken for dead, since looks that are far apart begin the wait anew.
 """
 
 import json
@@ -12,9 +13,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 BEAT, EXPIRY = 10.0, 60.0
+APART = 30.0
+"""Looks that are further apart begin the wait for EXPIRY anew."""
+
+
+@dataclass
+class _Seen:
+    """A claim, its beat, and when this process saw it first and last without a change."""
+
+    number: int
+    beat: str
+    first: float
+    last: float
 
 
 class Leases:
@@ -29,7 +43,7 @@ class Leases:
 
     def __init__(self, fs: Any, folder: str, host: str):
         self.fs, self.folder, self.host = fs, folder, host
-        self.seen: dict[str, tuple[int, str, float]] = {}
+        self.seen: dict[str, _Seen] = {}
 
     @contextmanager
     def held(self, name: str, number: int) -> Iterator[None]:
@@ -73,10 +87,11 @@ class Leases:
             return True
         now = time.monotonic()
         known = self.seen.get(name)
-        if known is None or known[:2] != (number, claim["beat"]):
-            self.seen[name] = (number, claim["beat"], now)
-            return False
-        return now - known[2] > EXPIRY
+        same = known is not None and (known.number, known.beat) == (number, claim["beat"])
+        if known is None or not same or now - known.last > APART:
+            known = self.seen[name] = _Seen(number, claim["beat"], now, now)
+        known.last = now
+        return now - known.first > EXPIRY
 
     def _beat(self, name: str, number: int, released: threading.Event) -> None:
         while not released.wait(BEAT):
@@ -90,7 +105,9 @@ class Leases:
         self.fs.pipe_file(self._path(name, number), json.dumps(claim).encode(), mode=mode)
 
     def _numbers(self, name: str) -> list[int]:
-        return [int(path.rpartition("/")[2]) for path in self.fs.find(f"{self.folder}/{name}")]
+        found = (path.rpartition("/")[2] for path in self.fs.find(f"{self.folder}/{name}"))
+        # s3fs finds the folder itself where its first object appears between two of its requests.
+        return [int(number) for number in found if number.isdigit()]
 
     def _remove(self, name: str, number: int) -> None:
         self.fs.rm_file(self._path(name, number))

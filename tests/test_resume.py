@@ -30,7 +30,7 @@ from sgan.config import AdamRecipe, Recipe, Variant, Weights
 from sgan.loop import BEST_FILE, START_FILE, Diverged
 from sgan.run import run_trial
 from sgan.stages import Plan, name
-from sgan.store import GRIDS, Store, read_tensors
+from sgan.store import GRIDS, Store, StoreError, read_tensors
 
 STEPS = 30
 RECIPES = {
@@ -220,6 +220,17 @@ def test_any_file_of_a_stage_in_progress_damaged_anywhere_changes_nothing(recipe
             else:
                 path.unlink()
         resumed(recipe, root, monkeypatch)
+
+
+def test_a_grid_changed_while_the_stage_trains_is_not_published(torn, monkeypatch):
+    root, work = torn("paper")
+    rare_points(monkeypatch.setattr)
+    events = run_trial(make_worker(root, deep("paper")))
+    next(events)
+    flip(sorted((work / GRIDS).iterdir())[0], random.Random(0))
+    with pytest.raises(StoreError, match=rf"a file in {work} is not as it was written; the same command"):
+        list(events)
+    assert resumed("paper", root, monkeypatch) == 0
 
 
 def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp_path):
