@@ -1,5 +1,6 @@
-"""Kills the driver, its workers, the uploader and a real MLflow server at random while an ablation runs, and compares
-what comes out with a quiet run: the table, the bytes of every file of every stage, the runs in MLflow.
+"""Kills drivers, workers, uploaders and a real MLflow server at random while an ablation and a search run on one store,
+and compares what comes out with a quiet run: the tables, the bytes of every file of every stage, the study and the best
+config, the runs in MLflow.
 
     make chaos SEED=0 ROUNDS=10
 
@@ -18,17 +19,30 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from sgan.record import RECORD_FILE, read_record
 from sgan.store import Store
 from sweeps import tracking
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ("--budget", "0.15", "--seeds", "1", "--slots", "2", "--variants", "sgan", "sgan-no-joint", "dcgan-adv-cond")
-OVERRIDE = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SHORT = ("image_level=6400", "feature_level=3200", "joint_images=3200", "gan.adam.learning_rate=2e-3")
+NARROW = ("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros")
+COMMANDS = {
+    "ablation": ("--slots", "2", "--seeds", "1", "--variants", "sgan", "sgan-no-joint", "dcgan-adv-cond"),
+    "search": ("--slots", "1", "--trials", "4", "--variant", "sgan-no-joint", "--splits", "none", "fc3", *NARROW),
+}
 FAULTS = ("driver", "worker", "worker", "uploader", "mlflow", "interrupt", "two interrupts")
-PATIENCE = 240.0
-"""Seconds that one life of a driver may last."""
+ENDS = (1, 130, -signal.SIGKILL, -signal.SIGINT)
+"""How a driver may end before it is through; the last one where Python itself is starting or ending."""
+PATIENCE = 400.0
+"""Seconds that a quiet driver, or a round, may last."""
 LIVES = 30
 
 
@@ -57,12 +71,16 @@ class Server:
             self.process = None
 
 
-def start(store: Path, uri: str | None, log: Path) -> subprocess.Popen[bytes]:
-    """A driver of the ablation."""
-    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *OPTIONS, *OVERRIDE, "--store", str(store)]
-    command += ["--mlflow", uri] if uri else []
-    with open(log, "ab") as file:
+def start(name: str, store: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
+    """A driver of a command; what it says goes to a file beside the store."""
+    command = [sys.executable, str(ROOT / "sweeps" / f"{name}.py"), "--dataset", "digits", *COMMANDS[name]]
+    command += [*SMALL, *SHORT, "--store", str(store), *(["--mlflow", uri] if uri else [])]
+    with open(log(store, name), "ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def log(store: Path, name: str) -> Path:
+    return store.parent / f"{store.name}-{name}.log"
 
 
 def processes() -> dict[int, tuple[int, str]]:
@@ -110,35 +128,42 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
 
 
 def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
-    """An ablation that goes through many faults, in the store `folder`/runs; says what struck."""
-    store, log = folder / "runs", folder / "driver.log"
+    """Both commands at once, through many faults, in the store `folder`/runs; says what struck."""
+    store = folder / "runs"
     faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
     dice.shuffle(faults)
     struck, lives = collections.Counter(), 0
     if dice.random() < 0.7:
         server.start()
     following, back = time.monotonic() + dice.uniform(0, 10), 0.0
-    while True:
-        lives += 1
-        assert lives < LIVES, f"after {lives} lives the sweep is not through; see {log}"
-        driver, until = start(store, server.uri, log), time.monotonic() + PATIENCE
-        while driver.poll() is None:
+    drivers: dict[str, subprocess.Popen[bytes]] = {}
+    until, left = time.monotonic() + PATIENCE, set(COMMANDS)
+    try:
+        while left:
             now = time.monotonic()
-            if now > until:
-                driver.kill()
-                raise AssertionError(f"a driver does not end; see {log}")
+            assert now < until, f"the drivers do not end; see {folder}"
+            for name in sorted(left):
+                driver = drivers.get(name)
+                status = driver.poll() if driver else -signal.SIGKILL
+                if status == 0:
+                    left.remove(name)
+                elif status is not None:
+                    assert status in ENDS, f"exit status {status}; see {log(store, name)}"
+                    lives += 1
+                    assert lives < LIVES, f"after {lives} lives the drivers are not through; see {folder}"
+                    drivers[name] = start(name, store, server.uri)
             if server.process is None and now > back:
                 server.start()
-            if faults and now > following and strike(faults[0], driver, store, server, dice):
+            victim = drivers[dice.choice(sorted(drivers))]
+            if faults and now > following and strike(faults[0], victim, store, server, dice):
                 struck[faults.pop(0)] += 1
                 following, back = now + dice.uniform(0.5, 8), now + dice.uniform(0, 15)
             time.sleep(0.05)
-        if driver.returncode == 0:
-            break
-        ends = (1, 130, -signal.SIGKILL, -signal.SIGINT)  # the last one where Python itself is starting or ending
-        assert driver.returncode in ends, f"exit status {driver.returncode}; see {log}"
+    finally:
+        for driver in drivers.values():
+            driver.kill()
     said = ", ".join(f"{count} x {fault}" for fault, count in sorted(struck.items()))
-    return f"{said}; {lives} lives of the driver"
+    return f"{said}; {lives} lives of 2 drivers"
 
 
 def files(store: Path) -> dict[str, dict[str, str]]:
@@ -154,12 +179,27 @@ def files(store: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def table(store: Path) -> list[list[str]]:
+def table(path: Path) -> list[list[str]]:
     """The table's cells, without the column of the training time."""
-    lines = [line for line in (store / "RESULTS.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     (clock,) = [place for place, title in enumerate(rows[0]) if title.startswith("Train")]
     return [row[:clock] + row[clock + 1 :] for row in rows]
+
+
+def study(store: Path) -> list[tuple]:
+    """What the search's study holds, but for the times."""
+    storage = JournalStorage(JournalFileBackend(str(store / "optuna.log")))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna.load_study(study_name=None, storage=storage)
+    return [(each.number, each.state, each.params, each.values, each.user_attrs) for each in found.trials]
+
+
+def best(store: Path) -> dict[str, Any]:
+    """The best config and where it comes from, but for the command, which names the store."""
+    content = yaml.safe_load((store / "best.yaml").read_text())
+    del content["provenance"]["command"]
+    return content
 
 
 def compare(quiet: Path, store: Path, server: Server) -> str:
@@ -168,22 +208,30 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     assert found.keys() == expected.keys()
     for stage in expected:
         assert found[stage] == expected[stage], f"{stage} differs"
-    assert table(store) == table(quiet)
+    for name in ("RESULTS.md", "SEARCH.md"):
+        assert table(store / name) == table(quiet / name)
+    assert study(store) == study(quiet)
+    assert best(store) == best(quiet)
     assert not list((store / "work").iterdir())
-    (manifest,) = (path.stem for path in (store / "sweeps").glob("*.json"))
+    published = collections.Counter(
+        event["stage"] for event in Store(store).events() if event["event"] == "stage published"
+    )
+    assert set(published.values()) == {1}, "a stage was trained twice"
     sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
     done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = tracking.runs_of(tracking.connect(server.uri), manifest)
+    client = tracking.connect(server.uri)
+    runs = [run for key in Store(store).sweeps() for run in tracking.runs_of(client, key)]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    return f"{len(found)} stages of the same bytes, the same table, {len(runs)} MLflow runs verified"
+    return f"{len(found)} stages of the same bytes, the same tables and study, {len(runs)} MLflow runs verified"
 
 
 def undisturbed(folder: Path) -> Path:
-    """The store of a quiet run."""
-    driver = start(folder / "quiet", None, folder / "quiet.log")
-    assert driver.wait(PATIENCE) == 0, (folder / "quiet.log").read_text()
-    return folder / "quiet"
+    """The store of quiet runs, one after the other."""
+    store = folder / "quiet"
+    for name in COMMANDS:
+        assert start(name, store).wait(PATIENCE) == 0, log(store, name).read_text()
+    return store
 
 
 def play(seed: int, number: int, quiet: Path, folder: Path) -> str:
