@@ -4,7 +4,7 @@
     work/<name>/       the same stage while it trains, with its checkpoint
     claims/<name>.lock held (flock) by the process that trains the stage; the kernel frees it when that process dies
     weights/<sha256>.pth weights of the Inception network that scores
-    runs/<MLflow run id> name of the score stage that the run shows
+    runs/<id>.json    name of the score stage that an MLflow run shows
     sweeps/<key>.json what a sweep or a search consists of
     failures/<name>.json the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl what a process did when: begun, resumed, published (`Store.note`)
@@ -56,6 +56,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
     content = {name: item for name, item in value.items() if name != SEAL}
@@ -73,6 +82,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -283,17 +293,19 @@ class Store:
 
     def note_run(self, run: str, name: str) -> None:
         """Remember which score stage an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
-        path = self.root / "runs" / run
+        path = self._run(run)
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(name)
+            write_json(path, {"stage": name})
             self.save(path)
 
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
-        path = self.root / "runs" / run
+        path = self._run(run)
         self.fetch(path)
-        return path.read_text().strip() if path.is_file() else ""
+        return read_json(path)["stage"] if path.is_file() else ""
+
+    def _run(self, run: str) -> Path:
+        return self.root / "runs" / f"{run}.json"
 
     def sweep(self, key: str) -> Path:
         """File that lists what a sweep consists of: its settings, its trials and their stages."""
@@ -387,7 +399,10 @@ class Store:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
         write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
+        for path in (*files, *(file for file in folder.rglob("*") if file.is_dir()), folder):
+            _sync(path)  # a power cut leaves the whole stage or none
         if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
             shutil.rmtree(self._folder(name))
         os.rename(folder, self._folder(name))
+        _sync(self.root / "stages")
         self.note("stage published", stage=name, status=facts["status"])

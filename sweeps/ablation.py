@@ -108,7 +108,7 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
         return 1
     from sweeps import report
 
-    found = report.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range)
+    found = report.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range, store)
     table = report.markdown(found)
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
+from sgan.store import read_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -163,6 +165,20 @@ def finished_runs(uri: str) -> "Iterator[Run]":
         yield from (run for run in page if tracking.TRIAL in run.data.tags)
 
 
+def _checked(runs: "Iterable[Run]", where: str) -> "Iterator[Run]":
+    """The runs, with the scores that they have in the store, where one is named and knows them."""
+    from sweeps import tracking, verify
+
+    store = None if "://" in where else open_store(where)
+    sweeps = [read_json(store.sweep(key)) for key in store.sweeps()] if store else []
+    trials = {trial["run"]: trial for sweep in sweeps for trial in sweep["trials"]}
+    for run in runs:
+        trial = trials.get(run.data.tags[tracking.TRIAL])
+        if store and trial:
+            verify.check_scores(store, trial, run)
+        yield run
+
+
 def kept(group: Group, filters: Filters) -> bool:
     """Whether a config is asked for."""
     asked = {name: getattr(filters, name) for name in ("dataset", "recipe", "variant", "split")}
@@ -204,7 +220,7 @@ def listing(found: Iterable[Group], filters: Filters) -> str:
 
 def _note(group: Group) -> str:
     """What to know about a config's scores."""
-    alarms = [alarm for _, alarm, _ in group.rows.values() if alarm != "none"]
+    alarms = [alarm for _, (_, alarm, _) in sorted(group.rows.items()) if alarm != "none"]
     notes = ["explored, not confirmed"] * group.explored
     notes += [f"alarm in {len(alarms)}: {alarms[0]}"] if alarms else []
     return "; ".join(notes)
@@ -224,13 +240,13 @@ def main(filters: Filters) -> int:
         ConfigError: a bad filter, no store, or MLflow does not answer.
     """
     uri = filters.uri
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    from sweeps import tracking
 
     try:
-        print(listing(groups(finished_runs(uri)), filters))
-    except (MlflowException, SQLAlchemyError, OSError, LookupError) as error:
-        raise ConfigError(f"MLflow at {uri} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        with tracking.reading(uri):
+            print(listing(groups(_checked(finished_runs(uri), filters.where)), filters))
+    except LookupError as error:
+        raise ConfigError(str(error)) from error
     return 0
 
 

@@ -24,8 +24,9 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.store import read_json
+from sgan.store import Store, StoreError, read_json, sha256
 from sweeps import tracking
+from sweeps.verify import check_scores
 
 SCORES = {  # column -> (heading, decimals)
     "inception_score": ("Inception score", 2),
@@ -90,15 +91,39 @@ class Incomparable(ConfigError):
     """Scores of one table were computed in different ways; the message names the difference."""
 
 
-def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Sweep:
-    """Read a sweep, or the named variants and seeds of it, from MLflow; LookupError where MLflow does not have it,
-    Incomparable where its scores cannot stand in one column."""
+def read(
+    uri: str,
+    sweep_key: str,
+    variants: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    store: Store | None = None,
+) -> Sweep:
+    """Read a sweep, or the named variants and seeds of it, from MLflow, each score as it is in the store, if given.
+
+    Raises:
+        LookupError: MLflow does not have it.
+        ConfigError: MLflow does not answer, or has other scores than the store.
+        Incomparable: its scores cannot stand in one column.
+    """
+    with tracking.reading(uri):
+        return _read(uri, sweep_key, variants, seeds, store)
+
+
+def _read(
+    uri: str, sweep_key: str, variants: Iterable[str] | None, seeds: Iterable[int] | None, store: Store | None
+) -> Sweep:
     client = tracking.connect(uri)
     parent, children = tracking.find(client, sweep_key)
     if parent is None:
         raise LookupError(f"MLflow has no sweep {sweep_key}; send it first: python sweeps/tracking.py sync STORE")
     with tempfile.TemporaryDirectory() as folder:
-        manifest = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
+        try:
+            manifest = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
+        except StoreError as error:
+            raise ConfigError(
+                f"manifest.json of the run {parent.info.run_id} in MLflow at {uri} is damaged; delete that run in "
+                "MLflow, and then: python sweeps/tracking.py sync STORE"
+            ) from error
     # A score of the seed that chose a config says nothing of it: only confirmed ones are published.
     manifest["trials"] = [trial for trial in manifest["trials"] if trial["phase"] != "explore"]
     kept = {trial["variant"] for trial in manifest["trials"]}
@@ -113,6 +138,8 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
     for trial in manifest["trials"]:
         run = children.get(trial["run"])
         tags, metrics = (run.data.tags, run.data.metrics) if run else ({}, {})
+        if run and store:
+            check_scores(store, trial, run)
         row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
         row |= {name: tags.get(name) for name in ("outcome", "reason", "alarm", "fingerprint", "commit")}
         row |= {"run_id": run.info.run_id if run else None}
@@ -123,7 +150,7 @@ def read(uri: str, sweep_key: str, variants: Iterable[str] | None = None, seeds:
     default = None
     if manifest.get("default"):
         with suppress(LookupError):
-            default = read(uri, manifest["default"], names, numbers)
+            default = read(uri, manifest["default"], names, numbers, store)
     return Sweep(manifest, trials, real, _one_fingerprint(trials, found), default)
 
 
@@ -344,14 +371,16 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
     for address in stores:
         store, keys = tracking.sweeps_of(address)
         for key in keys:
-            found = read(uri or tracking.default_uri(store), key)
+            found = read(uri or tracking.default_uri(store), key, store=store)
             plots = store.root / "sweeps" / found.manifest.get("plots", "")
-            names = found.manifest.get("plotted", ())
-            folder = out.with_suffix("") / key if names else None
+            digests = found.manifest.get("plotted", {})
+            folder = out.with_suffix("") / key if digests else None
             if folder:
                 store.fetch(plots)
                 folder.mkdir(parents=True, exist_ok=True)
-                for name in names:
+                for name, digest in digests.items():
+                    if not (plots / name).exists() or sha256(plots / name)[:16] != digest:
+                        raise StoreError(f"{plots / name} is missing or damaged; the search's command draws it again")
                     shutil.copyfile(plots / name, folder / name)
             sections.append(markdown(found, f"{out.stem}/{key}" if folder else ""))
     # Paths of this machine and addresses of its servers mean nothing to a reader.
@@ -375,7 +404,7 @@ def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = No
     try:
         write(stores, out, mlflow or os.environ.get("MLFLOW_TRACKING_URI"))
     except (LookupError, ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

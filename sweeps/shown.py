@@ -93,11 +93,7 @@ def shown(
     if (staging / "images").exists():
         tags["mlflow.loggedImages"] = "True"
     if state.outcome == "done":
-        seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-        # Joint training goes on with the image level: what its generator saw is the sum.
-        images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
-        totals = {"train_seconds": seconds, "generator_images": images}
-        points += points_of(state.facts[-1]["scores"] | totals, state.end)
+        points += points_of(scores_of(state), state.end)
         tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
         for file in state.facts[-1]["files"]:
             if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
@@ -173,6 +169,14 @@ def _stage_grid(path: Path, drawn: float, key_and_step: str, trial_name: str, st
 def shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a sweep that its trials have too."""
     return {name: str(manifest["settings"][name]) for name in ("dataset", "recipe") if name in manifest["settings"]}
+
+
+def scores_of(state: State) -> dict[str, float | None]:
+    """The scores of a finished trial, the seconds that it trained, and the images that its generator has seen."""
+    seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
+    # Joint training goes on with the image level: what its generator saw is the sum.
+    images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
+    return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
 
 
 def points_of(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Point]:

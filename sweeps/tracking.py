@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.bucket import find_store
+from sgan.checks import ConfigError
 from sgan.store import Store, StoreError, read_json, sealed
 from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of
 
@@ -59,6 +60,29 @@ def _mlflow():
 def connect(uri: str) -> "MlflowClient":
     """A quiet client that gives up soon on a server that does not answer."""
     return _mlflow().MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turns whatever goes wrong in reading MLflow into one ConfigError; a LookupError for what is not there stays."""
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"MLflow at {uri} cannot be read ({_in_short(error)}){_advice(uri)}") from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
+
+
+def _advice(uri: str) -> str:
+    """What to do about a database that is damaged."""
+    path = uri.removeprefix("sqlite:///")
+    return f"; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again" if path != uri else ""
 
 
 def default_uri(store: Store) -> str:
@@ -113,6 +137,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         states, damage = [], None
         for trial in manifest["trials"]:
             run = children.get(trial["run"])
+            if run:
+                store.note_run(run.info.run_id, trial["name"])
             try:
                 state = state_of(store, trial, live)
                 if run is None or run.data.tags.get("outcome") != "done":
@@ -256,9 +282,9 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> st
                 sync(store, key, uri, live)
             except StoreError as error:  # one that is damaged holds no other up
                 trouble = trouble or str(error)
-    except (_mlflow().MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        trouble = str(error)
-    return trouble and f"MLflow did not get everything: {' '.join(trouble.split())[:300]}"
+    except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
+        trouble = f"{_in_short(error)}{_advice(uri)}"
+    return trouble and f"MLflow did not get everything: {trouble}"
 
 
 def later(store: Store, uri: str) -> str:
@@ -306,7 +332,8 @@ def sync_command(
         return 1 if trouble else 0
     from sweeps import verify as comparison
 
-    found = [line for key in chosen for line in comparison.differences(opened, key, uri)]
+    with reading(uri):
+        found = [line for key in chosen for line in comparison.differences(opened, key, uri)]
     for line in found:
         print(line)
     if found:
@@ -319,6 +346,6 @@ def sync_command(
 if __name__ == "__main__":
     try:
         sys.exit(tyro.extras.subcommand_cli_from_dict({"sync": sync_command}))
-    except StoreError as error:
-        say(str(error))
+    except ConfigError as error:
+        say(f"error: {error}")
         sys.exit(2)

@@ -2,6 +2,7 @@
 file."""
 
 import math
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,25 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
                 yield from _points(client, run, title, what.points)
                 client.download_artifacts(run.info.run_id, "", str(there))
                 yield from _values(title, "file", _files(staging), _files(there))
+
+
+def check_scores(store: Store, trial: Mapping[str, Any], run: "Run") -> None:
+    """Raise StoreError where the run of a finished trial has other scores than the store.
+
+    Args:
+        trial: its row in the manifest.
+    """
+    state = shown.state_of(store, trial, live=False)
+    if state.outcome != "done":
+        return
+    for name, value in shown.scores_of(state).items():
+        found = run.data.metrics.get(name)
+        if value is not None and math.isfinite(value) and found != value:
+            raise StoreError(
+                f"{name} of {trial['variant']} seed {trial['seed']} is {found} in MLflow and {value} in the store "
+                f"{store.address}; delete the run {run.info.run_id} in MLflow, or a damaged mlflow.db, and then: "
+                f"python sweeps/tracking.py sync {shlex.quote(store.address)}"
+            )
 
 
 def _manifest(client: "MlflowClient", parent: "Run", manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,71 @@ def test_a_disk_that_fills_up_holds_a_trial_up_until_there_is_room(label, small_
                 filler.unlink()
     assert waits == 3
     whole, through = contents(trial, tmp_path / "quiet"), contents(trial, small_disk / "store")
+    for each in whole:
+        assert through[each] == whole[each], each
+
+
+class Ext4:
+    """A small disk of its own, in the file `image`, that becomes read-only by an error, as a real one does."""
+
+    def __init__(self, folder: Path):
+        self.image, self.place = folder / "image", folder / "disk"
+        self.place.mkdir()
+        with open(self.image, "wb") as file:
+            file.truncate(16 * 2**20)
+        made = shutil.which("mkfs.ext4", path=os.environ["PATH"] + ":/sbin:/usr/sbin")
+        quiet = {"check": False, "capture_output": True, "timeout": 20}
+        formatted = made and subprocess.run([made, "-q", str(self.image)], **quiet)
+        if os.geteuid() != 0 or not formatted or not self._mount():
+            pytest.skip("only root can mount a disk")
+        found = subprocess.run(["findmnt", "-no", "SOURCE", str(self.place)], **quiet, text=True).stdout.strip()
+        self.error = Path("/sys/fs/ext4") / found.rpartition("/")[2] / "trigger_fs_error"
+        if not self.error.exists():
+            self.close()
+            pytest.skip("this kernel cannot be asked for an error of a disk")
+
+    def _mount(self) -> bool:
+        return mount("-o", "loop,errors=remount-ro", str(self.image), str(self.place))
+
+    def break_down(self) -> None:
+        """What was not yet on the disk itself is lost."""
+        self.error.write_text("asked for")
+        shutil.copyfile(self.image, self.image.with_suffix(".new"))
+
+    def repair(self) -> None:
+        self.close()
+        self.image = self.image.with_suffix(".new")
+        assert self._mount()
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=False, timeout=20)
+
+
+@pytest.fixture
+def ext4(tmp_path) -> Iterator[Ext4]:
+    made = Ext4(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("label", ["encoder", "level0"])
+def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(label, ext4, tmp_path, monkeypatch):
+    """What is published before is on the disk, whole."""
+    monkeypatch.setattr(run, "ROOM_WAIT", 0.01)
+    trial = tiny_plan(tiny_recipe(steps=12))
+    finish(trial, tmp_path / "quiet")
+    waits, broken = 0, False
+    for event in run_trial(make_worker(ext4.place / "store", trial)):
+        if event.label == label and not broken:
+            ext4.break_down()
+            broken = True
+        if event.progress is None:
+            assert event.label == f"room in the store {ext4.place / 'store'} (Read-only file system)"
+            waits += 1
+            if waits == 3:
+                ext4.repair()
+    assert waits == 3
+    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, ext4.place / "store")
     for each in whole:
         assert through[each] == whole[each], each
 
@@ -84,6 +150,7 @@ def test_out_of_memory_says_what_would_fit():
 
 LACKING = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 import torch
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from sgan.model import ModelError, save
 from sgan.networks import new_generator
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import STAGE_FILE, StoreError, write_json
+from sgan.store import STAGE_FILE, Store, StoreError, write_json
 
 STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
     "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
@@ -145,8 +145,7 @@ def run(*words: str | int | Path, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_command_draws_the_class_asked_for(folder, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "0a1b2c3d").write_text("score-0123456789abcdef")
+    Store(tmp_path).note_run("0a1b2c3d", "score-0123456789abcdef")
     expected = sgan.load(folder).sample([3] * 6, 5)
     for number, source in enumerate((folder, "score-0123456789abcdef", "012345", "0a1b2c3d")):
         out = tmp_path / f"{number}.png"

@@ -1,18 +1,23 @@
 """The table against numbers worked out by hand, from a real MLflow database."""
 
+import contextlib
 import json
 import math
+import random
 import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sgan.checks import ConfigError
 from sgan.record import Record
-from sgan.store import FIGURES, MODELS, Store, read_json, write_json
-from sweeps import report, tracking
+from sgan.store import FIGURES, MODELS, Store, StoreError, read_json, write_json
+from sweeps import best, ledger, report, tracking
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -70,8 +75,10 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
     for variant, results in SCORES.items():
         for seed in seeds:
             name, result = f"score-{variant}-{seed}", results[seed]
-            own = {"cuts": "fc3", "config": {"seed": seed}, "config_key": "c0ffee"}
-            own |= {"phase": "ablation", "rerun": "--seeds 1"}
+            weights = {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
+            config = {"seed": seed, "variant": {"weights": weights}}
+            own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
+            own |= {"phase": "ablation", "rerun": "--seeds 1 --first-seed 0"}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
@@ -130,6 +137,17 @@ def uri(tmp_path_factory, empty_database) -> str:
 def cells(section: str, variant: str) -> list[str]:
     row = next(line for line in section.splitlines() if line.startswith(f"| {variant} "))
     return [cell.strip() for cell in row.strip("|").split("|")][1:]
+
+
+def test_a_score_that_was_altered_in_mlflow_is_refused(tmp_path, empty_database):
+    store = make(tmp_path, empty_database)
+    uri = tracking.default_uri(store)
+    report.read(uri, KEY, store=store)
+    with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
+        for table in ("metrics", "latest_metrics"):
+            database.execute(f"update {table} set value = value + 1e-9 where key = 'fid'")
+    with pytest.raises(StoreError, match=r"^fid of \w+ seed 0 is .* in MLflow and .* in the store .*tracking\.py sync"):
+        report.read(uri, KEY, store=store)
 
 
 def test_the_table_has_a_row_a_trial(uri):
@@ -297,3 +315,61 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_a_store_damaged_anywhere_is_one_error_or_the_same_report_from_every_command(tmp_path, empty_database, capsys):
+    """Every kind of file, MLflow's database among them: no traceback, and no number that is not in the store."""
+    store = make(tmp_path / "store", empty_database, seeds=(0,))
+    store.note("sweep started", sweep=KEY)
+    out, dice = store.root.parent / "REPORT.md", random.Random(0)
+    commands: list[Callable[[], int]] = [
+        lambda: ledger.main(store.address),
+        lambda: report.main((store.address,), out),
+        lambda: best.main(best.Filters(store.address)),
+        lambda: tracking.sync_command(store.address, verify=True),
+        lambda: report.main((store.address,), out),
+    ]
+    assert [command() for command in commands] == [0] * len(commands)
+    expected, held = rows(out), store.root.with_name("held")
+    shutil.copytree(store.root, held)
+    kinds: dict[tuple[str, ...], list[Path]] = {}
+    for path in sorted(path for path in held.rglob("*") if path.is_file() and path.suffix != ".lock"):
+        inside = path.relative_to(held)
+        kinds.setdefault((inside.parts[0], inside.suffix), []).append(inside)
+    refused = 0
+    for _ in range(2):
+        for files in kinds.values():
+            victim = store.root / dice.choice(files)
+            damage(victim, dice)
+            for command in commands:
+                try:
+                    status = command()
+                except ConfigError:
+                    status = 2
+                refused += status != 0
+                if status == 0 and command is commands[-1]:
+                    assert rows(out) == expected, victim
+            out.unlink(missing_ok=True)
+            shutil.rmtree(store.root)
+            shutil.copytree(held, store.root)
+    assert refused > len(kinds)
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def rows(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith("| ")]
+
+
+def damage(path: Path, dice: random.Random) -> None:
+    """Flip, cut off, put in, or delete."""
+    held, kind = bytearray(path.read_bytes()), dice.choice(["flip", "flip", "cut", "put", "delete"])
+    at = dice.randrange(len(held) or 1)
+    if kind == "delete":
+        return path.unlink()
+    if kind == "flip" and held:
+        held[at] ^= 1 << dice.randrange(8)
+    elif kind == "cut":
+        del held[at:]
+    else:
+        held[at:at] = dice.randbytes(4)
+    path.write_bytes(held)
