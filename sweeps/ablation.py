@@ -106,9 +106,9 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
     if not sent:
         print(uploader.unsent(store, resolved.key, uri))
         return 1
-    from sweeps import report
+    from sweeps import report, results
 
-    found = report.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range, store)
+    found = results.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range, store)
     table = report.markdown(found)
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)

@@ -191,7 +191,8 @@ def kept(group: Group, filters: Filters) -> bool:
 
 def listing(found: Iterable[Group], filters: Filters) -> str:
     """A table for each dataset and way of scoring, the best config first, with the commands below it."""
-    from sweeps.report import SCORES, aligned
+    from sweeps.report import aligned
+    from sweeps.results import SCORES
 
     lists: dict[tuple[str, str], list[Group]] = {}
     for group in found:

@@ -217,11 +217,11 @@ def conclude(running: "Running", uri: str, confirm: "list[Trial]", sent: bool) -
         print(uploader.unsent(store, running.key, uri))
         return False
     if confirm:
-        from sweeps import report
+        from sweeps import report, results
 
         variants, seeds = dict.fromkeys(one.variant for one in confirm), {one.seed for one in confirm}
         plots = publish.plots_folder(running).relative_to(store.root)
-        table = report.markdown(report.read(uri, running.key, variants, seeds, store), str(plots))
+        table = report.markdown(results.read(uri, running.key, variants, seeds, store), str(plots))
         (store.root / TABLE).write_text(table)
         store.save(store.root / TABLE)
         print(f"\n{table}\nWritten to {store.root / TABLE}")

@@ -23,7 +23,7 @@ from sgan.metrics import __main__ as command
 from sgan.run import Worker, run_trial
 from sgan.stages import name
 from sgan.store import Store, sha256
-from sweeps import report, tracking
+from sweeps import report, results, tracking
 from sweeps.sweep import Sweep, record, resolve
 
 
@@ -278,7 +278,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     record(resolved, store, "here", "abc")
     uri = tracking.default_uri(store)
     tracking.sync(store, resolved.key, uri)
-    section = report.markdown(report.read(uri, resolved.key))
+    section = report.markdown(results.read(uri, resolved.key))
     assert "Inception score and FID by inception-v3-compat" in section
     assert "Diversity, collapse and accuracy by the dataset's own classifier" in section
     assert "| KID " in section

@@ -1,6 +1,7 @@
 """The table against numbers worked out by hand, from a real MLflow database."""
 
 import contextlib
+import hashlib
 import json
 import math
 import random
@@ -17,7 +18,7 @@ import pytest
 from sgan.checks import ConfigError
 from sgan.record import Record
 from sgan.store import FIGURES, MODELS, Store, StoreError, read_json, write_json
-from sweeps import best, ledger, report, tracking
+from sweeps import best, ledger, report, results, tracking
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -72,9 +73,9 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
     real = {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0}
     finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
-    for variant, results in SCORES.items():
+    for variant, ends in SCORES.items():
         for seed in seeds:
-            name, result = f"score-{variant}-{seed}", results[seed]
+            name, result = f"score-{variant}-{seed}", ends[seed]
             weights = {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
@@ -142,16 +143,16 @@ def cells(section: str, variant: str) -> list[str]:
 def test_a_score_that_was_altered_in_mlflow_is_refused(tmp_path, empty_database):
     store = make(tmp_path, empty_database)
     uri = tracking.default_uri(store)
-    report.read(uri, KEY, store=store)
+    results.read(uri, KEY, store=store)
     with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
         for table in ("metrics", "latest_metrics"):
             database.execute(f"update {table} set value = value + 1e-9 where key = 'fid'")
     with pytest.raises(StoreError, match=r"^fid of \w+ seed 0 is .* in MLflow and .* in the store .*tracking\.py sync"):
-        report.read(uri, KEY, store=store)
+        results.read(uri, KEY, store=store)
 
 
 def test_the_table_has_a_row_a_trial(uri):
-    table = report.table(uri, KEY)
+    table = results.table(uri, KEY)
     assert list(table["variant"]) == [variant for variant in SCORES for _ in range(3)]
     assert list(table["seed"]) == [0, 1, 2] * 4
     assert list(table["outcome"].dropna()) == ["done"] * 5 + ["diverged", "done", "failed"]
@@ -161,12 +162,12 @@ def test_the_table_has_a_row_a_trial(uri):
 
 
 def test_a_subset_of_variants_and_seeds(uri):
-    table = report.table(uri, KEY, variants=["near", "sgan"], seeds=[1])
+    table = results.table(uri, KEY, variants=["near", "sgan"], seeds=[1])
     assert list(zip(table["variant"], table["seed"], strict=True)) == [("sgan", 1), ("near", 1)]
 
 
 def test_summary_against_numbers_worked_out_by_hand(uri):
-    summary = report.summary(report.read(uri, KEY))
+    summary = report.summary(results.read(uri, KEY))
     assert list(summary.index) == list(SCORES)
     assert summary.loc["sgan", "fid"].to_dict() == pytest.approx({"mean": 12.0, "std": 2.0, "count": 3})
     assert summary.loc["sgan", "inception_score"].to_dict() == pytest.approx({"mean": 9.2, "std": 0.2, "count": 3})
@@ -180,7 +181,7 @@ def test_summary_against_numbers_worked_out_by_hand(uri):
 
 
 def test_the_section_of_a_sweep(uri):
-    section = report.markdown(report.read(uri, KEY))
+    section = report.markdown(results.read(uri, KEY))
     assert section.startswith("## digits, recipe tiny\n")
     accuracy, judged, diversity = "0.900 ± 0.000", "0.850 ± 0.000", "0.80 ± 0.00"
     assert cells(section, "SGAN") == [
@@ -225,15 +226,15 @@ def test_the_section_of_a_sweep(uri):
 def test_scores_of_different_fingerprints_are_refused(tmp_path, empty_database):
     store = make(tmp_path / "store", empty_database, samples=lambda seed: 5000 if seed < 2 else 50_000)
     uri = tracking.default_uri(store)
-    with pytest.raises(report.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
-        report.read(uri, KEY)
-    assert report.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
+    with pytest.raises(results.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
+        results.read(uri, KEY)
+    assert results.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
     assert report.main((store.address,), tmp_path / "out.md") == 2
     assert not (tmp_path / "out.md").exists()
 
 
 def test_one_seed_says_what_it_cannot_say(uri):
-    section = report.markdown(report.read(uri, KEY, seeds=[0]))
+    section = report.markdown(results.read(uri, KEY, seeds=[0]))
     assert cells(section, "SGAN")[:2] == ["9.00", "10.0"]
     assert "±" not in "".join(cells(section, "DCGAN (adv+cond+ent)"))
     assert "cannot be said" in section
@@ -241,17 +242,17 @@ def test_one_seed_says_what_it_cannot_say(uri):
 
 
 def test_nothing_catches_up(uri):
-    assert "by Inception score none; by FID none." in report.markdown(report.read(uri, KEY, ["sgan", "far"]))
+    assert "by Inception score none; by FID none." in report.markdown(results.read(uri, KEY, ["sgan", "far"]))
 
 
 def test_without_sgan_and_without_finished_trials(uri):
-    assert "catch up" not in report.markdown(report.read(uri, KEY, ["near", "far"]))
-    assert "No trial has finished." in report.markdown(report.read(uri, KEY, ["absent"]))
+    assert "catch up" not in report.markdown(results.read(uri, KEY, ["near", "far"]))
+    assert "No trial has finished." in report.markdown(results.read(uri, KEY, ["absent"]))
 
 
 def test_a_sweep_that_mlflow_does_not_have(uri):
     with pytest.raises(LookupError, match=r"no sweep zz99.*tracking\.py sync"):
-        report.read(uri, "zz99")
+        results.read(uri, "zz99")
 
 
 def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
@@ -274,7 +275,7 @@ def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
     tuned["trials"] = [trial for trial in tuned["trials"] if trial["seed"] < 2 and trial["variant"] != "absent"]
     write_json(store.sweep("cd34"), tuned)
     tracking.sync(store, "cd34", uri)
-    section = report.markdown(report.read(uri, "cd34"))
+    section = report.markdown(results.read(uri, "cd34"))
     beside = section[section.index("side by side") :]
     # The default sweep's third seed is left out: both columns are of the same seeds.
     assert cells(beside, "SGAN") == ["9.10 ± 0.14"] * 2 + ["11.0 ± 1.4"] * 2 + ["0.80 ± 0.00"] * 2 + ["2 / 2"]
@@ -282,7 +283,7 @@ def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
 
     write_json(store.sweep("cd34"), tuned | {"default": "ef56"})
     tracking.sync(store, "cd34", uri)
-    section = report.markdown(report.read(uri, "cd34"))
+    section = report.markdown(results.read(uri, "cd34"))
     assert "side by side" not in section
     assert "`python sweeps/ablation.py X`" in section
 
@@ -293,7 +294,8 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, e
     (store.root / "sweeps" / "s-plots").mkdir()
     for name in names:
         (store.root / "sweeps" / "s-plots" / name).write_bytes(name.encode())
-    manifest = read_json(store.sweep(KEY)) | {"explored": 7, "plots": "s-plots", "plotted": dict.fromkeys(names, "x")}
+    plotted = {name: hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
+    manifest = read_json(store.sweep(KEY)) | {"explored": 7, "plots": "s-plots", "plotted": plotted}
     manifest["settings"] |= {"seed": 1000, "sampler": "tpe"}
     for trial in manifest["trials"]:
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
@@ -307,6 +309,8 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, e
     assert f"[fid-pool1+fc3](SEARCHED/{KEY}/slice-fid-pool1%2Bfc3.png)" in text
     for name in names:
         assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
+    (store.root / "sweeps" / "s-plots" / names[0]).write_bytes(b"another")
+    assert report.main((store.address,), tmp_path / "SEARCHED.md") == 2
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
