@@ -220,7 +220,7 @@ def _role_seed(seed: int, role: str) -> int:
 def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     seed, data = _role_seed(stage.seed, stage.kind), worker.data
     torch.manual_seed(seed)
-    encoder = _new_classifier(stage).to(worker.device)
+    encoder = _new_classifier(stage).to(worker.device).to(memory_format=FORMAT)
     encoder.mean.copy_(pixel_mean(data.images, stage.recipe.pixel_mean))
     task = ClassifierTask(encoder, data, stage.recipe, seed)
 
@@ -426,10 +426,9 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
         recipe = stage.joint.recipe if stage.joint else first.recipe
         model.save(place, levels, first.dataset, recipe, stage.sampling, about)
         if not best:
-            viewer = encoder or evaluation.scorer
-            for title, drawn in figures.draw_all(
-                levels, stage.sampling, worker.data, viewer, evaluation.classes
-            ).items():
+            features = worker.store.tensors(name(stage.scorer), REFERENCE_FILE)["features"]
+            known = (worker.data, evaluation.scorer, features, evaluation.classes)
+            for title, drawn in figures.draw_all(levels, stage.sampling, *known).items():
                 grid.save(drawn.images, folder / FIGURES / f"{title}.png", drawn.columns)
     outcome["scores"] = scores
     weights = worker.store.facts(name(stage.scorer))["files"][MODEL_FILE]

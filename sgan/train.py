@@ -128,28 +128,17 @@ class GanTask:
         conditional = math.log(self.classes)
         if level.high != LABEL:
             assert self.encoder is not None
-            with torch.no_grad():
-                some = to_input(self.data.images[:VARIANCE_IMAGES], self.encoder.mean)
-                conditional = self.encoder(some, IMAGE, level.high).var(0).mean().item()
+            some = self.encoder.features(self.data.images[:VARIANCE_IMAGES], (level.high,))
+            conditional = some[level.high].var(0).mean().item()
         return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
     def _cache(self) -> dict[str, Tensor]:
         """Real features of the whole training set, where they fit and no flip changes them."""
         if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
             return {}
-        with torch.no_grad():
-            probe = self._features(self.data.images[:1])
-            size = sum(tap.numel() for tap in probe.values()) * 4 * len(self.data.images)
-            if size > CACHE_BYTES:
-                return {}
-            parts = [self._features(part) for part in self.data.images.split(1000)]
-            return {tap: torch.cat([part[tap] for part in parts]) for tap in self.needed - {IMAGE}}
-
-    def _features(self, images: Tensor) -> dict[str, Tensor]:
-        """All needed taps but the image, of uint8 images."""
-        assert self.encoder is not None
-        taps = self.encoder.taps(to_input(images, self.encoder.mean))
-        return {tap: taps[tap] for tap in self.needed - {IMAGE}}
+        probe = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
+        size = sum(tap.numel() for tap in probe.values()) * 4 * len(self.data.images)
+        return {} if size > CACHE_BYTES else self.encoder.features(self.data.images, self.needed - {IMAGE})
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
@@ -159,8 +148,8 @@ class GanTask:
         if images is not None:
             images = random_flips(images) if self.recipe.flips else images
             if self.needed - set(taps) - {IMAGE}:
-                with torch.no_grad():
-                    taps |= self._features(images)
+                assert self.encoder is not None
+                taps |= self.encoder.features(images, self.needed - {IMAGE})
             if IMAGE in self.needed:
                 taps[IMAGE] = to_input(images, self.mean)
         return Real(self.data.labels[index], taps)

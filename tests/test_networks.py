@@ -9,6 +9,7 @@ from conftest import PAPER, RELEASED, TINY, named_recipe
 from torch import Tensor, nn
 
 from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
+from sgan.data import pixel_mean
 from sgan.encoder import Encoder, tap_shapes
 from sgan.networks import Discriminator, Generator, Noise, parameters
 from sgan.presets import DATASETS
@@ -152,6 +153,17 @@ def test_the_taps_have_the_shapes_that_the_encoder_makes(dataset):
     }
     if dataset != "digits":
         assert list(shapes.values()) == TAP_SHAPES["cifar10" if dataset == "svhn" else dataset]
+
+
+def test_features_of_many_images_are_those_of_each(digits):
+    torch.manual_seed(0)
+    encoder, some = Encoder(TINY, 0.3), digits.images[:230]
+    encoder.mean.copy_(pixel_mean(some, True))
+    found = encoder.features(some, ("pool1", "fc3"))
+    assert found.keys() == {"pool1", "fc3"}
+    taps = encoder.taps(some.float() / 255 - encoder.mean)
+    assert all(torch.allclose(values, taps[name], rtol=1e-4, atol=1e-6) for name, values in found.items())
+    assert not found["fc3"].requires_grad
 
 
 def test_an_encoder_cut_anywhere_is_the_same_encoder():
