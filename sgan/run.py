@@ -38,6 +38,8 @@ from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
+CLASSIFIER_EVALUATIONS = 4
+"""Test accuracies while a classifier trains, after one before it does."""
 INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
@@ -234,7 +236,7 @@ def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcom
         return {"test_accuracy": metrics.accuracy(found.logits, test_labels)}
 
     steps = max(1, stage.recipe.images // stage.recipe.batch)
-    yield from loop(task, steps, stage.recipe.batch, folder, evaluate, evaluations=4)
+    yield from loop(task, steps, stage.recipe.batch, folder, evaluate, CLASSIFIER_EVALUATIONS)
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     if stage.kind == "scorer":
         train, test = metrics.classify(encoder, data.images), metrics.classify(encoder, data.test_images)

@@ -132,13 +132,20 @@ class GanTask:
             conditional = some[level.high].var(0).mean().item()
         return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
-    def _cache(self) -> dict[str, Tensor]:
-        """Real features of the whole training set, where they fit and no flip changes them."""
+    def caches(self, images: int) -> bool:
+        """Whether the real features of so many images are computed once and kept: where no flip changes them and they
+        fit."""
         if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
+            return False
+        one = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
+        return sum(tap.numel() for tap in one.values()) * 4 * images <= CACHE_BYTES
+
+    def _cache(self) -> dict[str, Tensor]:
+        """Real features of the whole training set."""
+        if not self.caches(len(self.data.images)):
             return {}
-        probe = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
-        size = sum(tap.numel() for tap in probe.values()) * 4 * len(self.data.images)
-        return {} if size > CACHE_BYTES else self.encoder.features(self.data.images, self.needed - {IMAGE})
+        assert self.encoder is not None
+        return self.encoder.features(self.data.images, self.needed - {IMAGE})
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
