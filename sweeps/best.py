@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sgan.checks import ConfigError, require
+from sweeps.options import status
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -234,14 +235,5 @@ def main(filters: Filters) -> int:
     return 0
 
 
-def run() -> int:
-    """The command line: a bad value ends in one line and exit status 2."""
-    try:
-        return main(tyro.cli(Filters, prog="python sweeps/best.py"))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(status(lambda: main(tyro.cli(Filters, prog="python sweeps/best.py"))))
