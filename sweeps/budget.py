@@ -41,6 +41,10 @@ class Estimate:
     low: float
     high: float
 
+    def times(self, factor: float) -> "Estimate":
+        """The estimate of so many times as much."""
+        return Estimate(factor * self.median, factor * self.low, factor * self.high)
+
     def after(self, seconds: float) -> "Estimate":
         """The estimate of what begins so many seconds later."""
         return Estimate(self.median + seconds, self.low + seconds, self.high + seconds)

@@ -34,6 +34,8 @@ STUDIES = "optuna.log"
 DECIDED = "confirm"
 """User attribute of a study: how many configs and seeds its second phase has, and what was asked for then."""
 ENDLESS = 10**9
+SIMULATED = 1000
+"""Of more configs that are still to be drawn, so many stand for all in the plan."""
 SHARED = ("scorer", "encoder")
 """Labels of the stages that all trials of a seed share."""
 
@@ -155,7 +157,7 @@ class Running:
         splits = [sum(each for label, each in row.items() if label not in SHARED) for row in seconds.values()]
         mean = sum(splits) / len(splits)
         limits, held, search = self.limits, len(finished(study)), self.search
-        carried = limits.seconds / mean * self.slots.count
+        carried = min(limits.seconds / mean * self.slots.count, ENDLESS)
         require(
             held > 0 or carried >= 3,
             f"--hours or --max-cost carry {carried:.1f} trials of about {trials.clock(mean)}, and a search needs 3; "
@@ -167,7 +169,9 @@ class Running:
         explore: list[Trial | int] = [
             self.explored(each) for each in self.complete(study) if not each.state.is_finished()
         ]
-        explore += [search.seed] * max(0, target - held - len(explore))  # of others the seed is known
+        drawn = max(0, target - held - len(explore))
+        explore += [search.seed] * min(drawn, SIMULATED)  # of which the seed is known
+        factor = max(1.0, drawn / SIMULATED)
         confirm: list[Trial | int] = [*self.best(study, best, seeds)]
         if explore:
             confirm = [search.seed + 1 + index % seeds for index in range(best * seeds)]
@@ -189,8 +193,8 @@ class Running:
         first = len(ahead[0])
         classifiers = [list(itertools.chain(*of)) for of in (shared[:first], shared[first:])]
         phases = simulate(splits, costs[:first], costs[first:], classifiers, self.slots.count)
-        estimate = phases.after(start * sum(map(bool, ahead)))  # each phase starts workers of its own
-        return Plan(target, best, seeds, estimate, saved, mean)
+        estimate = phases.times(factor).after(start * sum(map(bool, ahead)))  # each phase starts workers of its own
+        return Plan(target, best, seeds, estimate, factor * saved, mean)
 
     def spent(self, study: optuna.Study) -> float:
         """Seconds of wall time of all commands of this search, which the study notes."""
