@@ -40,7 +40,6 @@ from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.run import FORMAT
 from sgan.stack import Level, label_condition
 from sgan.train import GanTask
-from sweeps.schedule import MALLOC
 
 IMAGES = 2000
 """Random images, of which an epoch is made."""
@@ -116,21 +115,22 @@ class Plain:
         self.of_generator.step()
 
 
-def new_task(name: str, level: str, device: str, precision: str) -> GanTask:
-    """A level of a dataset's recipe `paper`, on random images."""
+def new_task(name: str, level: str, device: str, precision: str, seed: int = 0, batch: int = 100) -> GanTask:
+    """A level of a dataset's recipe `paper`, on random images (the same for every seed)."""
     dataset = DATASETS[name]
     high, low = level.split("-")
     recipe = recipe_row("paper", dataset, TRAINING_IMAGES[name]).gan
-    recipe = dataclasses.replace(recipe, precision=precision)
+    recipe = dataclasses.replace(recipe, precision=precision, batch=batch)
     torch.manual_seed(0)
     images = torch.randint(256, (IMAGES, dataset.channels, dataset.size, dataset.size), dtype=torch.uint8)
     labels = torch.randint(dataset.classes, (IMAGES,))
     data = Data(images, labels, images[:1], labels[:1], "").to(device)
+    torch.manual_seed(seed)
     encoder = Encoder(dataset, 0.05).to(device, memory_format=FORMAT).eval().requires_grad_(False)
     generator = Generator(dataset, recipe, low, high).to(device, memory_format=FORMAT)
     judge = Discriminator(dataset, recipe, low).to(device, memory_format=FORMAT)
     mean = pixel_mean(data.images, recipe.pixel_mean)
-    return GanTask([Level(low, high, generator)], [judge], encoder, data, recipe, Weights(), 0, mean, dataset.classes)
+    return GanTask([Level(low, high, generator)], [judge], encoder, data, recipe, Weights(), seed, mean, dataset.classes)
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:
@@ -176,6 +176,8 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
 @contextmanager
 def processes(threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
+    from sweeps.schedule import MALLOC  # which the processes need not import
+
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []
     for version in VERSIONS:
         os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else MALLOC
