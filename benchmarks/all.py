@@ -1,6 +1,6 @@
 """Runs every benchmark with short settings, at most ten minutes in all, and writes what they measured into one table.
 
-    python benchmarks/all.py [--output bench.md] [--only training_step packing ...]
+python benchmarks/all.py [--output bench.md] [--only training_step packing ...]
 """
 
 import argparse

@@ -6,8 +6,8 @@ their layers mapped over the stack (torch.func), against the loop that the produ
 
 Trials are levels of the digits' recipe `paper`, batch 64, with other seeds and other loss weights. The table has
 milliseconds a trial's step, medians over turns. Both run on the same cores, and processes side by side have cores of
-their own, so the loop's figure is also that of parallel processes. `differ` is the distance between the weights of both after three steps, over
-the distance that they moved.
+their own, so the loop's figure is also that of parallel processes. `differ` is the distance between the weights of
+both after three steps, over the distance that they moved.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from training_step import LEVELS, new_task, timed
 
-from sgan.config import IMAGE, LABEL
+from sgan.config import LABEL
 from sgan.loop import in_layout_of
 from sgan.losses import adversarial, conditional, discriminator, entropy
 from sgan.optim import adam
@@ -43,6 +43,17 @@ def new_tasks(level: str, count: int, device: str) -> list[GanTask]:
         task.weights = weights
         tasks.append(task)
     return tasks
+
+
+class Loop:
+    """One step of each task in turn."""
+
+    def __init__(self, tasks: list[GanTask]):
+        self.tasks = tasks
+
+    def step(self, step: int) -> None:
+        for task in self.tasks:
+            task.step(step)
 
 
 class Stacked:
@@ -102,6 +113,7 @@ class Stacked:
 
         logits, recovered = self.call("discriminator", fake)
         seen = self.call("encoder", fake, low, high)
+        assert isinstance(seen, Tensor)
         losses = self.weights["adversarial"] * vmap(lambda each: adversarial(each, self.recipe.adversarial))(logits)
         losses = losses + self.weights["entropy"] * vmap(entropy)(recovered, z)
         losses = losses + self.weights["conditional"] * vmap(conditional)(seen, target)
@@ -149,25 +161,21 @@ def main() -> None:
     rows = []
     print(f"{'level':10} {'K':>3} {'loop':>8} {'stacked':>8} {'faster':>7} {'differ':>8}   (ms a trial's step)")
     for level, count in itertools.product(asked.levels, asked.counts):
-        tasks, numbers = new_tasks(level, count, asked.device), itertools.count()
-        stacked = Stacked(new_tasks(level, count, asked.device))
+        tasks, stacked_tasks = (new_tasks(level, count, asked.device) for _ in range(2))
+        versions = {"loop": Loop(tasks), "stacked": Stacked(stacked_tasks)}
+        numbers = itertools.count()
 
-        def loop(tasks: list[GanTask] = tasks) -> None:
-            number = next(numbers)
-            for task in tasks:
-                task.step(number)
+        def turn(version: Loop | Stacked, numbers: Iterator[int] = numbers) -> float:
+            return timed(lambda: version.step(next(numbers)), asked.device, 3)
 
-        def together(stacked: Stacked = stacked) -> None:
-            stacked.step(next(numbers))
-
-        versions: dict[str, Callable[[], None]] = {"loop": loop, "stacked": together}
-        for call in versions.values():
-            timed(call, asked.device, 2)
-        turns = [{name: timed(call, asked.device, 3) for name, call in versions.items()} for _ in range(asked.rounds)]
-        each = {name: statistics.median(turn[name] for turn in turns) / count for name in versions}
+        for version in versions.values():
+            turn(version)
+        turns = [{name: turn(version) for name, version in versions.items()} for _ in range(asked.rounds)]
+        each = {name: statistics.median(found[name] for found in turns) / count for name in versions}
         faster, differ = each["loop"] / each["stacked"], difference(level, min(count, 4), asked.device)
         print(
-            f"{level:10} {count:3} {1000 * each['loop']:8.2f} {1000 * each['stacked']:8.2f} {faster:6.2f}x {differ:8.1e}",
+            f"{level:10} {count:3} {1000 * each['loop']:8.2f} {1000 * each['stacked']:8.2f} "
+            f"{faster:6.2f}x {differ:8.1e}",
             flush=True,
         )
         rows.append({"benchmark": "packing", "measure": f"{level}, K = {count}", "value": faster, "unit": "x"})

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
@@ -46,6 +47,7 @@ IMAGES = 2000
 VERSIONS = ("plain", "float32", "bfloat16")
 LEVELS = ("fc3-image", "label-fc3")
 SIDE = 2048
+M = TypeVar("M", bound=nn.Module)
 TURN = 0.3
 """Seconds that a version runs in its turn, at least."""
 
@@ -66,6 +68,11 @@ class Pictures(Dataset):
         return self.transform(image), self.labels[index]
 
 
+def _plain(module: M) -> M:
+    """A copy in PyTorch's own memory format."""
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
 class Plain:
     """The plain loop: eager, float32, each image through PIL, real features anew for each batch, the generated batch
     made anew for each of the two steps, and gradients into D in the generator's step, where nobody needs them."""
@@ -75,10 +82,9 @@ class Plain:
         self.device = task.data.images.device
         self.loader = DataLoader(Pictures(task.data), task.recipe.batch, shuffle=True, drop_last=True)
         self.batches = self._epochs()
-        parts = (task.levels[0].generator, task.discriminators[0], task.encoder)
-        self.generator, self.discriminator, self.encoder = (
-            copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in parts
-        )
+        assert task.encoder is not None
+        self.generator = _plain(task.levels[0].generator)
+        self.discriminator, self.encoder = _plain(task.discriminators[0]), _plain(task.encoder)
         recipe = task.recipe.adam
         settings = {"lr": recipe.learning_rate, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
         self.of_generator = torch.optim.Adam(self.generator.parameters(), **settings)
@@ -119,6 +125,7 @@ def new_task(name: str, level: str, device: str, precision: str, seed: int = 0, 
     """A level of a dataset's recipe `paper`, on random images (the same for every seed)."""
     dataset = DATASETS[name]
     high, low = level.split("-")
+    layout: dict[str, Any] = {"device": device, "memory_format": FORMAT}
     recipe = recipe_row("paper", dataset, TRAINING_IMAGES[name]).gan
     recipe = dataclasses.replace(recipe, precision=precision, batch=batch)
     torch.manual_seed(0)
@@ -126,11 +133,13 @@ def new_task(name: str, level: str, device: str, precision: str, seed: int = 0, 
     labels = torch.randint(dataset.classes, (IMAGES,))
     data = Data(images, labels, images[:1], labels[:1], "").to(device)
     torch.manual_seed(seed)
-    encoder = Encoder(dataset, 0.05).to(device, memory_format=FORMAT).eval().requires_grad_(False)
-    generator = Generator(dataset, recipe, low, high).to(device, memory_format=FORMAT)
-    judge = Discriminator(dataset, recipe, low).to(device, memory_format=FORMAT)
+    encoder = Encoder(dataset, 0.05).to(**layout).eval().requires_grad_(False)
+    generator = Generator(dataset, recipe, low, high).to(**layout)
+    judge = Discriminator(dataset, recipe, low).to(**layout)
     mean = pixel_mean(data.images, recipe.pixel_mean)
-    return GanTask([Level(low, high, generator)], [judge], encoder, data, recipe, Weights(), seed, mean, dataset.classes)
+    return GanTask(
+        [Level(low, high, generator)], [judge], encoder, data, recipe, Weights(), seed, mean, dataset.classes
+    )
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:
@@ -151,21 +160,25 @@ def timed(call: Callable[[], object], device: str, times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
+def peak(dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of a product of two matrices, the best of ten."""
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / min(timed(lambda: a @ b, device) for _ in range(10))
+
+
 def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
     """A version's process: prepares each (dataset, level) that it is sent and answers its FLOP a step, answers "go"
     with the seconds of a step, and "peak" with FLOP/s."""
     torch.set_num_threads(threads)
-    step: Callable[[], object] = lambda: None  # noqa: E731
-    times = 1
+    step, times = new_step(version, "digits", LEVELS[0], device), 1
     while (asked := pipe.recv()) is not None:
         if asked == "go":
             pipe.send(timed(step, device, times))
         elif asked == "peak":
-            dtype = torch.bfloat16 if version == "bfloat16" else torch.float32
-            a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-            pipe.send(2 * SIDE**3 / min(timed(lambda: a @ b, device) for _ in range(10)))
+            pipe.send(peak(torch.bfloat16 if version == "bfloat16" else torch.float32, device))
         else:
-            step = new_step(version, *asked, device)
+            name, level = asked
+            step = new_step(version, name, level, device)
             with FlopCounterMode(display=False) as counter:
                 step()
             timed(step, device, 2)
@@ -176,11 +189,12 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
 @contextmanager
 def processes(threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
-    from sweeps.schedule import MALLOC  # which the processes need not import
+    import sweeps.schedule  # noqa: F401  # sets what workers have in their environment; processes need not import it
 
+    tuned = os.environ["GLIBC_TUNABLES"]
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []
     for version in VERSIONS:
-        os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else MALLOC
+        os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else tuned
         pipes[version], theirs = context.Pipe()
         started.append(context.Process(target=serve, args=(theirs, version, threads, device), daemon=True))
         started[-1].start()

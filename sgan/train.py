@@ -195,8 +195,8 @@ class GanTask:
         return batch
 
     def _autocast(self) -> torch.autocast:
-        """The precision of forward passes. Weights that are cast inside are cast anew in the next one, since Adam changes
-        them between."""
+        """The precision of forward passes, one context for each of them: inside one weights are cast once, and Adam
+        changes them between."""
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
