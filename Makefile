@@ -7,7 +7,7 @@ ARGS ?=
 SEED ?= 0
 ROUNDS ?= 1
 
-.PHONY: ablation test check chaos audit clean
+.PHONY: ablation test check chaos bench audit clean
 
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
@@ -17,6 +17,9 @@ test: $(ENV)/made
 
 chaos: $(ENV)/made
 	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)
+
+bench: $(ENV)/made
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 # A report: it needs a service that may be out of reach, and what it finds must be judged by somebody.
 audit: $(UV)

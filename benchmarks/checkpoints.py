@@ -1,6 +1,6 @@
 """What checkpoints cost: the share of training time that they take at the interval that the product uses.
 
-    python benchmarks/checkpoints.py [--seconds 120]
+    python benchmarks/checkpoints.py [--seconds 120] [--json FILE]
 
 Trains the image level of the digits and of CIFAR-10's released recipe (random images) for so many seconds each, and
 prints for each the size and duration of a checkpoint, how many there were, and their share of the wall time. Also with
@@ -8,6 +8,7 @@ a disk that takes SLOW seconds more for each, which makes them fewer.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -39,8 +40,8 @@ def task(name: str) -> GanTask:
     return GanTask([level], [discriminator], None, data, recipe, Weights(1, 0, 10), 0, mean, dataset.classes)
 
 
-def measure(name: str, seconds: float, slower: float) -> str:
-    """Train for so many seconds; the result in words."""
+def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:
+    """Train for so many seconds; the result in words, and the share of the time that checkpoints took."""
     spent: list[float] = []
     save = checkpoint.write_tensors
 
@@ -68,17 +69,25 @@ def measure(name: str, seconds: float, slower: float) -> str:
         checkpoint.write_tensors, loop.__globals__["Checkpoints"] = save, checkpoint.Checkpoints
     wall, spent = last - began, spent[: len(spent) - 1]  # the last one is that of stopping
     each = sum(spent) / len(spent) if spent else 0.0
-    return (
+    said = (
         f"{name:<8} {f'(+ {slower:g} s a write)' if slower else '':<18} {steps:>6} steps in {wall:5.0f} s, "
         f"{len(spent)} checkpoints of {size / 1e6:6.1f} MB, {1000 * each:6.1f} ms each: {sum(spent) / wall:6.2%}"
     )
+    return said, sum(spent) / wall
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rows = []
     for dataset in ("digits", "cifar10"):
         for slower in (0.0, SLOW):
-            print(measure(dataset, arguments.seconds, slower), flush=True)
+            said, share = measure(dataset, arguments.seconds, slower)
+            print(said, flush=True)
+            what = f"{dataset}{f', + {slower:g} s a write' if slower else ''}: share of the time"
+            rows.append({"benchmark": "checkpoints", "measure": what, "value": 100 * share, "unit": "%"})
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))

@@ -1,6 +1,6 @@
 """Does the search's sampler find better configs than random, and does confirming on fresh seeds tell the truth?
 
-python benchmarks/samplers.py [--problems 20] [--evaluations 96]
+python benchmarks/samplers.py [--problems 20] [--evaluations 96] [--json FILE]
 
 A problem has 8 splits x 3 log-lambdas with an optimum that depends on the split, a plateau where a trial collapses, and
 noise of the training seed. Both samplers go through the space and the asking of sweeps/bridge.py, without Ray, on the
@@ -11,6 +11,8 @@ import math
 import random
 import statistics
 from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -92,13 +94,19 @@ def told(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-def main(problems: int = 20, evaluations: int = 96, samplers: tuple[str, ...] = ("tpe", "random")) -> None:
+def main(
+    problems: int = 20,
+    evaluations: int = 96,
+    samplers: tuple[str, ...] = ("tpe", "random"),
+    json: Path | None = None,
+) -> None:
     """Compare samplers.
 
     Args:
         problems: Paired problems, each with a seed of its own.
         evaluations: Trials of a search, those that confirm included.
         samplers: The first is compared with each of the others.
+        json: A file for the rows of `make bench`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     single: dict[str, list[float]] = {}
@@ -128,6 +136,12 @@ def main(problems: int = 20, evaluations: int = 96, samplers: tuple[str, ...] = 
         f"{samplers[0]}: the score that is published says too much by {told(boast)} where it is the best single one, "
         f"by {told(honest)} where it is confirmed"
     )
+    if json:
+        rows = [
+            {"benchmark": "samplers", "measure": f"{name}: mean regret", "value": statistics.mean(regrets), "unit": ""}
+            for name, regrets in single.items()
+        ]
+        json.write_text(dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -180,6 +180,8 @@ class GanRecipe:
             (Radford et al. 2016), also where the dataset's row has none.
         dropout: dropout of the image discriminator.
         norm_eps: epsilon of batch normalisation.
+        precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
+            Weights, losses and Adam are float32 in both, and so is all sampling.
     """
 
     batch: int = 100
@@ -199,9 +201,14 @@ class GanRecipe:
     dropout: float = 0.0
     init_std: float = 0.02
     norm_eps: float = 1e-6
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         integer("batch", self.batch, 2)
+        require(
+            self.precision in ("float32", "bfloat16"),
+            f"precision must be 'float32' or 'bfloat16', but got {self.precision!r}",
+        )
         require(
             self.discriminator in ("binary", "classes"),
             f"discriminator must be 'binary' or 'classes', but got {self.discriminator!r}",

@@ -4,6 +4,7 @@ h_0 = image, h_{i+1} = E_i(h_i), h_N = label; E_i is the run of layers between t
 """
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from sgan.checks import ConfigError
 from sgan.config import IMAGE, LABEL, TAPS
-from sgan.data import image_shape
+from sgan.data import image_shape, to_input
 from sgan.shapes import Dataset
+
+PART = 100
+"""Images that `Encoder.features` looks at together: what the layers make of more does not fit into a CPU's caches."""
 
 
 def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
@@ -83,6 +87,16 @@ class Encoder(nn.Module):
             h = self.layers[name](h)
             outputs[name] = h
         return outputs
+
+    @torch.no_grad()
+    def features(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """The outputs (n, ...) of the taps `names` for any number of uint8 images (n, channels, size, size)."""
+        end, found = max(names, key=TAPS.index), {name: [] for name in names}
+        for part in images.split(PART):
+            taps = self.taps(to_input(part, self.mean), end=end)
+            for name, parts in found.items():
+                parts.append(taps[name])
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None) -> Encoder:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sgan import grid, metrics
 from sgan.config import IMAGE, LABEL
-from sgan.data import Data, to_input, to_pixels
-from sgan.encoder import Encoder
+from sgan.data import Data, to_pixels
+from sgan.encoder import PART, Encoder
 from sgan.inception import Inception
 from sgan.record import grid_file
 from sgan.stack import Level, balanced_labels, label_condition, sample
@@ -117,18 +117,16 @@ class Evaluation:
             chosen[places] = members[torch.arange(len(places)) % len(members)]
         return self._features(self.data.images[chosen.to(self.data.images.device)], self.top.high)
 
-    @torch.no_grad()
     def _features(self, images: Tensor, tap: str) -> Tensor:
         """The encoder's features of uint8 images at a tap."""
         assert self.encoder is not None
-        mean = self.encoder.mean
-        return torch.cat([self.encoder(to_input(part, mean), IMAGE, tap) for part in images.split(1000)])
+        return self.encoder.features(images, (tap,))[tap]
 
     @torch.no_grad()
     def _seen(self, features: Tensor) -> metrics.Features:
         """What the encoder makes of features at this stack's lowest tap: its own at fc3, and its logits."""
         assert self.encoder is not None
-        taps = [self.encoder.taps(part, self.low) for part in features.split(1000)]
+        taps = [self.encoder.taps(part, self.low) for part in features.split(PART)]
         return metrics.Features(
             torch.cat([part["fc3"].cpu() for part in taps]), torch.cat([part["fc4"].cpu() for part in taps])
         )

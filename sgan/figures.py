@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgan.config import IMAGE
-from sgan.data import Data, to_input, to_pixels
+from sgan.data import Data, to_pixels
 from sgan.encoder import Encoder
 from sgan.stack import Level, descend, draw, label_condition, sampling, unfolded
 
@@ -21,7 +21,7 @@ COLUMNS, MOST_ROWS = 10, 10
 TRIPLES = 3
 """Samples a row of the figure of neighbours, each followed by its two neighbours."""
 PART = 2000
-"""Training images that distances are computed to at once."""
+"""Training images, or features of them, that distances are computed to at once."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,20 @@ class Painter:
         z[:, self._code().stop] = torch.linspace(0, 1, COLUMNS, device=self.device).repeat(self.rows)
         return self._paint(self._labels(), [z])
 
-    def neighbours(self, data: Data, encoder: Encoder) -> Figure:
-        """Triples of a sample, the training image nearest to it in pixels, and the one nearest in the encoder's fc3
-        features, by Euclidean distance."""
+    def neighbours(self, images: Tensor, classifier: Encoder, features: Tensor) -> Figure:
+        """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
+        features, by Euclidean distance.
+
+        Args:
+            images: the training images, uint8 (n, channels, size, size).
+            features: what the classifier makes of them, (n, F).
+        """
         count = self.rows * TRIPLES
         labels = torch.arange(self.rows, device=self.device).repeat_interleave(TRIPLES)
         made = self._paint(labels, self._noise(count)).images
-
-        def pixels(images: Tensor) -> Tensor:
-            return images.float().flatten(1) / 255
-
-        def features(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return encoder(to_input(images, encoder.mean), IMAGE, "fc3")
-
-        found = [data.images[nearest(made, data.images, view)] for view in (pixels, features)]
-        return Figure(torch.stack([made, *found], 1).flatten(0, 1), 3 * TRIPLES)
+        alike = images[nearest(made, images)]
+        akin = images[nearest(classifier.features(made, ("fc3",))["fc3"], features)]
+        return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), 3 * TRIPLES)
 
     def _labels(self) -> Tensor:
         """The row's class, for every cell."""
@@ -157,11 +155,13 @@ class Painter:
         return Figure(to_pixels(image, self.levels[0].generator.mean))
 
 
-def nearest(samples: Tensor, images: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
-    """Index (n,) of the image nearest to each sample, where `view` makes (m, F) of uint8 images (m, ...)."""
-    seen, best, place = view(samples), None, torch.zeros(len(samples), dtype=torch.long, device=samples.device)
-    for first in range(0, len(images), PART):
-        distances, index = torch.cdist(seen, view(images[first : first + PART])).min(1)
+def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
+    """Index (n,) of the candidate nearest to each sample; both are images or features, of the same shape each."""
+    seen, best = samples.float().flatten(1), None
+    place = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
+    for first in range(0, len(candidates), PART):
+        part = candidates[first : first + PART].to(samples.device).float().flatten(1)
+        distances, index = torch.cdist(seen, part).min(1)
         closer = torch.ones_like(index, dtype=torch.bool) if best is None else distances < best
         place = torch.where(closer, index + first, place)
         best = distances if best is None else torch.where(closer, distances, best)
@@ -178,7 +178,17 @@ def real(data: Data, classes: int) -> Figure:
     return Figure(torch.cat(rows))
 
 
-def draw_all(levels: list[Level], statistics: str, data: Data, encoder: Encoder, classes: int) -> dict[str, Figure]:
-    """Every figure that a stack has: Painter's, its nearest training images, and real images."""
+def draw_all(
+    levels: list[Level], statistics: str, data: Data, scorer: Encoder, features: Tensor, classes: int
+) -> dict[str, Figure]:
+    """Every figure that a stack has: Painter's, its nearest training images, and real images.
+
+    Args:
+        features: what the scorer makes of the training images, (n, F).
+    """
     painter = Painter(levels, statistics, classes, data.images.device)
-    return {**painter.figures(), "neighbours": painter.neighbours(data, encoder), "real": real(data, classes)}
+    return {
+        **painter.figures(),
+        "neighbours": painter.neighbours(data.images, scorer, features),
+        "real": real(data, classes),
+    }

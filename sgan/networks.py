@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sgan.config import IMAGE, LABEL, TAPS, Codes, GanRecipe
 from sgan.encoder import tap_shapes
@@ -187,7 +188,27 @@ class Noise(nn.Module):
         self.std = std
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.std * torch.randn_like(h) if self.training and self.std > 0 else h
+        if not self.training or self.std == 0:
+            return h
+        # Drawn in the order of its shape: randn_like would follow channels_last, where CPUs are nine times slower.
+        return h + self.std * torch.randn(h.shape, dtype=h.dtype, device=h.device)
+
+
+class Dropout(nn.Module):
+    """Sets each value to 0 with probability `rate` while training, and divides the others by 1 - `rate` (rounded to
+    1/65,536 on a CPU, where sixteen random bits a value are drawn: torch's own takes four times as long)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training or self.rate == 0 or h.device.type != "cpu":
+            return F.dropout(h, self.rate, self.training)
+        dropped = round(self.rate * 2**16)
+        bits = torch.empty((h.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = (bits[: h.numel()] >= dropped - 2**15).as_strided(h.shape, torch.empty_like(h).stride())
+        return h * (kept / (1 - dropped / 2**16)).to(h.dtype)
 
 
 class Discriminator(nn.Module):
@@ -219,7 +240,7 @@ class Discriminator(nn.Module):
             maps, side = target[0], target[-1]
             for index, row in enumerate(rows):
                 norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
-                layers += [nn.Dropout(recipe.dropout)] if row.dropout else []
+                layers += [Dropout(recipe.dropout)] if row.dropout else []
                 layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
                 layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps)] if norm else []
                 layers += [nn.LeakyReLU(LEAK)]

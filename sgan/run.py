@@ -38,6 +38,8 @@ from sgan.train import ClassifierTask, GanTask
 
 MODEL_FILE = "model.safetensors"
 REFERENCE_FILE = "reference.safetensors"
+CLASSIFIER_EVALUATIONS = 4
+"""Test accuracies while a classifier trains, after one before it does."""
 INCEPTION_PART = 256
 """Real images between two reports of the Inception network."""
 FORMAT = torch.channels_last
@@ -220,7 +222,7 @@ def _role_seed(seed: int, role: str) -> int:
 def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcome: dict) -> Generator[Progress]:
     seed, data = _role_seed(stage.seed, stage.kind), worker.data
     torch.manual_seed(seed)
-    encoder = _new_classifier(stage).to(worker.device)
+    encoder = _new_classifier(stage).to(worker.device).to(memory_format=FORMAT)
     encoder.mean.copy_(pixel_mean(data.images, stage.recipe.pixel_mean))
     task = ClassifierTask(encoder, data, stage.recipe, seed)
 
@@ -234,7 +236,7 @@ def _run_classifier(stage: ClassifierStage, worker: Worker, folder: Path, outcom
         return {"test_accuracy": metrics.accuracy(found.logits, test_labels)}
 
     steps = max(1, stage.recipe.images // stage.recipe.batch)
-    yield from loop(task, steps, stage.recipe.batch, folder, evaluate, evaluations=4)
+    yield from loop(task, steps, stage.recipe.batch, folder, evaluate, CLASSIFIER_EVALUATIONS)
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     if stage.kind == "scorer":
         train, test = metrics.classify(encoder, data.images), metrics.classify(encoder, data.test_images)
@@ -426,10 +428,9 @@ def _run_score(stage: ScoreStage, worker: Worker, folder: Path, outcome: dict) -
         recipe = stage.joint.recipe if stage.joint else first.recipe
         model.save(place, levels, first.dataset, recipe, stage.sampling, about)
         if not best:
-            viewer = encoder or evaluation.scorer
-            for title, drawn in figures.draw_all(
-                levels, stage.sampling, worker.data, viewer, evaluation.classes
-            ).items():
+            features = worker.store.tensors(name(stage.scorer), REFERENCE_FILE)["features"]
+            known = (worker.data, evaluation.scorer, features, evaluation.classes)
+            for title, drawn in figures.draw_all(levels, stage.sampling, *known).items():
                 grid.save(drawn.images, folder / FIGURES / f"{title}.png", drawn.columns)
     outcome["scores"] = scores
     weights = worker.store.facts(name(stage.scorer))["files"][MODEL_FILE]

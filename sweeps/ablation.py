@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from sgan.bucket import open_store
-from sgan.checks import ConfigError
-from sgan.store import NO_ROOM
 from sweeps import detach, tuned
 from sweeps.manifest import command, commit
+from sweeps.options import INTERRUPTED, status
 from sweeps.sweep import Resolved, Sweep, record, resolve
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from sweeps.schedule import Slots
 
 TABLE = "RESULTS.md"
-INTERRUPTED = 130
 
 
 def main(sweep: Sweep) -> int:
@@ -125,21 +123,13 @@ def _defaults() -> Sweep:
 
 
 def run() -> int:
-    """The command line: a bad value ends in one line and exit status 2."""
-    try:
+    """The command line."""
+
+    def command() -> int:
         sweep = tyro.cli(Sweep, prog="python sweeps/ablation.py", default=_defaults())
         return detach.run(lambda: main(sweep), sweep, "ablation.py")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on where it was.")
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        print(f"error: {error}; make room, then run the same command: it goes on where it was", file=sys.stderr)
-        return 2
+
+    return status(command)
 
 
 if __name__ == "__main__":

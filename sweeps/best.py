@@ -16,6 +16,7 @@ import tyro
 from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
 from sgan.store import read_json
+from sweeps.options import status
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -251,14 +252,5 @@ def main(filters: Filters) -> int:
     return 0
 
 
-def run() -> int:
-    """The command line: a bad value ends in one line and exit status 2."""
-    try:
-        return main(tyro.cli(Filters, prog="python sweeps/best.py"))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(status(lambda: main(tyro.cli(Filters, prog="python sweeps/best.py"))))

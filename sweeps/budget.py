@@ -41,12 +41,20 @@ class Estimate:
     low: float
     high: float
 
+    def times(self, factor: float) -> "Estimate":
+        """The estimate of so many times as much."""
+        return Estimate(factor * self.median, factor * self.low, factor * self.high)
+
+    def after(self, seconds: float) -> "Estimate":
+        """The estimate of what begins so many seconds later."""
+        return Estimate(self.median + seconds, self.low + seconds, self.high + seconds)
+
 
 def simulate(
     splits: Sequence[float],
     explore: Sequence[float | None],
     confirm: Sequence[float | None],
-    shared: float,
+    shared: Sequence[Sequence[float]],
     slots: int,
 ) -> Estimate:
     """Simulate searches over splits of unknown merit: half of the trials explore any, half return to a favourite, which
@@ -56,17 +64,19 @@ def simulate(
         splits: of each split, seconds of the stages that every trial of it runs itself.
         explore, confirm: the trials of each phase that have not ended: seconds of the stages of their own that the
             store has not, or None where the config is not known yet.
-        shared: seconds of the stages that several trials share, of those that the store has not.
+        shared: of each phase, seconds of each stage that several trials share and that the store has not: its trials
+            go on when they are done.
         slots: trials at the same time.
     """
     rng, walls = random.Random(0), []
+    waited = sum(_wall(each, slots) for each in shared)
     for _ in range(SIMULATIONS):
         favourite = rng.choice(splits)
         unknown = (rng.choice(splits) if rng.random() < 0.5 else favourite for _ in explore)
         first = [each if known is None else known for each, known in zip(unknown, explore, strict=True)]
         second = [favourite if known is None else known for known in confirm]
         noise = rng.lognormvariate(0.0, 0.2)  # between a few measured steps and hours of training
-        walls.append((_wall(first, slots) + _wall(second, slots) + shared / slots) * noise)
+        walls.append((_wall(first, slots) + _wall(second, slots) + waited) * noise)
     walls.sort()
     low, high = walls[SIMULATIONS // 20], walls[-SIMULATIONS // 20]
     return Estimate(statistics.median(walls), low, high)

@@ -20,11 +20,12 @@ from sgan.bucket import absolute
 from sgan.checks import ConfigError, content_key, require
 from sweeps.cluster import on_cluster
 from sweeps.manifest import command
-from sweeps.options import Options
+from sweeps.options import INTERRUPTED, Options
 
 DRIVER = "SGAN_DRIVER"
 """Set in the environment of a driver."""
-INTERRUPTED, KILLED = 130, 137
+KILLED = 137
+"""Exit status of a command that was killed."""
 LOOK = 0.2
 """Seconds between two looks at the log."""
 

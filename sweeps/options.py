@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sgan.bucket import is_bucket
-from sgan.checks import as_json, require
+from sgan.checks import ConfigError, as_json, require
 from sgan.config import Config, Recipe, Variant, Weights
 from sgan.presets import (
     DATASETS,
@@ -24,6 +26,7 @@ from sgan.presets import (
     recipe_row,
 )
 from sgan.shapes import Dataset
+from sgan.store import NO_ROOM
 
 if TYPE_CHECKING:
     from sgan.data import Data
@@ -34,6 +37,8 @@ SCORERS = (AUTO, "classifier", "inception")
 INCEPTION_SAMPLES = 50_000
 """Of the paper and of every published Inception score."""
 DEFAULT_DATA = Path("data")
+BAD, INTERRUPTED = 2, 130
+"""Exit statuses of a command that somebody can mend and give again, and of one that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -308,3 +313,19 @@ def prepare(options: Options, gpus: int) -> Basis:
         what,
         tuple(filter(None, notes)),
     )
+
+
+def status(command: Callable[[], int]) -> int:
+    """Run a command; returns its exit status. A bad value, a store without room and Ctrl-C end in one line."""
+    try:
+        return command()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error}; make room, then run the same command: it goes on where it was", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on where it was.")
+        return INTERRUPTED
+    return BAD

@@ -1,10 +1,11 @@
 """A search in progress: its plan, and its two phases. Explore: many configs at one seed. Confirm: the best of them on
 seeds that the first phase never saw."""
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ STUDIES = "optuna.log"
 DECIDED = "confirm"
 """User attribute of a study: how many configs and seeds its second phase has, and what was asked for then."""
 ENDLESS = 10**9
+SIMULATED = 1000
+"""Of more configs that are still to be drawn, so many stand for all in the plan."""
 SHARED = ("scorer", "encoder")
 """Labels of the stages that all trials of a seed share."""
 
@@ -46,6 +49,7 @@ class Plan:
         estimate: of what is still to run.
         saved: seconds of the stages of trials still to run that the store has, or that they share.
         trial_seconds: of a trial on its slot (mean over the splits).
+        made: when the plan was made, on `time.monotonic`'s clock.
     """
 
     explored: int
@@ -54,24 +58,27 @@ class Plan:
     estimate: Estimate
     saved: float
     trial_seconds: float
+    made: float = field(default_factory=time.monotonic)
 
 
-def still(ahead: Sequence[Sequence[tuple[Stage, float]]], store: Store) -> tuple[list[float], float, float]:
+def still(ahead: Sequence[Sequence[tuple[Stage, float]]], store: Store) -> tuple[list[float], list[list[float]], float]:
     """What trials still to run take, where a stage that the store has costs nothing and every other one is run once.
 
     Args:
         ahead: the stages of each trial, with their seconds.
     Returns:
-        Seconds of each trial's own stages; of the classifiers, which trials share; and of all that need not be run.
+        Seconds of each trial's own stages; of each classifier that it is the first to need, and for which trials that
+        share it wait; and of all that need not be run.
     """
-    own, shared, saved, counted = [], 0.0, 0.0, set()
+    own, shared, saved, counted = [], [], 0.0, set()
     for stages in ahead:
         own.append(0.0)
+        shared.append([])
         for stage, seconds in stages:
             if name(stage) in counted or store.has(name(stage)):
                 saved += seconds
             elif isinstance(stage, ClassifierStage):
-                shared += seconds
+                shared[-1].append(seconds)
             else:
                 own[-1] += seconds
             counted.add(name(stage))
@@ -143,14 +150,14 @@ class Running:
             ConfigError: --hours or --max-cost carry fewer than three trials.
         """
         configs = [self._config(split) for split in self.space.splits]
-        measured = schedule.measure(configs, self.basis.data, self.slots)
+        measured, start = schedule.measure(configs, self.basis.data, self.slots, self.basis.inception_weights)
         seconds = {
             _taps(config): {label: measured[name(stage)] for label, stage in plan(config).stages} for config in configs
         }
         splits = [sum(each for label, each in row.items() if label not in SHARED) for row in seconds.values()]
         mean = sum(splits) / len(splits)
         limits, held, search = self.limits, len(finished(study)), self.search
-        carried = limits.seconds / mean * self.slots.count
+        carried = min(limits.seconds / mean * self.slots.count, ENDLESS)
         require(
             held > 0 or carried >= 3,
             f"--hours or --max-cost carry {carried:.1f} trials of about {trials.clock(mean)}, and a search needs 3; "
@@ -162,7 +169,9 @@ class Running:
         explore: list[Trial | int] = [
             self.explored(each) for each in self.complete(study) if not each.state.is_finished()
         ]
-        explore += [search.seed] * max(0, target - held - len(explore))  # of others the seed is known
+        drawn = max(0, target - held - len(explore))
+        explore += [search.seed] * min(drawn, SIMULATED)  # of which the seed is known
+        factor = max(1.0, drawn / SIMULATED)
         confirm: list[Trial | int] = [*self.best(study, best, seeds)]
         if explore:
             confirm = [search.seed + 1 + index % seeds for index in range(best * seeds)]
@@ -182,8 +191,10 @@ class Running:
         own, shared, saved = still([stages(one) for phase in ahead for one in phase], self.store)
         costs = [None if isinstance(one, int) else each for one, each in zip([*ahead[0], *ahead[1]], own, strict=True)]
         first = len(ahead[0])
-        estimate = simulate(splits, costs[:first], costs[first:], shared, self.slots.count)
-        return Plan(target, best, seeds, estimate, saved, mean)
+        classifiers = [list(itertools.chain(*of)) for of in (shared[:first], shared[first:])]
+        phases = simulate(splits, costs[:first], costs[first:], classifiers, self.slots.count)
+        estimate = phases.times(factor).after(start * sum(map(bool, ahead)))  # each phase starts workers of its own
+        return Plan(target, best, seeds, estimate, factor * saved, mean)
 
     def spent(self, study: optuna.Study) -> float:
         """Seconds of wall time of all commands of this search, which the study notes."""

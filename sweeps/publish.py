@@ -162,7 +162,7 @@ def account(running: "Running", study: optuna.Study, confirm: Sequence[Trial], p
     ]
     seconds = {each: store.facts(each).get("seconds", 0.0) for each in set(stages) if store.has(each)}
     alone, shared = sum(seconds.get(each, 0.0) for each in stages), sum(seconds.values())
-    spent = took - running.before
+    spent = took - running.before - (plan.made - running.began)
     estimate = plan.estimate
     lines = [
         f"Predicted {clock(estimate.median)} ({clock(estimate.low)} to {clock(estimate.high)}), took {clock(spent)}"

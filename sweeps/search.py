@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from sgan.bucket import open_store
-from sgan.checks import ConfigError, number, require
+from sgan.checks import number, require
 from sgan.presets import VARIANTS
 from sweeps import detach
 from sweeps.budget import Limits
 from sweeps.manifest import command
-from sweeps.options import Basis, Options, prepare
+from sweeps.options import INTERRUPTED, Basis, Options, prepare, status
 from sweeps.tuned import without_password
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 TABLE = "SEARCH.md"
 DEFAULT_TRIALS = 20
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -284,13 +283,13 @@ def print_plan(running: "Running", study: "optuna.Study", plan: "Plan", left: in
 
 
 def run() -> int:
-    """The command line: a bad value ends in one line and exit status 2."""
-    try:
+    """The command line."""
+
+    def command() -> int:
         search = tyro.cli(Search, prog="python sweeps/search.py")
         return detach.run(lambda: main(search), search, "search.py")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return status(command)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import pickle
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
 from sgan.record import Record, read_record
 from sgan.store import Store, StoreError, read_json, read_tensors, write_json, write_tensors
 from sweeps import tuned
+from sweeps.options import status
 from sweeps.search import Search
 from sweeps.sweep import Sweep
 
@@ -291,3 +294,25 @@ def test_the_only_file_that_is_unpickled_holds_tensors_alone():
     assert {name for _, name, _ in found} == set(safe)
     for path, name, options in found:
         assert safe[name] is None or options[safe[name][0]] == safe[name][1], path
+
+
+def test_a_full_disk_and_a_wish_to_stop_end_in_one_line(capsys):
+    def full() -> int:
+        with open("/dev/full", "w") as file:
+            file.write("a stage")
+        return 0
+
+    def interrupted() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        return 0
+
+    def broken() -> int:
+        raise FileNotFoundError("planted")
+
+    assert status(full) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 28] No space left on device; make room")
+    assert status(interrupted) == 130
+    assert capsys.readouterr().out == "\nStopped; the same command goes on where it was.\n"
+    with pytest.raises(FileNotFoundError, match="planted"):
+        status(broken)

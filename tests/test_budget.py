@@ -66,7 +66,7 @@ def test_seventy_percent_explore():
 
 
 def test_one_split_on_one_slot_takes_the_sum_but_for_the_noise_of_the_estimate():
-    estimate = simulate([6.0], [None] * 10, [None] * 6, 8.0, 1)
+    estimate = simulate([6.0], [None] * 10, [None] * 6, [[6.0, 1.0], [1.0]], 1)
     exact = (10 + 2 * 3) * 6.0 + 8.0
     assert estimate.median == pytest.approx(exact, rel=0.05)
     # The estimate's noise is log-normal with sigma 0.2: nine in ten lie within 1.645 sigma.
@@ -74,9 +74,15 @@ def test_one_split_on_one_slot_takes_the_sum_but_for_the_noise_of_the_estimate()
     assert estimate.high == pytest.approx(exact * math.exp(0.2 * 1.645), rel=0.07)
 
 
+def test_trials_wait_for_what_they_share():
+    # With two slots a scorer and an encoder are trained side by side, and three encoders in two rounds.
+    estimate = simulate([6.0], [None] * 2, [None] * 2, [[9.0, 1.0], [4.0, 4.0, 4.0]], 2)
+    assert estimate.median == pytest.approx(9.0 + 6.0 + 8.0 + 6.0, rel=0.05)
+
+
 def test_what_is_known_of_trials_counts_instead_of_the_mean_of_the_splits():
     exact = 10 * 6.0 + (0.0 + 1.5) + 2 * 2.5 + 8.0
-    estimate = simulate([6.0], [0.0, 1.5, *[None] * 10], [2.5, 2.5], 8.0, 1)
+    estimate = simulate([6.0], [0.0, 1.5, *[None] * 10], [2.5, 2.5], [[8.0], []], 1)
     assert estimate.median == pytest.approx(exact, rel=0.05)
 
 
@@ -88,24 +94,24 @@ def test_a_stage_that_the_store_has_or_that_trials_share_costs_once_or_nothing(r
     # The levels of the two variants are the same stages; another seed has an encoder and levels of its own.
     own, shared, saved = still(ahead, store)
     assert own == [4.0 + 8.0 + 16.0 + 32.0, 32.0, 4.0 + 8.0 + 16.0 + 32.0]
-    assert shared == 2.0
+    assert shared == [[], [], [2.0]]
     assert saved == (1.0 + 2.0) + (1.0 + 2.0 + 4.0 + 8.0) + 1.0
-    assert sum(own) + shared + saved == sum(cost for each in ahead for _, cost in each)
+    assert sum(own) + sum(map(sum, shared)) + saved == sum(cost for each in ahead for _, cost in each)
     finish(one, root)
-    assert still(ahead[:1], store) == ([0.0], 0.0, sum(price.values()))
+    assert still(ahead[:1], store) == ([0.0], [[]], sum(price.values()))
 
 
 def test_more_slots_are_faster_and_nothing_to_do_takes_nothing():
     splits = [1.0, 3.0]
-    walls = [simulate(splits, [None] * 40, [None] * 9, 0.0, slots).median for slots in (1, 2, 4)]
+    walls = [simulate(splits, [None] * 40, [None] * 9, [], slots).median for slots in (1, 2, 4)]
     assert walls == sorted(walls, reverse=True)
     assert walls[0] / walls[1] == pytest.approx(2.0, rel=0.1)
-    nothing = simulate(splits, [], [], 0.0, 2)
+    nothing = simulate(splits, [], [], [], 2)
     assert (nothing.median, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
 
 
 def test_an_unequal_choice_of_splits_widens_the_interval():
-    same, apart = (simulate([2.0, b], [None] * 20, [None] * 9, 0.0, 1) for b in (2.0, 40.0))
+    same, apart = (simulate([2.0, b], [None] * 20, [None] * 9, [], 1) for b in (2.0, 40.0))
     assert apart.high / apart.low > 2 * same.high / same.low
 
 

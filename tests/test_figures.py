@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgan import figures
 from sgan.config import IMAGE, LABEL, Codes
-from sgan.data import Data, to_input
+from sgan.data import to_input
 from sgan.encoder import Encoder
 from sgan.figures import COLUMNS, Painter, nearest, real
 from sgan.networks import Chain, Discriminator, Generator
@@ -149,24 +149,24 @@ def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
     monkeypatch.setattr(figures, "PART", 77)
     torch.manual_seed(2)
     encoder = Encoder(TINY, 0.2)
-    some = Data(digits.images[:300], digits.labels[:300], digits.test_images, digits.test_labels, "")
+    some = digits.images[:300]
     painter = Painter([Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))], "running", K, "cpu")
-    figure = painter.neighbours(some, encoder)
+    figure = painter.neighbours(some, encoder, encoder.features(some, ("fc3",))["fc3"])
     triples = figure.images.reshape(-1, 3, 1, 8, 8)
     assert figure.columns == 9
     assert len(triples) == 30
     with torch.no_grad():
         views = [lambda x: x.float().flatten(1), lambda x: encoder(to_input(x, encoder.mean), IMAGE, "fc3")]
         for place, view in enumerate(views, 1):
-            samples, candidates = view(triples[:, 0]).numpy(), view(some.images).numpy()
+            samples, candidates = view(triples[:, 0]).numpy(), view(some).numpy()
             squares = ((samples[:, None] - candidates[None]) ** 2).sum(2)
-            shown = [(some.images == image).flatten(1).all(1).nonzero()[0, 0].item() for image in triples[:, place]]
+            shown = [(some == image).flatten(1).all(1).nonzero()[0, 0].item() for image in triples[:, place]]
             assert np.allclose(squares[np.arange(30), shown], squares.min(1), rtol=1e-4)
 
 
 def test_an_image_is_its_own_nearest_neighbour(digits):
     chosen = torch.tensor([0, 5, 500, 1346])
-    assert torch.equal(nearest(digits.images[chosen], digits.images, lambda x: x.float().flatten(1)), chosen)
+    assert torch.equal(nearest(digits.images[chosen], digits.images), chosen)
 
 
 def test_real_images_come_by_class(digits):

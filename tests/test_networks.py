@@ -9,8 +9,9 @@ from conftest import PAPER, RELEASED, TINY, named_recipe
 from torch import Tensor, nn
 
 from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
+from sgan.data import pixel_mean
 from sgan.encoder import Encoder, tap_shapes
-from sgan.networks import Discriminator, Generator, Noise, parameters
+from sgan.networks import Discriminator, Dropout, Generator, Noise, parameters
 from sgan.presets import DATASETS
 from sgan.shapes import Dataset
 
@@ -123,6 +124,30 @@ def test_layers_come_in_the_released_order(dataset, name, expected):
     assert layers(network(dataset, name)) == expected
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_and_noise_have_their_distribution_in_any_layout(layout):
+    torch.manual_seed(0)
+    h = torch.rand(100, 8, 15, 9).add(1).to(memory_format=layout).requires_grad_()
+    count = h.numel()
+    made = Dropout(0.3)(h)
+    kept = made != 0
+    assert made.stride() == h.stride()
+    assert abs(kept.sum().item() - 0.7 * count) < 4 * math.sqrt(0.7 * 0.3 * count)
+    # Neighbours of either order are dropped independently of each other.
+    for dim in (0, 1, 3):
+        both = (kept.narrow(dim, 1, kept.shape[dim] - 1) & kept.narrow(dim, 0, kept.shape[dim] - 1)).float().mean()
+        assert both.item() == pytest.approx(0.49, abs=0.01)
+    torch.testing.assert_close(made[kept], h[kept] / 0.7, rtol=1e-4, atol=0)
+    (gradient,) = torch.autograd.grad(made.sum(), h)
+    torch.testing.assert_close(gradient, kept / 0.7, rtol=1e-4, atol=0)
+    assert torch.equal(Dropout(0.3).eval()(h), h)
+
+    noise = Noise(0.3)(h) - h
+    assert (Noise(0.3)(h)).stride() == h.stride()
+    assert noise.std().item() == pytest.approx(0.3, abs=4 * 0.3 / math.sqrt(2 * count))
+    assert abs(noise.mean().item()) < 4 * 0.3 / math.sqrt(count)
+
+
 def test_noise_and_dropout_of_the_released_cifar_stages():
     recipe = named_recipe("released", "cifar10")
 
@@ -130,9 +155,9 @@ def test_noise_and_dropout_of_the_released_cifar_stages():
         with META:
             found = Discriminator(DATASETS["cifar10"], gan, low)
         return [
-            part.std if isinstance(part, Noise) else part.p
+            part.std if isinstance(part, Noise) else part.rate
             for part in found.trunk
-            if isinstance(part, (Noise, nn.Dropout))
+            if isinstance(part, (Noise, Dropout))
         ]
 
     assert strengths(recipe.gan, "fc3") == [0.2, 0.0, 0.0]
@@ -152,6 +177,17 @@ def test_the_taps_have_the_shapes_that_the_encoder_makes(dataset):
     }
     if dataset != "digits":
         assert list(shapes.values()) == TAP_SHAPES["cifar10" if dataset == "svhn" else dataset]
+
+
+def test_features_of_many_images_are_those_of_each(digits):
+    torch.manual_seed(0)
+    encoder, some = Encoder(TINY, 0.3), digits.images[:230]
+    encoder.mean.copy_(pixel_mean(some, True))
+    found = encoder.features(some, ("pool1", "fc3"))
+    assert found.keys() == {"pool1", "fc3"}
+    taps = encoder.taps(some.float() / 255 - encoder.mean)
+    assert all(torch.allclose(values, taps[name], rtol=1e-4, atol=1e-6) for name, values in found.items())
+    assert not found["fc3"].requires_grad
 
 
 def test_an_encoder_cut_anywhere_is_the_same_encoder():

@@ -173,13 +173,16 @@ def test_what_a_search_that_is_finished_would_take_is_nothing(quiet: tuple[Path,
 
     assert (planned("5").estimate.high, planned("5").saved) == (0.0, 0.0)
     more = planned("6")  # one more config, and perhaps another best one; scorer and encoders are there
-    assert 3 * 2.0 * 0.9 < more.estimate.median < 3 * 3.0 * 1.1
+    assert 2 * 0.5 + 3 * 2.0 * 0.9 < more.estimate.median < 2 * 0.5 + 3 * 3.0 * 1.1
     assert more.saved == 3 * 2.0
+    endless = planned("1000000")
+    assert endless.explored == 700_000
+    assert 0.9 < endless.estimate.median / (700_000 * 2.5) < 1.1  # one split has two stages of its own, one three
 
 
-def seconds_each(configs: list[Config], *_: Any) -> dict[str, float]:
-    """A second for every stage."""
-    return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}
+def seconds_each(configs: list[Config], *_: Any) -> tuple[dict[str, float], float]:
+    """A second for every stage, and half a second until workers have started."""
+    return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}, 0.5
 
 
 @pytest.mark.timeout(900)

@@ -214,8 +214,13 @@ def test_the_measured_seconds_name_every_stage_of_every_split(digits):
     of = dataclasses.replace(basis(width=0.25), data=digits)
     made = space(of, splits=("none", "fc3", "pool1+fc3"))
     configs = [made.config(made.known_good() | {"split": split}, 0) for split in ("none", "fc3", "pool1+fc3")]
-    seconds = stage_seconds(configs, digits, "cpu")
+    seconds = stage_seconds(configs, digits, len(digits.images), "cpu")
     stages = list(itertools.chain(*(plan(config).stages for config in configs)))
 
     assert set(seconds) == {name(stage) for _, stage in stages}
     assert all(value > 0 for value in seconds.values())
+
+    many = stage_seconds(configs[1:2], digits, 10_000_000, "cpu")
+    ratios = {label: many[name(stage)] / seconds[name(stage)] for label, stage in plan(configs[1]).stages}
+    grown = {label for label, ratio in ratios.items() if ratio > 10}
+    assert grown == {"scorer"}  # it looks at every training image, and so many features are not kept by a level

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sgan import checkpoint, networks
 from sgan.checkpoint import CHECKPOINTS
-from sgan.config import IMAGE, INNER_TAPS, LABEL, EncoderRecipe, GanRecipe, Weights
+from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
 from sgan.loop import (
@@ -318,6 +318,27 @@ def test_flipped_images_and_their_features_belong_together(few):
     mirrored = (real.taps[IMAGE] == images.flip(-1) / 255).flatten(1).all(1)
     assert 10 < mirrored.sum() < 40
     torch.testing.assert_close(real.taps["fc3"], encoder(real.taps[IMAGE] - encoder.mean, IMAGE, "fc3"))
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1e-2, 1), (1e-4, 20)])
+@pytest.mark.parametrize("bounds", [(IMAGE, "fc3"), ("pool1", "fc3"), ("fc3", LABEL), (IMAGE, "fc3", LABEL)])
+def test_bfloat16_gives_the_losses_of_float32_within_two_per_cent(bounds, rate, steps, few):
+    # At the high rate D's step changes what G's step sees by far more, so weights of before it would show.
+    recipe = dataclasses.replace(PAPER, adam=AdamRecipe(learning_rate=rate))
+    exact, fast = (
+        gan_task(few, bounds, dataclasses.replace(recipe, precision=precision)) for precision in ("float32", "bfloat16")
+    )
+    for step in range(steps):
+        wanted, found = exact.step(step), fast.step(step)
+        assert found.keys() == wanted.keys()
+        for name, loss in found.items():
+            assert loss.dtype == torch.float32
+            if "accuracy" not in name:
+                assert loss.item() == pytest.approx(wanted[name].item(), rel=0.02, abs=2e-3), (step, name)
+    for task in (exact, fast):
+        assert all(value.dtype == torch.float32 for value in task.generator.parameters())
+    same = [torch.equal(a, b) for a, b in zip(exact.generator.parameters(), fast.generator.parameters(), strict=True)]
+    assert not all(same)  # or bfloat16 would not have been used
 
 
 @pytest.mark.parametrize(("flips", "shifts"), [(False, 0), (True, 1)])

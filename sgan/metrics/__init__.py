@@ -16,13 +16,13 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from sgan.data import to_input
 from sgan.encoder import Encoder
 
 SPLITS, SHUFFLE_SEED = 10, 2020
-SCORING_BATCH = 1000
 SUBSET = 1000
 """Images a subset of KID."""
+SPREAD = 1000
+"""Images of a class whose distances are taken, at most."""
 
 
 COLLAPSED = 1 / 3
@@ -37,15 +37,10 @@ class Features:
     logits: Tensor
 
 
-@torch.no_grad()
 def classify(classifier: Encoder, images: Tensor) -> Features:
     """Features (fc3) and logits of uint8 images (n, channels, size, size)."""
-    parts = []
-    for part in images.split(SCORING_BATCH):
-        taps = classifier.taps(to_input(part, classifier.mean))
-        parts.append((taps["fc3"].cpu(), taps["fc4"].cpu()))
-    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Features(features, logits)
+    found = classifier.features(images, ("fc3", "fc4"))
+    return Features(found["fc3"].cpu(), found["fc4"].cpu())
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
@@ -118,7 +113,7 @@ def class_spread(found: Features) -> Tensor:
     decided = found.logits.argmax(1)
     spreads = []
     for label in range(found.logits.shape[1]):
-        features = found.features[decided == label][:SCORING_BATCH]
+        features = found.features[decided == label][:SPREAD]
         spreads.append(torch.nn.functional.pdist(features).mean() if len(features) > 1 else torch.zeros(()))
     return torch.stack(spreads)
 
