@@ -11,7 +11,7 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.stages import LevelStage, name, plan
-from sweeps import schedule
+from sweeps import cluster, schedule
 from sweeps.options import prepare
 from sweeps.phases import Running
 from sweeps.search import Search
@@ -20,7 +20,7 @@ from sweeps.study import finished
 
 def main(search: Search) -> None:
     store = open_store(search.store)
-    schedule.connect()
+    cluster.connect()
     slots = schedule.slots(search.slots, search.trials_per_gpu)
     basis = prepare(search, slots.all_gpus)
     running = Running(search, basis, search.space(basis), store, slots)

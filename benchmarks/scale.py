@@ -1,18 +1,22 @@
-"""What scheduling costs as a sweep grows: trials that only sleep, through `sweeps.schedule.fit`, on simulated slots.
+"""What scheduling costs as a sweep grows: trials that only sleep, through `sweeps.schedule.fit`, on simulated slots;
+and the whole command on trials that train about a second.
 
-python benchmarks/scale.py [--trials 10 100 1000] [--slots 64] [--seconds 10]
+    python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--train 10] [--json FILE] [--plot FILE]
 
 Ray takes any number of CPUs that a node claims, so that 64 slots need no 64 CPUs. Each number of trials has a driver,
-and a Ray, of its own. Sleeping needs no torch, and 64 workers with it take 24 GiB: they get an empty one. It prints a
-line of JSON each:
+and a Ray, of its own. Prints, and writes with --json, for each number of trials that sleep:
 
-    driver_cpu_ms   CPU time of the driver a trial
-    driver_mib      how much larger the driver is at its end than before the first trial
-    gap_ms          from the end of a trial to the beginning of the next one in the same worker: median, 95 %, longest
-    efficiency      sleep in all / (slots that had work x time from the first beginning to the last end)
-    held            sleep in all / time from each worker's first beginning to its last end: without the start of workers
-                    and the tail
-    start_s         from `fit` to the first trial, and to the last slot's first trial
+    driver CPU a trial     of the driver alone
+    driver growth          how much larger it is at its end than before the first trial
+    gap, gap 95 %          from the end of a trial to the beginning of the next one in the same worker
+    efficiency             sleep in all / (slots that had work x time from `fit` to the last end)
+    held                   sleep in all / time from each worker's first beginning to its last end: without the start of
+                           workers and the tail
+    first, last slot       from `fit` to the first trial, and to the last slot's first trial
+    wall                   from `fit` to its end
+
+and for each number of trials that train: wall of `sweeps/ablation.py`, the driver's largest memory, size of the store.
+--plot draws them over the number of trials.
 """
 
 import argparse
@@ -31,12 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TORCH = """
-def set_num_threads(number): pass
-class cuda:
-    is_available = staticmethod(lambda: False)
-"""
-"""All that `sweeps.schedule` asks of torch."""
+ROOT = Path(__file__).parent.parent
+SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
+"""Overrides by which a digits trial of one level trains about a second."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def memory(kind: str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
 
 
-def measure(trials: int, slots: int, seconds: float) -> dict[str, Any]:
-    """One sweep."""
+def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, str]]:
+    """One sweep of trials that sleep."""
     import ray
 
     from sweeps import schedule
@@ -77,7 +78,7 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, Any]:
         schedule.fit(
             Sleep(root / "trials", seconds), schedule.Slots(slots, 1, 0.0, 0, "simulated"), root, range(trials)
         )
-        cpu, grown = driver_cpu() - cpu, memory("Rss") - before
+        cpu, grown, ended = driver_cpu() - cpu, memory("Rss") - before, time.time()
         lines = [json.loads(path.read_text()) for path in (root / "trials").iterdir()]
     assert len(lines) == trials
     workers: dict[int, list[dict[str, float]]] = {}
@@ -87,23 +88,66 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, Any]:
         1000 * (after["began"] - ended["ended"]) for own in workers.values() for ended, after in itertools.pairwise(own)
     )
     firsts = sorted(own[0]["began"] for own in workers.values())
-    span = max(line["ended"] for line in lines) - firsts[0]
+    last = max(line["ended"] for line in lines)
     slept = sum(line["ended"] - line["began"] for line in lines)
-    return {
-        "trials": trials,
-        "slots": slots,
-        "driver_cpu_s": round(cpu, 2),
-        "driver_cpu_ms": round(1000 * cpu / trials, 1),
-        "driver_mib": round(grown, 1),
-        "gap_ms": [round(gaps[int(share * (len(gaps) - 1))]) for share in (0.5, 0.95, 1.0)] if gaps else None,
-        "efficiency": round(slept / (min(slots, trials) * span), 3),
-        "held": round(slept / sum(own[-1]["ended"] - own[0]["began"] for own in workers.values()), 4),
-        "start_s": [round(firsts[0] - began, 1), round(firsts[-1] - began, 1)],
-        "wall_s": round(time.time() - began, 1),
-        "workers": len(workers),
-        "worker_pss_mib": round(sum(line["mib"] for line in lines) / len(lines)),
-        "load": [round(value, 1) for value in os.getloadavg()],
+    held = slept / sum(own[-1]["ended"] - own[0]["began"] for own in workers.values())
+    found = {
+        "driver CPU a trial": (1000 * cpu / trials, "ms"),
+        "driver growth": (grown, "MiB"),
+        "efficiency": (100 * slept / (min(slots, trials) * (last - began)), "%"),
+        "held": (100 * held, "%"),
+        "first": (firsts[0] - began, "s"),
+        "last slot": (firsts[-1] - began, "s"),
+        "wall": (ended - began, "s"),
+        "workers": (len(workers), ""),
+        "memory of a worker": (sum(line["mib"] for line in lines) / len(lines), "MiB"),
     }
+    if gaps:
+        found |= {"gap": (gaps[len(gaps) // 2], "ms"), "gap 95 %": (gaps[int(0.95 * (len(gaps) - 1))], "ms")}
+    return found
+
+
+def train(trials: int) -> dict[str, tuple[float, str]]:
+    """One ablation of so many trials that train."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--variants", "dcgan-adv", "--seeds", str(trials), "--store", folder, "--override", *SECOND]
+        began = time.time()
+        driver = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *words]
+        process = subprocess.Popen(driver, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        return {
+            "wall": (time.time() - began, "s"),
+            "driver memory": (used.ru_maxrss / 1024, "MiB"),
+            "store": (size / 2**20, "MiB"),
+        }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot what the rows say over the number of trials."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
+    figure, places = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.0), layout="constrained")
+    for place, kind in zip(places, kinds, strict=True):
+        for what, marker in (("sleep", "o"), ("train", "s")):
+            points = [
+                (int(row["measure"].split()[0]), row["value"])
+                for row in rows
+                if row["measure"].split(" trials ")[1] == f"that {what}: {kind}"
+            ]
+            if points:
+                place.loglog(*zip(*sorted(points), strict=True), marker=marker, label=f"trials that {what}")
+                place.set_ylabel(next(row["unit"] for row in rows if row["measure"].endswith(f": {kind}")))
+                place.legend()
+        place.set_title(kind)
+        place.set_xlabel("trials")
+    figure.savefig(path, dpi=80)
 
 
 def driver_cpu() -> float:
@@ -114,21 +158,35 @@ def driver_cpu() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10.0, help="mean sleep of a trial")
+    parser.add_argument("--trials", type=int, nargs="*", default=[10, 100], help="numbers of trials that sleep")
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=5.0, help="mean sleep of a trial")
+    parser.add_argument("--train", type=int, nargs="*", default=[10], help="numbers of trials that train")
+    parser.add_argument("--json", type=Path, help="add the rows to those in this file")
+    parser.add_argument("--plot", type=Path, help="draw all rows of --json into this file")
     arguments = parser.parse_args()
     if os.environ.get("SCALE_DRIVER"):
         print(json.dumps(measure(arguments.trials[0], arguments.slots, arguments.seconds)), flush=True)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "torch.py").write_text(TORCH)
-        environment = os.environ | {"PYTHONPATH": folder, "SCALE_DRIVER": "1"}
-        for trials in arguments.trials:
-            words = [f"--trials={trials}", f"--slots={arguments.slots}", f"--seconds={arguments.seconds}"]
-            driver = [sys.executable, __file__, *words]
-            done = subprocess.run(driver, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            print(done.stdout.splitlines()[-1], flush=True)
+    rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
+    for what, numbers in (("sleep", arguments.trials), ("train", arguments.train)):
+        for trials in numbers:
+            if what == "sleep":
+                words = [f"--trials={trials}", f"--slots={arguments.slots}", f"--seconds={arguments.seconds}"]
+                driver = [sys.executable, __file__, *words]
+                environment = os.environ | {"SCALE_DRIVER": "1"}
+                done = subprocess.run(driver, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+                found = json.loads(done.stdout.splitlines()[-1])
+            else:
+                found = train(trials)
+            for kind, (value, unit) in found.items():
+                row = {"measure": f"{trials} trials that {what}: {kind}", "value": round(value, 1), "unit": unit}
+                rows.append({"benchmark": "scale", **row})
+                print(f"{row['measure']:<48}{row['value']:>10} {unit}", flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=1))
+    if arguments.plot:
+        draw(rows, arguments.plot)
 
 
 if __name__ == "__main__":

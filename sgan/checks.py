@@ -43,6 +43,8 @@ def integer(name: str, value: int, low: int, high: float = math.inf) -> None:
 
 def as_json(value: Any) -> Any:
     """A dataclass as plain JSON values."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):

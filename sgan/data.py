@@ -7,6 +7,7 @@ import functools
 import hashlib
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ def _digest(*tensors: Tensor) -> str:
 
 def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """scikit-learn's 1,797 real 8x8 digits (UCI optdigits, 17 grey levels), split once at random."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8)).reshape(-1, 1, 8, 8)
+    sklearn = find_spec("sklearn")  # its file is read without it: its import takes a second, in every process
+    if sklearn is None or sklearn.origin is None:
+        raise DataError("the digits come with scikit-learn, which is not installed; run make .venv/made")
+    rows = np.loadtxt(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels = torch.from_numpy(np.rint(rows[:, :-1] * 255 / 16).astype(np.uint8)).reshape(-1, 1, 8, 8)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-    pixels, classes = pixels[order], torch.from_numpy(labels.astype(np.int64))[order]
+    pixels, classes = pixels[order], torch.from_numpy(rows[:, -1].astype(np.int64))[order]
     return pixels[DIGITS_TEST:], classes[DIGITS_TEST:], pixels[:DIGITS_TEST], classes[:DIGITS_TEST]
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 LEGIBLE = 32
 """Small images are enlarged, pixel by pixel, to about this size."""
@@ -12,6 +11,8 @@ LEGIBLE = 32
 
 def save(images: Tensor, path: Path, columns: int) -> None:
     """Draw uint8 images (n, channels, size, size) row by row, `columns` a row, into a PNG file."""
+    from torchvision.utils import make_grid, save_image  # a second, for torch's compiler, which who draws nothing saves
+
     scale = max(1, LEGIBLE // images.shape[-1])
     enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     path.parent.mkdir(parents=True, exist_ok=True)

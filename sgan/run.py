@@ -2,7 +2,6 @@
 
 import functools
 import os
-import platform
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sgan.config import IMAGE, GanRecipe
 from sgan.data import Data, pixel_mean, turned
 from sgan.encoder import Encoder
 from sgan.evaluation import Evaluation, InceptionJudge
+from sgan.host import processor
 from sgan.loop import (
     BEST_FILE,
     START_FILE,
@@ -175,11 +175,8 @@ def be_deterministic(wanted: bool) -> None:
 @functools.cache
 def machine(device: str) -> str:
     """The machine in words, for tables."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else "no GPU"
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gpu}"
+    return f"{processor()}, {os.cpu_count()} cores, {gpu}"
 
 
 def _new_classifier(stage: ClassifierStage) -> Encoder:

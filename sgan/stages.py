@@ -8,12 +8,14 @@ of the code that makes it, so equal work has one name in every trial and every s
 """
 
 import ast
+import dataclasses
 import functools
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from sgan.checks import as_json, content_key
+from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, Weights
 from sgan.shapes import Dataset
 
@@ -164,9 +166,22 @@ Stage = ClassifierStage | InceptionStage | LevelStage | JointStage | ScoreStage
 
 @functools.cache
 def name(stage: Stage) -> str:
-    """The stage's name in the store: its kind and content key."""
+    """The stage's name in the store: its kind and content key. Stages inside it stand in the key by their names."""
     scores = stage.kind in ("score", "scorer", "inception")
-    return f"{stage.kind}-{content_key([stage.kind, as_json(stage), code_version(scores)])}"
+    return f"{stage.kind}-{content_key([stage.kind, _named(stage), code_version(scores)])}"
+
+
+def _named(value: "Stage | Evaluations") -> dict[str, Any]:
+    """The fields of a stage, where stages are their names."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for key, inner in fields.items():
+        if isinstance(inner, Stage):
+            fields[key] = name(inner)
+        elif isinstance(inner, Evaluations):
+            fields[key] = _named(inner)
+        elif isinstance(inner, tuple):
+            fields[key] = [name(item) if isinstance(item, Stage) else item for item in inner]
+    return fields
 
 
 @dataclass(frozen=True)

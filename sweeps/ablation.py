@@ -4,14 +4,17 @@ python sweeps/ablation.py [--help]
 """
 
 import argparse
+import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from sgan.bucket import open_store
-from sweeps import detach, tuned
+from sgan.host import processor
+from sweeps import cluster, detach, tuned
 from sweeps.manifest import command, commit
 from sweeps.options import INTERRUPTED, status
 from sweeps.sweep import Resolved, Sweep, record, resolve
@@ -31,36 +34,38 @@ def main(sweep: Sweep) -> int:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
     """
     print("starting Ray ...", flush=True)
-    from sgan.run import machine  # torch and Ray take seconds to import, which --help does not have
+    store = open_store(sweep.store)
+    aside = ThreadPoolExecutor()
+    early = aside.submit(resolve, sweep, 0)  # torch and the data take seconds, and so does Ray
+    cluster.connect()
     from sgan.stages import code_version
     from sweeps import schedule, sharing, tracking, trials, uploader
 
-    store = open_store(sweep.store)
-    if sweep.dataset != "auto":
-        resolve(sweep, gpus=0)  # bad data end here, before Ray starts
-    schedule.connect()
     slots = schedule.slots(sweep.slots, sweep.trials_per_gpu)
-    resolved = resolve(sweep, slots.all_gpus)
+    resolved = resolve(sweep, slots.all_gpus) if slots.all_gpus else early.result()
+    basis = resolved.basis
     print_plan(resolved, store, slots)
     if sweep.dry_run:
         return 0
 
     sharing.check(store, resolved.key)
-    basis = resolved.basis
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
     uri = sweep.mlflow or tracking.default_uri(store)
     revision = commit()
-    record(resolved, store, f"{machine('cpu').split(',')[0]}, {slots.where}", revision)
+    record(resolved, store, f"{processor()}, {slots.where}", revision)
     with store.alone(f"sweep-{resolved.key}") as alone:
         if not alone:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
         sender = uploader.start(store, resolved.key, uri)
         try:
-            job = trials.Job(basis.folder, store.address, resolved.key, revision, code_version(), sweep.deterministic)
+            shared = (basis.folder, store.address, resolved.key, revision, code_version())
+            job = trials.Job(*shared, slots, sweep.deterministic)
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)
         finally:
+            aside.submit(cluster.leave)  # seconds, as MLflow's import and what the uploader has left
+            aside.submit(tracking.connect, uri)
             sent = uploader.finish(sender)
     open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
     failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
@@ -133,4 +138,6 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    ended = run()
+    gc.freeze()  # Python's last collection would take a second over what torch and MLflow have made
+    sys.exit(ended)

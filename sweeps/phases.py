@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from sgan.checks import as_json, content_key, require
 from sgan.config import Config
-from sgan.run import machine
+from sgan.host import processor
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Stage, code_version, name, plan
 from sgan.store import Store
 from sweeps import bridge, publish, schedule, trials
@@ -98,8 +98,8 @@ class Running:
         space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
         self.key = content_key([*parts, as_json(space_parts)])
         self.directions = OBJECTIVES[search.objective]
-        self.commit, self.machine = commit(), f"{machine('cpu').split(',')[0]}, {slots.where}"
-        job = Job(basis.folder, store.address, self.key, self.commit, code_version(), search.deterministic)
+        self.commit, self.machine = commit(), f"{processor()}, {slots.where}"
+        job = Job(basis.folder, store.address, self.key, self.commit, code_version(), slots, search.deterministic)
         self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.units = slots.all_gpus or slots.nodes

@@ -4,7 +4,6 @@ Tune only executes. What is finished lies elsewhere, so a worker, a driver or al
 """
 
 import dataclasses
-import logging
 import os
 import shutil
 import signal
@@ -17,28 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on CPUs
-# a tenth faster (docs/performance.md). It is read where a process starts.
-os.environ.setdefault(
-    "GLIBC_TUNABLES",
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184",
-)
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stoppable` has its own
 
 import ray
-import torch
 from ray import tune
-from ray._private import ray_constants, services
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
-from sgan.checks import ConfigError
-from sweeps import cluster, memory
+from sweeps import cluster
 
 if TYPE_CHECKING:
     from sgan.config import Config
@@ -73,30 +60,6 @@ class Slots:
     nodes: int = 1
 
 
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS or of `ray start` on this machine; where there is none, start Ray here, for this
-    process alone and on the loopback address alone.
-
-    Raises:
-        ConfigError: there is an address, and no cluster answers there.
-    """
-    asked = os.environ.get("RAY_ADDRESS", "")
-    here = asked == "local" or not (asked or services.find_bootstrap_address(None))
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    try:
-        # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
-        ray_constants.ENABLE_RAY_CLUSTER = before and not here
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        address = asked or "left by an earlier `ray start`"
-        raise ConfigError(
-            f"no Ray cluster answers at the address {address} ({str(error).splitlines()[0]}); start it, or set "
-            "RAY_ADDRESS=local to use this machine alone"
-        ) from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 def slots(limit: int | None, trials_per_gpu: int) -> Slots:
     """How many trials the connected Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU.
 
@@ -120,28 +83,21 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
 
 
 class Runner(tune.Trainable):
-    """A Tune trial. A class, so that a worker process, with torch imported and the data loaded, serves many trials."""
+    """A Tune trial. A class, so that a worker process, with what it has imported and loaded, serves many trials."""
 
-    def setup(self, config: dict[str, Any], work: Work, cpus: int, gpus: float) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        torch.set_num_threads(cpus)
-        memory.cap(gpus)
-        self.work, self.results = work, None
-        self.results = work(config)
+    def setup(self, config: dict[str, Any], work: Work) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.work, self.results = work, work(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         self.results = self.work(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        assert self.results is not None
         return {DONE: False, **next(self.results)}
 
     def cleanup(self) -> None:
-        if self.results is not None:
-            self.results.close()  # frees what a trial in progress holds
+        self.results.close()  # frees what a trial in progress holds
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: trials keep their own checkpoints."""
@@ -200,10 +156,7 @@ def fit(
         retries: so many times a trial whose worker died or that raised starts again.
         stop: called with a trial's id and each of its results; true ends the trial.
     """
-    trainable = tune.with_resources(
-        tune.with_parameters(Runner, work=work, cpus=slots.cpus, gpus=slots.gpus),
-        {"cpu": slots.cpus, "gpu": slots.gpus},
-    )
+    trainable = tune.with_resources(tune.with_parameters(Runner, work=work), {"cpu": slots.cpus, "gpu": slots.gpus})
     searcher = configs if isinstance(configs, Searcher) else None
     space = {} if isinstance(configs, Searcher) else {"trial": tune.grid_search(list(configs))}
     tune_folder = tempfile.mkdtemp(dir=folder, prefix="tune-")
@@ -246,6 +199,8 @@ def measure(
     weights = ray.put(inception_weights.read_bytes() if inception_weights else b"")
 
     def probe() -> tuple[dict[str, float], float]:
+        import torch
+
         from sgan.probe import stage_seconds
 
         torch.set_num_threads(slots.cpus)

@@ -13,7 +13,7 @@ import tyro
 from sgan.bucket import open_store
 from sgan.checks import number, require
 from sgan.presets import VARIANTS
-from sweeps import detach
+from sweeps import cluster, detach
 from sweeps.budget import Limits
 from sweeps.manifest import command
 from sweeps.options import INTERRUPTED, Basis, Options, prepare, status
@@ -145,7 +145,7 @@ def main(search: Search) -> int:
     store = open_store(search.store)
     if search.dataset != "auto":
         search.space(prepare(search, gpus=0))  # a bad option ends here, before Ray starts
-    schedule.connect()
+    cluster.connect()
     slots = schedule.slots(search.slots, search.trials_per_gpu)
     basis = prepare(search, slots.all_gpus)
     running = Running(search, basis, search.space(basis), store, slots)

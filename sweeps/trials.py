@@ -1,6 +1,7 @@
 """The trials of SGANs: what one is, what it still needs, and how it runs on Ray.
 
-What is finished lies in the store, so the same command goes on where it was.
+What is finished lies in the store, so the same command goes on where it was. The code that trains is imported where it
+trains: the driver plans without it.
 """
 
 import contextlib
@@ -9,19 +10,14 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-import torch
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
-from sgan.data import load
-from sgan.loop import Diverged
-from sgan.run import Worker, be_deterministic, run_trial
 from sgan.stages import (
     ClassifierStage,
     InceptionStage,
@@ -35,9 +31,11 @@ from sgan.stages import (
     plan,
 )
 from sgan.store import Store, write_json
-from sweeps import memory
 from sweeps.schedule import Slots, fit
 from sweeps.sharing import see
+
+if TYPE_CHECKING:
+    from sgan.run import Worker
 
 REPORT_SECONDS = 2.0
 """A trial reports to Tune this often, so that a short step costs the driver nothing."""
@@ -67,7 +65,8 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 @dataclass(frozen=True)
 class Job:
     """What every worker is given: where the data lie, the store's address and the mark that the driver left there, the
-    commit to note, the version of the code by which the trials were planned, and whether GPUs are to be deterministic.
+    commit to note, the version of the code by which the trials were planned, the CPUs and GPUs of a trial, and whether
+    GPUs are to be deterministic.
     """
 
     data: Path
@@ -75,6 +74,7 @@ class Job:
     mark: str
     commit: str
     code: str
+    slots: Slots
     deterministic: bool = False
 
     def results(self, trial: Trial, seconds: float = REPORT_SECONDS) -> Generator[dict[str, Any]]:
@@ -85,6 +85,10 @@ class Job:
         Args:
             seconds: between two results, at least.
         """
+        from sgan.loop import Diverged
+        from sgan.run import run_trial
+        from sweeps import memory
+
         since, label = time.monotonic(), None
         outcome, reason = "done", ""
         try:
@@ -105,14 +109,25 @@ class Job:
             outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
         yield {"label": "", "outcome": outcome, "reason": reason, DONE: True}
 
-    def _worker(self, trial: Trial) -> Worker:
+    def _worker(self, trial: Trial) -> "Worker":
         """This process; ConfigError where it cannot run what the driver has planned."""
+        import ray
+        import torch
+
+        from sgan.data import load
+        from sgan.run import Worker, be_deterministic
+        from sweeps import memory
+
         require(
             code_version() == self.code,
             "this worker has other code than the driver: the checkout changed during the sweep or differs between "
             "nodes; run the command again with one version",
         )
         be_deterministic(self.deterministic)
+        torch.set_num_threads(self.slots.cpus)
+        memory.cap(self.slots.gpus)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         data = load(trial.config.judge, self.data)
         require(
@@ -163,16 +178,29 @@ def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
 
 
-def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
-    """Run the trials that have not ended; what one could not finish for is in its failure file in the store.
+def in_order(trials: Sequence[Trial], store: Store, slots: int) -> list[Trial]:
+    """The order in which trials start, so that no slot waits or is idle at the end.
 
-    Trials with the longest way to go start first; so the stacks of different seeds, which share nothing, come before
-    the trials that wait for their stages.
+    As many as there are slots start at once: those with the longest way to go, so that trials that share stages train
+    one each. Later ones find most of what they share finished, so those follow first that have most to train that no
+    earlier one trains, and the last ones are short.
     """
-    todo = [trial for trial in trials if not ended(trial, store)]
+    needed = [(trial, missing([trial], store)) for trial in trials]
+    needed.sort(key=lambda each: -sum(map(work, each[1].values())))
+    counted: set[str] = set()
+    own: list[tuple[float, Trial]] = []
+    for trial, stages in needed:
+        own.append((sum(work(stage) for stage_name, stage in stages.items() if stage_name not in counted), trial))
+        counted |= stages.keys()
+    later = sorted(own[slots:], key=lambda each: -each[0])
+    return [trial for _, trial in [*own[:slots], *later]]
+
+
+def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
+    """Run the trials that have not ended; what one could not finish for is in its failure file in the store."""
+    todo = in_order([trial for trial in trials if not ended(trial, store)], store, slots.count)
     if not todo:
         return
-    todo.sort(key=lambda trial: -sum(work(stage) for stage in missing([trial], store).values()))
     for each in todo:
         store.failure(each.plan.name).unlink(missing_ok=True)
     lines = ProgressLines(lambda config: todo[config["trial"]], store, todo)
@@ -222,7 +250,7 @@ class ProgressLines(tune.Callback):
         peak, fit = result.get("peak", (0, 0))
         if peak > 1.1 * self.peak:
             self.peak = peak
-            self._say(mine, f"{label}: {peak / memory.GIB:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
+            self._say(mine, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
         before, when = self.said.get(trial.trial_id, ("", 0.0))
         if before != label or now - when > SILENCE_SECONDS:
             self.said[trial.trial_id] = label, now

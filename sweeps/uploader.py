@@ -54,7 +54,7 @@ def follow(root: Positional[str], sweep_key: Positional[str], uri: Positional[st
         sweep_key: Key of the sweep.
         uri: Tracking URI.
     """
-    os.nice(10)
+    os.nice(19)  # Ray gives its workers 15: training comes first
     store = open_store(root)
     pause, trouble = 0.0, ""
     while True:

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray import cloudpickle
 
-from sweeps import schedule
+from sweeps import cluster, schedule
 from sweeps.bridge import Outcome, Point, explore, reconcile
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ GRID = {"x": FloatDistribution(1.0, 1.0), "kind": CategoricalDistribution(list(r
 @pytest.fixture(scope="module")
 def slots():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-    schedule.connect()
+    cluster.connect()
     yield schedule.slots(2, 1)
     ray.shutdown()
 
@@ -284,7 +284,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_bridge as toy
-from sweeps import schedule
+from sweeps import cluster, schedule
 from sweeps.bridge import explore
 
 def slow(params):
@@ -295,7 +295,7 @@ def slow(params):
         file.write(str(params["kind"]) + "\\n")
     return float(params["kind"])
 
-schedule.connect()
+cluster.connect()
 explore(toy.study_in(Path({folder!r})), toy.GRID, slow, 12, schedule.slots(2, 1), Path({folder!r}), floor=[0.0])
 """
 

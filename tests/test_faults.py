@@ -20,6 +20,7 @@ from sgan.stages import code_version, name
 from sgan.store import Store, StoreError
 from sweeps import memory
 from sweeps.memory import GIB, advice
+from sweeps.schedule import Slots
 from sweeps.sharing import mark
 from sweeps.trials import Job, Trial
 
@@ -160,6 +161,7 @@ from test_faults import tiny_trial
 from sgan import train
 from sgan.stages import code_version
 from sgan.store import Store
+from sweeps.schedule import Slots
 from sweeps.sharing import mark
 from sweeps.trials import Job
 update = train.GanTask.step
@@ -172,14 +174,14 @@ def step(self, number):
     return update(self, number)
 train.GanTask.step = step
 mark(Store(sys.argv[1]), "mark")
-*_, last = Job(Path(), sys.argv[1], "mark", "test", code_version()).results(tiny_trial())
+*_, last = Job(Path(), sys.argv[1], "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here")).results(tiny_trial())
 print(last["outcome"], last["reason"])
 """
 
 
 def job(root: Path, deterministic: bool = False) -> Job:
     mark(Store(root), "mark")
-    return Job(Path(), str(root), "mark", "test", code_version(), deterministic)
+    return Job(Path(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
 
 
 def tiny_trial() -> Trial:

@@ -180,7 +180,7 @@ def test_the_command_ends_with_status_2_and_no_traceback(arguments: list[str], n
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
-def test_a_torn_mnist_file_ends_the_command_before_ray_starts(tmp_path: Path):
+def test_a_torn_mnist_file_ends_the_command_before_any_compute(tmp_path: Path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte").write_bytes(bytes((0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28)) + b"torn")
@@ -188,6 +188,35 @@ def test_a_torn_mnist_file_ends_the_command_before_ray_starts(tmp_path: Path):
     assert ended.returncode == 2
     assert "train-images-idx3-ubyte is torn" in ended.stderr
     assert not list((tmp_path / "runs" / "stages").iterdir())
+
+
+@pytest.mark.parametrize("script", ["ablation", "search", "best", "tracking"])
+def test_help_imports_nothing_that_takes_seconds(script: str):
+    heavy = ("torch", "ray", "mlflow", "pandas", "optuna", "sklearn", "matplotlib")
+    code = (
+        f"import runpy, sys; sys.argv = ['{script}.py', '--help']\n"
+        f"try: runpy.run_path('{ROOT}/sweeps/{script}.py', run_name='__main__')\n"
+        f"finally: print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert "usage" in ended.stdout
+    assert ended.stderr.split() == []
+
+
+def test_a_plan_is_made_without_the_code_that_trains_and_a_driver_without_what_it_leaves_to_its_workers():
+    code = (
+        "import sys; from sweeps.sweep import Sweep, resolve; resolve(Sweep(), 0)\n"
+        "print(*[name for name in ('torch._dynamo', 'sklearn', 'mlflow', 'sgan.run') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.split() == []
+
+
+def test_what_schedules_trials_needs_no_torch():
+    code = "import sys; import sweeps.schedule; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.strip() == "False"
 
 
 def test_one_scorer_judges_every_recipe_and_width():
