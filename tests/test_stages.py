@@ -125,7 +125,13 @@ def test_every_field_of_a_recipe_is_in_that_table():
 def test_every_field_of_gan_training_is_in_the_key(part):
     """Each field changed by itself."""
     other = {"batch": BATCH // 2, "adam": dataclasses.replace(PAPER.adam, beta1=0.6), "adversarial": "saturating"}
-    other |= {"generator_steps": ((0.0, 2),), "fresh_noise": True, "flips": True, "discriminator_scale": 0.5}
+    other |= {
+        "generator_steps": ((0.0, 2),),
+        "fresh_noise": True,
+        "flips": True,
+        "discriminator_scale": 0.5,
+        "precision": "bfloat16",
+    }
     both = {"discriminator": "classes", "pixel_mean": True}  # gan and joint must agree in these
     for field in (field.name for field in dataclasses.fields(PAPER)):
         recipe = dataclasses.replace(PAPER, **{field: (other | both).get(field, 0.125)})
