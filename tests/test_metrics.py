@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch_fidelity
 from conftest import TINY
+from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -64,6 +65,14 @@ def test_half_certain_predictions_written_out():
     rows = torch.tensor([[q, 1 - q], [1 - q, q]], dtype=torch.float64).log().repeat(20_000, 1)
     expected = math.exp(math.log(2) + q * math.log(q) + (1 - q) * math.log(1 - q))
     assert inception_score(rows)[0] == pytest.approx(expected, rel=2e-3)
+
+
+def test_fid_does_not_depend_on_the_number_of_threads():
+    found, real = features(2_000, 256), features(2_000, 256, 1)
+    with threadpool_limits(1, user_api="blas"):
+        alone = fid(found, real)
+    with threadpool_limits(2, user_api="blas"):
+        assert fid(found, real) == alone
 
 
 def fid(found: torch.Tensor, real: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -49,19 +50,24 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
     return score["inception_score_mean"], score["inception_score_std"]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def statistics(features: Tensor) -> dict:
     """Mean and covariance of features (n, F)."""
     return fid_features_to_statistics(features)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def frechet_distance(features: Tensor, real: dict) -> float:
     """Squared Frechet distance (FID, Heusel et al. 2017) of features (n, F) to the statistics of real ones; NaN where
-    features are not finite."""
+    features are not finite.
+
+    One thread of NumPy's, in all that is made of products: with two the last digits are others."""
     if not features.isfinite().all():
         return math.nan
     return fid_statistics_to_metric(statistics(features), real, verbose=False)["frechet_inception_distance"]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def kernel_distance(features: Tensor, real: Tensor) -> tuple[float, float]:
     """KID (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over 100 subsets of 1,000, or of all
     where there are fewer."""
