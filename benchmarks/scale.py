@@ -176,7 +176,7 @@ def main() -> None:
                 driver = [sys.executable, __file__, *words]
                 environment = os.environ | {"SCALE_DRIVER": "1"}
                 done = subprocess.run(driver, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-                found = json.loads(done.stdout.splitlines()[-1])
+                found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
             else:
                 found = train(trials)
             for kind, (value, unit) in found.items():
