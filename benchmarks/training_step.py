@@ -38,7 +38,7 @@ from sgan.encoder import Encoder
 from sgan.losses import adversarial, conditional, discriminator, entropy
 from sgan.networks import Discriminator, Generator
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
-from sgan.run import FORMAT
+from sgan.runners import FORMAT
 from sgan.stack import Level, label_condition
 from sgan.train import GanTask
 

@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from sgan.checks import ConfigError, content_key, require
+from sgan.files import StoreError, read_json, sealed, sha256, write_json
 from sgan.lease import Leases
-from sgan.store import LEDGER, STAGE_FILE, Store, StoreError, read_json, sealed, sha256, write_json
+from sgan.store import LEDGER, STAGE_FILE, Store
 
 Found = TypeVar("Found")
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)

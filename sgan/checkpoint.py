@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sgan.store import StoreError, read_tensors, write_tensors
+from sgan.files import StoreError, read_tensors, write_tensors
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2

@@ -16,8 +16,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from sgan.checks import ConfigError
 from sgan.data import DOWNLOAD_PATIENCE
+from sgan.files import sha256
 from sgan.metrics import Features
-from sgan.store import sha256
 
 NETWORK = "inception-v3-compat"
 RESIZE = "bilinear as in TensorFlow 1, to 299x299"

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from sgan.checkpoint import CHECKPOINTS, SECONDS, Checkpoints
+from sgan.files import StoreError, read_tensors, sha256, write_tensors
 from sgan.record import Record
-from sgan.store import GRIDS, StoreError, read_tensors, sha256, write_tensors
+from sgan.store import GRIDS
 
 START_FILE, BEST_FILE = "joint-start.safetensors", "best.safetensors"
 POINTS, LONGEST = 40, 250

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, GanRecipe
 from sgan.data import to_pixels
+from sgan.files import read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.loop import load_modules, module_tensors
 from sgan.networks import new_generator
 from sgan.shapes import Dataset
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import MODELS, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store import MODELS
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "generator.safetensors"
 FORMAT = 1

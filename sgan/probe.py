@@ -16,7 +16,7 @@ from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.evaluation import EVALUATION_SAMPLES, REAL_SAMPLES, Evaluation
 from sgan.networks import Discriminator, new_generator, tap_shapes
-from sgan.run import CLASSIFIER_EVALUATIONS, FORMAT, build
+from sgan.runners import CLASSIFIER_EVALUATIONS, FORMAT, build
 from sgan.shapes import Dataset
 from sgan.stages import ClassifierStage, InceptionStage, JointStage, LevelStage, ScoreStage, Stage, name, plan
 from sgan.train import VARIANCE_IMAGES, ClassifierTask, GanTask

@@ -4,7 +4,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from sgan.store import GRIDS, StoreError, checked_line, read_lines
+from sgan.files import StoreError, checked_line, read_lines
+from sgan.store import GRIDS
 
 RECORD_FILE = "record.jsonl"
 

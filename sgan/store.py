@@ -17,21 +17,18 @@ but for the ledger's account of the past. `sgan.bucket` keeps the same in a buck
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import shutil
 import tempfile
 import time
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.checks import ConfigError
+from sgan.files import StoreError, checked_line, read_json, read_lines, read_tensors, sha256, sync, write_json
 
 if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
     from torch import Tensor
@@ -39,147 +36,10 @@ if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS = "grids", "figures", "model"
-SEAL, NOTE = "sha256", "note"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What a write fails with where the disk is full, a quota is used up, or the disk has become read-only."""
 PROBE = 2**20
 """Bytes of a write that shows that there is room again."""
-
-
-class StoreError(ConfigError):
-    """The store cannot be written, or something in it is torn; the message names the path and what to do."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
-    content = {name: item for name, item in value.items() if name != SEAL}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, sealed, whole or not at all: a temporary name in the same folder, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(sealed(value), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written."""
-    try:
-        value = json.loads(path.read_text())
-        whole = isinstance(value, dict) and sealed(value) == value
-    except (ValueError, RecursionError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
-    if not whole:
-        raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")
-    return {name: item for name, item in value.items() if name != SEAL}
-
-
-def checked_line(value: Mapping[str, Any]) -> str:
-    """A JSON object as a line with its CRC."""
-    return json.dumps({**value, "crc": _crc(value)}) + "\n"
-
-
-def read_lines(text: str, path: Path, advice: str) -> list[dict[str, Any]]:
-    """The values of lines that `checked_line` made; a last one without its end is left out.
-
-    Args:
-        text: what is in the file `path`.
-        advice: what to do about damage, for the error.
-    Raises:
-        StoreError: a line is not what was written.
-    """
-    values = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            value = json.loads(line)
-            whole = isinstance(value, dict) and value.pop("crc", None) == _crc(value)
-        except (ValueError, RecursionError):
-            whole, value = False, {}
-        if not whole:
-            raise StoreError(f"line {number} of {path} is not as it was written; {advice}")
-        values.append(value)
-    return values
-
-
-def _crc(value: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _tensors_digest(tensors: "Mapping[str, Tensor]", note: Mapping[str, str]) -> str:
-    """SHA-256 of tensors with their names, types and shapes, and of the note beside them."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(dict(note), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, with their SHA-256 in the note, whole or not at all.
-
-    Raises OSError where the disk is full or cannot be written.
-    """
-    import safetensors.torch
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = dict(note or {})
-    said = json.dumps({**notes, SEAL: _tensors_digest(plain, notes)}, sort_keys=True)
-    content = safetensors.torch.save(plain, {NOTE: said})  # several entries would stand in any order
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors of a safetensors file and its note; StoreError with its name where they are not what was written."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            note = dict(json.loads((file.metadata() or {}).get(NOTE, "{}")))
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
-    if note.pop(SEAL, "") != _tensors_digest(tensors, note):
-        raise StoreError(f"{path} is not as it was written; delete its folder, and it is made again")
-    return tensors, note
 
 
 class Store:
@@ -400,9 +260,9 @@ class Store:
         digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
         write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
         for path in (*files, *(file for file in folder.rglob("*") if file.is_dir()), folder):
-            _sync(path)  # a power cut leaves the whole stage or none
+            sync(path)  # a power cut leaves the whole stage or none
         if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
             shutil.rmtree(self._folder(name))
         os.rename(folder, self._folder(name))
-        _sync(self.root / "stages")
+        sync(self.root / "stages")
         self.note("stage published", stage=name, status=facts["status"])

@@ -15,7 +15,7 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
-from sgan.store import read_json
+from sgan.files import read_json
 from sweeps.options import status
 
 if TYPE_CHECKING:

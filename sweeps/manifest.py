@@ -45,8 +45,8 @@ def write_manifest(
         trials: rows made by `trial_row`.
         more: further entries.
     """
+    from sgan.files import read_json, write_json
     from sgan.stages import name
-    from sgan.store import read_json, write_json
 
     path, order = store.sweep(key), [variant["name"] for variant in variants]
     with store.lock(f"manifest-{key}"):

@@ -20,7 +20,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.store import StoreError, sha256
+from sgan.files import StoreError, sha256
 from sweeps import tracking
 from sweeps.results import SCORES, Sweep, read
 

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from sgan.checks import ConfigError
-from sgan.store import Store, StoreError, read_json
+from sgan.files import StoreError, read_json
+from sgan.store import Store
 from sweeps import tracking
 from sweeps.verify import check_scores
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgan.diagnostics import latest
+from sgan.files import StoreError, read_json
 from sgan.record import read_record
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, read_json
+from sgan.store import FIGURES, GRIDS, MODELS, Store
 from sweeps import served
 
 # MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.

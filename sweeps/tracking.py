@@ -25,7 +25,8 @@ from tyro.conf import Positional
 
 from sgan.bucket import find_store
 from sgan.checks import ConfigError
-from sgan.store import Store, StoreError, read_json, sealed
+from sgan.files import StoreError, read_json, sealed
+from sgan.store import Store
 from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of
 
 if TYPE_CHECKING:

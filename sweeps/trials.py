@@ -18,6 +18,7 @@ from ray.tune.result import DONE
 
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
+from sgan.files import write_json
 from sgan.stages import (
     ClassifierStage,
     InceptionStage,
@@ -30,12 +31,12 @@ from sgan.stages import (
     name,
     plan,
 )
-from sgan.store import Store, write_json
+from sgan.store import Store
 from sweeps.schedule import Slots, fit
 from sweeps.sharing import see
 
 if TYPE_CHECKING:
-    from sgan.run import Worker
+    from sgan.runners import Worker
 
 REPORT_SECONDS = 2.0
 """A trial reports to Tune this often, so that a short step costs the driver nothing."""
@@ -115,7 +116,8 @@ class Job:
         import torch
 
         from sgan.data import load
-        from sgan.run import Worker, be_deterministic
+        from sgan.run import be_deterministic
+        from sgan.runners import Worker
         from sweeps import memory
 
         require(

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.store import MODELS, Store, StoreError, read_json, sha256
+from sgan.files import StoreError, read_json, sha256
+from sgan.store import MODELS, Store
 from sweeps import shown, tracking
 
 if TYPE_CHECKING:

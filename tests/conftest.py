@@ -16,12 +16,14 @@ from hypothesis import settings
 
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.data import Data, load
+from sgan.files import read_json
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.record import RECORD_FILE, read_record
-from sgan.run import Worker, run_trial
+from sgan.run import run_trial
+from sgan.runners import Worker
 from sgan.shapes import Dataset
 from sgan.stages import Plan, name, plan
-from sgan.store import Store, read_json
+from sgan.store import Store
 
 torch.set_num_threads(1)
 # Tests that hang up or interrupt need both signals in their processes, whoever started pytest: nohup, or a background

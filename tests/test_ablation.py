@@ -17,8 +17,9 @@ from PIL import Image
 
 import sgan
 from sgan.checkpoint import CHECKPOINTS
+from sgan.files import read_json
 from sgan.record import read_record
-from sgan.store import Store, read_json
+from sgan.store import Store
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")

@@ -23,10 +23,11 @@ from sgan import folder, model
 from sgan.checkpoint import Checkpoints
 from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, Config, Variant, Weights
+from sgan.files import StoreError, read_json, read_tensors, write_json, write_tensors
 from sgan.inception import WeightsError, check_weights
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
 from sgan.record import Record, read_record
-from sgan.store import Store, StoreError, read_json, read_tensors, write_json, write_tensors
+from sgan.store import Store
 from sweeps import tuned
 from sweeps.options import status
 from sweeps.search import Search

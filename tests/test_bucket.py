@@ -22,10 +22,11 @@ from s3 import Api, serve
 from sgan import bucket, lease
 from sgan.bucket import BucketStore, open_store
 from sgan.checks import ConfigError
+from sgan.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.record import Record, read_record
 from sgan.run import run_trial
 from sgan.stages import LevelStage, name
-from sgan.store import Store, StoreError, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store import Store
 from sweeps.study import open_study
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}

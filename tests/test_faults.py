@@ -14,10 +14,11 @@ from conftest import BATCH, TINY, contents, fill, finish, make_worker, mount, ti
 from sgan import run
 from sgan.config import Config
 from sgan.data import load
+from sgan.files import StoreError
 from sgan.presets import DATASETS, VARIANTS
 from sgan.run import be_deterministic, run_trial
 from sgan.stages import code_version, name
-from sgan.store import Store, StoreError
+from sgan.store import Store
 from sweeps import memory
 from sweeps.memory import GIB, advice
 from sweeps.schedule import Slots

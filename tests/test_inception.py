@@ -19,10 +19,12 @@ from torch import nn
 import sgan
 from sgan import inception, metrics
 from sgan.checks import ConfigError
+from sgan.files import sha256
 from sgan.metrics import __main__ as command
-from sgan.run import Worker, run_trial
+from sgan.run import run_trial
+from sgan.runners import Worker
 from sgan.stages import name
-from sgan.store import Store, sha256
+from sgan.store import Store
 from sweeps import report, results, tracking
 from sweeps.sweep import Sweep, record, resolve
 

@@ -12,7 +12,8 @@ from conftest import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgan.store import LEDGER, Store, StoreError
+from sgan.files import StoreError
+from sgan.store import LEDGER, Store
 from sweeps import ledger
 
 PROCESSES, EACH = 4, 50

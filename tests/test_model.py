@@ -17,11 +17,12 @@ from sgan import model
 from sgan.checks import ConfigError, as_json, content_key, from_json
 from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data import to_pixels
+from sgan.files import StoreError, write_json
 from sgan.model import ModelError, save
 from sgan.networks import new_generator
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.stack import Level, balanced_labels, label_condition, sample
-from sgan.store import STAGE_FILE, Store, StoreError, write_json
+from sgan.store import STAGE_FILE, Store
 
 STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
     "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],

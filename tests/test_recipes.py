@@ -24,7 +24,7 @@ from conftest import (
     tiny_recipe,
 )
 
-from sgan import run
+from sgan import run, runners
 from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
 from sgan.data import load, to_input, turned
@@ -32,7 +32,7 @@ from sgan.encoder import Encoder
 from sgan.loop import START_FILE
 from sgan.networks import Chain, Discriminator, Generator
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
-from sgan.run import MODEL_FILE
+from sgan.runners import MODEL_FILE
 from sgan.stack import Level, draw, sample, sampling
 from sgan.stages import LevelStage, name, plan
 from sgan.store import Store
@@ -148,8 +148,8 @@ def test_the_joint_stage_goes_on_with_the_levels_adam_or_starts_it_afresh(recipe
             begun.append((task, states))
         yield from original(task, *rest)
 
-    original = run._train
-    monkeypatch.setattr(run, "_train", train)
+    original = runners._train
+    monkeypatch.setattr(runners, "_train", train)
     finish(trial, root)
     ((task, states),) = begun
     file = START_FILE if recipe == "released" else MODEL_FILE

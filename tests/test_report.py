@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from sgan.checks import ConfigError
+from sgan.files import StoreError, read_json, write_json
 from sgan.record import Record
-from sgan.store import FIGURES, MODELS, Store, StoreError, read_json, write_json
+from sgan.store import FIGURES, MODELS, Store
 from sweeps import best, ledger, report, results, tracking
 
 KEY = "ab12"

@@ -24,13 +24,14 @@ from conftest import (
     tiny_recipe,
 )
 
-from sgan import checkpoint, loop, model, run, train
+from sgan import checkpoint, loop, model, runners, train
 from sgan.checkpoint import CHECKPOINTS
 from sgan.config import AdamRecipe, Recipe, Variant, Weights
+from sgan.files import StoreError, read_tensors
 from sgan.loop import BEST_FILE, START_FILE, Diverged
 from sgan.run import run_trial
 from sgan.stages import Plan, name
-from sgan.store import GRIDS, Store, StoreError, read_tensors
+from sgan.store import GRIDS, Store
 
 STEPS = 30
 RECIPES = {
@@ -265,4 +266,4 @@ def test_a_diverged_stage_keeps_its_last_good_checkpoint_and_grid(root, monkeypa
     for path in kept:
         assert all(tensor.isfinite().all() for tensor in read_tensors(path)[0].values())
     assert sorted((folder / GRIDS).iterdir())
-    assert run.MODEL_FILE not in {path.name for path in folder.iterdir()}
+    assert runners.MODEL_FILE not in {path.name for path in folder.iterdir()}

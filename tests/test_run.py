@@ -32,13 +32,15 @@ from sgan.checkpoint import CHECKPOINTS
 from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
 from sgan.data import load
 from sgan.encoder import Encoder
+from sgan.files import StoreError, read_tensors
 from sgan.loop import START_FILE, Diverged, Progress, loop
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.record import RECORD_FILE, read_record
-from sgan.run import MODEL_FILE, Event, run_trial
+from sgan.run import Event, run_trial
+from sgan.runners import MODEL_FILE
 from sgan.stack import Level, balanced_labels, label_condition, sample
 from sgan.stages import LevelStage, Plan, name, plan
-from sgan.store import Store, StoreError, read_tensors
+from sgan.store import Store
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant

@@ -20,8 +20,9 @@ from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
 from sgan.config import Config
+from sgan.files import read_json
 from sgan.stages import name, plan
-from sgan.store import Store, read_json
+from sgan.store import Store
 from sweeps import best, schedule
 from sweeps.options import prepare
 from sweeps.phases import DECIDED, Plan, Running

@@ -20,8 +20,9 @@ import s3fs
 from s3 import serve
 from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
 
+from sgan.files import read_json, write_json
 from sgan.record import read_record
-from sgan.store import FIGURES, GRIDS, Store, read_json, write_json
+from sgan.store import FIGURES, GRIDS, Store
 from sweeps import tracking
 
 POSTGRES = "postgresql://postgres@127.0.0.1:5432"

@@ -244,7 +244,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
         ("encoder", "nn.MaxPool2d(2)", "nn.AvgPool2d(2)"),
         ("stack", "torch.rand(count", "torch.randn(count"),
         ("train", "if repeat > 0", "if repeat >= 0"),
-        ("run", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5"),
+        ("runners", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5"),
     ],
 )
 def test_changed_code_changes_the_codes_version(copied, module, old, new):

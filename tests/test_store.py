@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sgan.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.record import Record, grid_file, read_record
-from sgan.store import GRIDS, STAGE_FILE, Store, StoreError, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store import GRIDS, STAGE_FILE, Store
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
 HOLD = """

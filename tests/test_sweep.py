@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sgan.checks import ConfigError
 from sgan.config import INNER_TAPS
+from sgan.files import read_json
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages import name
-from sgan.store import Store, read_json
+from sgan.store import Store
 from sweeps.sweep import Sweep, record, resolve
 
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sgan.files import StoreError, write_json
 from sgan.record import RECORD_FILE, Record
-from sgan.store import FIGURES, GRIDS, MODELS, Store, StoreError, write_json
+from sgan.store import FIGURES, GRIDS, MODELS, Store
 from sweeps import tracking, uploader
 from sweeps.verify import differences
 

@@ -18,6 +18,7 @@ from sgan.checkpoint import CHECKPOINTS
 from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
+from sgan.files import read_tensors
 from sgan.loop import (
     BEST_FILE,
     START_FILE,
@@ -29,7 +30,6 @@ from sgan.loop import (
 )
 from sgan.record import read_record
 from sgan.stack import Level, sample
-from sgan.store import read_tensors
 from sgan.train import ClassifierTask, GanTask, step_seed
 
 SEED = 3

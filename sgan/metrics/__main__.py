@@ -23,10 +23,10 @@ from tyro.conf import Positional
 from sgan import inception
 from sgan.checks import ConfigError, content_key, require
 from sgan.data import DataError, load
+from sgan.files import StoreError, read_tensors, write_json, write_tensors
 from sgan.metrics import SPLITS, Features, Fingerprint, inception_score, network_scores
 from sgan.presets import DATASETS
 from sgan.stages import code_version
-from sgan.store import StoreError, read_tensors, write_json, write_tensors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PROGRESS_SECONDS = 5.0

@@ -11,7 +11,7 @@ import pytest
 from hosts import BIN, DATABASE, HEAD, STRANGER, WORKERS, Cluster, start_postgres
 from namespaces import ROOT, Host, Network, lacking, wait_for
 
-from sgan.store import read_json, sha256
+from sgan.files import read_json, sha256
 
 pytestmark = [
     pytest.mark.cluster,
