@@ -284,11 +284,11 @@ bucket.SYNC = 0.0
 from sgan.bucket import open_store
 from test_bucket import long_plan, worker
 from sgan.run import run_trial
-import sgan.run
+import sgan.runners
 import functools
 import sgan.checkpoint
 sgan.checkpoint.SPARSE = 0
-sgan.run.loop = functools.partial(sgan.run.loop, checkpoint_seconds=0.0)
+sgan.runners.loop = functools.partial(sgan.runners.loop, checkpoint_seconds=0.0)
 for event in run_trial(worker(open_store(sys.argv[1]), long_plan())):
     if event.progress:
         print(event.label, event.progress.images, flush=True)
