@@ -23,7 +23,7 @@ class AdamEpsInRoot(torch.optim.Optimizer):
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter] = {
-                        "step": torch.zeros(()),
+                        "step": torch.zeros((), dtype=torch.float64, device=parameter.device),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
@@ -34,14 +34,17 @@ class AdamEpsInRoot(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             for state in states:
                 state["step"] += 1
-            step = int(states[0]["step"])
+            step = states[0]["step"]
             torch._foreach_lerp_(first, gradients, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
             roots = torch._foreach_add(second, group["eps"])
             torch._foreach_sqrt_(roots)
+            # A tensor, so that the GPU need not wait for Python and a CUDA graph counts on.
             size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-            torch._foreach_addcdiv_(parameters, first, roots, -size)
+            change = torch._foreach_div(first, roots)
+            torch._foreach_mul_(change, size)
+            torch._foreach_sub_(parameters, change)
 
 
 def adam(module: nn.Module, recipe: AdamRecipe) -> torch.optim.Optimizer:
@@ -49,4 +52,5 @@ def adam(module: nn.Module, recipe: AdamRecipe) -> torch.optim.Optimizer:
     settings = {"lr": recipe.learning_rate, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
     if recipe.eps_in_root:
         return AdamEpsInRoot(module.parameters(), **settings)
-    return torch.optim.Adam(module.parameters(), fused=True, **settings)
+    on_gpu = any(parameter.is_cuda for parameter in module.parameters())
+    return torch.optim.Adam(module.parameters(), fused=True, capturable=on_gpu, **settings)

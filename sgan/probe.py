@@ -15,6 +15,7 @@ from sgan.config import IMAGE, LABEL, Config
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.evaluation import EVALUATION_SAMPLES, REAL_SAMPLES, Evaluation
+from sgan.graphs import EAGER
 from sgan.networks import Discriminator, new_generator, tap_shapes
 from sgan.runners import CLASSIFIER_EVALUATIONS, FORMAT, build
 from sgan.shapes import Dataset
@@ -209,12 +210,14 @@ class _Probe:
 
 
 def _timed(call: Callable[[int], object], device: str, times: int = STEPS) -> float:
-    """Median seconds of a call, after one that is not counted: of one that is long, or of several."""
+    """Median seconds of a call, after one that is not counted (a step on a GPU: after those before its graph plays): of
+    one that is long, or of several."""
     found: list[float] = []
-    while len(found) <= times or (times > 1 and sum(found[1:]) < STEP_SECONDS):
+    first = EAGER + 1 if device.startswith("cuda") and times > 1 else 1
+    while len(found) < first + times or (times > 1 and sum(found[first:]) < STEP_SECONDS):
         began = time.perf_counter()
         call(len(found))
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+    return statistics.median(found[first:])

@@ -21,7 +21,10 @@ from sgan.shapes import Dataset
 
 SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
-_TRAINING = ("data", "encoder", "networks", "losses", "optim", "stack", "checkpoint", "loop", "train", "runners", "run")
+_TRAINING = (
+    *("data", "encoder", "networks", "losses", "optim", "stack", "checkpoint", "loop", "graphs", "train", "runners"),
+    "run",
+)
 _SCORING = (*_TRAINING, "metrics/__init__", "inception", "evaluation", "figures", "grid", "model")
 
 

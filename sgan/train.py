@@ -1,5 +1,6 @@
 """The training steps of a classifier and of a stack: what the loop runs."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from sgan import losses
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Batches, Data, random_flips, random_shift, to_input, turned
 from sgan.encoder import Encoder
+from sgan.graphs import Phases
 from sgan.loop import in_layout_of
 from sgan.networks import Discriminator
 from sgan.optim import adam
@@ -104,6 +106,7 @@ class GanTask:
         mean: what is subtracted from real images.
         classes: K.
         feedback: share of the gradient of a level's loss that reaches the level above.
+        graphs: False launches every kernel of a step on its own on a GPU, too.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class GanTask:
         mean: Tensor,
         classes: int,
         feedback: float = 1.0,
+        graphs: bool = True,
     ):
         self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
         self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
@@ -127,6 +131,9 @@ class GanTask:
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed)
+        self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
+        self.batch: tuple[Real, Tensor, Generated]
+        self.phases = Phases(data.images.device, graphs)
         self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
         self.cache = self._cache()
         self.trivial = [self._trivial(level) for level in levels]
@@ -158,7 +165,6 @@ class GanTask:
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
-        index = index.to(self.data.images.device)
         taps = {tap: values[index] for tap, values in self.cache.items()}
         images = self.data.images[index] if self.needed - set(taps) else None
         if images is not None:
@@ -200,22 +206,35 @@ class GanTask:
         return logits.to(self.mean.dtype), recovered.to(self.mean.dtype)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        seed_step(self.data.images.device, self.seed, step)
-        real = self.real(self.batches[step])
-        condition = self.condition(real)
-        batch = self.generate(condition)
-        report, lowest = self._discriminator_step(real, batch)
-        repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
+        seed_step(self.index.device, self.seed, step)
+        self.index.copy_(self.batches[step])
+        if len({steps for _, steps in self.recipe.generator_steps}) == 1:
+            return self.phases("step", self._whole_step)
+        report = self.phases("discriminator", self._discriminator_step)
+        repeats = self._repeats(report)
         for repeat in range(repeats):
-            if repeat > 0 or self.recipe.fresh_noise:
-                batch = self.generate(condition)
-            terms = self._generator_step(real, batch)
-        report |= terms
-        report["generator_steps"] = torch.tensor(float(repeats))
-        return report
+            new = repeat > 0 or self.recipe.fresh_noise
+            terms = self.phases(f"generator {new}", functools.partial(self._generator_step, new))
+            report |= terms
+        return report | {"generator_steps": torch.tensor(float(repeats))}
 
-    def _discriminator_step(self, real: Real, batch: Generated) -> tuple[dict[str, Tensor], float]:
-        """Update all D and Q; returns the losses, and half the adversarial loss of the lowest level's D."""
+    def _whole_step(self) -> dict[str, Tensor]:
+        """A step whose number of generator steps is fixed."""
+        report = self._discriminator_step()
+        repeats = self.recipe.generator_steps[0][1]
+        for repeat in range(repeats):
+            report |= self._generator_step(repeat > 0 or self.recipe.fresh_noise)
+        return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
+
+    def _repeats(self, report: dict[str, Tensor]) -> int:
+        """Generator steps by the recipe's rule, of half the adversarial loss of the lowest level's D."""
+        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
+        return losses.generator_steps(self.recipe.generator_steps, lowest)
+
+    def _discriminator_step(self) -> dict[str, Tensor]:
+        """Bring the next batch, and update all D and Q on it."""
+        self.batch = self._next()
+        real, _, batch = self.batch
         recipe, report, parts = self.recipe, {}, []
         for level, discriminator, fake, z in zip(
             self.levels, self.discriminators, batch.made, batch.noise, strict=True
@@ -237,10 +256,19 @@ class GanTask:
             parts.append(loss)
             report |= {self._name(level, name): value.detach() for name, value in terms.items()}
         self._update("discriminator", torch.stack(parts).sum())
-        return report, report[self._name(self.levels[0], "d_adversarial")].item() / 2
+        return report
 
-    def _generator_step(self, real: Real, batch: Generated) -> dict[str, Tensor]:
-        """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators")."""
+    def _next(self) -> tuple[Real, Tensor, Generated]:
+        """The real batch at `index`, the top level's condition, and what all levels make of it."""
+        real = self.real(self.index)
+        condition = self.condition(real)
+        return real, condition, self.generate(condition)
+
+    def _generator_step(self, new: bool) -> dict[str, Tensor]:
+        """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
+        the discriminator step generated, or on a new draw."""
+        real, condition, batch = self.batch
+        batch = self.generate(condition) if new else batch
         weights, report, parts = self.weights, {}, []
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
             fake = batch.made[index]

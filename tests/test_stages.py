@@ -243,7 +243,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
         ("data", "1_000_003", "1_000_033"),
         ("encoder", "nn.MaxPool2d(2)", "nn.AvgPool2d(2)"),
         ("stack", "torch.rand(count", "torch.randn(count"),
-        ("train", "if repeat > 0", "if repeat >= 0"),
+        ("train", "repeat > 0 or", "repeat >= 0 or"),
         ("runners", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5"),
     ],
 )
