@@ -17,6 +17,7 @@ from sgan.run import machine
 
 SETTINGS = {
     "training_step": ["--rounds", "3"],
+    "growth": ["--rounds", "2"],
     "packing": ["--counts", "4", "16", "--rounds", "3"],
     "checkpoints": ["--seconds", "25"],
     "samplers": ["--problems", "8"],

@@ -7,7 +7,8 @@ A step is one discriminator and one generator step of a level of the recipe `pap
 all three losses, random images, and all that brings the data. Every version has the same networks, losses and Adam, and
 runs in a process of its own, started as the product starts its workers (the plain loop: as Python starts). They take
 turns, so that all meet the same noise of the machine; the table has medians. FLOP are those that a version needs, of
-its products and convolutions alone, and the peak is that of a product of 2,048 x 2,048 matrices in its precision.
+its products and convolutions alone, and the peak is that of a product of 2,048 x 2,048 matrices in its precision (of
+8,192 x 8,192 on a GPU). On a GPU there are also the versions without CUDA graphs, "launched" kernel by kernel.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from torchvision.transforms import ToTensor
 from sgan.config import IMAGE, LABEL, Weights
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
+from sgan.graphs import EAGER
 from sgan.losses import adversarial, conditional, discriminator, entropy
 from sgan.networks import Discriminator, Generator
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
@@ -45,8 +47,10 @@ from sgan.train import GanTask
 IMAGES = 2000
 """Random images, of which an epoch is made."""
 VERSIONS = ("plain", "float32", "bfloat16")
+LAUNCHED = " launched"
+"""Of a version on a GPU without CUDA graphs."""
 LEVELS = ("fc3-image", "label-fc3")
-SIDE = 2048
+SIDE, GPU_SIDE = 2048, 8192
 M = TypeVar("M", bound=nn.Module)
 TURN = 0.3
 """Seconds that a version runs in its turn, at least."""
@@ -121,10 +125,12 @@ class Plain:
         self.of_generator.step()
 
 
-def new_task(name: str, level: str, device: str, precision: str, seed: int = 0, batch: int = 100) -> GanTask:
-    """A level of a dataset's recipe `paper`, on random images (the same for every seed)."""
+def new_task(
+    name: str, stack: str, device: str, precision: str, seed: int = 0, batch: int = 100, graphs: bool = True
+) -> GanTask:
+    """A level of a dataset's recipe `paper`, as "fc3-image", or several in their joint stage, as "label-fc3-image"; on
+    random images (the same for every seed)."""
     dataset = DATASETS[name]
-    high, low = level.split("-")
     layout: dict[str, Any] = {"device": device, "memory_format": FORMAT}
     recipe = recipe_row("paper", dataset, TRAINING_IMAGES[name]).gan
     recipe = dataclasses.replace(recipe, precision=precision, batch=batch)
@@ -134,19 +140,19 @@ def new_task(name: str, level: str, device: str, precision: str, seed: int = 0, 
     data = Data(images, labels, images[:1], labels[:1], "").to(device)
     torch.manual_seed(seed)
     encoder = Encoder(dataset, 0.05).to(**layout).eval().requires_grad_(False)
-    generator = Generator(dataset, recipe, low, high).to(**layout)
-    judge = Discriminator(dataset, recipe, low).to(**layout)
+    ends = list(itertools.pairwise(reversed(stack.split("-"))))
+    levels = [Level(*each, Generator(dataset, recipe, *each).to(**layout)) for each in ends]
+    judges = [Discriminator(dataset, recipe, low).to(**layout) for low, _ in ends]
     mean = pixel_mean(data.images, recipe.pixel_mean)
-    return GanTask(
-        [Level(low, high, generator)], [judge], encoder, data, recipe, Weights(), seed, mean, dataset.classes
-    )
+    return GanTask(levels, judges, encoder, data, recipe, Weights(), seed, mean, dataset.classes, graphs=graphs)
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:
     """A call that does one step of a version."""
     if version == "plain":
         return Plain(new_task(name, level, device, "float32"))
-    task, numbers = new_task(name, level, device, version), itertools.count()
+    precision, graphs = version.removesuffix(LAUNCHED), not version.endswith(LAUNCHED)
+    task, numbers = new_task(name, level, device, precision, graphs=graphs), itertools.count()
     return lambda: task.step(next(numbers))
 
 
@@ -162,8 +168,9 @@ def timed(call: Callable[[], object], device: str, times: int = 1) -> float:
 
 def peak(dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a product of two matrices, the best of ten."""
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-    return 2 * SIDE**3 / min(timed(lambda: a @ b, device) for _ in range(10))
+    side = SIDE if device == "cpu" else GPU_SIDE
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(timed(lambda: a @ b, device) for _ in range(10))
 
 
 def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
@@ -175,25 +182,25 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
         if asked == "go":
             pipe.send(timed(step, device, times))
         elif asked == "peak":
-            pipe.send(peak(torch.bfloat16 if version == "bfloat16" else torch.float32, device))
+            pipe.send(peak(torch.bfloat16 if "bfloat16" in version else torch.float32, device))
         else:
             name, level = asked
             step = new_step(version, name, level, device)
             with FlopCounterMode(display=False) as counter:
                 step()
-            timed(step, device, 2)
+            timed(step, device, EAGER + 1)
             times = max(1, round(TURN / timed(step, device)))
             pipe.send(counter.get_total_flops())
 
 
 @contextmanager
-def processes(threads: int, device: str) -> Iterator[dict[str, Connection]]:
+def processes(versions: tuple[str, ...], threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
     import sweeps.schedule  # noqa: F401  # sets what workers have in their environment; processes need not import it
 
     tuned = os.environ["GLIBC_TUNABLES"]
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []
-    for version in VERSIONS:
+    for version in versions:
         os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else tuned
         pipes[version], theirs = context.Pipe()
         started.append(context.Process(target=serve, args=(theirs, version, threads, device), daemon=True))
@@ -216,23 +223,24 @@ def main() -> None:
     asked = parser.parse_args()
 
     rows = []
-    with processes(asked.threads, asked.device) as pipes:
+    versions = (*VERSIONS, *(f"{v}{LAUNCHED}" for v in VERSIONS[1:] if asked.device.startswith("cuda")))
+    with processes(versions, asked.threads, asked.device) as pipes:
 
         def ask(version: str, what: object) -> float:
             pipes[version].send(what)
             return pipes[version].recv()
 
-        peaks = {version: ask(version, "peak") for version in VERSIONS}
-        print(f"{'dataset':8} {'level':10} {'version':9} {'ms':>8} {'GFLOP':>7} {'of peak':>7} {'faster':>7}")
+        peaks = {version: ask(version, "peak") for version in versions}
+        print(f"{'dataset':8} {'level':10} {'version':17} {'ms':>8} {'GFLOP':>7} {'of peak':>7} {'faster':>7}")
         for name, level in itertools.product(asked.datasets, asked.levels):
-            flops = {version: ask(version, (name, level)) for version in VERSIONS}
-            turns = [{version: ask(version, "go") for version in VERSIONS} for _ in range(asked.rounds)]
-            seconds = {version: statistics.median(turn[version] for turn in turns) for version in VERSIONS}
-            for version in VERSIONS:
+            flops = {version: ask(version, (name, level)) for version in versions}
+            turns = [{version: ask(version, "go") for version in versions} for _ in range(asked.rounds)]
+            seconds = {version: statistics.median(turn[version] for turn in turns) for version in versions}
+            for version in versions:
                 faster = seconds["plain"] / seconds[version]
                 share = flops[version] / seconds[version] / peaks[version]
                 print(
-                    f"{name:8} {level:10} {version:9} {1000 * seconds[version]:8.2f} {flops[version] / 1e9:7.2f} "
+                    f"{name:8} {level:10} {version:17} {1000 * seconds[version]:8.2f} {flops[version] / 1e9:7.2f} "
                     f"{share:7.0%} {faster:6.2f}x",
                     flush=True,
                 )
@@ -242,7 +250,7 @@ def main() -> None:
                     {"benchmark": "training_step", "measure": f"{what}: faster", "value": faster, "unit": "x"},
                 ]
     said = ", ".join(f"{version} {peak / 1e9:.0f} GFLOP/s" for version, peak in peaks.items())
-    print(f"peak of a {SIDE} x {SIDE} product on {asked.threads} thread(s): {said}")
+    print(f"peak of a product of matrices on {asked.threads} thread(s): {said}")
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
 

@@ -17,3 +17,19 @@ def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
     assert rows["mnist label-fc3 plain: faster"] == 1
     assert rows["mnist label-fc3 float32: faster"] > 1.7
     assert rows["mnist label-fc3 bfloat16: step"] > 0
+
+
+def test_table_1_goes_on_over_several_calls(tmp_path):
+    """The paper's job on the digits: stopped in the middle, it says so, and the next call ends it with its table."""
+    small = ["encoder.images=1280", "scorer.images=6400", "samples=500", "evaluations=1", "image_level=6400"]
+    variants = ["--variants", "sgan-no-joint", "dcgan-adv", "--seeds", "1", "--override", *small, "feature_level=3200"]
+    words = [sys.executable, str(BENCHMARKS / "table1.py"), "--store", "store"]
+    first = subprocess.run([*words, "--seconds", "3", *variants], cwd=tmp_path, check=False, capture_output=True)
+    assert first.returncode == 1, first.stderr
+    assert not (tmp_path / "table1.md").exists()
+    subprocess.run([*words, *variants], cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "table1.md").read_text()
+    assert "2 calls" in text
+    assert text.count("| SGAN-no-joint") == 1
+    (calls,) = json.loads((tmp_path / "table1.json").read_text()).values()
+    assert f"{sum(call['seconds'] for call in calls) / 60:.1f} minutes" in text
