@@ -201,8 +201,9 @@ def load_optimisers(task: Task, tensors: dict[str, Tensor], first: dict[str, int
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         for parameter, values in optimiser.state.items():
             for field, value in values.items():
-                if value.shape == parameter.shape:  # a fused Adam walks both through memory in one order
-                    values[field] = in_layout_of(parameter, value)
+                # A fused Adam walks both through memory in one order; a CUDA graph counts steps on the GPU alone.
+                same = value.shape == parameter.shape
+                values[field] = in_layout_of(parameter, value) if same else value.to(parameter.device)
 
 
 def _window_tensors(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
