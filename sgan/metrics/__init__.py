@@ -1,5 +1,5 @@
-"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions, FID
-from its statistics, accuracy of the labels, and diversity within a class.
+"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions, FID,
+accuracy of the labels, and diversity within a class.
 
 `python -m sgan.metrics` scores any folder of images or dataset.
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -53,9 +52,12 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def statistics(features: Tensor) -> dict[str, np.ndarray]:
-    """Mean `mu` (F,) and covariance `sigma` (F, F) of features (n, F), in double precision: a mean in single precision
-    is a distance of 1e-7."""
-    return fid_features_to_statistics(features.double())
+    """Mean `mu` (F,) of features (n, F) and `root` (min(n, F), F), of which root' root is their covariance, in double
+    precision."""
+    values = features.double().numpy()
+    mean = values.mean(axis=0)
+    centred = (values - mean) / math.sqrt(len(values) - 1)
+    return {"mu": mean, "root": np.linalg.qr(centred, mode="r") if len(values) > len(mean) else centred}
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
@@ -63,25 +65,17 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     """Squared Frechet distance (FID, Heusel et al. 2017) of features (n, F) to the statistics of real ones; NaN where
     features are not finite.
 
-    With covariances A A' and B B', the trace of the root of their product is the sum of the singular values of A' B.
-    torch-fidelity sums the roots of the product's eigenvalues: where a feature is constant, or samples are fewer than
-    features, those are rounding alone, and of 1e-16 the root makes 1e-8.
+    With covariances A' A and B' B, the trace of the root of their product is the sum of the singular values of A B'.
+    The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
+    samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
 
     One thread of NumPy's, in all that is made of products: with two the last digits are others."""
     if not features.isfinite().all():
         return math.nan
     found = statistics(features)
     means = found["mu"] - real["mu"]
-    roots = np.linalg.svd(_root(found["sigma"]).T @ _root(real["sigma"]), compute_uv=False)
-    return float(means @ means + np.trace(found["sigma"]) + np.trace(real["sigma"]) - 2 * roots.sum())
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """A (F, r) with A A' = covariance (F, F) of rank r; eigenvalues that rounding alone can make are none, as in
-    `numpy.linalg.matrix_rank`."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > values[-1] * len(values) * np.finfo(values.dtype).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    shared = np.linalg.svd(found["root"] @ real["root"].T, compute_uv=False)
+    return float(means @ means + (found["root"] ** 2).sum() + (real["root"] ** 2).sum() - 2 * shared.sum())
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
