@@ -1,5 +1,5 @@
-"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions, FID,
-accuracy of the labels, and diversity within a class.
+"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions,
+FID, accuracy of the labels, and diversity within a class.
 
 `python -m sgan.metrics` scores any folder of images or dataset.
 
