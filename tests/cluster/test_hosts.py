@@ -297,3 +297,4 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
     cluster.ray("down", "-y", str(cluster.config))
     assert sorted(name.split("-")[0] for name in stages(cluster.store)) == KINDS
     assert (cluster.store / "RESULTS.md").exists()
+    assert any("trials at a time on 3 nodes" in path.read_text() for path in cluster.store.glob("drivers/*.log"))
