@@ -29,7 +29,7 @@ class InceptionJudge:
 
     Attributes:
         real: of the real images.
-        statistics: mean and covariance of their features.
+        statistics: `metrics.statistics` of their features.
     """
 
     network: Inception

@@ -271,7 +271,7 @@ def _load_judge(stage: InceptionStage, store: Store, device: str) -> InceptionJu
     """The Inception network and what it says of the training images; kept, since every score needs it."""
     tensors = store.tensors(name(stage), REFERENCE_FILE)
     real = metrics.Features(tensors["features"], tensors["logits"])
-    statistics = {key: tensors[key].numpy() for key in ("mu", "sigma")}
+    statistics = {key: tensors[key].numpy() for key in ("mu", "root")}
     return InceptionJudge(inception.load(store.weights(stage.weights), device), real, statistics)
 
 

@@ -8,11 +8,12 @@
     sweeps/<key>.json what a sweep or a search consists of
     failures/<name>.json the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl what a process did when: begun, resumed, published (`Store.note`)
+    drivers/<time>-<key>.log what a command on a cluster has printed (sweeps.detach)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
 JSON and tensors have a SHA-256 inside, a line of a record or the ledger has a CRC, and stage.json has the SHA-256 of
 every file of its stage. What is in stages/ is the truth: all else may be deleted, and the same command makes it again,
-but for the ledger's account of the past. `sgan.bucket` keeps the same in a bucket.
+but for the ledger's and the logs' account of the past. `sgan.bucket` keeps the same in a bucket.
 """
 
 import errno

@@ -2,7 +2,8 @@
 
 It starts a driver, which is the same command in a session of its own, and follows what that prints. Given again, from
 any terminal of this machine, it follows the driver that runs. A driver has a folder: lock (held, by flock, while it
-lives), log (what it prints), command, pid and, at its end, status.
+lives), log (what it prints), command, pid and, at its end, status. A copy of the log, at most KEEP seconds behind, lies
+in the output store, since this machine may go for good: drivers/<time>-<key>.log.
 """
 
 import dataclasses
@@ -12,12 +13,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from sgan.bucket import absolute
+from sgan.bucket import absolute, find_store
 from sgan.checks import ConfigError, content_key, require
+from sgan.files import StoreError
 from sweeps.cluster import on_cluster
 from sweeps.manifest import command
 from sweeps.options import INTERRUPTED, Options
@@ -28,6 +32,10 @@ KILLED = 137
 """Exit status of a command that was killed."""
 LOOK = 0.2
 """Seconds between two looks at the log."""
+KEEP = 10.0
+"""Seconds between two copies of the log."""
+PATIENCE = 30.0
+"""Seconds that a driver's end waits for the last copy: a bucket may be away."""
 
 
 def state() -> Path:
@@ -62,15 +70,16 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
             folder.is_dir() and _runs(folder), "this command does not run here; --attach --stop stops the one that does"
         )
         return follow(folder, stop=True)
-    if not start(folder, [sys.executable, *sys.orig_argv[1:]], command(script)):
+    if not start(folder, same.store, [sys.executable, *sys.orig_argv[1:]], command(script)):
         print("This command runs already; it is followed from its beginning.", flush=True)
     return follow(folder)
 
 
-def start(folder: Path, words: list[str], said: str) -> bool:
+def start(folder: Path, store: str, words: list[str], said: str) -> bool:
     """Start a driver, unless the folder's driver runs; returns whether it was started.
 
     Args:
+        store: address of its output store.
         words: its command line.
         said: what `_running` calls it.
     """
@@ -83,7 +92,7 @@ def start(folder: Path, words: list[str], said: str) -> bool:
         (folder / "command").write_text(said)
         with open(folder / "log", "w") as log:
             subprocess.Popen(
-                [sys.executable, "-m", "sweeps.detach", str(folder), str(lock.fileno()), *words],
+                [sys.executable, "-m", "sweeps.detach", str(folder), str(lock.fileno()), store, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -120,12 +129,35 @@ def follow(folder: Path, stop: bool = False) -> int:
         return KILLED
 
 
-def keep(folder: Path, lock: int, words: list[str]) -> None:
-    """Run a driver and note its exit status."""
+def keep(folder: Path, lock: int, store: str, words: list[str]) -> None:
+    """Run a driver, note its exit status and copy its log into the store."""
     process = subprocess.Popen(words, pass_fds=[lock], env=os.environ | {DRIVER: "1", "PYTHONUNBUFFERED": "1"})
     _write(folder / "pid", process.pid)
+    ended = threading.Event()
+    copies = threading.Thread(target=_copy_log, args=(folder, store, ended), daemon=True)
+    copies.start()
     status = process.wait()
     _write(folder / "status", status if status >= 0 else 128 - status)
+    ended.set()
+    copies.join(PATIENCE)
+
+
+def _copy_log(folder: Path, address: str, ended: threading.Event, pause: float = KEEP) -> None:
+    """Copy a driver's log into its store whenever it has grown, until the driver has ended."""
+    log, name, copied = folder / "log", f"{time.strftime('%Y%m%dT%H%M%S')}-{folder.name}.log", 0
+    while True:
+        last = ended.wait(pause)
+        # Where the store cannot be reached or written, the driver says so; none is made for a log alone.
+        with suppress(OSError, StoreError, ConfigError):
+            store, size = find_store(address), log.stat().st_size
+            if store and size > copied:
+                copy = store.root / "drivers" / name
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(log, copy)
+                store.save(copy)
+                copied = size
+        if last:
+            return
 
 
 def _write(path: Path, number: int) -> None:
@@ -162,4 +194,4 @@ def _lock(file: int, kind: int) -> bool:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    keep(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

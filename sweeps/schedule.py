@@ -3,6 +3,7 @@
 Tune only executes. What is finished lies elsewhere, so a worker, a driver or all of Tune's state may be lost.
 """
 
+import collections
 import dataclasses
 import os
 import shutil
@@ -22,6 +23,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stoppable` has its own
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 RETRIES = 3
 """A trial whose worker dies, or that raises, starts again this many times."""
+NODES = 20
+"""A trial whose node dies starts again this many times more: the node was most likely not the trial's to lose."""
 PROBED = 2000
 """Training images that stages are measured on."""
 Work = Callable[[dict[str, Any]], Generator[dict[str, Any]]]
@@ -106,6 +110,25 @@ class Runner(tune.Trainable):
         """Nothing: a trial goes on from what it kept."""
 
 
+def failure(trial: Trial) -> str:
+    """What Ray said of a trial's last failure, "" where it has had none."""
+    path = trial.error_file  # a copy of it is in the trial's storage, but later
+    return Path(path).read_text().rpartition("Failure #")[2].strip() if path and Path(path).exists() else ""
+
+
+class _LostNodes(tune.Callback):
+    """Gives a trial back the retry that the death of its node has cost it, NODES times. Tune itself does so for nodes
+    that the autoscaler drains, and counts those that just go, as spot instances do."""
+
+    def __init__(self):
+        self.lost: collections.Counter[str] = collections.Counter()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info) -> None:
+        if "its node has died" in failure(trial) and self.lost[trial.trial_id] < NODES:
+            self.lost[trial.trial_id] += 1
+            trial.run_metadata.num_failures -= 1
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C or SIGTERM once: Tune ends all trials after the steps in progress, and each leaves a checkpoint. Twice:
@@ -153,7 +176,8 @@ def fit(
     Args:
         work: sent to every worker once.
         folder: Tune's own state lies in a folder of this run alone inside it, which is removed at the end.
-        retries: so many times a trial whose worker died or that raised starts again.
+        retries: so many times a trial whose worker died or that raised starts again; where its node died, NODES times
+            more.
         stop: called with a trial's id and each of its results; true ends the trial.
     """
     trainable = tune.with_resources(tune.with_parameters(Runner, work=work), {"cpu": slots.cpus, "gpu": slots.gpus})
@@ -175,7 +199,7 @@ def fit(
             storage_path=tune_folder,
             verbose=0,
             stop=stop,
-            callbacks=list(callbacks),
+            callbacks=[_LostNodes(), *callbacks],
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )

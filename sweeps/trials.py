@@ -32,7 +32,7 @@ from sgan.stages import (
     plan,
 )
 from sgan.store import Store
-from sweeps.schedule import Slots, fit
+from sweeps.schedule import Slots, failure, fit
 from sweeps.sharing import see
 
 if TYPE_CHECKING:
@@ -315,8 +315,8 @@ class ProgressLines(tune.Callback):
 
 def _reason(trial: TuneTrial) -> str:
     """Why a trial failed, in one line."""
-    lines = str(trial.get_error() or "").strip().splitlines()
-    return lines[-1] if lines else "its worker died"
+    lines = failure(trial).splitlines()
+    return lines[-1].strip() if lines else "its worker died"
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_a_driver_outlives_its_terminal_and_is_found_again(toy):
     assert toy.begun() == 1
     assert toy.complete("--budget", "3") == (3, "began\nended\n")  # it had ended: it runs anew
     assert toy.begun() == 2
+    assert {path.read_text() for path in (toy.store / "drivers").iterdir()} == {"began\nended\n"}
 
 
 def test_ctrl_c_ends_the_following_and_stop_the_driver(toy):
@@ -166,6 +168,20 @@ def test_a_driver_that_is_killed_is_said_to_be(toy):
     os.kill(toy.pid(), signal.SIGKILL)
     assert follower.communicate(timeout=30)[0] == "began\n"
     assert follower.returncode == 128 + signal.SIGKILL
+
+
+def test_a_log_is_in_the_store_before_its_driver_has_ended(toy, tmp_path):
+    """The head may be lost for good."""
+    folder, ended = tmp_path / "driver", threading.Event()
+    folder.mkdir()
+    (folder / "log").write_text("one\n")
+    copies = threading.Thread(target=detach._copy_log, args=(folder, str(toy.store), ended, 0.05))
+    copies.start()
+    wait_for(lambda: [path.read_text() for path in toy.store.glob("drivers/*.log")] == ["one\n"])
+    (folder / "log").write_text("one\ntwo\n")
+    wait_for(lambda: [path.read_text() for path in toy.store.glob("drivers/*.log")] == ["one\ntwo\n"])
+    ended.set()
+    copies.join(20)
 
 
 def test_a_driver_that_nobody_watches_runs_still(toy):

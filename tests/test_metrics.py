@@ -10,6 +10,7 @@ from conftest import TINY
 from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from sgan import metrics
 from sgan.data import pixel_mean
@@ -83,13 +84,13 @@ def fid(found: torch.Tensor, real: torch.Tensor) -> float:
 
 def test_the_fid_of_identical_features_is_zero():
     real = features(2000, 8)
-    assert fid(real, real) == pytest.approx(0, abs=1e-6)
-    assert fid(real.flip(0), real) == pytest.approx(0, abs=1e-6)
+    assert fid(real, real) == pytest.approx(0, abs=1e-12)
+    assert fid(real.flip(0), real) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_fid_of_moved_features_is_the_squared_distance_moved():
     real, shift = features(2000, 5), torch.tensor([3.0, 0, 4.0, 0, 0])
-    assert fid(real + shift, real) == pytest.approx(25, rel=1e-6)
+    assert fid(real + shift, real) == pytest.approx(25, rel=1e-12)
 
 
 def test_the_fid_of_two_gaussians():
@@ -113,7 +114,55 @@ def test_the_fid_of_full_covariances_is_the_trace_formula():
     a, b = np.cov(found.numpy().T), np.cov(real.numpy().T)
     means = ((found.mean(0) - real.mean(0)) ** 2).sum().item()
     expected = means + np.trace(a + b - 2 * root(root(a) @ b @ root(a)))
-    assert fid(found, real) == pytest.approx(expected, rel=1e-6)
+    assert fid(found, real) == pytest.approx(expected, rel=1e-12)
+
+
+def dead(count: int, seed: int) -> torch.Tensor:
+    """Features like those of a narrow classifier: 24 of 64 are always 0, and the others span 20 dimensions."""
+    found = (features(count, 20, seed) @ features(20, 64, 9)).relu()
+    found[:, 40:] = 0
+    return found.float()
+
+
+@pytest.mark.parametrize("count", [30, 500])
+def test_the_fid_has_the_digits_it_shows(count):
+    """Another order of the images, another basis and noise as small as rounding change nothing: constant features and,
+    with 30 images, directions without any spread have no share in it."""
+    found, real = dead(count, 1), dead(1000, 2)
+    expected = fid(found, real)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    assert fid(found[order], real) == pytest.approx(expected, rel=1e-11)
+    turn = torch.linalg.qr(features(64, 64, seed=5)).Q
+    assert fid(found.double() @ turn, real.double() @ turn) == pytest.approx(expected, rel=1e-11)
+    noise = 1e-15 * features(count, 64, seed=6)
+    assert fid(found + noise, real) == pytest.approx(expected, rel=1e-11)
+    assert fid(found, found) == pytest.approx(0, abs=1e-11 * expected)
+
+
+def test_the_fid_of_singular_covariances_in_closed_form():
+    """Covariances diag(s^2), some of them 0, are sum of (s1 - s2)^2 apart; two lines at an angle are
+    s1^2 + s2^2 - 2 s1 s2 |cos|."""
+
+    def points(scales: list[float]) -> torch.Tensor:
+        axes = torch.diag(torch.tensor(scales, dtype=torch.float64))
+        return torch.cat([axes, -axes]) * math.sqrt((2 * len(scales) - 1) / 2)
+
+    first, second = [3.0, 2.0, 0.0, 0.0, 1e-6], [1.0, 0.0, 0.5, 0.0, 2e-6]
+    assert fid(points(first), points(second)) == pytest.approx(4 + 4 + 0.25 + 1e-12, rel=1e-12)
+
+    def line(scale: float, angle: float) -> torch.Tensor:
+        end = scale * torch.tensor([math.cos(angle), math.sin(angle), 0.0], dtype=torch.float64)
+        return torch.stack([end, -end]) / math.sqrt(2)
+
+    assert fid(line(2.0, 0.3), line(3.0, 1.1)) == pytest.approx(4 + 9 - 12 * math.cos(0.8), rel=1e-12)
+    assert fid(line(2.0, 0.0), line(3.0, math.pi / 2)) == pytest.approx(13, rel=1e-12)
+
+
+def test_the_fid_is_torch_fidelitys_to_what_that_can_say():
+    for found, real in ((dead(500, 1), dead(1000, 2)), (features(500, 64).exp(), features(500, 64, 1).exp())):
+        statistics = [fid_features_to_statistics(each.double()) for each in (found, real)]
+        theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+        assert fid(found, real) == pytest.approx(theirs, rel=1e-7)
 
 
 def test_diversity_is_one_for_the_reference_itself():

@@ -1,5 +1,5 @@
-"""Scores of images through a network: Inception score, FID, KID, precision and recall by torch-fidelity's own
-functions, accuracy of the labels, and diversity within a class.
+"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions,
+FID, accuracy of the labels, and diversity within a class.
 
 `python -m sgan.metrics` scores any folder of images or dataset.
 
@@ -9,10 +9,10 @@ Legend: n images, F features, K classes.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -51,20 +51,31 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def statistics(features: Tensor) -> dict:
-    """Mean and covariance of features (n, F)."""
-    return fid_features_to_statistics(features)
+def statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean `mu` (F,) of features (n, F) and `root` (min(n, F), F), of which root' root is their covariance, in double
+    precision."""
+    values = features.double().numpy()
+    mean = values.mean(axis=0)
+    centred = (values - mean) / math.sqrt(len(values) - 1)
+    return {"mu": mean, "root": np.linalg.qr(centred, mode="r") if len(values) > len(mean) else centred}
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def frechet_distance(features: Tensor, real: dict) -> float:
+def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     """Squared Frechet distance (FID, Heusel et al. 2017) of features (n, F) to the statistics of real ones; NaN where
     features are not finite.
+
+    With covariances A' A and B' B, the trace of the root of their product is the sum of the singular values of A B'.
+    The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
+    samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
 
     One thread of NumPy's, in all that is made of products: with two the last digits are others."""
     if not features.isfinite().all():
         return math.nan
-    return fid_statistics_to_metric(statistics(features), real, verbose=False)["frechet_inception_distance"]
+    found = statistics(features)
+    means = found["mu"] - real["mu"]
+    shared = np.linalg.svd(found["root"] @ real["root"].T, compute_uv=False)
+    return float(means @ means + (found["root"] ** 2).sum() + (real["root"] ** 2).sum() - 2 * shared.sum())
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
