@@ -37,7 +37,7 @@ def connect() -> None:
     process alone and on the loopback address alone.
 
     Raises:
-        ConfigError: there is an address, and no cluster answers there.
+        ConfigError: there is an address, and no cluster answers there; or Ray does not start here.
     """
     import ray
     from ray._private import ray_constants, services
@@ -49,10 +49,16 @@ def connect() -> None:
         # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
         ray_constants.ENABLE_RAY_CLUSTER = before and not here
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises Exception itself where a start takes too long
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if here:
+            raise ConfigError(
+                f"Ray does not start on this machine ({said}); give the command again, when the machine has less to do "
+                "if it is overloaded"
+            ) from error
         address = asked or "left by an earlier `ray start`"
         raise ConfigError(
-            f"no Ray cluster answers at the address {address} ({str(error).splitlines()[0]}); start it, or set "
+            f"no Ray cluster answers at the address {address} ({said}); start it, or set "
             "RAY_ADDRESS=local to use this machine alone"
         ) from error
     finally:

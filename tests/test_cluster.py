@@ -1,6 +1,9 @@
 """What runs where there is a cluster: compared with Ray's own rules, schema and autoscaler; nothing is started."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,16 @@ def test_a_cluster_is_where_ray_would_join_one(tmp_path, monkeypatch, address, s
     except ConnectionError:  # "auto" finds several, of tests that run beside this one
         joined = address
     assert cluster.on_cluster() == (joined is not None or address == "auto")
+
+
+def test_where_ray_cannot_start_one_line_says_so(tmp_path):
+    """A folder whose name is too long for a socket in it; in a process of its own, since Ray keeps its folder."""
+    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(tmp_path / (100 * "x"))}
+    command = [sys.executable, "-c", "from sweeps import cluster; cluster.connect()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("sgan.checks.ConfigError: Ray does not start on this machine (")
+    assert "AF_UNIX path" in last
 
 
 def read(file: str) -> dict:

@@ -1,8 +1,10 @@
 """Retries, on a cluster of real Ray processes whose nodes and workers are killed."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +26,10 @@ QUICK = {
 
 
 @pytest.fixture
-def nodes() -> Iterator[Cluster]:
+def nodes(monkeypatch) -> Iterator[Cluster]:
     """A head that runs no trials, and a node that runs one."""
+    folder = tempfile.mkdtemp(prefix="ray")  # or commands that other tests run find this cluster, and join it
+    monkeypatch.setenv("RAY_TMPDIR", folder)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
     made = Cluster(initialize_head=True, head_node_args=head)
@@ -36,6 +40,7 @@ def nodes() -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         made.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Noted(tune.Callback):

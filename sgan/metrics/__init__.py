@@ -57,7 +57,9 @@ def statistics(features: Tensor) -> dict[str, np.ndarray]:
     values = features.double().numpy()
     mean = values.mean(axis=0)
     centred = (values - mean) / math.sqrt(len(values) - 1)
-    return {"mu": mean, "root": np.linalg.qr(centred, mode="r") if len(values) > len(mean) else centred}
+    if len(values) > len(mean):
+        centred: np.ndarray = np.linalg.qr(centred, mode="r")  # pyright: ignore[reportAssignmentType]
+    return {"mu": mean, "root": centred}
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
