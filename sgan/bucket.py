@@ -201,7 +201,7 @@ class BucketStore(Store):
         path = self.root / "done" / f"{name}.json"
         if not path.exists() and not self._get(f"done/{name}.json", path):
             raise StoreError(f"the stage {name} is not in {self.address}: its done/{name}.json was deleted")
-        return read_json(path)
+        return read_json(path, name=name)
 
     def _file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:

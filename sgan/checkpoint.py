@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sgan.files import StoreError, read_tensors, write_tensors
+from sgan.files import StoreError, read_tensors, remove, write_tensors
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -25,7 +25,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, seconds: float = SECONDS):
-        self.folder, self.seconds = folder / CHECKPOINTS, seconds
+        self.folder, self.stage, self.seconds = folder / CHECKPOINTS, folder.name, seconds
         self.last, self.cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
@@ -37,21 +37,26 @@ class Checkpoints:
         began = time.monotonic()
         state = {name: tensor.detach().cpu() for name, tensor in tensors().items()}
         if all(tensor.isfinite().all() for tensor in state.values()):
-            write_tensors(self.folder / f"{step:09d}.safetensors", state, {**note, "step": str(step)})
+            said = {**note, "step": str(step), "stage": self.stage}
+            write_tensors(self.folder / f"{step:09d}.safetensors", state, said)
             for path in self._files()[KEPT:]:
                 path.unlink()
         self.last = time.monotonic()
         self.cost = self.last - began
 
     def load(self) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
-        """Tensors and note of each whole one, the latest first. Damaged ones are deleted."""
+        """Tensors and note of each whole one, the latest first. Those that are damaged, or another stage's, are
+        deleted."""
         for path in self._files():
             try:
-                found = read_tensors(path)
+                tensors, note = read_tensors(path)
+                whole = note.get("stage") == self.stage
             except StoreError:
-                path.unlink()
-                continue
-            yield found
+                whole = False
+            if whole:
+                yield tensors, note
+            else:
+                remove(path)
 
     def _files(self) -> list[Path]:
         """The latest first."""

@@ -4,6 +4,7 @@ under another name and renamed, so that a reader finds all of a file or none of 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -37,6 +38,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or whatever lies in its place, if anything does."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
     content = {name: item for name, item in value.items() if name != SEAL}
@@ -60,14 +69,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         raise
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written."""
+def read_json(path: Path, **its: Any) -> dict[str, Any]:
+    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written.
+
+    Args:
+        its: entries by which it is known from others of its kind; with other values it is another's.
+    """
     try:
         value = json.loads(path.read_text())
         whole = isinstance(value, dict) and sealed(value) == value
     except (ValueError, RecursionError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
-    if not whole:
+    if not whole or any(value.get(name) != item for name, item in its.items()):
         raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")
     return {name: item for name, item in value.items() if name != SEAL}
 

@@ -7,7 +7,6 @@ from a checkpoint is the same run.
 import contextlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sgan.checkpoint import CHECKPOINTS, SECONDS, Checkpoints
-from sgan.files import StoreError, read_tensors, sha256, write_tensors
+from sgan.files import StoreError, read_tensors, remove, sha256, write_tensors
 from sgan.record import Record
 from sgan.store import GRIDS
 
@@ -34,6 +33,10 @@ LOWER_IS_BETTER = ("fid", "feature_fid")
 
 class Diverged(Exception):
     """A loss became NaN or infinite; the message names the step, the term and the value."""
+
+
+class Spoiled(StoreError):
+    """What a stage in progress has put aside was changed by somebody else; begun again, the stage is made anew."""
 
 
 class Task(Protocol):
@@ -83,7 +86,7 @@ def loop(
         checkpoint_seconds: seconds between two checkpoints, at least.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
-        StoreError: what the stage has put aside was changed by somebody else.
+        Spoiled: what the stage has put aside was changed by somebody else.
     """
     began = time.monotonic()
     checkpoints = Checkpoints(folder, checkpoint_seconds)
@@ -115,7 +118,8 @@ def loop(
                 if number in marks:
                     means |= _finite(evaluate(number * batch))
                 if number in marks and _beaten(best_by, means, record):
-                    write_tensors(folder / BEST_FILE, module_tensors(task.modules), {"images": str(number * batch)})
+                    about = {"images": str(number * batch), "stage": folder.name}
+                    write_tensors(folder / BEST_FILE, module_tensors(task.modules), about)
                 record.add(number * batch, means)
                 window.clear()
                 if number == snapshot:
@@ -136,7 +140,7 @@ def loop(
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
     record.write()
     if not _is_whole(folder, aside):
-        raise StoreError(f"a file in {folder} is not as it was written; the same command makes the stage anew")
+        raise Spoiled(f"a file in {folder} is not as it was written; the same command makes the stage anew")
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float]:
@@ -236,9 +240,8 @@ def _restore(task: Task, folder: Path, checkpoints: Checkpoints) -> _State:
         count = len(next(iter(losses.values()))) if losses else 0
         window = [{name: each[place] for name, each in losses.items()} for place in range(count)]
         return _State(int(note["step"]), float(note["seconds"]), note["record"], window, aside)
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    for path in (*(folder / GRIDS).glob("*"), folder / START_FILE, folder / BEST_FILE):
-        path.unlink(missing_ok=True)
+    for path in (*(folder / GRIDS).glob("*"), *(path for path in folder.iterdir() if path.name != GRIDS)):
+        remove(path)
     return _State(0, 0.0, "", [], {})
 
 
@@ -254,8 +257,8 @@ def _aside(folder: Path, images: int) -> dict[str, str]:
 def _is_whole(folder: Path, aside: dict[str, str]) -> bool:
     """Whether all that was put aside is there as it was written."""
     try:
-        if BEST_FILE in aside:
-            read_tensors(folder / BEST_FILE)
+        if BEST_FILE in aside and read_tensors(folder / BEST_FILE)[1].get("stage") != folder.name:
+            return False
         return all(sha256(folder / file) == digest for file, digest in aside.items() if file != BEST_FILE)
     except (OSError, StoreError):
         return False

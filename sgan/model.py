@@ -122,7 +122,7 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ModelError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
     weights = folder / WEIGHTS_FILE
-    if not weights.exists() or sha256(weights) != facts.get("weights"):
+    if not weights.is_file() or sha256(weights) != facts.get("weights"):
         raise ModelError(f"{weights} is missing or damaged; copy the model again")
     known = {field.name: facts.get(field.name) for field in dataclasses.fields(Rebuild)}
     rebuild = from_json(Rebuild, known)

@@ -12,13 +12,10 @@ import torch
 from sgan.checks import as_json
 from sgan.config import IMAGE
 from sgan.host import processor
-from sgan.loop import WORK, Diverged, Progress
+from sgan.loop import WORK, Diverged, Progress, Spoiled
 from sgan.runners import RUNNERS, Worker
 from sgan.stages import LevelStage, Stage, name
-from sgan.store import NO_ROOM
-
-ROOM_WAIT = 3.0
-"""Seconds between two looks at a disk that was full."""
+from sgan.store import NO_ROOM, ROOM_WAIT
 
 
 @dataclass(frozen=True)
@@ -82,27 +79,35 @@ def _run_trial(worker: Worker) -> Iterator[Event]:
 def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
     """Run one stage whose parents are finished, and publish it; the caller holds its claim.
 
-    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
+    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again. One
+    whose files somebody changed is made anew, once.
+    Raises:
+        StoreError: somebody changes them again, or those of a finished stage.
     """
     stage_name = name(stage)
     folder = worker.store.begin(stage_name)
     began = time.monotonic()
     outcome: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
-    states = RUNNERS[stage.kind](stage, worker, folder, outcome)
-    try:
-        for progress in states:
-            worker.store.keep(stage_name)
-            yield progress
-    except Diverged as error:
-        outcome = {"status": "diverged", "reason": str(error)}
-    except GeneratorExit:
-        states.close()  # leaves a checkpoint
-        worker.store.keep(stage_name, now=True)
-        raise
+    for last in (False, True):
+        states = RUNNERS[stage.kind](stage, worker, folder, outcome)
+        try:
+            for progress in states:
+                worker.store.keep(stage_name)
+                yield progress
+            break
+        except Diverged as error:
+            outcome = {"status": "diverged", "reason": str(error)}
+            break
+        except Spoiled:
+            if last:
+                raise
+        except GeneratorExit:
+            states.close()  # leaves a checkpoint
+            worker.store.keep(stage_name, now=True)
+            raise
     facts = {
         "kind": stage.kind,
-        "name": stage_name,
         "images": progress.images,
         "makes_images": stage.kind == "joint" or (isinstance(stage, LevelStage) and stage.low == IMAGE),
         "seconds": progress.before + time.monotonic() - began,

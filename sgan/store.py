@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ LEDGER = "ledger"
 GRIDS, FIGURES, MODELS = "grids", "figures", "model"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What a write fails with where the disk is full, a quota is used up, or the disk has become read-only."""
+ROOM_WAIT = 3.0
+"""Seconds between two looks at a disk that was full."""
 PROBE = 2**20
 """Bytes of a write that shows that there is room again."""
 
@@ -119,6 +121,20 @@ class Store:
             return False
         return True
 
+    def when_there_is_room(self, write: Callable[[], None]) -> None:
+        """Write something, again and again while the disk is full or read-only."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                with suppress(OSError):  # what is printed may go to that disk too
+                    print(f"waiting for room in the store {self.address} ({error.strerror})", flush=True)
+            time.sleep(ROOM_WAIT)
+            while not self.has_room():
+                time.sleep(ROOM_WAIT)
+
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""
         return self._folder(name)
@@ -156,14 +172,14 @@ class Store:
         """Remember which score stage an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
         path = self._run(run)
         if not path.exists():
-            write_json(path, {"stage": name})
+            write_json(path, {"run": run, "stage": name})
             self.save(path)
 
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
         path = self._run(run)
         self.fetch(path)
-        return read_json(path)["stage"] if path.is_file() else ""
+        return read_json(path, run=run)["stage"] if path.exists() else ""
 
     def _run(self, run: str) -> Path:
         return self.root / "runs" / f"{run}.json"
@@ -172,10 +188,15 @@ class Store:
         """File that lists what a sweep consists of: its settings, its trials and their stages."""
         return self.root / "sweeps" / f"{key}.json"
 
+    def manifest(self, key: str) -> dict[str, Any]:
+        """What `sweep` holds."""
+        self.fetch(self.sweep(key))
+        return read_json(self.sweep(key), key=key)
+
     def sweeps(self) -> list[str]:
         """Keys of all sweeps in the store, in the order in which they were started."""
-        files = (self.root / "sweeps").glob("*.json")
-        return [file.stem for file in sorted(files, key=lambda file: read_json(file)["started"])]
+        keys = [file.stem for file in (self.root / "sweeps").glob("*.json")]
+        return sorted(keys, key=lambda key: self.manifest(key)["started"])
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
@@ -193,7 +214,7 @@ class Store:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What stage.json says of a finished stage."""
-        return read_json(self.stage(name) / STAGE_FILE)
+        return read_json(self.stage(name) / STAGE_FILE, name=name)
 
     def file(self, name: str, file: str) -> Path:
         """A file of a finished stage, checked against the digest taken when it was published.
@@ -202,7 +223,7 @@ class Store:
         """
         path = self._file(name, file)
         expected = self.facts(name)["files"].get(file)
-        if not path.exists() or expected != sha256(path):
+        if not path.is_file() or expected != sha256(path):
             raise StoreError(f"{path} is missing or damaged; delete {self.stage(name)}, and the stage is trained again")
         return path
 
@@ -259,7 +280,7 @@ class Store:
         (folder / STAGE_FILE).unlink(missing_ok=True)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-        write_json(folder / STAGE_FILE, {**facts, "files": digests, "finished": time.time()})
+        write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
         for path in (*files, *(file for file in folder.rglob("*") if file.is_dir()), folder):
             sync(path)  # a power cut leaves the whole stage or none
         if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again

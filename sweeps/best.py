@@ -15,7 +15,6 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
-from sgan.files import read_json
 from sweeps.options import status
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def _checked(runs: "Iterable[Run]", where: str) -> "Iterator[Run]":
     from sweeps import tracking, verify
 
     store = None if "://" in where else open_store(where)
-    sweeps = [read_json(store.sweep(key)) for key in store.sweeps()] if store else []
+    sweeps = [store.manifest(key) for key in store.sweeps()] if store else []
     trials = {trial["run"]: trial for sweep in sweeps for trial in sweep["trials"]}
     for run in runs:
         trial = trials.get(run.data.tags[tracking.TRIAL])

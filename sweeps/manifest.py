@@ -51,7 +51,7 @@ def write_manifest(
     path, order = store.sweep(key), [variant["name"] for variant in variants]
     with store.lock(f"manifest-{key}"):
         store.fetch(path)
-        earlier = read_json(path) if path.exists() else {"trials": [], "started": time.time()}
+        earlier = read_json(path, key=key) if path.exists() else {"trials": [], "started": time.time()}
         rows = {(row["variant"], row["seed"]): row for row in [*earlier["trials"], *trials]}
         kept = sorted(rows.values(), key=lambda row: (order.index(row["variant"]), row["seed"]))
         write_json(

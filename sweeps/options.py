@@ -316,11 +316,14 @@ def prepare(options: Options, gpus: int) -> Basis:
 
 
 def status(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status. A bad value, a store without room and Ctrl-C end in one line."""
+    """Run a command; returns its exit status. A bad value, a store without room, something else in a file's place and
+    Ctrl-C end in one line."""
     try:
         return command()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        print(f"error: {error}; delete it, then run the same command: it goes on where it was", file=sys.stderr)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

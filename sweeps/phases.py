@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from sgan.checks import as_json, content_key, require
 from sgan.config import Config
+from sgan.files import remove
 from sgan.host import processor
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Stage, code_version, name, plan
 from sgan.store import Store
@@ -124,7 +125,7 @@ class Running:
         search, grace = self.search, images // 2 if self.search.early_stop else None
         first = self.space.known_good()
         kind = (self.directions, search.sampler, search.seed, grace, first)
-        study = open_study(self.place, self.store, self.name, *kind)
+        study = open_study(self.place, self.store, self.name, *kind, kept=not search.dry_run)
         self.before = study.user_attrs.get(SECONDS, 0.0)
         return study
 
@@ -216,10 +217,10 @@ class Running:
 
         def asked(each: optuna.Trial) -> None:
             mine = self.objective.trial(each.params, each.number)
-            self.store.failure(mine.plan.name).unlink(missing_ok=True)
+            remove(self.store.failure(mine.plan.name))
             each.set_user_attr("config", self.space.title(each.params))
             each.set_user_attr("trial", mine.plan.name)
-            publish.record(self, study)
+            self.store.when_there_is_room(lambda: publish.record(self, study))
 
         return bridge.explore(
             study,
@@ -257,7 +258,7 @@ class Running:
             decided = {"asked": asked, "best": best, "seeds": seeds}
             study.set_user_attr(DECIDED, decided)
         chosen = self.best(study, decided["best"], decided["seeds"])
-        publish.record(self, study, chosen)
+        self.store.when_there_is_room(lambda: publish.record(self, study, chosen))
         if chosen:
             configs, seeds = (
                 ", ".join(dict.fromkeys(each))

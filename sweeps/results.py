@@ -1,17 +1,15 @@
 """What MLflow has of a sweep, a row a trial: MLflow -> pandas."""
 
 import json
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_json
+from sgan.files import StoreError
 from sgan.store import Store
 from sweeps import tracking
 from sweeps.verify import check_scores
@@ -85,14 +83,13 @@ def _read(
     parent, children = tracking.find(client, sweep_key)
     if parent is None:
         raise LookupError(f"MLflow has no sweep {sweep_key}; send it first: python sweeps/tracking.py sync STORE")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            manifest = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
-        except StoreError as error:
-            raise ConfigError(
-                f"manifest.json of the run {parent.info.run_id} in MLflow at {uri} is damaged; delete that run in "
-                "MLflow, and then: python sweeps/tracking.py sync STORE"
-            ) from error
+    try:
+        manifest = tracking.manifest_of(client, parent)
+    except StoreError as error:
+        raise ConfigError(
+            f"{tracking.MANIFEST_FILE} of the run {parent.info.run_id} in MLflow at {uri} is damaged; send it again: "
+            "python sweeps/tracking.py sync STORE"
+        ) from error
     # A score of the seed that chose a config says nothing of it: only confirmed ones are published.
     manifest["trials"] = [trial for trial in manifest["trials"] if trial["phase"] != "explore"]
     kept = {trial["variant"] for trial in manifest["trials"]}

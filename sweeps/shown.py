@@ -2,6 +2,7 @@
 files, laid out as MLflow has them."""
 
 import json
+import math
 import re
 import shutil
 import uuid
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sgan.diagnostics import latest
 from sgan.files import StoreError, read_json
-from sgan.record import read_record
+from sgan.record import RECORD_FILE, read_record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
 from sweeps import served
 
@@ -44,16 +45,17 @@ class State:
 
 
 def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
-    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted."""
+    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted. As in
+    `sweeps.trials.ended`, one of whose stages was deleted has not: its seconds and images would be too few."""
     facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
     end = max((fact["finished"] for fact in facts), default=0.0)
     for fact in facts:
         if fact["status"] == "diverged":
             return State("diverged", fact["reason"], facts, end)
-    if store.has(trial["name"]):
+    if len(facts) == len(trial["stages"]):
         return State("done", "", facts, end)
     if store.failure(trial["name"]).exists():
-        failure = read_json(store.failure(trial["name"]))
+        failure = read_json(store.failure(trial["name"]), trial=trial["name"])
         return State("failed", failure["error"], facts, max(end, failure["time"]))
     return State("running" if live else "interrupted", "", facts, end)
 
@@ -119,6 +121,8 @@ def _news(
         label = stage["label"]
         done = store.has(stage["name"])
         folder = store.look(stage["name"])
+        if done and RECORD_FILE in store.facts(stage["name"])["files"]:
+            store.file(stage["name"], RECORD_FILE)
         try:
             records[label] = read_record(folder)
         except StoreError:
@@ -178,6 +182,12 @@ def scores_of(state: State) -> dict[str, float | None]:
     # Joint training goes on with the image level: what its generator saw is the sum.
     images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
     return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
+
+
+def wrong_scores(state: State, found: Mapping[str, float]) -> list[tuple[str, float | None, float]]:
+    """The scores of a finished trial that its run has not among its metrics: name, what it has, what is right."""
+    right = [(name, value) for name, value in scores_of(state).items() if value is not None and math.isfinite(value)]
+    return [(name, found.get(name), value) for name, value in right if found.get(name) != value]
 
 
 def points_of(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Point]:

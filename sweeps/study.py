@@ -1,19 +1,22 @@
 """Optuna's study of a search: where it is kept, who suggests, which trials are best."""
 
+import json
+import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sgan.checks import ConfigError, content_key
+from sgan.files import SEAL, StoreError, sealed
 from sgan.store import Store
 from sweeps.bridge import DONE_WELL, OUTCOME, Among
 from sweeps.tuned import without_password
@@ -38,8 +41,9 @@ def open_study(
     seed: int,
     grace: int | None,
     first: Mapping[str, Any],
+    kept: bool = True,
 ) -> optuna.Study:
-    """The study, made if it is not there; ConfigError where its storage does not answer.
+    """The study, made if it is not there; ConfigError where its storage does not answer or is damaged.
 
     Args:
         place: address of a database, or the path of a journal file in the store.
@@ -47,20 +51,24 @@ def open_study(
         sampler: a name of SAMPLERS.
         grace: stop trials early, none before it has seen so many images in its last training stage; None: never.
         first: the params that are tried first.
+        kept: in its storage; otherwise the study is a copy in memory, and what is done to it leaves no trace.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(
-            storage=_storage(place, store),
+            storage=_storage(place, store) if kept else _copy(place, store, name),
             study_name=name,
             directions=[StudyDirection[way.upper()] for way in directions.values()],
             load_if_exists=True,
         )
+    except ConfigError:
+        raise
     except Exception as error:  # SQLAlchemy's, the driver's, the file system's and the journal's
         said = " ".join(str(error).split("(Background on")[0].split())[:300]
         raise ConfigError(
-            f"Optuna's study cannot be opened at {without_password(str(place))} ({without_password(said)}); check "
-            "--study-storage"
+            f"Optuna's study cannot be opened at {without_password(str(place))} ({without_password(said)}); "
+            + ("" if isinstance(place, str) else f"if it is damaged, {_advice(place)}; or ")
+            + "check --study-storage"
         ) from error
     study.sampler = Seeded(SAMPLERS[sampler], seed)
     study.pruner = optuna.pruners.NopPruner()
@@ -104,27 +112,66 @@ class Seeded(BaseSampler):
 
 
 class _Kept(JournalFileBackend):
-    """A journal that lasts as long as the store in which it lies."""
+    """A journal that lasts as long as the store in which it lies, waits for room there, and knows its own lines."""
 
     def __init__(self, path: Path, store: Store):
         super().__init__(str(path))
-        self.path, self.store = path, store
+        self.path, self.store, self.torn = path, store, True
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cut half a line off, which a power cut or a full disk has left: nothing behind it would be read."""
+        self._lock.acquire()
+        try:
+            whole = self.path.read_bytes().rpartition(b"\n")
+            if whole[2]:
+                os.truncate(self.path, len(whole[0]) + len(whole[1]))
+            self.torn = False
+        finally:
+            self._lock.release()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        super().append_logs(logs)
+        lines = [sealed(json.loads(json.dumps(log))) for log in logs]
+
+        def write() -> None:
+            if self.torn:
+                self._cut()
+            self.torn = True
+            super(_Kept, self).append_logs(lines)
+            self.torn = False
+
+        self.store.when_there_is_room(write)
         self.store.save(self.path)
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        for log in super().read_logs(log_number_from):
+            # Lines of other tools, such as Optuna's dashboard, have no seal.
+            if SEAL in log and sealed(log) != log:
+                raise StoreError(f"{self.path} is not as it was written; {_advice(self.path)}")
+            yield log
+
+
+def _advice(journal: Path) -> str:
+    return f"delete {journal}, and the same command makes the study again from the trials in the store"
 
 
 def _storage(place: str | Path, store: Store) -> BaseStorage:
     if isinstance(place, str):
         return RDBStorage(place)
     store.fetch(place)
-    if place.exists():  # a power cut may leave half a line, which Optuna would read no further than
-        whole = place.read_bytes().rpartition(b"\n")
-        if whole[2]:
-            with open(place, "r+b") as file:
-                file.truncate(len(whole[0]) + len(whole[1]))
     return JournalStorage(_Kept(place, store))
+
+
+def _copy(place: str | Path, store: Store, name: str) -> BaseStorage:
+    """A storage in memory with a copy of the study, if there is one."""
+    memory = InMemoryStorage()
+    if isinstance(place, Path):
+        store.fetch(place)
+    if isinstance(place, str) or place.exists():
+        there = _storage(place, store)
+        if name in optuna.get_all_study_names(there):
+            optuna.copy_study(from_study_name=name, from_storage=there, to_storage=memory)
+    return memory
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import tyro
 from tyro.conf import Positional
@@ -26,8 +28,9 @@ from tyro.conf import Positional
 from sgan.bucket import find_store
 from sgan.checks import ConfigError
 from sgan.files import StoreError, read_json, sealed
+from sgan.files import sync as sync_file
 from sgan.store import Store
-from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of
+from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of, wrong_scores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "sgan"
 SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
+MANIFEST_FILE = "manifest.json"
+SQLITE = "sqlite:///"
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
 METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
 ENVIRONMENT = {
@@ -45,6 +50,8 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A connection that is kept goes on with a database that was deleted, or whose disk was mounted anew.
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
 
 
@@ -60,7 +67,24 @@ def _mlflow():
 
 def connect(uri: str) -> "MlflowClient":
     """A quiet client that gives up soon on a server that does not answer."""
+    database = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not database.exists():
+        _make(database)
     return _mlflow().MlflowClient(tracking_uri=uri)
+
+
+def _make(database: Path) -> None:
+    """Make a database whole or not at all: MLflow takes seconds and many steps, and one that was cut off between them
+    could never be opened again."""
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
+        made = Path(folder) / database.name
+        _mlflow().MlflowClient(tracking_uri=f"{SQLITE}{made}")
+        try:
+            os.link(made, database)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a file system without links
+            os.replace(made, database)
 
 
 @contextlib.contextmanager
@@ -73,22 +97,24 @@ def reading(uri: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"MLflow at {uri} cannot be read ({_in_short(error)}){_advice(uri)}") from error
+        raise ConfigError(f"MLflow at {uri} cannot be read ({_in_short(error)}){_advice(uri, error)}") from error
 
 
 def _in_short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
 
 
-def _advice(uri: str) -> str:
-    """What to do about a database that is damaged."""
-    path = uri.removeprefix("sqlite:///")
-    return f"; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again" if path != uri else ""
+def _advice(uri: str, error: Exception) -> str:
+    """What to do about a database that may be damaged."""
+    path = uri.removeprefix(SQLITE)
+    if path == uri or isinstance(error, OSError):
+        return ""
+    return f"; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again"
 
 
 def default_uri(store: Store) -> str:
     """Tracking URI of the SQLite file inside the store."""
-    return f"sqlite:///{store.root / 'mlflow.db'}"
+    return f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
 def ui_command(store: Store, uri: str) -> str:
@@ -123,8 +149,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is damaged; then all trials but
     those that need it have been sent.
     """
-    store.fetch(store.sweep(sweep_key))
-    manifest = read_json(store.sweep(sweep_key))
+    manifest = store.manifest(sweep_key)
     client = connect(uri)
     with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once would make runs twice
         parent, children = find(client, sweep_key)
@@ -134,7 +159,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
             tags={SWEEP: sweep_key},
             run_name=manifest["title"],
         )
-        _send_sweep(client, store, manifest, parent)
+        _send_sweep(client, store, manifest, parent, check=not live)
         states, damage = [], None
         for trial in manifest["trials"]:
             run = children.get(trial["run"])
@@ -142,7 +167,11 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
                 store.note_run(run.info.run_id, trial["name"])
             try:
                 state = state_of(store, trial, live)
-                if run is None or run.data.tags.get("outcome") != "done":
+                sent = run is not None and run.data.tags.get("outcome") == "done"
+                if run and sent and state.outcome == "done" and wrong_scores(state, run.data.metrics):
+                    client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
+                    run, sent = None, False
+                if not sent:
                     _send_trial(client, store, manifest, trial, state, parent.info, run)
                 states.append(state)
             except StoreError as error:
@@ -155,10 +184,31 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     return outcome in ("done", "failed")
 
 
-def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run") -> None:
+def manifest_of(client: "MlflowClient", run: "Run") -> dict[str, Any]:
+    """The manifest that a sweep's parent run has; StoreError where it is missing or damaged."""
+    if not any(file.path == MANIFEST_FILE for file in client.list_artifacts(run.info.run_id)):
+        raise StoreError(f"the run {run.info.run_id} has no {MANIFEST_FILE}")
+    with tempfile.TemporaryDirectory() as folder:
+        held = client.download_artifacts(run.info.run_id, MANIFEST_FILE, folder)
+        return read_json(Path(held), key=run.data.tags[SWEEP])
+
+
+def _has_manifest(client: "MlflowClient", run: "Run", manifest: Mapping[str, Any]) -> bool:
+    try:
+        return manifest_of(client, run) == manifest
+    except StoreError:
+        return False
+
+
+def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run", check: bool) -> None:
+    """Send what belongs to no trial.
+
+    Args:
+        check: look whether the manifest is there, whatever the run's tag says: the table is made from it.
+    """
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    if run.data.tags.get(MANIFEST) != digest:
-        client.log_dict(run.info.run_id, sealed(manifest), "manifest.json")
+    if run.data.tags.get(MANIFEST) != digest or (check and not _has_manifest(client, run, manifest)):
+        client.log_dict(run.info.run_id, sealed(manifest), MANIFEST_FILE)
         plots = store.root / "sweeps" / manifest.get("plots", "")
         if manifest.get("plots") and plots.is_dir():
             client.log_artifacts(run.info.run_id, str(plots), "plots")
@@ -204,10 +254,22 @@ def _send_trial(
             _leave_out_images(client, run, Path(folder) / "images")
         if any(Path(folder).iterdir()):
             client.log_artifacts(run.info.run_id, folder)
+            _settle(run, Path(folder))
     points = what.points if certain else _lacking(client, run, what.points)
     _log(client, run, points, what.params, {**what.tags, SENT: json.dumps(what.sent)})
     _WRITTEN[run.info.run_id] = json.dumps(what.sent)
     _close(client, run, state.outcome, state.reason, end)
+
+
+def _settle(run: "Run", sent: Path) -> None:
+    """Have files that were sent to a folder of this machine on the disk itself, before a tag says that they are there:
+    a power cut would leave them empty."""
+    place = urlsplit(str(run.info.artifact_uri))
+    if place.scheme == "file":
+        root = Path(url2pathname(place.path))
+        for path in sent.rglob("*"):
+            if path.is_file():
+                sync_file(root / path.relative_to(sent))
 
 
 def _leave_out_images(client: "MlflowClient", run: "Run", images: Path) -> None:
@@ -231,7 +293,7 @@ def _lacking(client: "MlflowClient", run: "Run", points: list[Point]) -> list[Po
 
 def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
     """Id of the experiment, made if it is not there; with SQLite its artifacts lie in the store."""
-    location = (store.root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    location = (store.root / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         try:
@@ -284,7 +346,7 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> st
             except StoreError as error:  # one that is damaged holds no other up
                 trouble = trouble or str(error)
     except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
-        trouble = f"{_in_short(error)}{_advice(uri)}"
+        trouble = f"{_in_short(error)}{_advice(uri, error)}"
     return trouble and f"MLflow did not get everything: {trouble}"
 
 

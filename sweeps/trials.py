@@ -18,7 +18,7 @@ from ray.tune.result import DONE
 
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
-from sgan.files import write_json
+from sgan.files import remove, write_json
 from sgan.stages import (
     ClassifierStage,
     InceptionStage,
@@ -167,9 +167,10 @@ def work(stage: Stage) -> float:
 
 
 def ended(trial: Trial, store: Store) -> bool:
-    """Whether a trial is finished, or one of its stages diverged, which it would do again."""
+    """Whether a trial is finished, or one of its stages diverged, which it would do again. One of whose stages was
+    deleted is not: that one is made again."""
     names = [name(stage) for _, stage in trial.plan.stages]
-    return store.has(trial.plan.name) or any(
+    return all(map(store.has, names)) or any(
         store.has(stage_name) and store.facts(stage_name)["status"] == "diverged" for stage_name in names
     )
 
@@ -204,7 +205,7 @@ def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
     if not todo:
         return
     for each in todo:
-        store.failure(each.plan.name).unlink(missing_ok=True)
+        remove(store.failure(each.plan.name))
     lines = ProgressLines(lambda config: todo[config["trial"]], store, todo)
     fit(_Listed(job, tuple(todo)), slots, store.root, range(len(todo)), [lines])
 
@@ -278,8 +279,9 @@ class ProgressLines(tune.Callback):
             self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
             return
         if outcome == "failed":
+            said = {"trial": trial.plan.name, "error": reason, "time": time.time()}
             with contextlib.suppress(OSError):  # a full disk must not end the trials that run
-                write_json(self.store.failure(trial.plan.name), {"error": reason, "time": time.time()})
+                write_json(self.store.failure(trial.plan.name), said)
         self._say(trial, f"{outcome}: {reason}" if reason else outcome)
 
     def _trial(self, trial: TuneTrial) -> Trial:
@@ -306,11 +308,12 @@ class ProgressLines(tune.Callback):
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
         ended = self.before + self.finished
-        print(
-            f"{clock(spent)} {bar} {share:4.0%}, {left} | {ended}/{max(self.expected, ended)} trials | "
-            f"{trial.title}: {what}",
-            flush=True,
-        )
+        with contextlib.suppress(OSError):  # a full disk, to which this goes, must not end the trials that run
+            print(
+                f"{clock(spent)} {bar} {share:4.0%}, {left} | {ended}/{max(self.expected, ended)} trials | "
+                f"{trial.title}: {what}",
+                flush=True,
+            )
 
 
 def _reason(trial: TuneTrial) -> str:

@@ -6,11 +6,13 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import tyro
 from tyro.conf import Positional
 
 from sgan.bucket import open_store
+from sgan.files import StoreError
 from sgan.store import Store
 from sweeps import tracking
 
@@ -30,10 +32,19 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(uploader: "subprocess.Popen[bytes]") -> bool:
-    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor."""
-    if uploader.poll() is not None:
-        root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
-        uploader = start(open_store(root), sweep_key, uri)
+    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor, and so has
+    one that failed with a database file: it opens everything anew."""
+    root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
+    killed = uploader.poll() is not None
+    if not killed and _through(uploader):
+        return True
+    if killed or uri.startswith(tracking.SQLITE):
+        with suppress(OSError, StoreError):  # a disk that is full, or read-only
+            return _through(start(open_store(root), sweep_key, uri))
+    return False
+
+
+def _through(uploader: "subprocess.Popen[bytes]") -> bool:
     assert uploader.stdin is not None
     uploader.stdin.close()
     return uploader.wait() == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.files import StoreError, read_json, sha256
+from sgan.files import StoreError, sha256
 from sgan.store import MODELS, Store
 from sweeps import shown, tracking
 
@@ -26,8 +26,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
     Raises StoreError where the store itself is damaged; OSError, MlflowException or SQLAlchemyError where MLflow cannot
     be reached.
     """
-    store.fetch(store.sweep(sweep_key))
-    manifest, client = read_json(store.sweep(sweep_key)), tracking.connect(uri)
+    manifest, client = store.manifest(sweep_key), tracking.connect(uri)
     runs = tracking.runs_of(client, sweep_key)
     parents = [run for run in runs if tracking.TRIAL not in run.data.tags]
     if len(parents) != 1:
@@ -69,22 +68,19 @@ def check_scores(store: Store, trial: Mapping[str, Any], run: "Run") -> None:
     state = shown.state_of(store, trial, live=False)
     if state.outcome != "done":
         return
-    for name, value in shown.scores_of(state).items():
-        found = run.data.metrics.get(name)
-        if value is not None and math.isfinite(value) and found != value:
-            raise StoreError(
-                f"{name} of {trial['variant']} seed {trial['seed']} is {found} in MLflow and {value} in the store "
-                f"{store.address}; delete the run {run.info.run_id} in MLflow, or a damaged mlflow.db, and then: "
-                f"python sweeps/tracking.py sync {shlex.quote(store.address)}"
-            )
+    for name, found, value in shown.wrong_scores(state, run.data.metrics):
+        raise StoreError(
+            f"{name} of {trial['variant']} seed {trial['seed']} is {found} in MLflow and {value} in the store "
+            f"{store.address}; send it anew (where mlflow.db is damaged, delete that first): python "
+            f"sweeps/tracking.py sync {shlex.quote(store.address)}"
+        )
 
 
 def _manifest(client: "MlflowClient", parent: "Run", manifest: Mapping[str, Any]) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            held = read_json(Path(client.download_artifacts(parent.info.run_id, "manifest.json", folder)))
-        except StoreError:
-            held = None
+    try:
+        held = tracking.manifest_of(client, parent)
+    except StoreError:
+        held = None
     if held != manifest:
         yield "sweep: manifest.json is not that of the store"
 

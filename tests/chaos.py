@@ -1,6 +1,6 @@
-"""Kills drivers, workers, uploaders and a real MLflow server at random while an ablation and a search run on one store,
-and compares what comes out with a quiet run: the tables, the bytes of every file of every stage, the study and the best
-config, the runs in MLflow.
+"""Kills drivers, workers, raylets, uploaders and a real MLflow server at random, and fills the disk (as root), while an
+ablation and a search run on one store, and compares what comes out with a quiet run: the tables, the bytes of every
+file of every stage, the study and the best config, the runs in MLflow.
 
     make chaos SEED=0 ROUNDS=10
 
@@ -9,6 +9,7 @@ A seed and a round choose the faults and their order; when exactly they strike d
 
 import argparse
 import collections
+import math
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 
 import optuna
 import yaml
+from conftest import FILLER, fill, mount
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -38,9 +40,15 @@ COMMANDS = {
     "ablation": ("--slots", "2", "--seeds", "1", "--variants", "sgan", "sgan-no-joint", "dcgan-adv-cond"),
     "search": ("--slots", "1", "--trials", "4", "--variant", "sgan-no-joint", "--splits", "none", "fc3", *NARROW),
 }
-FAULTS = ("driver", "worker", "worker", "uploader", "mlflow", "interrupt", "two interrupts")
-ENDS = (1, 130, -signal.SIGKILL, -signal.SIGINT)
-"""How a driver may end before it is through; the last one where Python itself is starting or ending."""
+FAULTS = ("driver", "worker", "worker", "raylet", "uploader", "mlflow", "interrupt", "two interrupts", "terminate")
+SIGNALS = {"driver": signal.SIGKILL, "terminate": signal.SIGTERM}
+PROCESSES = {"worker": "ResourceTrainable", "uploader": "sweeps.uploader", "raylet": "raylet/raylet"}
+"""Words of a command line by which a process is found."""
+DISK = "256m"
+"""Size of a round's store, where one can be mounted."""
+ENDS = (1, 2, 130, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
+"""How a driver may end before it is through: 2 where its disk is full, the last two where Python itself is starting or
+ending."""
 PATIENCE = 400.0
 """Seconds that a quiet driver, or a round, may last."""
 LIVES = 30
@@ -107,10 +115,9 @@ def below(process: int, found: dict[int, tuple[int, str]]) -> set[int]:
 def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Server, dice: random.Random) -> bool:
     """Do it; whether there was something to hit."""
     found = processes()
-    if fault in ("worker", "uploader"):
+    if fault in PROCESSES:
         mine = below(driver.pid, found)
-        word = "ResourceTrainable" if fault == "worker" else "sweeps.uploader"
-        victims = sorted(each for each in mine if word in found[each][1]) if driver.pid in found else []
+        victims = sorted(each for each in mine if PROCESSES[fault] in found[each][1]) if driver.pid in found else []
         if victims:
             os.kill(dice.choice(victims), signal.SIGKILL)
         return bool(victims)
@@ -120,7 +127,10 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
         return there
     if not (store / "work").exists() or not any((store / "work").iterdir()):
         return False  # it has not begun
-    driver.send_signal(signal.SIGKILL if fault == "driver" else signal.SIGINT)
+    if fault == "full disk":
+        fill(store)
+        return True
+    driver.send_signal(SIGNALS.get(fault, signal.SIGINT))
     if fault == "two interrupts":
         time.sleep(dice.uniform(0, 0.5))
         driver.send_signal(signal.SIGINT)
@@ -131,11 +141,12 @@ def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
     """Both commands at once, through many faults, in the store `folder`/runs; says what struck."""
     store = folder / "runs"
     faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
+    faults += ["full disk"] * os.path.ismount(store)
     dice.shuffle(faults)
     struck, lives = collections.Counter(), 0
     if dice.random() < 0.7:
         server.start()
-    following, back = time.monotonic() + dice.uniform(0, 10), 0.0
+    following, back, room = time.monotonic() + dice.uniform(0, 10), 0.0, math.inf
     drivers: dict[str, subprocess.Popen[bytes]] = {}
     until, left = time.monotonic() + PATIENCE, set(COMMANDS)
     try:
@@ -158,6 +169,10 @@ def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
             if faults and now > following and strike(faults[0], victim, store, server, dice):
                 struck[faults.pop(0)] += 1
                 following, back = now + dice.uniform(0.5, 8), now + dice.uniform(0, 15)
+                room = now + dice.uniform(0, 20) if (store / FILLER).exists() else room
+            if now > room:
+                (store / FILLER).unlink()
+                room = math.inf
             time.sleep(0.05)
     finally:
         for driver in drivers.values():
@@ -237,15 +252,19 @@ def undisturbed(folder: Path) -> Path:
 def play(seed: int, number: int, quiet: Path, folder: Path) -> str:
     """One round; what happened in it."""
     began, dice = time.monotonic(), random.Random(f"{seed} {number}")
-    folder.mkdir()
+    store = folder / "runs"
+    store.mkdir(parents=True)
+    mounted = os.geteuid() == 0 and mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(store))
     server = Server(folder)
     try:
         said = disturbed(dice, folder, server)
         if server.process is None:
             server.start()
-        same = compare(quiet, folder / "runs", server)
+        same = compare(quiet, store, server)
     finally:
         server.kill()
+        if mounted and sys.exc_info()[0] is None:  # otherwise somebody wants to look at it
+            subprocess.run(["umount", "--lazy", str(store)], check=True, timeout=20)
     return f"seed {seed} round {number}: {said}, {time.monotonic() - began:.0f} s: {same}"
 
 

@@ -172,9 +172,12 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=False, timeout=20)
 
 
+FILLER = "filler"
+
+
 def fill(disk: Path) -> Path:
     """Fill a disk up; returns the file that does, by whose end there is room again."""
-    filler = disk / "filler"
+    filler = disk / FILLER
     try:
         with open(filler, "wb", buffering=0) as file:
             while True:

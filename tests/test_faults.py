@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import BATCH, TINY, contents, fill, finish, make_worker, mount, tiny_plan, tiny_recipe
+from test_ablation import complete, start, table
 
 from sgan import run
 from sgan.config import Config
@@ -23,7 +25,9 @@ from sweeps import memory
 from sweeps.memory import GIB, advice
 from sweeps.schedule import Slots
 from sweeps.sharing import mark
+from sweeps.tracking import default_uri
 from sweeps.trials import Job, Trial
+from sweeps.verify import differences
 
 
 @pytest.mark.parametrize("label", ["encoder", "level0", "score"])
@@ -54,7 +58,7 @@ class Ext4:
         self.image, self.place = folder / "image", folder / "disk"
         self.place.mkdir()
         with open(self.image, "wb") as file:
-            file.truncate(16 * 2**20)
+            file.truncate(48 * 2**20)
         made = shutil.which("mkfs.ext4", path=os.environ["PATH"] + ":/sbin:/usr/sbin")
         quiet = {"check": False, "capture_output": True, "timeout": 20}
         formatted = made and subprocess.run([made, "-q", str(self.image)], **quiet)
@@ -110,6 +114,26 @@ def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(lab
     whole, through = contents(trial, tmp_path / "quiet"), contents(trial, ext4.place / "store")
     for each in whole:
         assert through[each] == whole[each], each
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
+    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again."""
+    store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "0.5")
+    driver = start(store, *options)
+    assert driver.stdout is not None
+    while not any(store.glob("work/level-*")) or not any(store.glob("mlartifacts/*/artifacts/manifest.json")):
+        assert driver.poll() is None, driver.stdout.read()
+        time.sleep(0.05)
+    filler = fill(ext4.place) if fault == "full" else ext4.break_down()
+    assert any("waiting for room in the store" in line for line in driver.stdout)
+    filler.unlink() if filler else ext4.repair()
+    rest, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, rest
+    assert [line.split("|")[1].strip() for line in table(rest)] == ["Variant", "DCGAN (adv)", "Real data"]
+    assert table(complete(store, *options)) == table(rest)
+    (key,) = Store(store).sweeps()
+    assert not list(differences(Store(store), key, default_uri(Store(store))))
 
 
 def test_a_read_only_disk_is_refused_before_anything_starts(small_disk):

@@ -87,7 +87,7 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
             if result == "diverged":
                 finish(store, name, 1.0, {}, "diverged")
             elif result == "failed":
-                write_json(store.failure(name), {"error": "no memory", "time": 1_700_000_500.0})
+                write_json(store.failure(name), {"trial": name, "error": "no memory", "time": 1_700_000_500.0})
             elif result:
                 scores = {"inception_score": result[0], "inception_score_split_std": 0.1, "fid": result[1]}
                 labels = {} if variant == "far" else {"accuracy": 0.9, "scorer_accuracy": 0.85}

@@ -27,7 +27,7 @@ from conftest import (
 from sgan import checkpoint, loop, model, runners, train
 from sgan.checkpoint import CHECKPOINTS
 from sgan.config import AdamRecipe, Recipe, Variant, Weights
-from sgan.files import StoreError, read_tensors
+from sgan.files import StoreError, read_tensors, write_tensors
 from sgan.loop import BEST_FILE, START_FILE, Diverged
 from sgan.run import run_trial
 from sgan.stages import Plan, name
@@ -223,15 +223,40 @@ def test_any_file_of_a_stage_in_progress_damaged_anywhere_changes_nothing(recipe
         resumed(recipe, root, monkeypatch)
 
 
-def test_a_grid_changed_while_the_stage_trains_is_not_published(torn, monkeypatch):
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stage_whose_grid_is_changed_while_it_trains_is_made_anew_once(times, torn, quiet, monkeypatch):
     root, work = torn("paper")
     rare_points(monkeypatch.setattr)
-    events = run_trial(make_worker(root, deep("paper")))
-    next(events)
-    flip(sorted((work / GRIDS).iterdir())[0], random.Random(0))
-    with pytest.raises(StoreError, match=rf"a file in {work} is not as it was written; the same command"):
-        list(events)
-    assert resumed("paper", root, monkeypatch) == 0
+    trial, changed, seen = deep("paper"), 0, 0
+    events = run_trial(make_worker(root, trial))
+
+    def through() -> None:
+        nonlocal changed, seen
+        for event in events:
+            images = event.progress.images if event.progress and event.label == "level0" else seen
+            if changed < times and (changed == 0 or images < seen):  # it has begun anew
+                flip(sorted((work / GRIDS).iterdir())[0], random.Random(0))
+                changed += 1
+            seen = images
+
+    if times == 2:
+        with pytest.raises(StoreError, match=rf"a file in {work} is not as it was written; the same command"):
+            through()
+        assert resumed("paper", root, monkeypatch) == 0
+    else:
+        through()
+        whole, made = contents(trial, quiet["paper"]), contents(trial, root)
+        assert made == whole
+
+
+def test_another_stages_checkpoint_or_best_weights_are_not_used(torn, monkeypatch):
+    """Whole files, of the same shapes, which somebody has copied to the wrong place."""
+    for place, step in ((CHECKPOINTS, STEPS - 4), (BEST_FILE, 0)):
+        root, work = torn("paper")
+        path = sorted((work / CHECKPOINTS).iterdir())[-1] if place == CHECKPOINTS else work / place
+        tensors, note = read_tensors(path)
+        write_tensors(path, tensors, {**note, "stage": "level-0123456789abcdef"})
+        assert resumed("paper", root, monkeypatch) == step
 
 
 def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp_path):

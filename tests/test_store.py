@@ -1,6 +1,7 @@
 """The store: whole stages or none, torn files named, one claim whoever asks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sgan.record import Record, grid_file, read_record
 from sgan.store import GRIDS, STAGE_FILE, Store
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
+NAMES = ("one", "other")
 HOLD = """
 import sys, time
 from sgan.store import Store
@@ -163,6 +165,20 @@ def test_a_stage_that_lost_its_stage_file_can_be_published_again(tmp_path):
     assert not store.has("stage")
     publish(store)
     assert store.has("stage")
+
+
+def test_a_whole_file_of_another_stage_sweep_or_run_is_refused(tmp_path):
+    store = Store(tmp_path)
+    for name in NAMES:
+        publish(store, name)
+        write_json(store.sweep(name), {"key": name, "started": 1})
+        store.note_run(name, f"score-{name}")
+    assert (store.facts("one")["name"], store.manifest("one")["key"], store.shown("one")) == ("one", "one", "score-one")
+    pairs = [(store.stage(name) / STAGE_FILE, store.sweep(name), tmp_path / "runs" / f"{name}.json") for name in NAMES]
+    for (one, other), read in zip(zip(*pairs, strict=True), (store.facts, store.manifest, store.shown), strict=True):
+        shutil.copyfile(other, one)
+        with pytest.raises(StoreError, match=f"{one} is not as it was written"):
+            read("one")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

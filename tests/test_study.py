@@ -1,6 +1,7 @@
 """Where a study is kept, on real storages: the journal file and PostgreSQL; and which trials are best."""
 
 import itertools
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import optuna
 import psycopg
 import pytest
+from conftest import fill
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
@@ -106,6 +108,45 @@ def test_a_storage_that_does_not_answer_is_one_error_without_the_password(place:
         opened(place)
     assert "secret" not in str(caught.value)
     assert "--study-storage" in str(caught.value)
+
+
+def test_a_full_disk_holds_a_study_up_until_there_is_room(small_disk, monkeypatch, capsys):
+    """No line is lost, and none is torn."""
+    monkeypatch.setattr("sgan.store.ROOM_WAIT", 0.05)
+    path = small_disk / "optuna.log"
+    study = open_study(path, Store(small_disk), "toy", {"score": "maximize"}, "tpe", 0, None, {"x": 0.5})
+    ask(study, 1.0)
+    filler = fill(small_disk)
+    teller = threading.Thread(target=lambda: [ask(study, float(value)) for value in range(2, 60)])
+    teller.start()
+    teller.join(1.0)
+    assert teller.is_alive()
+    filler.unlink()
+    teller.join(60)
+    assert f"waiting for room in the store {small_disk} (No space left on device)" in capsys.readouterr().out
+    assert [trial.value for trial in opened(path).trials] == [float(value) for value in range(1, 60)]
+
+
+def test_a_line_that_was_changed_is_not_believed(tmp_path: Path):
+    path = tmp_path / "optuna.log"
+    ask(opened(path), 1.0)
+    path.write_bytes(path.read_bytes().replace(b'"values":[1.0]', b'"values":[7.0]'))
+    with pytest.raises(ConfigError, match=rf"{path} is not as it was written; delete {path}, and the same command"):
+        opened(path)
+
+
+def test_what_is_done_to_a_study_that_is_not_kept_leaves_no_trace(tmp_path: Path):
+    def copy() -> optuna.Study:
+        kind = ("toy", {"score": "maximize"}, "tpe", 0, None, {"x": 0.5})
+        return open_study(tmp_path / "optuna.log", STORE, *kind, kept=False)
+
+    assert ask(copy(), 1.0).params == {"x": 0.5}
+    assert not list(tmp_path.iterdir())
+    ask(opened(tmp_path / "optuna.log"), 3.0)
+    held = (tmp_path / "optuna.log").read_bytes()
+    ask(copy(), 2.0)
+    assert [trial.value for trial in copy().trials] == [3.0]
+    assert (tmp_path / "optuna.log").read_bytes() == held
 
 
 def test_a_damaged_file_is_one_error_that_names_it(tmp_path: Path):

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sgan.checks import ConfigError
 from sgan.files import StoreError, write_json
 from sgan.record import RECORD_FILE, Record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
-from sweeps import tracking, uploader
+from sweeps import results, tracking, uploader
 from sweeps.verify import differences
 
 KEY = "ab12"
@@ -51,7 +52,6 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
     scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "scorer") else {}
     facts = {
         "kind": kind,
-        "name": name,
         "status": status,
         "reason": reason,
         "images": POINTS[-1],
@@ -255,7 +255,8 @@ def test_diverged_and_failed_trials_say_why(store):
         train(store, stage_name(label, "sgan", 0))
         diverged = label == "joint"
         publish(store, stage_name(label, "sgan", 0), "diverged" if diverged else "done", reason if diverged else None)
-    write_json(store.failure("score-sgan-no-joint-0"), {"error": "OutOfMemoryError: 3 GB", "time": time.time()})
+    lost = {"trial": "score-sgan-no-joint-0", "error": "OutOfMemoryError: 3 GB", "time": time.time()}
+    write_json(store.failure("score-sgan-no-joint-0"), lost)
     assert sync(store)
     diverged, failed = trial(store, "sgan"), trial(store, "sgan-no-joint")
     assert (diverged.info.status, failed.info.status) == ("FAILED", "FAILED")
@@ -442,6 +443,65 @@ def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
     follower.wait(20)
     assert uploader.finish(follower)
     assert_complete(store, "sgan")
+
+
+def test_an_uploader_whose_database_was_deleted_has_a_successor_at_the_end(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    follower = uploader.start(store, KEY, tracking.default_uri(store))
+    wait_for(lambda: len(found(store)[1]) == 2)
+    (store.root / "mlflow.db").unlink()
+    assert uploader.finish(follower)
+    assert_complete(store, "sgan")
+
+
+def test_a_run_of_which_a_stage_was_deleted_keeps_its_seconds_until_it_is_made_again(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    sync(store)
+    shutil.rmtree(store.stage("level1-0"))
+    assert not sync(store, live=True)
+    assert_complete(store, "sgan")
+    tracking.connect(tracking.default_uri(store)).delete_run(trial(store, "sgan").info.run_id)
+    sync(store)
+    assert "train_seconds" not in trial(store, "sgan").data.metrics
+    finish(store, "sgan", 0)
+    assert sync(store)
+    assert_complete(store, "sgan")
+
+
+def test_a_finished_run_with_other_scores_than_the_store_is_sent_anew(store):
+    """As after a stage that was deleted and made again, which takes other seconds."""
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    sync(store)
+    before = trial(store, "sgan").info.run_id
+    tracking.connect(tracking.default_uri(store)).log_metric(before, "train_seconds", 99.0, step=5)
+    sync(store)
+    assert trial(store, "sgan").info.run_id != before
+    assert_complete(store, "sgan")
+    assert list(differences(store, KEY, tracking.default_uri(store))) == []
+
+
+def test_a_database_whose_making_was_killed_is_made_by_the_next_process(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    making = "import sys; from sweeps import tracking; tracking.connect(sys.argv[1]).search_experiments()"
+    maker = subprocess.Popen([sys.executable, "-c", making, uri])
+    wait_for(lambda: any(path.stat().st_size > 300_000 for path in tmp_path.rglob("*.db")), 90)
+    maker.kill()
+    maker.wait(20)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [experiment.name for experiment in tracking.connect(uri).search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_text("{}")])
+def test_a_manifest_that_mlflow_has_lost_is_sent_again(lost, store):
+    sync(store)
+    lost(artifact(found(store)[0], "manifest.json"))
+    with pytest.raises(ConfigError, match=r"is damaged; send it again: python sweeps/tracking\.py sync STORE"):
+        results.read(tracking.default_uri(store), KEY)
+    sync(store)
+    assert list(differences(store, KEY, tracking.default_uri(store))) == []
 
 
 def artifact(run, pattern: str) -> Path:

@@ -1,6 +1,7 @@
 """The order in which a sweep's trials start: on a model of slots that train their trials' stages, each once."""
 
 import heapq
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from sgan.stages import name
 from sgan.store import Store
 from sweeps.sweep import Sweep, resolve
-from sweeps.trials import Trial, in_order, work
+from sweeps.trials import Trial, ended, in_order, missing, work
 
 
 def played(order: list[Trial], slots: int) -> tuple[float, float]:
@@ -58,6 +59,18 @@ def test_two_trials_that_need_two_levels_train_one_each(tmp_path: Path):
     plan = {label: work(stage) for label, stage in order[0].plan.stages}
     longest = plan["encoder"] + max(plan["level0"], plan["level1"]) + plan["joint"] + plan["score"]
     assert played(order, 2)[0] == pytest.approx(max(longest, plan["scorer"] - plan["encoder"] + longest))
+
+
+def test_a_finished_trial_makes_a_stage_again_that_was_deleted(tmp_path: Path):
+    store, (one,) = Store(tmp_path), trials(1, "sgan")
+    for _, stage in one.plan.stages:
+        store.begin(name(stage))
+        store.publish(name(stage), {"status": "done"})
+    assert ended(one, store)
+    level = dict(one.plan.stages)["level1"]
+    shutil.rmtree(store.stage(name(level)))
+    assert not ended(one, store)
+    assert missing([one], store) == {name(level): level}
 
 
 def test_the_longest_way_starts_first_however_many_slots_there_are(tmp_path: Path):
