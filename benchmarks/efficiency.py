@@ -12,7 +12,10 @@ options: two seeds at a quarter of the budget. Of slots x wall:
     tail        a slot that had nothing to do before the last stage ended
     end         from the last stage to the command's end: MLflow's rest and the table
 
-and CPU seconds of the processes, as a share of cores x wall: what does not train takes time from what does.
+and CPU seconds of the processes, as a share of cores x wall: what does not train takes time from what does. MLflow's
+are told apart by when they were used. Those while stages ran are what it took from training at most: it runs only where
+a core is idle, or has a few percent of one. Those before the first stage and after the last one cost what they make
+start and end longer.
 """
 
 import argparse
@@ -33,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = ["--seeds", "2", "--budget", "0.25"]
 KINDS = {"sweeps.uploader": "MLflow", "ray::": "workers", "ablation.py": "driver"}
 """What a command line has in it -> whose process it is; the others are Ray's own."""
+PHASES = ("before the first stage", "while stages ran", "after the last stage")
 SAMPLED = 0.2
 """Seconds between two looks at the processes."""
 
@@ -113,6 +117,7 @@ class Watch(threading.Thread):
     def __init__(self, pid: int):
         super().__init__(daemon=True)
         self.pid, self.used = pid, dict[tuple[int, str], float]()
+        self.times = list[tuple[float, float]]()  # when (unix seconds), and what MLflow had used by then
 
     def run(self) -> None:
         while os.path.exists(f"/proc/{self.pid}"):
@@ -125,6 +130,7 @@ class Watch(threading.Thread):
                 except OSError:
                     continue
                 self.used[pid, kind] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            self.times.append((time.time(), self.seconds().get("MLflow", 0.0)))
             time.sleep(SAMPLED)
 
     def seconds(self) -> dict[str, float]:
@@ -135,6 +141,11 @@ class Watch(threading.Thread):
         for kind, used in most.values():
             found[kind] += used
         return dict(found)
+
+    def phases(self, first: float, last: float) -> list[float]:
+        """MLflow's CPU seconds until the first stage began, until the last one had ended, and after that."""
+        until = [max((used for when, used in self.times if when <= end), default=0.0) for end in (first, last)]
+        return [until[0], until[1] - until[0], self.times[-1][1] - until[1]]
 
 
 def measure(options: list[str]) -> list[dict[str, Any]]:
@@ -166,6 +177,10 @@ def measure(options: list[str]) -> list[dict[str, Any]]:
     }
     values |= {f"of slots x wall: {what}": (100 * each / slots / wall, "%") for what, each in lost.items()}
     values |= {f"of CPU: {kind}": (100 * each / cores / wall, "%") for kind, each in watch.seconds().items()}
+    trials = sum(span.name.startswith("score-") for span in ran)
+    values["MLflow: CPU a trial"] = (watch.seconds().get("MLflow", 0.0) / trials, "s")
+    parts = watch.phases(ran[0].began, max(span.ended for span in ran))
+    values |= {f"MLflow: {phase}": (100 * each / cores / wall, "%") for phase, each in zip(PHASES, parts, strict=True)}
     return [
         {"benchmark": "efficiency", "measure": what, "value": round(value, 2), "unit": unit}
         for what, (value, unit) in values.items()
@@ -178,7 +193,7 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     rows = measure(options or SHORT)
     for row in rows:
-        print(f"{row['measure']:<28}{row['value']:>10} {row['unit']}")
+        print(f"{row['measure']:<32}{row['value']:>10} {row['unit']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

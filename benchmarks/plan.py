@@ -21,7 +21,7 @@ from sweeps.study import finished
 def main(search: Search) -> None:
     store = open_store(search.store)
     cluster.connect()
-    slots = schedule.slots(search.slots, search.trials_per_gpu)
+    slots = cluster.slots(search.slots, search.trials_per_gpu)
     basis = prepare(search, slots.all_gpus)
     running = Running(search, basis, search.space(basis), store, slots)
     trials = [running.explored(each) for each in finished(running.open())]

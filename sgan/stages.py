@@ -198,6 +198,11 @@ class Plan:
 
     stages: tuple[tuple[str, Stage], ...]
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The stages' names, in their order."""
+        return tuple(name(stage) for _, stage in self.stages)
+
     @property
     def score(self) -> ScoreStage:
         """The last stage."""
@@ -213,7 +218,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The trial's name: that of its last stage."""
-        return name(self.score)
+        return self.names[-1]
 
 
 def plan(config: Config) -> Plan:

@@ -6,13 +6,14 @@ python sweeps/ablation.py [--help]
 import argparse
 import gc
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from sgan.bucket import open_store
+from sgan.checks import ConfigError
 from sgan.host import processor
 from sweeps import cluster, detach, tuned
 from sweeps.manifest import command, commit
@@ -21,7 +22,7 @@ from sweeps.sweep import Resolved, Sweep, record, resolve
 
 if TYPE_CHECKING:
     from sgan.store import Store
-    from sweeps.schedule import Slots
+    from sweeps.cluster import Slots
 
 TABLE = "RESULTS.md"
 
@@ -33,20 +34,16 @@ def main(sweep: Sweep) -> int:
     Raises:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
     """
-    print("starting Ray ...", flush=True)
     store = open_store(sweep.store)
-    aside = ThreadPoolExecutor()
-    early = aside.submit(resolve, sweep, 0)  # torch and the data take seconds, and so does Ray
-    cluster.connect()
-    from sgan.stages import code_version
-    from sweeps import schedule, sharing, tracking, trials, uploader
-
-    slots = schedule.slots(sweep.slots, sweep.trials_per_gpu)
-    resolved = resolve(sweep, slots.all_gpus) if slots.all_gpus else early.result()
+    slots, resolved = cluster.prepare(
+        lambda gpus: resolve(sweep, gpus), sweep.slots, sweep.trials_per_gpu, sweep.dry_run
+    )
     basis = resolved.basis
     print_plan(resolved, store, slots)
     if sweep.dry_run:
         return 0
+    from sgan.stages import code_version
+    from sweeps import sharing, tracking, trials, uploader
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
@@ -64,30 +61,30 @@ def main(sweep: Sweep) -> int:
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)
         finally:
-            aside.submit(cluster.leave)  # seconds, as MLflow's import and what the uploader has left
-            aside.submit(tracking.connect, uri)
-            sent = uploader.finish(sender)
-    open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
-    failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
+            threading.Thread(target=cluster.leave).start()  # takes a second, as what the uploader has left
+            open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]
+            failed = [trial for trial in open_trials if store.failure(trial.plan.name).exists()]
+            stopped = len(open_trials) > len(failed)
+            asked = None if stopped else uploader.Table(sweep.variants, [*sweep.seed_range])
+            sent, table = uploader.finish(sender, asked)
     store.note("sweep ended", sweep=resolved.key, open=len(open_trials), failed=len(failed))
-    if len(open_trials) > len(failed):
+    if stopped:
         print(f"\nStopped with {len(open_trials)} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    return conclude(resolved, store, uri, sent) or (1 if failed else 0)
+    return conclude(resolved, store, uri, sent, table) or (1 if failed else 0)
 
 
 def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     """Say what is to be done before anything is done."""
-    from sgan.stages import name
     from sweeps.trials import ended, missing
 
     trials = resolved.trials
     todo = [trial for trial in trials if not ended(trial, store)]
     kinds: dict[str, set[str]] = {}
     for trial in trials:
-        for _, stage in trial.plan.stages:
-            kinds.setdefault(stage.kind, set()).add(name(stage))
-    waiting = missing(trials, store)
+        for stage_name, (_, stage) in zip(trial.plan.names, trial.plan.stages, strict=True):
+            kinds.setdefault(stage.kind, set()).add(stage_name)
+    waiting = missing(todo, store)
     shared = sum(len(trial.plan.stages) for trial in trials) - sum(map(len, kinds.values()))
     print(f"{resolved.title}\n  why     {resolved.basis.why}")
     print(
@@ -102,17 +99,19 @@ def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     print(f"  store   {store.address}", flush=True)
 
 
-def conclude(resolved: Resolved, store: "Store", uri: str, sent: bool) -> int:
-    """Write the table from MLflow into the store, print it, and say how to open MLflow."""
+def conclude(resolved: Resolved, store: "Store", uri: str, sent: int, table: str) -> int:
+    """Write the table into the store, print it, and say how to open MLflow; ConfigError where there can be no table.
+
+    Args:
+        sent, table: how the uploader ended, and what it made.
+    """
     from sweeps import tracking, uploader
 
-    if not sent:
+    if sent == uploader.NO_TABLE:
+        raise ConfigError(uploader.said(store, resolved.key))
+    if sent != uploader.SENT:
         print(uploader.unsent(store, resolved.key, uri))
         return 1
-    from sweeps import report, results
-
-    found = results.read(uri, resolved.key, resolved.sweep.variants, resolved.sweep.seed_range, store)
-    table = report.markdown(found)
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {tracking.ui_command(store, uri)}", flush=True)

@@ -3,10 +3,15 @@
 Ray is imported where it is needed, since that takes a second.
 """
 
+import contextlib
+import importlib
 import logging
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgan.checks import ConfigError
 
@@ -20,6 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
 
+Chosen = TypeVar("Chosen")
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
 
@@ -40,15 +46,13 @@ def connect() -> None:
         ConfigError: there is an address, and no cluster answers there; or Ray does not start here.
     """
     import ray
-    from ray._private import ray_constants, services
+    from ray._private import services
 
     asked = os.environ.get("RAY_ADDRESS", "")
     here = asked == "local" or not (asked or services.find_bootstrap_address(None))
-    before = ray_constants.ENABLE_RAY_CLUSTER
     try:
-        # As where Ray has no clusters: its own address is then the loopback one, and all that it starts listens there.
-        ray_constants.ENABLE_RAY_CLUSTER = before and not here
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with _alone() if here else contextlib.nullcontext():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if here:
@@ -61,8 +65,29 @@ def connect() -> None:
             f"no Ray cluster answers at the address {address} ({said}); start it, or set "
             "RAY_ADDRESS=local to use this machine alone"
         ) from error
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """What Ray starts meanwhile is for this process alone.
+
+    It listens on the loopback address, as where Ray has no clusters; and the autoscaler, the reader of logs and the
+    dashboard's server, which make half of Ray's start, are left out. Ray has no option for either.
+    """
+    from ray._private import ray_constants
+    from ray._private.node import Node
+
+    kept = {name: getattr(Node, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")}
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        for name in kept:
+            setattr(Node, name, lambda self, **options: None)
+        yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def leave() -> None:
@@ -72,10 +97,14 @@ def leave() -> None:
     ray.shutdown()
 
 
-def nodes() -> list[dict[str, float]]:
+def _nodes() -> list[dict[str, float]]:
     """The resources of each node that Ray has, and of each one that work would make it start."""
     import ray
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
+    if not ray.is_initialized():
+        mine = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+        return [{kind: float(count or 0) for kind, count in mine.items()}]
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     path = Path.home() / CONFIG
     if not (on_cluster() and path.exists()):
@@ -98,3 +127,81 @@ def to_come(config: dict[str, Any], there: int) -> list[dict[str, float]]:
         return []
     first = max(types, key=lambda row: row.get("priority", 0))
     return [first["resources"]] * max(0, config["max_workers"] - max(0, there - 1))
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What runs at the same time.
+
+    Attributes:
+        count: trials at the same time.
+        cpus: CPUs, and torch threads, a trial.
+        gpus: GPUs a trial; a fraction packs several onto one.
+        all_gpus: GPUs in all.
+        where: the machine or cluster, in words.
+        nodes: machines.
+    """
+
+    count: int
+    cpus: int
+    gpus: float
+    all_gpus: int
+    where: str
+    nodes: int = 1
+
+
+def slots(limit: int | None, trials_per_gpu: int) -> Slots:
+    """How many trials Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU.
+
+    CPUs a trial are what the node with the fewest a GPU can give, so that a trial fits on every GPU. Where Ray has not
+    been started, it is what it would be on this machine alone.
+    """
+    nodes = _nodes()
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    share = 1
+    if gpus:
+        with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+        share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
+        count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
+    else:
+        count = cpus
+    models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
+    counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
+    where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
+    return Slots(
+        max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes)
+    )
+
+
+def prepare(
+    choose: Callable[[int], Chosen], limit: int | None, trials_per_gpu: int, dry_run: bool = False
+) -> tuple[Slots, Chosen]:
+    """Join the cluster, and what a command makes of the number of GPUs, at the same time: the data and torch take
+    seconds, as does Ray. Where there is no cluster, a dry run starts none.
+
+    Args:
+        choose: called with the number of GPUs; first with none.
+        limit, trials_per_gpu: as for `slots`.
+    Raises:
+        ConfigError: by `connect` or `choose`; then the cluster has been left.
+    """
+    starts = on_cluster() or not dry_run
+
+    def early() -> Chosen:
+        found = choose(0)
+        if starts:
+            importlib.import_module("sweeps.schedule")  # for Tune, which takes a second more
+        return found
+
+    with ThreadPoolExecutor(1) as aside:
+        first = aside.submit(early)
+        if starts:
+            print("starting Ray ...", flush=True)
+            connect()
+        found = slots(limit, trials_per_gpu)
+        try:
+            return found, choose(found.all_gpus) if found.all_gpus else first.result()
+        except ConfigError:
+            if starts:
+                leave()
+            raise

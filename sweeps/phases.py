@@ -20,13 +20,14 @@ from sgan.stages import ClassifierStage, JointStage, LevelStage, Stage, code_ver
 from sgan.store import Store
 from sweeps import bridge, publish, schedule, trials
 from sweeps.budget import EXPLORE, Estimate, Limits, confirmations, simulate
+from sweeps.cluster import Slots
 from sweeps.manifest import commit
 from sweeps.objective import FLOOR, OBJECTIVES, SganObjective, outcome, variant
 from sweeps.options import Basis
-from sweeps.schedule import Slots
+from sweeps.progress import ProgressLines
 from sweeps.space import Space
 from sweeps.study import SECONDS, best_first, finished, mean_seconds, open_study
-from sweeps.trials import Job, ProgressLines, Trial, trial
+from sweeps.trials import Job, Trial, trial
 
 if TYPE_CHECKING:
     from sweeps.search import Search

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
-from sweeps import cluster
+from sweeps.cluster import Slots
 
 if TYPE_CHECKING:
     from sgan.config import Config
@@ -41,49 +40,6 @@ PROBED = 2000
 """Training images that stages are measured on."""
 Work = Callable[[dict[str, Any]], Generator[dict[str, Any]]]
 """What runs a trial: yields results, of which the last one has DONE; closing it stops the trial."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What runs at the same time.
-
-    Attributes:
-        count: trials at the same time.
-        cpus: CPUs, and torch threads, a trial.
-        gpus: GPUs a trial; a fraction packs several onto one.
-        all_gpus: GPUs in all.
-        where: the machine or cluster, in words.
-        nodes: machines.
-    """
-
-    count: int
-    cpus: int
-    gpus: float
-    all_gpus: int
-    where: str
-    nodes: int = 1
-
-
-def slots(limit: int | None, trials_per_gpu: int) -> Slots:
-    """How many trials the connected Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU.
-
-    CPUs a trial are what the node with the fewest a GPU can give, so that a trial fits on every GPU.
-    """
-    nodes = cluster.nodes()
-    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    share = 1
-    if gpus:
-        with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-        share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
-        count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
-    else:
-        count = cpus
-    models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
-    counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
-    where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
-    return Slots(
-        max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes)
-    )
 
 
 class Runner(tune.Trainable):

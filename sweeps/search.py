@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from sgan.bucket import open_store
-from sgan.checks import number, require
+from sgan.checks import ConfigError, number, require
 from sgan.presets import VARIANTS
 from sweeps import cluster, detach
 from sweeps.budget import Limits
@@ -22,6 +22,7 @@ from sweeps.tuned import without_password
 if TYPE_CHECKING:
     import optuna
 
+    from sweeps import uploader
     from sweeps.phases import Plan, Running
     from sweeps.space import Space
     from sweeps.trials import Trial
@@ -137,18 +138,12 @@ def main(search: Search) -> int:
     Raises:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
     """
-    print("starting Ray ...", flush=True)
-    from sweeps import schedule
+    store = open_store(search.store)
+    slots, (basis, space) = cluster.prepare(lambda gpus: _chosen(search, gpus), search.slots, search.trials_per_gpu)
     from sweeps.bridge import reconcile
     from sweeps.phases import Running
 
-    store = open_store(search.store)
-    if search.dataset != "auto":
-        search.space(prepare(search, gpus=0))  # a bad option ends here, before Ray starts
-    cluster.connect()
-    slots = schedule.slots(search.slots, search.trials_per_gpu)
-    basis = prepare(search, slots.all_gpus)
-    running = Running(search, basis, search.space(basis), store, slots)
+    running = Running(search, basis, space, store, slots)
     with store.alone(f"search-{running.key}") as alone:
         require(
             alone,
@@ -160,6 +155,11 @@ def main(search: Search) -> int:
         plan = running.plan(study)
         print_plan(running, study, plan, left)
         return 0 if search.dry_run else carry_out(running, study, plan)
+
+
+def _chosen(search: Search, gpus: int) -> "tuple[Basis, Space]":
+    basis = prepare(search, gpus)
+    return basis, search.space(basis)
 
 
 def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
@@ -188,12 +188,12 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
         store.note("search ended", search=running.key)
     finally:
         running.spent(study)
-        sent = uploader.finish(sender)
+        sent, table = uploader.finish(sender, asked_of(running, confirm))
     if stopped:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\n{publish.account(running, study, confirm, plan)}")
-    shown = conclude(running, uri, confirm, sent)
+    shown = conclude(running, uri, sent, table)
     if best:
         print(f"Best: {best.config}, in {best.path}. The six variants with it:")
         print(f"  python sweeps/ablation.py --config {best.path}")
@@ -207,20 +207,31 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     return 0 if shown and best and not failed and all(trials.ended(one, store) for one in confirm) else 1
 
 
-def conclude(running: "Running", uri: str, confirm: "list[Trial]", sent: bool) -> bool:
-    """Write the table of the confirmed configs into the store and print it; whether MLflow has all of it."""
-    from sweeps import publish, tracking, uploader
+def asked_of(running: "Running", confirm: "list[Trial]") -> "uploader.Table | None":
+    """The table of the confirmed configs, to be asked for; None where there are none."""
+    from sweeps import publish, uploader
+
+    plots = publish.plots_folder(running).relative_to(running.store.root)
+    variants, seeds = dict.fromkeys(one.variant for one in confirm), dict.fromkeys(one.seed for one in confirm)
+    return uploader.Table([*variants], [*seeds], str(plots)) if confirm else None
+
+
+def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
+    """Write the table of the confirmed configs into the store and print it; whether MLflow has all of it. ConfigError
+    where there can be no table.
+
+    Args:
+        sent, table: how the uploader ended, and what it made.
+    """
+    from sweeps import tracking, uploader
 
     store = running.store
-    if not sent:
+    if sent == uploader.NO_TABLE:
+        raise ConfigError(uploader.said(store, running.key))
+    if sent != uploader.SENT:
         print(uploader.unsent(store, running.key, uri))
         return False
-    if confirm:
-        from sweeps import report, results
-
-        variants, seeds = dict.fromkeys(one.variant for one in confirm), {one.seed for one in confirm}
-        plots = publish.plots_folder(running).relative_to(store.root)
-        table = report.markdown(results.read(uri, running.key, variants, seeds, store), str(plots))
+    if table:
         (store.root / TABLE).write_text(table)
         store.save(store.root / TABLE)
         print(f"\n{table}\nWritten to {store.root / TABLE}")

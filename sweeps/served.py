@@ -3,6 +3,7 @@
 MLflow loads it by the name of this module, so that nothing is pickled; the code that it needs travels with it.
 """
 
+import platform
 import shutil
 import warnings
 from pathlib import Path
@@ -42,19 +43,31 @@ def _load_pyfunc(data_path: str) -> Sampler:
 
 
 def write(models: Path, destination: Path) -> None:
-    """Write the models `last` and `best` in a folder as one MLflow model."""
+    """Write the models `last` and `best` in a folder as one MLflow model, laid out as by MLflow's `save_model`, which
+    takes a second to look through all packages that are installed."""
+    shutil.copytree(models, destination / "data" / models.name)
+    for package in ("sgan", "sweeps"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, destination / "code" / package, ignore=ignored)
     with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own type hints and an absent example
-        _write(models, destination)
-    for cache in list(destination.rglob("__pycache__")):
-        shutil.rmtree(cache)
+        _describe(f"data/{models.name}", destination)
 
 
-def _write(models: Path, destination: Path) -> None:
+def _describe(data: str, destination: Path) -> None:
     import mlflow.pyfunc
+    import yaml
+    from mlflow.models import Model
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from numpy import dtype
 
+    python, pip = platform.python_version(), [f"mlflow=={mlflow.__version__}", *REQUIREMENTS]
+    packages = [f"python={python}", "pip", {"pip": pip}]
+    conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": packages}
+    virtual = {"python": python, "build_dependencies": ["pip", "setuptools"], "dependencies": ["-r requirements.txt"]}
+    (destination / "requirements.txt").write_text("\n".join(pip))
+    (destination / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False))
+    (destination / "python_env.yaml").write_text(yaml.safe_dump(virtual, sort_keys=False))
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.long, "label")]),
         outputs=Schema([TensorSpec(dtype("uint8"), (-1, -1, -1, -1))]),
@@ -62,11 +75,6 @@ def _write(models: Path, destination: Path) -> None:
             [ParamSpec("seed", DataType.long, default=0), ParamSpec("which", DataType.string, default="last")]
         ),
     )
-    mlflow.pyfunc.save_model(
-        destination,
-        loader_module="sweeps.served",
-        data_path=str(models),
-        code_paths=[str(ROOT / "sgan"), str(ROOT / "sweeps")],
-        pip_requirements=REQUIREMENTS,
-        signature=signature,
-    )
+    model, environment = Model(signature=signature), {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
+    mlflow.pyfunc.add_to_model(model, loader_module=__name__, data=data, code="code", **environment)
+    model.save(str(destination / "MLmodel"))

@@ -1,6 +1,7 @@
 """What is to be shown of a trial, from what the output store has of it: its state, and its points, params, tags and
 files, laid out as MLflow has them."""
 
+import functools
 import json
 import math
 import re
@@ -42,6 +43,30 @@ class State:
     reason: str
     facts: list[dict[str, Any]]
     end: float
+
+
+def look(store: Store, trial: Mapping[str, Any]) -> list[object]:
+    """What tells whether the store has more of a trial than before, without reading it."""
+    found: list[object] = []
+    for stage in trial["stages"]:
+        folder = store.look(stage["name"])
+        found += [folder, _written(folder / RECORD_FILE), len(_grids(folder))]
+    return [*found, _written(store.failure(trial["name"]))]
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """When a file was written (nanoseconds), and its size; None where it is not there."""
+    try:
+        there = path.stat()
+    except OSError:
+        return None
+    return there.st_mtime_ns, there.st_size
+
+
+@functools.lru_cache(maxsize=256)
+def _record(folder: Path, written: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """A stage's record, which several trials share, as it was when it was written."""
+    return read_record(folder)
 
 
 def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
@@ -124,7 +149,7 @@ def _news(
         if done and RECORD_FILE in store.facts(stage["name"])["files"]:
             store.file(stage["name"], RECORD_FILE)
         try:
-            records[label] = read_record(folder)
+            records[label] = _record(folder, _written(folder / RECORD_FILE))
         except StoreError:
             if done:
                 raise

@@ -30,7 +30,18 @@ from sgan.checks import ConfigError
 from sgan.files import StoreError, read_json, sealed
 from sgan.files import sync as sync_file
 from sgan.store import Store
-from sweeps.shown import WRITTEN_AT, Point, State, milliseconds, points_of, shared_tags, shown, state_of, wrong_scores
+from sweeps.shown import (
+    WRITTEN_AT,
+    Point,
+    State,
+    look,
+    milliseconds,
+    points_of,
+    shared_tags,
+    shown,
+    state_of,
+    wrong_scores,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +53,9 @@ STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running
 MANIFEST_FILE = "manifest.json"
 SQLITE = "sqlite:///"
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
-METRICS_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
+_LEFT: "dict[tuple[str, str], tuple[object, State, Run | None]]" = {}
+"""Address and trial -> how this process last left it: what the store had of it, where it stood, and its run."""
+ENTITIES_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -159,20 +172,24 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
             tags={SWEEP: sweep_key},
             run_name=manifest["title"],
         )
-        _send_sweep(client, store, manifest, parent, check=not live)
+        digest = _send_sweep(client, store, manifest, parent, check=not live)
         states, damage = [], None
         for trial in manifest["trials"]:
             run = children.get(trial["run"])
             if run:
                 store.note_run(run.info.run_id, trial["name"])
             try:
-                state = state_of(store, trial, live)
-                sent = run is not None and run.data.tags.get("outcome") == "done"
-                if run and sent and state.outcome == "done" and wrong_scores(state, run.data.metrics):
-                    client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
-                    run, sent = None, False
-                if not sent:
-                    _send_trial(client, store, manifest, trial, state, parent.info, run)
+                there = _there(store, trial, run, digest, live)
+                state = _unchanged(uri, trial, there, run) if live else None  # the last pass looks at everything
+                if state is None:
+                    state = state_of(store, trial, live)
+                    if run and _done(run) and state.outcome == "done" and wrong_scores(state, run.data.metrics):
+                        client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
+                        run = None
+                    if not _done(run):
+                        run = _send_trial(client, store, manifest, trial, state, parent.info, run)
+                        there = _there(store, trial, run, digest, live) if _done(run) else there
+                    _LEFT[uri, trial["run"]] = there, state, run
                 states.append(state)
             except StoreError as error:
                 damage = damage or error
@@ -200,8 +217,30 @@ def _has_manifest(client: "MlflowClient", run: "Run", manifest: Mapping[str, Any
         return False
 
 
-def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run", check: bool) -> None:
-    """Send what belongs to no trial.
+def _done(run: "Run | None") -> bool:
+    return run is not None and run.data.tags.get("outcome") == "done"
+
+
+def _there(store: Store, trial: Mapping[str, Any], run: "Run | None", *more: object) -> tuple[object, ...]:
+    """What tells whether a trial has changed; of one whose run is done only its last stage counts."""
+    return (*more, *([store.has(trial["name"])] if _done(run) else look(store, trial)))
+
+
+def _unchanged(uri: str, trial: Mapping[str, Any], there: object, run: "Run | None") -> State | None:
+    """Where a trial stands whose run is as this process left it, and of which the store has no more than then; None for
+    another one."""
+    before, state, left = _LEFT.get((uri, trial["run"]), (None, None, None))
+    same = left is run is None or (
+        left is not None
+        and run is not None
+        and left.info.run_id == run.info.run_id
+        and all(run.data.tags.get(name) == left.data.tags.get(name) for name in (SENT, "outcome"))
+    )
+    return state if same and before == there else None
+
+
+def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run", check: bool) -> str:
+    """Send what is new of the sweep itself; returns the digest of its manifest.
 
     Args:
         check: look whether the manifest is there, whatever the run's tag says: the table is made from it.
@@ -223,6 +262,7 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     tags["fingerprint"] = json.dumps(fingerprint)
     scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
     _log(client, run, points_of(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
+    return digest
 
 
 def _send_trial(
@@ -233,15 +273,16 @@ def _send_trial(
     state: State,
     parent: "RunInfo",
     run: "Run | None",
-) -> None:
-    """Send one trial's points, grids, scores and status, making its run once there is something to show."""
+) -> "Run | None":
+    """Send one trial's points, grids, scores and status, making its run once there is something to show; returns the
+    run, as MLflow then has it."""
     said = run.data.tags.get(SENT, "{}") if run else "{}"
     sent, certain = json.loads(said), run is None or _WRITTEN.get(run.info.run_id) == said
     with tempfile.TemporaryDirectory() as folder:
         what = shown(store, manifest, trial, state, sent, Path(folder))
         times = what.times
         if run is None and not (times or state.facts or state.outcome == "failed"):
-            return
+            return None
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
         run = run or client.create_run(
             parent.experiment_id,
@@ -256,9 +297,12 @@ def _send_trial(
             client.log_artifacts(run.info.run_id, folder)
             _settle(run, Path(folder))
     points = what.points if certain else _lacking(client, run, what.points)
-    _log(client, run, points, what.params, {**what.tags, SENT: json.dumps(what.sent)})
+    # An outcome but "done" needs no call of its own: its run is looked at again.
+    outcome = {} if state.outcome == "done" else _outcome(state.outcome, state.reason)
+    _log(client, run, points, what.params, {**what.tags, **outcome, SENT: json.dumps(what.sent)})
     _WRITTEN[run.info.run_id] = json.dumps(what.sent)
     _close(client, run, state.outcome, state.reason, end)
+    return run
 
 
 def _settle(run: "Run", sent: Path) -> None:
@@ -308,18 +352,28 @@ def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
 def _log(
     client: "MlflowClient", run: "Run", points: list[Point], params: Mapping[str, Any], tags: Mapping[str, Any]
 ) -> None:
-    """Log to a run: the params it lacks (they are immutable), points, and last the tags, which say what it has."""
+    """Log to a run, in as few calls as MLflow takes: the params it lacks (they are immutable), points, and last the
+    tags, which say what it has: within a call too MLflow writes them in this order. `run` then has the tags."""
     entities, run_id = _mlflow().entities, run.info.run_id
     lacking = [entities.Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
     lacking = [param for param in lacking if param.key not in run.data.params]
     changed = [entities.RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
-    for first in range(0, len(lacking), PARAMS_A_CALL):
-        client.log_batch(run_id, params=lacking[first : first + PARAMS_A_CALL])
-    metrics = [entities.Metric(each.metric, each.value, milliseconds(each.seconds), each.step) for each in points]
-    for first in range(0, len(metrics), METRICS_A_CALL):
-        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_CALL])
-    if changed:
-        client.log_batch(run_id, tags=changed)
+    # The newest first: else MLflow writes what is newest of a metric anew with every point.
+    newest = sorted(points, key=lambda point: (point.step, point.seconds), reverse=True)
+    metrics = [entities.Metric(each.metric, each.value, milliseconds(each.seconds), each.step) for each in newest]
+    while len(lacking) > PARAMS_A_CALL:
+        client.log_batch(run_id, params=lacking[:PARAMS_A_CALL])
+        del lacking[:PARAMS_A_CALL]
+    while len(lacking) + len(changed) + len(metrics) > ENTITIES_A_CALL:
+        client.log_batch(run_id, metrics=metrics[:ENTITIES_A_CALL])
+        del metrics[:ENTITIES_A_CALL]
+    if lacking or changed or metrics:
+        client.log_batch(run_id, metrics, lacking, changed)
+    run.data.tags.update({tag.key: tag.value for tag in changed})
+
+
+def _outcome(outcome: str, reason: str) -> dict[str, str]:
+    return {**({"reason": reason[:1000]} if reason else {}), "outcome": outcome}
 
 
 def _close(client: "MlflowClient", run: "Run", outcome: str, reason: str, end: float) -> None:
@@ -331,7 +385,7 @@ def _close(client: "MlflowClient", run: "Run", outcome: str, reason: str, end: f
         client.set_terminated(run.info.run_id, status, milliseconds(end))
     if "reason" in run.data.tags and not reason:
         client.delete_tag(run.info.run_id, "reason")
-    _log(client, run, [], {}, {**({"reason": reason[:1000]} if reason else {}), "outcome": outcome})
+    _log(client, run, [], {}, _outcome(outcome, reason))
 
 
 def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> str:

@@ -1,87 +1,143 @@
 """The process that keeps MLflow level with a sweep while it runs, so that a slow or absent server holds up neither
-training nor scheduling."""
+training nor scheduling; at the end it makes the sweep's table, since it alone has imported MLflow."""
 
+import contextlib
+import dataclasses
+import json
 import os
 import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 
 import tyro
 from tyro.conf import Positional
 
 from sgan.bucket import open_store
+from sgan.checks import ConfigError
 from sgan.files import StoreError
 from sgan.store import Store
 from sweeps import tracking
 
 PAUSE, LONGEST_PAUSE = 3.0, 60.0
 """Seconds between passes; the pause doubles while MLflow cannot be reached."""
+SHARE = 0.02
+"""Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
+SENT, UNSENT, NO_TABLE = 0, 1, 2
+"""How the process ends: all is sent, something is not, or all is sent and there is no table of it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is asked for: the variants and seeds in it, and the folder of a search's plots, as seen from where
+    it will stand."""
+
+    variants: Sequence[str]
+    seeds: Sequence[int]
+    plots: str = ""
 
 
 def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start the process that follows a sweep. Closing its standard input lets it finish: 0 when all is sent, else 1.
+    """Start the process that follows a sweep; `finish` lets it end, and takes the table from its standard output.
 
     It has a session of its own, so that Ctrl-C in the driver does not end it before its last pass; what it says goes
     to sweeps/<key>.log in the store.
     """
-    command = [sys.executable, "-m", "sweeps.uploader", store.address, sweep_key, uri]
+    command, pipe = [sys.executable, "-m", "sweeps.uploader", store.address, sweep_key, uri], subprocess.PIPE
     with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, start_new_session=True)
 
 
-def finish(uploader: "subprocess.Popen[bytes]") -> bool:
-    """Let the uploader send what is left; returns whether all arrived. One that was killed has a successor, and so has
-    one that failed with a database file: it opens everything anew."""
+def finish(uploader: "subprocess.Popen[bytes]", table: Table | None = None) -> tuple[int, str]:
+    """Let the uploader send what is left and then make a table; returns how it ended, and the table as Markdown. One
+    that was killed has a successor, and so has one that failed with a database file: it opens everything anew."""
     root, sweep_key, uri = map(str, list(uploader.args)[-3:])  # pyright: ignore[reportArgumentType]
     killed = uploader.poll() is not None
-    if not killed and _through(uploader):
-        return True
-    if killed or uri.startswith(tracking.SQLITE):
-        with suppress(OSError, StoreError):  # a disk that is full, or read-only
-            return _through(start(open_store(root), sweep_key, uri))
-    return False
+    if not killed:
+        ended, made = _through(uploader, table)
+        if ended != UNSENT or not uri.startswith(tracking.SQLITE):
+            return ended, made
+    with suppress(OSError, StoreError):  # a disk that is full, or read-only
+        return _through(start(open_store(root), sweep_key, uri), table)
+    return UNSENT, ""
 
 
-def _through(uploader: "subprocess.Popen[bytes]") -> bool:
-    assert uploader.stdin is not None
-    uploader.stdin.close()
-    return uploader.wait() == 0
+def _through(uploader: "subprocess.Popen[bytes]", table: Table | None) -> tuple[int, str]:
+    made, _ = uploader.communicate(json.dumps(dataclasses.asdict(table)).encode() if table else b"")
+    return uploader.returncode, made.decode()
 
 
 def unsent(store: Store, sweep_key: str, uri: str) -> str:
     """What to say where the uploader could not send all."""
-    said = store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines()
-    last = said[-1] if said else f"the process that sends it was killed; {tracking.later(store, uri)}"
+    last = said(store, sweep_key) or f"the process that sends it was killed; {tracking.later(store, uri)}"
     return f"\nMLflow at {uri} did not get everything; nothing is lost: it is in the store. What went wrong:\n{last}"
 
 
-def follow(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
-    """Keep MLflow level with one sweep until standard input ends. The exit code is 0 when all is sent, else 1.
+def said(store: Store, sweep_key: str) -> str:
+    """The last that an uploader of a sweep has said."""
+    return (store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines() or [""])[-1]
+
+
+def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
+    """Keep MLflow level with one sweep until standard input ends; what came through it is the table to print.
 
     Args:
         root: Address of the output store.
         sweep_key: Key of the sweep.
         uri: Tracking URI.
+    Returns:
+        The exit status: SENT, UNSENT or NO_TABLE.
     """
-    os.nice(19)  # Ray gives its workers 15: training comes first
-    store = open_store(root)
+    with contextlib.redirect_stdout(sys.stderr):  # there is nothing but the table to be read
+        ended, table = _follow(open_store(root), sweep_key, uri)
+    print(table, end="", flush=True)
+    return ended
+
+
+def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
+    aside = ThreadPoolExecutor(1, initializer=_give_way)
     pause, trouble = 0.0, ""
-    while True:
-        readable = select.select([sys.stdin], [], [], pause)[0]
-        ended = bool(readable) and not os.read(sys.stdin.fileno(), 4096)
-        before, trouble = trouble, tracking.attempt(store, [sweep_key], uri, live=not ended)
-        if ended and trouble:
-            time.sleep(PAUSE)  # the trouble may have been a short one
-            trouble = tracking.attempt(store, [sweep_key], uri, live=False)
-        if ended:
-            tracking.say(trouble and f"{trouble}; {tracking.later(store, uri)}")
-            return 1 if trouble else 0
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        began = time.process_time()
+        before, trouble = trouble, aside.submit(tracking.attempt, store, [sweep_key], uri, live=True).result()
         if bool(before) != bool(trouble):
             tracking.say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
-        pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else PAUSE
+        # The first pass imports MLflow and may make its database: the next one will not.
+        least = (time.process_time() - began) / SHARE if pause else 0.0
+        pause = min(max(2 * pause if before and trouble else PAUSE, least), LONGEST_PAUSE)
+    asked = sys.stdin.read()
+    trouble = tracking.attempt(store, [sweep_key], uri, live=False)
+    if trouble:
+        time.sleep(PAUSE)  # it may have been a short one
+        trouble = tracking.attempt(store, [sweep_key], uri, live=False)
+    tracking.say(trouble and f"{trouble}; {tracking.later(store, uri)}")
+    return (UNSENT, "") if trouble else _table(store, sweep_key, uri, asked)
+
+
+def _give_way() -> None:
+    """Let this thread run where nothing else wants to. Niceness says nothing between sessions (sched(7), autogroup);
+    and a process cannot come back from either, but another thread has not gone: the last pass is waited for."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _table(store: Store, sweep_key: str, uri: str, asked: str) -> tuple[int, str]:
+    if not asked:
+        return SENT, ""
+    from sweeps import report, results
+
+    table = Table(**json.loads(asked))
+    try:
+        found = results.read(uri, sweep_key, table.variants, table.seeds, store)
+    except (ConfigError, LookupError) as error:
+        tracking.say(str(error))
+        return NO_TABLE, ""
+    return SENT, report.markdown(found, table.plots)
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(follow))
+    sys.exit(tyro.cli(main))

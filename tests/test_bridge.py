@@ -31,7 +31,7 @@ GRID = {"x": FloatDistribution(1.0, 1.0), "kind": CategoricalDistribution(list(r
 def slots():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     cluster.connect()
-    yield schedule.slots(2, 1)
+    yield cluster.slots(2, 1)
     ray.shutdown()
 
 
@@ -296,7 +296,7 @@ def slow(params):
     return float(params["kind"])
 
 cluster.connect()
-explore(toy.study_in(Path({folder!r})), toy.GRID, slow, 12, schedule.slots(2, 1), Path({folder!r}), floor=[0.0])
+explore(toy.study_in(Path({folder!r})), toy.GRID, slow, 12, cluster.slots(2, 1), Path({folder!r}), floor=[0.0])
 """
 
 

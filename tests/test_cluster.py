@@ -148,3 +148,24 @@ def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert (Options().store, Options().mlflow) == ("/shared/runs", "http://127.0.0.1:5000")
     assert Options(store="mine", mlflow="http://other").mlflow == "http://other"
+
+
+def test_without_ray_the_slots_are_those_that_ray_would_have_here():
+    """And what Ray starts for one process are its stores and agents alone."""
+    code = (
+        "import os, subprocess; from sweeps import cluster\n"
+        "before = cluster.slots(None, 1); cluster.connect()\n"
+        "assert cluster.slots(None, 1) == before, (cluster.slots(None, 1), before)\n"
+        "print(subprocess.check_output(['ps', '-o', 'args=', '--ppid', str(os.getpid())], text=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "raylet" in done.stdout
+    assert not re.findall(r"monitor\.py|dashboard\.py", done.stdout)

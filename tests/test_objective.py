@@ -9,7 +9,7 @@ import tyro
 from optuna.trial import TrialState
 
 from sgan.bucket import open_store
-from sweeps import cluster, schedule, sharing
+from sweeps import cluster, sharing
 from sweeps.options import prepare
 from sweeps.phases import Plan, Running
 from sweeps.search import Search
@@ -24,7 +24,7 @@ STAGES = (f"image_level={IMAGES}", f"evaluations={EVALUATIONS}")
 @pytest.fixture(scope="module")
 def slots():
     cluster.connect()
-    yield schedule.slots(1, 1)
+    yield cluster.slots(1, 1)
     ray.shutdown()
 
 

@@ -22,7 +22,7 @@ from sgan.checks import ConfigError
 from sgan.files import StoreError, write_json
 from sgan.record import RECORD_FILE, Record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
-from sweeps import results, tracking, uploader
+from sweeps import report, results, tracking, uploader
 from sweeps.verify import differences
 
 KEY = "ab12"
@@ -59,7 +59,9 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "makes_images": kind == "joint",
     }
     if kind in ("score", "scorer"):
-        facts["fingerprint"] = {"scores": {"network": "classifier", "samples": 500}}
+        fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
+        fields |= {"shuffle": "RandomState(2020)", "reference": "digits, 1,347 training images"}
+        facts["fingerprint"] = {"scores": fields, "classes": fields}
     if kind == "score":
         figures, last = store.work(name) / FIGURES, store.work(name) / MODELS / "last"
         figures.mkdir()
@@ -195,6 +197,37 @@ def test_every_point_and_grid_is_there_once_after_two_passes(store):
     assert artifacts == {"config.json", "figures", "model", "images"}
 
 
+def test_a_stage_with_more_points_than_a_call_takes_is_sent_whole(store):
+    train(store, "encoder-0", range(1, 1201))
+    publish(store, "encoder-0")
+    finish(store, "sgan", 0)
+    sync(store)
+    assert [line for line in differences(store, KEY, tracking.default_uri(store)) if line.startswith("sgan seed")] == []
+    assert trial(store, "sgan").data.metrics["encoder/g_adv"] == 1.2  # the newest is the run's value
+
+
+def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monkeypatch):
+    finish(store, "sgan", 0)
+    sync(store, live=True)
+    client = type(tracking.connect(tracking.default_uri(store)))
+
+    def refused(*args, **kwargs):
+        raise AssertionError("nothing is new")
+
+    with monkeypatch.context() as patch:
+        for name in ("create_run", "log_batch", "log_artifacts", "update_run", "set_terminated"):
+            patch.setattr(client, name, refused)
+        patch.setattr(tracking, "shown", refused)
+        patch.setattr(tracking, "state_of", refused)
+        sync(store, live=True)
+    finish(store, "sgan-no-joint", 0)
+    sync(store, live=True)
+    assert_complete(store, "sgan-no-joint")
+    client.delete_run(tracking.connect(tracking.default_uri(store)), trial(store, "sgan").info.run_id)
+    sync(store, live=True)
+    assert_complete(store, "sgan")
+
+
 def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
     finish(store, "sgan", 0)
     sync(store)
@@ -328,7 +361,7 @@ def test_a_pass_cut_off_after_any_call_leaves_nothing_twice(store, monkeypatch):
     assert len(found(store)[1]) == 2
 
 
-def wait_for(condition, seconds: float = 40.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
@@ -346,6 +379,36 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     assert sync(store)
     assert_complete(store, "sgan")
     assert_complete(store, "sgan-no-joint")
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
+def test_the_follower_runs_where_nothing_else_wants_to(store):
+    follower = uploader.start(store, KEY, tracking.default_uri(store))
+
+    def idle() -> bool:
+        threads = map(int, os.listdir(f"/proc/{follower.pid}/task"))
+        return any(os.sched_getscheduler(thread) == os.SCHED_IDLE for thread in threads)
+
+    try:
+        wait_for(idle)
+        assert os.sched_getscheduler(follower.pid) == os.SCHED_OTHER  # the last pass is waited for
+    finally:
+        assert uploader.finish(follower) == (uploader.SENT, "")
+
+
+def test_the_follower_writes_the_table_of_what_it_has_sent(store):
+    train(store, "scorer-x", (), ())
+    publish(store, "scorer-x", fid=0.5)
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    uri = tracking.default_uri(store)
+    asked = uploader.Table(["sgan"], [0])
+    ended, table = uploader.finish(uploader.start(store, KEY, uri), asked)
+    assert (ended, table) == (uploader.SENT, report.markdown(results.read(uri, KEY, ["sgan"], [0])))
+    client = tracking.connect(uri)
+    client.log_metric(trial(store, "sgan").info.run_id, "fid", 3.0, step=1)
+    assert uploader.finish(uploader.start(store, KEY, uri), asked) == (uploader.SENT, table)  # sent anew
+    assert "fid of sgan seed 0 is 3.0 in MLflow and 10.0 in the store" in uploader.said(store, KEY)
 
 
 def test_a_dead_driver_leaves_nothing_running(store):
@@ -410,7 +473,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     follower = uploader.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
     server.start()
-    wait_for(lambda: "takes what is sent again" in log.read_text(), 90)
+    wait_for(lambda: "takes what is sent again" in log.read_text())
     assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
     server.kill()
     train(store, "encoder-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
@@ -419,7 +482,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     finish(store, "sgan-no-joint", 0)
     wait_for(lambda: log.read_text().count("trying again") == 2)
     server.start()
-    wait_for(lambda: log.read_text().count("takes what is sent again") == 2, 120)
+    wait_for(lambda: log.read_text().count("takes what is sent again") == 2)
     assert follower.stdin is not None
     follower.stdin.close()
     assert follower.wait(60) == 0
@@ -441,7 +504,7 @@ def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
     follower = uploader.start(store, KEY, tracking.default_uri(store))
     follower.kill()
     follower.wait(20)
-    assert uploader.finish(follower)
+    assert uploader.finish(follower) == (uploader.SENT, "")
     assert_complete(store, "sgan")
 
 
@@ -451,7 +514,7 @@ def test_an_uploader_whose_database_was_deleted_has_a_successor_at_the_end(store
     follower = uploader.start(store, KEY, tracking.default_uri(store))
     wait_for(lambda: len(found(store)[1]) == 2)
     (store.root / "mlflow.db").unlink()
-    assert uploader.finish(follower)
+    assert uploader.finish(follower) == (uploader.SENT, "")
     assert_complete(store, "sgan")
 
 
@@ -572,7 +635,7 @@ def test_damage_in_one_trial_holds_no_other_up_and_is_named(store):
 def test_without_a_server_the_last_pass_says_how_to_send_it_later(store):
     finish(store, "sgan", 0)
     follower = uploader.start(store, KEY, "http://127.0.0.1:9")
-    follower.communicate(timeout=40)
+    follower.communicate(timeout=120)
     assert follower.returncode == 1
     *_, last = store.sweep(KEY).with_suffix(".log").read_text().splitlines()
     assert f"sync '{store.root}' --mlflow http://127.0.0.1:9" in last
