@@ -196,7 +196,7 @@ class Store:
     def sweeps(self) -> list[str]:
         """Keys of all sweeps in the store, in the order in which they were started."""
         keys = [file.stem for file in (self.root / "sweeps").glob("*.json")]
-        return sorted(keys, key=lambda key: self.manifest(key)["started"])
+        return sorted(keys, key=lambda key: read_json(self.sweep(key), key=key)["started"])
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""

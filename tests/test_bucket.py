@@ -22,7 +22,7 @@ from s3 import Api, serve
 from sgan import bucket, lease
 from sgan.bucket import BucketStore, open_store
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.files import StoreError, read_tensors, sha256, write_json, write_tensors
 from sgan.record import Record, read_record
 from sgan.run import run_trial
 from sgan.stages import LevelStage, name
@@ -141,14 +141,14 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
 
 def test_files_last_as_long_as_the_store(host):
     one, other = host("one"), host("other")
-    write_json(one.sweep("key"), {"started": 1})
+    write_json(one.sweep("key"), {"key": "key", "started": 1})
     one.save(one.sweep("key"))
     folder = one.root / "sweeps" / "key-plots"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"a")
     one.save(folder)
     assert other.sweeps() == ["key"]
-    assert read_json(other.sweep("key")) == {"started": 1}
+    assert other.manifest("key") == {"key": "key", "started": 1}
     other.fetch(other.root / "sweeps" / "key-plots")
     assert (other.root / "sweeps" / "key-plots" / "a.png").read_bytes() == b"a"
     weights = one.root / "given"
