@@ -233,7 +233,7 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     )
     assert set(published.values()) == {1}, "a stage was trained twice"
     sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
-    done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     client = tracking.connect(server.uri)
     runs = [run for key in Store(store).sweeps() for run in tracking.runs_of(client, key)]
