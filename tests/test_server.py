@@ -64,11 +64,13 @@ def server(database, bucket, tmp_path_factory) -> Iterator[str]:
     )
     script = Path(__file__).parent.parent / "clusters" / "mlflow.sh"
     environment = os.environ | {"HOME": str(folder)}
-    process = subprocess.Popen([script, "serve"], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    log = folder / "log"
+    with open(log, "w") as said:
+        process = subprocess.Popen([script, "serve"], env=environment, start_new_session=True, stdout=said, stderr=said)
     try:
         deadline = time.monotonic() + 200
         while not answers(f"http://127.0.0.1:{port}/health"):
-            assert time.monotonic() < deadline, "the server does not answer"
+            assert time.monotonic() < deadline, f"the server does not answer: {log.read_text()[-2000:]}"
             time.sleep(0.3)
         yield f"http://127.0.0.1:{port}"
     finally:

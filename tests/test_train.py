@@ -426,7 +426,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(tmp_path, scores, best_by, 
     if best:
         tensors, note = read_tensors(tmp_path / BEST_FILE)
         assert tensors["toy/weight"].item() == best
-        assert note == {"images": str(best * BATCH)}
+        assert note == {"images": str(best * BATCH), "stage": tmp_path.name}
 
 
 @pytest.mark.parametrize(("bad", "word"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
