@@ -19,7 +19,7 @@ from tyro.conf import Positional
 from sgan.files import read_json
 from sgan.record import RECORD_FILE, grid_file, read_record
 from sgan.store import GRIDS, STAGE_FILE, Store
-from sweeps import tracking
+from sweeps import connection, tracking
 
 
 def lay_out(stage: Path, facts: dict, store: Store, now: float) -> None:
@@ -55,10 +55,10 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
         shutil.copytree(store / "sweeps", again.root / "sweeps", dirs_exist_ok=True)
         (key,) = again.sweeps()
         trials = len(json.loads(again.sweep(key).read_text())["trials"])
-        uri, took = tracking.default_uri(again), [time.process_time()]
-        tracking.connect("http://127.0.0.1:9")  # nothing is sent there
+        uri, took = connection.default_uri(again), [time.process_time()]
+        connection.connect("http://127.0.0.1:9")  # nothing is sent there
         took.append(time.process_time())
-        tracking.connect(uri).search_experiments()
+        connection.connect(uri).search_experiments()
         took.append(time.process_time())
         passes, spent = 0, 0.0
         while now <= end:

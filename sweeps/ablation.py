@@ -43,12 +43,12 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
     from sgan.stages import code_version
-    from sweeps import sharing, tracking, trials, uploader
+    from sweeps import connection, sharing, trials, uploader
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
-    uri = sweep.mlflow or tracking.default_uri(store)
+    uri = sweep.mlflow or connection.default_uri(store)
     revision = commit()
     record(resolved, store, f"{processor()}, {slots.where}", revision)
     with store.alone(f"sweep-{resolved.key}") as alone:
@@ -105,7 +105,7 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: int, table: str
     Args:
         sent, table: how the uploader ended, and what it made.
     """
-    from sweeps import tracking, uploader
+    from sweeps import connection, uploader
 
     if sent == uploader.NO_TABLE:
         raise ConfigError(uploader.said(store, resolved.key))
@@ -114,7 +114,7 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: int, table: str
         return 1
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)
-    print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {tracking.ui_command(store, uri)}", flush=True)
+    print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {connection.ui_command(store, uri)}", flush=True)
     return 0
 
 

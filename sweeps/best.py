@@ -151,29 +151,29 @@ def groups(runs: "Iterable[Run]") -> list[Group]:
 
 def finished_runs(uri: str) -> "Iterator[Run]":
     """The runs of all finished trials; LookupError where MLflow has none."""
-    from sweeps import tracking
+    from sweeps import connection
 
-    client = tracking.connect(uri)
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    client = connection.connect(uri)
+    experiment = client.get_experiment_by_name(connection.EXPERIMENT)
     if experiment is None:
-        raise LookupError(f"MLflow at {uri} has no experiment {tracking.EXPERIMENT!r}: no sweep was sent there")
+        raise LookupError(f"MLflow at {uri} has no experiment {connection.EXPERIMENT!r}: no sweep was sent there")
     page = None
     while page is None or page.token:
         token = page.token if page else None
         query = "tags.outcome = 'done' and tags.`mlflow.parentRunId` != ''"
         page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
-        yield from (run for run in page if tracking.TRIAL in run.data.tags)
+        yield from (run for run in page if connection.TRIAL in run.data.tags)
 
 
 def _checked(runs: "Iterable[Run]", where: str) -> "Iterator[Run]":
     """The runs, with the scores that they have in the store, where one is named and knows them."""
-    from sweeps import tracking, verify
+    from sweeps import connection, verify
 
     store = None if "://" in where else open_store(where)
     sweeps = [store.manifest(key) for key in store.sweeps()] if store else []
     trials = {trial["run"]: trial for sweep in sweeps for trial in sweep["trials"]}
     for run in runs:
-        trial = trials.get(run.data.tags[tracking.TRIAL])
+        trial = trials.get(run.data.tags[connection.TRIAL])
         if store and trial:
             verify.check_scores(store, trial, run)
         yield run
@@ -241,10 +241,10 @@ def main(filters: Filters) -> int:
         ConfigError: a bad filter, no store, or MLflow does not answer.
     """
     uri = filters.uri
-    from sweeps import tracking
+    from sweeps import connection
 
     try:
-        with tracking.reading(uri):
+        with connection.reading(uri):
             print(listing(groups(_checked(finished_runs(uri), filters.where)), filters))
     except LookupError as error:
         raise ConfigError(str(error)) from error

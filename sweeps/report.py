@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from sgan.checks import ConfigError
 from sgan.files import StoreError, sha256
-from sweeps import tracking
+from sweeps import connection, tracking
 from sweeps.results import SCORES, Sweep, read
 
 BESIDE = ("inception_score", "fid", "diversity")
@@ -235,7 +235,7 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
     for address in stores:
         store, keys = tracking.sweeps_of(address)
         for key in keys:
-            found = read(uri or tracking.default_uri(store), key, store=store)
+            found = read(uri or connection.default_uri(store), key, store=store)
             plots = store.root / "sweeps" / found.manifest.get("plots", "")
             digests = found.manifest.get("plotted", {})
             folder = out.with_suffix("") / key if digests else None

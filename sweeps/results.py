@@ -11,7 +11,7 @@ import pandas as pd
 from sgan.checks import ConfigError
 from sgan.files import StoreError
 from sgan.store import Store
-from sweeps import tracking
+from sweeps import connection
 from sweeps.verify import check_scores
 
 SCORES = {  # column -> (heading, decimals)
@@ -72,22 +72,22 @@ def read(
         ConfigError: MLflow does not answer, or has other scores than the store.
         Incomparable: its scores cannot stand in one column.
     """
-    with tracking.reading(uri):
+    with connection.reading(uri):
         return _read(uri, sweep_key, variants, seeds, store)
 
 
 def _read(
     uri: str, sweep_key: str, variants: Iterable[str] | None, seeds: Iterable[int] | None, store: Store | None
 ) -> Sweep:
-    client = tracking.connect(uri)
-    parent, children = tracking.find(client, sweep_key)
+    client = connection.connect(uri)
+    parent, children = connection.find(client, sweep_key)
     if parent is None:
         raise LookupError(f"MLflow has no sweep {sweep_key}; send it first: python sweeps/tracking.py sync STORE")
     try:
-        manifest = tracking.manifest_of(client, parent)
+        manifest = connection.manifest_of(client, parent)
     except StoreError as error:
         raise ConfigError(
-            f"{tracking.MANIFEST_FILE} of the run {parent.info.run_id} in MLflow at {uri} is damaged; send it again: "
+            f"{connection.MANIFEST_FILE} of the run {parent.info.run_id} in MLflow at {uri} is damaged; send it again: "
             "python sweeps/tracking.py sync STORE"
         ) from error
     # A score of the seed that chose a config says nothing of it: only confirmed ones are published.

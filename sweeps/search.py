@@ -164,13 +164,13 @@ def _chosen(search: Search, gpus: int) -> "tuple[Basis, Space]":
 
 def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     """Run both phases and publish; returns the exit status."""
-    from sweeps import plots, publish, sharing, tracking, trials, uploader
+    from sweeps import connection, plots, publish, sharing, trials, uploader
 
     store = running.store
     sharing.check(store, running.key)
     if running.basis.inception_weights:
         store.keep_weights(running.basis.inception_weights, running.basis.inception)
-    uri = running.search.mlflow or tracking.default_uri(store)
+    uri = running.search.mlflow or connection.default_uri(store)
     publish.record(running, study)
     sender = uploader.start(store, running.key, uri)
     confirm, best, stopped = [], None, True
@@ -223,7 +223,7 @@ def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
     Args:
         sent, table: how the uploader ended, and what it made.
     """
-    from sweeps import tracking, uploader
+    from sweeps import connection, uploader
 
     store = running.store
     if sent == uploader.NO_TABLE:
@@ -235,7 +235,7 @@ def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
         (store.root / TABLE).write_text(table)
         store.save(store.root / TABLE)
         print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"Open MLflow: {tracking.ui_command(store, uri)}")
+    print(f"Open MLflow: {connection.ui_command(store, uri)}")
     return True
 
 

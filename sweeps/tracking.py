@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,9 +27,28 @@ from tyro.conf import Positional
 
 from sgan.bucket import find_store
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_json, sealed
+from sgan.files import StoreError, sealed
 from sgan.files import sync as sync_file
 from sgan.store import Store
+from sweeps.connection import (
+    LONGEST_PARAM,
+    MANIFEST,
+    MANIFEST_FILE,
+    SENT,
+    STATUS,
+    SWEEP,
+    TRIAL,
+    advice,
+    connect,
+    default_uri,
+    experiment,
+    find,
+    in_short,
+    manifest_of,
+    module,
+    reading,
+    ui_command,
+)
 from sweeps.shown import (
     WRITTEN_AT,
     Point,
@@ -47,112 +66,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run, RunInfo
 
-EXPERIMENT = "sgan"
-SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
-STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-MANIFEST_FILE = "manifest.json"
-SQLITE = "sqlite:///"
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
 _LEFT: "dict[tuple[str, str], tuple[object, State, Run | None]]" = {}
 """Address and trial -> how this process last left it: what the store had of it, where it stood, and its run."""
-ENTITIES_A_CALL, PARAMS_A_CALL, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A connection that is kept goes on with a database that was deleted, or whose disk was mounted anew.
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
-}
-
-
-def _mlflow():
-    """The module, made quiet; imported late because that takes seconds, which the driver and --help do not have."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    import mlflow.entities
-
-    return mlflow
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A quiet client that gives up soon on a server that does not answer."""
-    database = Path(uri.removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and not database.exists():
-        _make(database)
-    return _mlflow().MlflowClient(tracking_uri=uri)
-
-
-def _make(database: Path) -> None:
-    """Make a database whole or not at all: MLflow takes seconds and many steps, and one that was cut off between them
-    could never be opened again."""
-    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
-        made = Path(folder) / database.name
-        _mlflow().MlflowClient(tracking_uri=f"{SQLITE}{made}")
-        try:
-            os.link(made, database)
-        except FileExistsError:
-            pass  # another process was faster
-        except OSError:  # a file system without links
-            os.replace(made, database)
-
-
-@contextlib.contextmanager
-def reading(uri: str) -> Iterator[None]:
-    """Turns whatever goes wrong in reading MLflow into one ConfigError; a LookupError for what is not there stays."""
-    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
-
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"MLflow at {uri} cannot be read ({_in_short(error)}){_advice(uri, error)}") from error
-
-
-def _in_short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
-
-
-def _advice(uri: str, error: Exception) -> str:
-    """What to do about a database that may be damaged."""
-    path = uri.removeprefix(SQLITE)
-    if path == uri or isinstance(error, OSError):
-        return ""
-    return f"; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again"
-
-
-def default_uri(store: Store) -> str:
-    """Tracking URI of the SQLite file inside the store."""
-    return f"{SQLITE}{store.root / 'mlflow.db'}"
-
-
-def ui_command(store: Store, uri: str) -> str:
-    """The shell line that serves MLflow's pages for a database; a server's own address where `uri` is one."""
-    database = shlex.quote(uri)
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
-
-
-def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
-    """All runs of a sweep: its parent's and its trials'."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs, page = [], None
-    while experiment and (page is None or page.token):
-        token = page.token if page else None
-        query = f"tags.`{SWEEP}` = '{sweep_key}'"
-        page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
-        runs += page
-    return runs
-
-
-def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str, Run]]":
-    """The parent run of a sweep (None before its first pass) and its child runs by trial name."""
-    runs = runs_of(client, sweep_key)
-    parents = [run for run in runs if TRIAL not in run.data.tags]
-    return next(iter(parents), None), {run.data.tags[TRIAL]: run for run in runs if TRIAL in run.data.tags}
+ENTITIES_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's limits
 
 
 def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
@@ -167,7 +84,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once would make runs twice
         parent, children = find(client, sweep_key)
         parent = parent or client.create_run(
-            _experiment(client, store, uri),
+            experiment(client, store, uri),
             start_time=milliseconds(manifest["started"]),
             tags={SWEEP: sweep_key},
             run_name=manifest["title"],
@@ -199,15 +116,6 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         outcome = next((outcome for outcome in ("running", "interrupted", "failed") if outcome in found), "done")
         _close(client, parent, outcome, "", max([manifest["started"], *(state.end for state in states)]))
     return outcome in ("done", "failed")
-
-
-def manifest_of(client: "MlflowClient", run: "Run") -> dict[str, Any]:
-    """The manifest that a sweep's parent run has; StoreError where it is missing or damaged."""
-    if not any(file.path == MANIFEST_FILE for file in client.list_artifacts(run.info.run_id)):
-        raise StoreError(f"the run {run.info.run_id} has no {MANIFEST_FILE}")
-    with tempfile.TemporaryDirectory() as folder:
-        held = client.download_artifacts(run.info.run_id, MANIFEST_FILE, folder)
-        return read_json(Path(held), key=run.data.tags[SWEEP])
 
 
 def _has_manifest(client: "MlflowClient", run: "Run", manifest: Mapping[str, Any]) -> bool:
@@ -335,26 +243,12 @@ def _lacking(client: "MlflowClient", run: "Run", points: list[Point]) -> list[Po
     return [point for point in points if point.step not in steps.get(point.metric, ())]
 
 
-def _experiment(client: "MlflowClient", store: Store, uri: str) -> str:
-    """Id of the experiment, made if it is not there; with SQLite its artifacts lie in the store."""
-    location = (store.root / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        try:
-            return client.create_experiment(EXPERIMENT, artifact_location=location)
-        except _mlflow().MlflowException:  # another process was faster, or the server is in trouble
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                raise
-    return experiment.experiment_id
-
-
 def _log(
     client: "MlflowClient", run: "Run", points: list[Point], params: Mapping[str, Any], tags: Mapping[str, Any]
 ) -> None:
     """Log to a run, in as few calls as MLflow takes: the params it lacks (they are immutable), points, and last the
     tags, which say what it has: within a call too MLflow writes them in this order. `run` then has the tags."""
-    entities, run_id = _mlflow().entities, run.info.run_id
+    entities, run_id = module().entities, run.info.run_id
     lacking = [entities.Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
     lacking = [param for param in lacking if param.key not in run.data.params]
     changed = [entities.RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
@@ -399,8 +293,8 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> st
                 sync(store, key, uri, live)
             except StoreError as error:  # one that is damaged holds no other up
                 trouble = trouble or str(error)
-    except (_mlflow().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
-        trouble = f"{_in_short(error)}{_advice(uri, error)}"
+    except (module().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
+        trouble = f"{in_short(error)}{advice(uri, error)}"
     return trouble and f"MLflow did not get everything: {trouble}"
 
 

@@ -21,7 +21,7 @@ from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sgan.files import StoreError
 from sgan.store import Store
-from sweeps import tracking
+from sweeps import connection, tracking
 
 PAUSE, LONGEST_PAUSE = 3.0, 60.0
 """Seconds between passes; the pause doubles while MLflow cannot be reached."""
@@ -59,7 +59,7 @@ def finish(uploader: "subprocess.Popen[bytes]", table: Table | None = None) -> t
     killed = uploader.poll() is not None
     if not killed:
         ended, made = _through(uploader, table)
-        if ended != UNSENT or not uri.startswith(tracking.SQLITE):
+        if ended != UNSENT or not uri.startswith(connection.SQLITE):
             return ended, made
     with suppress(OSError, StoreError):  # a disk that is full, or read-only
         return _through(start(open_store(root), sweep_key, uri), table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgan.files import StoreError, sha256
 from sgan.store import MODELS, Store
-from sweeps import shown, tracking
+from sweeps import connection, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,17 +26,17 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
     Raises StoreError where the store itself is damaged; OSError, MlflowException or SQLAlchemyError where MLflow cannot
     be reached.
     """
-    manifest, client = store.manifest(sweep_key), tracking.connect(uri)
-    runs = tracking.runs_of(client, sweep_key)
-    parents = [run for run in runs if tracking.TRIAL not in run.data.tags]
+    manifest, client = store.manifest(sweep_key), connection.connect(uri)
+    runs = connection.runs_of(client, sweep_key)
+    parents = [run for run in runs if connection.TRIAL not in run.data.tags]
     if len(parents) != 1:
         yield f"sweep {sweep_key} has {len(parents)} parent runs, not 1"
     for parent in parents:
         yield from _manifest(client, parent, manifest)
-        settings = {name: str(value)[: tracking.LONGEST_PARAM] for name, value in manifest["settings"].items()}
+        settings = {name: str(value)[: connection.LONGEST_PARAM] for name, value in manifest["settings"].items()}
         yield from _values("sweep", "param", settings, parent.data.params)
     for trial in manifest["trials"]:
-        mine = [run for run in runs if run.data.tags.get(tracking.TRIAL) == trial["run"]]
+        mine = [run for run in runs if run.data.tags.get(connection.TRIAL) == trial["run"]]
         state = shown.state_of(store, trial, live=False)
         title = f"{trial['variant']} seed {trial['seed']}"
         begun = state.facts or state.outcome == "failed"
@@ -48,10 +48,10 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
                 staging.mkdir()
                 there.mkdir()
                 what = shown.shown(store, manifest, trial, state, {}, staging)
-                status = {"status": tracking.STATUS[state.outcome], "outcome": state.outcome}
+                status = {"status": connection.STATUS[state.outcome], "outcome": state.outcome}
                 seen = {"status": run.info.status, "outcome": run.data.tags.get("outcome")}
                 yield from _values(title, "state", status, seen)
-                params = {name: str(value)[: tracking.LONGEST_PARAM] for name, value in what.params.items()}
+                params = {name: str(value)[: connection.LONGEST_PARAM] for name, value in what.params.items()}
                 yield from _values(title, "param", params, run.data.params)
                 yield from _values(title, "tag", what.tags, run.data.tags)
                 yield from _points(client, run, title, what.points)
@@ -78,7 +78,7 @@ def check_scores(store: Store, trial: Mapping[str, Any], run: "Run") -> None:
 
 def _manifest(client: "MlflowClient", parent: "Run", manifest: Mapping[str, Any]) -> Iterator[str]:
     try:
-        held = tracking.manifest_of(client, parent)
+        held = connection.manifest_of(client, parent)
     except StoreError:
         held = None
     if held != manifest:

@@ -30,7 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from sgan.record import RECORD_FILE, read_record
 from sgan.store import Store
-from sweeps import tracking
+from sweeps import connection
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -62,7 +62,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri, self.folder, self.process = f"http://127.0.0.1:{self.port}", folder, None
-        tracking.connect(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
+        connection.connect(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
@@ -235,8 +235,8 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
     done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    client = tracking.connect(server.uri)
-    runs = [run for key in Store(store).sweeps() for run in tracking.runs_of(client, key)]
+    client = connection.connect(server.uri)
+    runs = [run for key in Store(store).sweeps() for run in connection.runs_of(client, key)]
     assert {run.info.status for run in runs} == {"FINISHED"}
     return f"{len(found)} stages of the same bytes, the same tables and study, {len(runs)} MLflow runs verified"
 

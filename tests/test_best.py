@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sgan.checks import ConfigError
-from sweeps import best, tracking
+from sweeps import best, connection
 
 PRINT = json.dumps({"scores": {"network": "a"}})
 OTHER = json.dumps({"scores": {"network": "b"}})
@@ -33,13 +33,13 @@ ROWS = [  # name, variant, split, weights, phase, fingerprint, {seed: (IS, FID)}
 def store(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("best")
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-    experiment = client.create_experiment(tracking.EXPERIMENT)
+    experiment = client.create_experiment(connection.EXPERIMENT)
     parent = client.create_run(experiment, tags={"outcome": "done"}).info.run_id
     for copy in range(2):  # a second sweep has the same trials: they count once
         for name, variant, split, weights, phase, fingerprint, seeds in ROWS[: len(ROWS) if copy == 0 else 1]:
             for seed, (inception, fid) in seeds.items():
                 tags = {
-                    "outcome": "done", "mlflow.parentRunId": parent, tracking.TRIAL: f"{name}-{seed}-{copy}",
+                    "outcome": "done", "mlflow.parentRunId": parent, connection.TRIAL: f"{name}-{seed}-{copy}",
                     "variant": name, "seed": str(seed), "cuts": split, "phase": phase, "fingerprint": fingerprint,
                     "config_key": f"{variant}{split}{weights}", "dataset": "digits", "recipe": "laptop",
                     "alarm": "score: collapse" if seed == 1003 else "none",
@@ -50,7 +50,7 @@ def store(tmp_path_factory) -> Path:
                     client.log_param(run, f"variant.weights.{field}", value)
                 client.log_metric(run, "inception_score", inception)
                 client.log_metric(run, "fid", fid)
-    unfinished = {"outcome": "running", "mlflow.parentRunId": parent, tracking.TRIAL: "x", "seed": "5"}
+    unfinished = {"outcome": "running", "mlflow.parentRunId": parent, connection.TRIAL: "x", "seed": "5"}
     client.create_run(experiment, tags=unfinished)
     return root
 

@@ -25,7 +25,7 @@ from sgan.run import run_trial
 from sgan.runners import Worker
 from sgan.stages import name
 from sgan.store import Store
-from sweeps import report, results, tracking
+from sweeps import connection, report, results, tracking
 from sweeps.sweep import Sweep, record, resolve
 
 
@@ -281,7 +281,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert facts["fingerprint"]["classes"]["network"] == "the dataset's own classifier"
 
     record(resolved, store, "here", "abc")
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     tracking.sync(store, resolved.key, uri)
     section = report.markdown(results.read(uri, resolved.key))
     assert "Inception score and FID by inception-v3-compat" in section

@@ -19,7 +19,7 @@ from sgan.checks import ConfigError
 from sgan.files import StoreError, read_json, write_json
 from sgan.record import Record
 from sgan.store import FIGURES, MODELS, Store
-from sweeps import best, ledger, report, results, tracking
+from sweeps import best, connection, ledger, report, results, tracking
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -119,7 +119,7 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
         "trials": trials,
     }
     write_json(store.sweep(KEY), value)
-    tracking.sync(store, KEY, tracking.default_uri(store))
+    tracking.sync(store, KEY, connection.default_uri(store))
     return store
 
 
@@ -127,13 +127,13 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
 def empty_database(tmp_path_factory) -> Path:
     """MLflow's migrations run once."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}").search_experiments()
+    connection.connect(f"sqlite:///{path}").search_experiments()
     return path
 
 
 @pytest.fixture(scope="session")
 def uri(tmp_path_factory, empty_database) -> str:
-    return tracking.default_uri(make(tmp_path_factory.mktemp("store"), empty_database))
+    return connection.default_uri(make(tmp_path_factory.mktemp("store"), empty_database))
 
 
 def cells(section: str, variant: str) -> list[str]:
@@ -143,7 +143,7 @@ def cells(section: str, variant: str) -> list[str]:
 
 def test_a_score_that_was_altered_in_mlflow_is_refused(tmp_path, empty_database):
     store = make(tmp_path, empty_database)
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     results.read(uri, KEY, store=store)
     with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
         for table in ("metrics", "latest_metrics"):
@@ -226,7 +226,7 @@ def test_the_section_of_a_sweep(uri):
 
 def test_scores_of_different_fingerprints_are_refused(tmp_path, empty_database):
     store = make(tmp_path / "store", empty_database, samples=lambda seed: 5000 if seed < 2 else 50_000)
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     with pytest.raises(results.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
         results.read(uri, KEY)
     assert results.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
@@ -270,7 +270,7 @@ def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
 
 def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
     store = make(tmp_path / "store", empty_database)
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     tuned: dict[str, Any] = read_json(store.sweep(KEY))
     tuned |= {"key": "cd34", "title": "digits, tuned", "default": KEY, "default_command": "python sweeps/ablation.py X"}
     tuned["trials"] = [trial for trial in tuned["trials"] if trial["seed"] < 2 and trial["variant"] != "absent"]
@@ -301,7 +301,7 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, e
     for trial in manifest["trials"]:
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
     write_json(store.sweep(KEY), manifest)
-    tracking.sync(store, KEY, tracking.default_uri(store))
+    tracking.sync(store, KEY, connection.default_uri(store))
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
     text = (tmp_path / "SEARCHED.md").read_text()
     assert "DCGAN (adv+cond+ent)" not in text

@@ -23,7 +23,7 @@ from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, s
 from sgan.files import read_json, write_json
 from sgan.record import read_record
 from sgan.store import FIGURES, GRIDS, Store
-from sweeps import tracking
+from sweeps import connection, tracking
 
 POSTGRES = "postgresql://postgres@127.0.0.1:5432"
 WRITERS = 16
@@ -121,8 +121,8 @@ def write(folder: Path, number: int, server: str) -> Store:
 
 def lacking(store: Store, number: int, server: str, folder: Path) -> list[str]:
     """What MLflow has not, or has otherwise than the store: every point and every file of every trial."""
-    client, wrong = tracking.connect(server), []
-    parent, runs = tracking.find(client, f"sweep{number}")
+    client, wrong = connection.connect(server), []
+    parent, runs = connection.find(client, f"sweep{number}")
     trials = read_json(store.sweep(f"sweep{number}"))["trials"]
     assert parent is not None
     assert parent.info.status == "FINISHED"
@@ -164,13 +164,13 @@ def fresh(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_many_sweeps_at_once_lose_nothing(server, bucket, tmp_path):
-    tracking.connect(server)
+    connection.connect(server)
     with ThreadPoolExecutor(WRITERS) as pool:
         stores = list(pool.map(lambda number: write(tmp_path, number, server), range(WRITERS)))
         found = pool.map(lambda number: lacking(stores[number], number, server, tmp_path), range(WRITERS))
         assert [one for each in found for one in each] == []
     kept = s3fs.S3FileSystem().find(f"{bucket}/mlartifacts")
     assert sum(path.endswith("config.json") for path in kept) == WRITERS * len(LABELS)
-    run = next(iter(tracking.find(tracking.connect(server), "sweep0")[1].values()))
-    tracking.connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
+    run = next(iter(connection.find(connection.connect(server), "sweep0")[1].values()))
+    connection.connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
     assert lacking(stores[0], 0, server, tmp_path)  # a difference is seen

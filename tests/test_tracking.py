@@ -22,7 +22,7 @@ from sgan.checks import ConfigError
 from sgan.files import StoreError, write_json
 from sgan.record import RECORD_FILE, Record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
-from sweeps import report, results, tracking, uploader
+from sweeps import connection, report, results, tracking, uploader
 from sweeps.verify import differences
 
 KEY = "ab12"
@@ -109,7 +109,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
 def migrated(tmp_path_factory) -> Path:
     """An empty MLflow database: its migrations run once for all tests."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}").search_experiments()
+    connection.connect(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -122,11 +122,11 @@ def store(tmp_path, migrated) -> Store:
 
 
 def sync(store: Store, live: bool = False) -> bool:
-    return tracking.sync(store, KEY, tracking.default_uri(store), live)
+    return tracking.sync(store, KEY, connection.default_uri(store), live)
 
 
 def found(store: Store, uri: str | None = None) -> Any:
-    return tracking.find(tracking.connect(uri or tracking.default_uri(store)), KEY)
+    return connection.find(connection.connect(uri or connection.default_uri(store)), KEY)
 
 
 def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
@@ -135,14 +135,14 @@ def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
 
 def points(run, uri: str) -> dict[str, list[int]]:
     """Metric -> the steps it was logged at, in order, repetitions included; stages only."""
-    client = tracking.connect(uri)
+    client = connection.connect(uri)
     keys = [key for key in run.data.metrics if "/" in key]
     return {key: sorted(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in keys}
 
 
 def grids(run, uri: str) -> dict[tuple[str, int, str], int]:
     """(label, images, file ending) -> number of files."""
-    files = [Path(file.path).name for file in tracking.connect(uri).list_artifacts(run.info.run_id, "images")]
+    files = [Path(file.path).name for file in connection.connect(uri).list_artifacts(run.info.run_id, "images")]
     pattern = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}(\.png|\+compressed\.webp)")
     matches = [pattern.fullmatch(name) for name in files]
     assert all(matches), files
@@ -151,7 +151,7 @@ def grids(run, uri: str) -> dict[tuple[str, int, str], int]:
 
 def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None = None) -> None:
     """Every point and every grid of a finished trial is in MLflow once, with its scores, and its run is closed."""
-    uri = uri or tracking.default_uri(store)
+    uri = uri or connection.default_uri(store)
     run = trial(store, variant, seed, uri)
     trained = [label for label in LABELS[variant] if label != "score"]
     assert points(run, uri) == {f"{label}/{name}": [*POINTS] for label in trained for name in ("g_adv", "d_adv")}
@@ -193,7 +193,9 @@ def test_every_point_and_grid_is_there_once_after_two_passes(store):
     assert tags.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.info.start_time < run.info.end_time
-    artifacts = {file.path for file in tracking.connect(tracking.default_uri(store)).list_artifacts(run.info.run_id)}
+    artifacts = {
+        file.path for file in connection.connect(connection.default_uri(store)).list_artifacts(run.info.run_id)
+    }
     assert artifacts == {"config.json", "figures", "model", "images"}
 
 
@@ -202,14 +204,16 @@ def test_a_stage_with_more_points_than_a_call_takes_is_sent_whole(store):
     publish(store, "encoder-0")
     finish(store, "sgan", 0)
     sync(store)
-    assert [line for line in differences(store, KEY, tracking.default_uri(store)) if line.startswith("sgan seed")] == []
+    assert [
+        line for line in differences(store, KEY, connection.default_uri(store)) if line.startswith("sgan seed")
+    ] == []
     assert trial(store, "sgan").data.metrics["encoder/g_adv"] == 1.2  # the newest is the run's value
 
 
 def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monkeypatch):
     finish(store, "sgan", 0)
     sync(store, live=True)
-    client = type(tracking.connect(tracking.default_uri(store)))
+    client = type(connection.connect(connection.default_uri(store)))
 
     def refused(*args, **kwargs):
         raise AssertionError("nothing is new")
@@ -223,7 +227,7 @@ def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monk
     finish(store, "sgan-no-joint", 0)
     sync(store, live=True)
     assert_complete(store, "sgan-no-joint")
-    client.delete_run(tracking.connect(tracking.default_uri(store)), trial(store, "sgan").info.run_id)
+    client.delete_run(connection.connect(connection.default_uri(store)), trial(store, "sgan").info.run_id)
     sync(store, live=True)
     assert_complete(store, "sgan")
 
@@ -231,8 +235,8 @@ def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monk
 def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
     finish(store, "sgan", 0)
     sync(store)
-    client = tracking.connect(tracking.default_uri(store))
-    for tag in (tracking.SENT, "outcome"):
+    client = connection.connect(connection.default_uri(store))
+    for tag in (connection.SENT, "outcome"):
         client.delete_tag(trial(store, "sgan").info.run_id, tag)
     sync(store)
     assert_complete(store, "sgan")
@@ -252,9 +256,9 @@ def test_grids_are_named_as_log_image_names_them(store):
     """MLflow's image slider reads keys and steps from file names."""
     finish(store, "sgan", 0)
     sync(store)
-    uri, run = tracking.default_uri(store), trial(store, "sgan")
+    uri, run = connection.default_uri(store), trial(store, "sgan")
     before = grids(run, uri)
-    client = tracking.connect(uri)
+    client = connection.connect(uri)
     client.log_image(run.info.run_id, Image.new("RGB", (4, 4)), key="other", step=7, synchronous=True)
     assert grids(run, uri) == before | {("other", 7, end): 1 for end in GRID_FILES}
     assert trial(store, "sgan").data.tags["mlflow.loggedImages"] == run.data.tags["mlflow.loggedImages"]
@@ -267,7 +271,10 @@ def test_a_trial_has_a_run_once_it_has_something_to_show(store):
     train(store, "encoder-0", POINTS[:1], ())
     sync(store, live=True)
     assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
-    assert points(trial(store, "sgan"), tracking.default_uri(store)) == {"encoder/g_adv": [100], "encoder/d_adv": [100]}
+    assert points(trial(store, "sgan"), connection.default_uri(store)) == {
+        "encoder/g_adv": [100],
+        "encoder/d_adv": [100],
+    }
 
 
 def test_an_interrupted_sweep_is_killed_and_runs_again_when_it_resumes(store):
@@ -295,7 +302,7 @@ def test_diverged_and_failed_trials_say_why(store):
     assert (diverged.info.status, failed.info.status) == ("FAILED", "FAILED")
     assert (diverged.data.tags["outcome"], diverged.data.tags["reason"]) == ("diverged", reason)
     assert (failed.data.tags["outcome"], failed.data.tags["reason"]) == ("failed", "OutOfMemoryError: 3 GB")
-    assert points(diverged, tracking.default_uri(store))["joint/g_adv"] == [*POINTS]
+    assert points(diverged, connection.default_uri(store))["joint/g_adv"] == [*POINTS]
     finish(store, "sgan-no-joint", 0)  # a second try succeeds
     store.failure("score-sgan-no-joint-0").unlink()
     assert sync(store)
@@ -308,10 +315,10 @@ def test_nan_and_infinity_are_sent_once(store):
     folder = store.begin("encoder-0")
     Record(folder).add(100, {"g_adv": float("nan"), "d_adv": float("inf")})
     sync(store)
-    client = tracking.connect(tracking.default_uri(store))
-    client.delete_tag(trial(store, "sgan").info.run_id, tracking.SENT)
+    client = connection.connect(connection.default_uri(store))
+    client.delete_tag(trial(store, "sgan").info.run_id, connection.SENT)
     sync(store)
-    assert set(map(tuple, points(trial(store, "sgan"), tracking.default_uri(store)).values())) == {(100,)}
+    assert set(map(tuple, points(trial(store, "sgan"), connection.default_uri(store)).values())) == {(100,)}
 
 
 def test_more_seeds_extend_the_same_parent(store):
@@ -333,7 +340,7 @@ def test_more_seeds_extend_the_same_parent(store):
 def test_a_pass_cut_off_after_any_call_leaves_nothing_twice(store, monkeypatch):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    mlflow_client = type(tracking.connect(tracking.default_uri(store)))
+    mlflow_client = type(connection.connect(connection.default_uri(store)))
     calls_left = 0
 
     def cut_off_after(call):
@@ -369,7 +376,7 @@ def wait_for(condition, seconds: float = 120.0) -> None:
 
 
 def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     with uploader.start(store, KEY, uri) as follower:
@@ -383,7 +390,7 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
 def test_the_follower_runs_where_nothing_else_wants_to(store):
-    follower = uploader.start(store, KEY, tracking.default_uri(store))
+    follower = uploader.start(store, KEY, connection.default_uri(store))
 
     def idle() -> bool:
         threads = map(int, os.listdir(f"/proc/{follower.pid}/task"))
@@ -401,11 +408,11 @@ def test_the_follower_writes_the_table_of_what_it_has_sent(store):
     publish(store, "scorer-x", fid=0.5)
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    uri = tracking.default_uri(store)
+    uri = connection.default_uri(store)
     asked = uploader.Table(["sgan"], [0])
     ended, table = uploader.finish(uploader.start(store, KEY, uri), asked)
     assert (ended, table) == (uploader.SENT, report.markdown(results.read(uri, KEY, ["sgan"], [0])))
-    client = tracking.connect(uri)
+    client = connection.connect(uri)
     client.log_metric(trial(store, "sgan").info.run_id, "fid", 3.0, step=1)
     assert uploader.finish(uploader.start(store, KEY, uri), asked) == (uploader.SENT, table)  # sent anew
 
@@ -413,9 +420,10 @@ def test_the_follower_writes_the_table_of_what_it_has_sent(store):
 def test_a_dead_driver_leaves_nothing_running(store):
     """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
     train(store, "encoder-0", POINTS[:1], ())
+    uri = connection.default_uri(store)
     code = (
-        "import sys, time; from sgan.store import Store; from sweeps import tracking, uploader;"
-        f"print(uploader.start(Store({str(store.root)!r}), {KEY!r}, {tracking.default_uri(store)!r}).pid, flush=True);"
+        "import sys, time; from sgan.store import Store; from sweeps import uploader;"
+        f"print(uploader.start(Store({str(store.root)!r}), {KEY!r}, {uri!r}).pid, flush=True);"
         "time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
@@ -489,8 +497,8 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     assert_complete(store, "sgan", uri=server.uri)
     assert_complete(store, "sgan-no-joint", uri=server.uri)
     assert list(differences(store, KEY, server.uri)) == []
-    client = tracking.connect(server.uri)
-    client.delete_tag(trial(store, "sgan", uri=server.uri).info.run_id, tracking.SENT)
+    client = connection.connect(server.uri)
+    client.delete_tag(trial(store, "sgan", uri=server.uri).info.run_id, connection.SENT)
     client.delete_tag(trial(store, "sgan", uri=server.uri).info.run_id, "outcome")
     tracking.sync(store, KEY, server.uri)
     assert_complete(store, "sgan", uri=server.uri)
@@ -500,7 +508,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
 def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    follower = uploader.start(store, KEY, tracking.default_uri(store))
+    follower = uploader.start(store, KEY, connection.default_uri(store))
     follower.kill()
     follower.wait(20)
     assert uploader.finish(follower) == (uploader.SENT, "")
@@ -510,7 +518,7 @@ def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
 def test_an_uploader_whose_database_was_deleted_has_a_successor_at_the_end(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    follower = uploader.start(store, KEY, tracking.default_uri(store))
+    follower = uploader.start(store, KEY, connection.default_uri(store))
     wait_for(lambda: len(found(store)[1]) == 2)
     (store.root / "mlflow.db").unlink()
     assert uploader.finish(follower) == (uploader.SENT, "")
@@ -524,7 +532,7 @@ def test_a_run_of_which_a_stage_was_deleted_keeps_its_seconds_until_it_is_made_a
     shutil.rmtree(store.stage("level1-0"))
     assert not sync(store, live=True)
     assert_complete(store, "sgan")
-    tracking.connect(tracking.default_uri(store)).delete_run(trial(store, "sgan").info.run_id)
+    connection.connect(connection.default_uri(store)).delete_run(trial(store, "sgan").info.run_id)
     sync(store)
     assert "train_seconds" not in trial(store, "sgan").data.metrics
     finish(store, "sgan", 0)
@@ -538,22 +546,22 @@ def test_a_finished_run_with_other_scores_than_the_store_is_sent_anew(store):
     finish(store, "sgan-no-joint", 0)
     sync(store)
     before = trial(store, "sgan").info.run_id
-    tracking.connect(tracking.default_uri(store)).log_metric(before, "train_seconds", 99.0, step=5)
+    connection.connect(connection.default_uri(store)).log_metric(before, "train_seconds", 99.0, step=5)
     sync(store)
     assert trial(store, "sgan").info.run_id != before
     assert_complete(store, "sgan")
-    assert list(differences(store, KEY, tracking.default_uri(store))) == []
+    assert list(differences(store, KEY, connection.default_uri(store))) == []
 
 
 def test_a_database_whose_making_was_killed_is_made_by_the_next_process(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    making = "import sys; from sweeps import tracking; tracking.connect(sys.argv[1]).search_experiments()"
+    making = "import sys; from sweeps import connection; connection.connect(sys.argv[1]).search_experiments()"
     maker = subprocess.Popen([sys.executable, "-c", making, uri])
     wait_for(lambda: any(path.stat().st_size > 300_000 for path in tmp_path.rglob("*.db")), 90)
     maker.kill()
     maker.wait(20)
     assert not (tmp_path / "mlflow.db").exists()
-    assert [experiment.name for experiment in tracking.connect(uri).search_experiments()] == ["Default"]
+    assert [experiment.name for experiment in connection.connect(uri).search_experiments()] == ["Default"]
 
 
 @pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_text("{}")])
@@ -561,9 +569,9 @@ def test_a_manifest_that_mlflow_has_lost_is_sent_again(lost, store):
     sync(store)
     lost(artifact(found(store)[0], "manifest.json"))
     with pytest.raises(ConfigError, match=r"is damaged; send it again: python sweeps/tracking\.py sync STORE"):
-        results.read(tracking.default_uri(store), KEY)
+        results.read(connection.default_uri(store), KEY)
     sync(store)
-    assert list(differences(store, KEY, tracking.default_uri(store))) == []
+    assert list(differences(store, KEY, connection.default_uri(store))) == []
 
 
 def artifact(run, pattern: str) -> Path:
@@ -575,7 +583,7 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
     finish(store, "sgan-no-joint", 0)
     assert tracking.sync_command(store.address, verify=True) == 0
     assert "every value and file in MLflow is as in the store" in capsys.readouterr().err
-    run, client = trial(store, "sgan"), tracking.connect(tracking.default_uri(store))
+    run, client = trial(store, "sgan"), connection.connect(connection.default_uri(store))
 
     def altered(sql: str) -> None:
         with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
@@ -666,5 +674,5 @@ def test_the_command_line_sends_a_store(store):
     command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
-    assert tracking.ui_command(store, tracking.default_uri(store)) in done.stderr
+    assert connection.ui_command(store, connection.default_uri(store)) in done.stderr
     assert_complete(store, "sgan")

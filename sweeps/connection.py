@@ -1,0 +1,145 @@
+"""MLflow as all here reach it: a connection that gives up soon, the runs of a sweep, and errors in one line."""
+
+import contextlib
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgan.checks import ConfigError
+from sgan.files import StoreError, read_json
+from sgan.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "sgan"
+SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.manifest"  # tags that runs are found by
+STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
+MANIFEST_FILE = "manifest.json"
+SQLITE = "sqlite:///"
+LONGEST_PARAM = 6000  # MLflow's limit
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A connection that is kept goes on with a database that was deleted, or whose disk was mounted anew.
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
+}
+
+
+def module():
+    """MLflow itself, made quiet; imported late because that takes seconds, which the driver and --help do not have."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    import mlflow.entities
+
+    return mlflow
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A quiet client that gives up soon on a server that does not answer."""
+    database = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not database.exists():
+        _make(database)
+    return module().MlflowClient(tracking_uri=uri)
+
+
+def _make(database: Path) -> None:
+    """Make a database whole or not at all: MLflow takes seconds and many steps, and one that was cut off between them
+    could never be opened again."""
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
+        made = Path(folder) / database.name
+        module().MlflowClient(tracking_uri=f"{SQLITE}{made}")
+        try:
+            os.link(made, database)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a file system without links
+            os.replace(made, database)
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turns whatever goes wrong in reading MLflow into one ConfigError; a LookupError for what is not there stays."""
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (module().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"MLflow at {uri} cannot be read ({in_short(error)}){advice(uri, error)}") from error
+
+
+def in_short(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
+
+
+def advice(uri: str, error: Exception) -> str:
+    """What to do about a database that may be damaged."""
+    path = uri.removeprefix(SQLITE)
+    if path == uri or isinstance(error, OSError):
+        return ""
+    return f"; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again"
+
+
+def default_uri(store: Store) -> str:
+    """Tracking URI of the SQLite file inside the store."""
+    return f"{SQLITE}{store.root / 'mlflow.db'}"
+
+
+def ui_command(store: Store, uri: str) -> str:
+    """The shell line that serves MLflow's pages for a database; a server's own address where `uri` is one."""
+    database = shlex.quote(uri)
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
+
+
+def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
+    """All runs of a sweep: its parent's and its trials'."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs, page = [], None
+    while experiment and (page is None or page.token):
+        token = page.token if page else None
+        query = f"tags.`{SWEEP}` = '{sweep_key}'"
+        page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
+        runs += page
+    return runs
+
+
+def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str, Run]]":
+    """The parent run of a sweep (None before its first pass) and its child runs by trial name."""
+    runs = runs_of(client, sweep_key)
+    parents = [run for run in runs if TRIAL not in run.data.tags]
+    return next(iter(parents), None), {run.data.tags[TRIAL]: run for run in runs if TRIAL in run.data.tags}
+
+
+def manifest_of(client: "MlflowClient", run: "Run") -> dict[str, Any]:
+    """The manifest that a sweep's parent run has; StoreError where it is missing or damaged."""
+    if not any(file.path == MANIFEST_FILE for file in client.list_artifacts(run.info.run_id)):
+        raise StoreError(f"the run {run.info.run_id} has no {MANIFEST_FILE}")
+    with tempfile.TemporaryDirectory() as folder:
+        held = client.download_artifacts(run.info.run_id, MANIFEST_FILE, folder)
+        return read_json(Path(held), key=run.data.tags[SWEEP])
+
+
+def experiment(client: "MlflowClient", store: Store, uri: str) -> str:
+    """Id of the experiment, made if it is not there; with SQLite its artifacts lie in the store."""
+    location = (store.root / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            return client.create_experiment(EXPERIMENT, artifact_location=location)
+        except module().MlflowException:  # another process was faster, or the server is in trouble
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+    return found.experiment_id
