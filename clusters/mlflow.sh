@@ -16,7 +16,8 @@ stop() { # the supervisor and the server are one process group
 
 serve() {
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # eight processes that nothing here uses
-    export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE=40      # with SQLAlchemy's five a burst of writers waits until it fails
+    export MLFLOW_SQLALCHEMYSTORE_POOLCLASS=QueuePool # the caller's may be one that knows no size
+    export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE=40 # with SQLAlchemy's five a burst of writers waits until it fails
     export MLFLOW_DISABLE_TELEMETRY=true
     while true; do
         mlflow server --host 127.0.0.1 --port "${MLFLOW_TRACKING_URI##*:}" --workers 2 --backend-store-uri "$SGAN_MLFLOW_DATABASE" \

@@ -29,15 +29,18 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A connection that is kept goes on with a database that was deleted, or whose disk was mounted anew.
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
+POOL = "MLFLOW_SQLALCHEMYSTORE_"
 
 
 def module():
     """MLflow itself, made quiet; imported late because that takes seconds, which the driver and --help do not have."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # A connection that is kept goes on with a database that was deleted, or whose disk was mounted anew. Whoever gives
+    # a size wants some kept, and without a pool MLflow fails on a size.
+    if not any(name.startswith(POOL) for name in os.environ):
+        os.environ[f"{POOL}POOLCLASS"] = "NullPool"
     import mlflow
     import mlflow.entities
 

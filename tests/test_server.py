@@ -27,7 +27,6 @@ from sweeps import connection, tracking
 
 POSTGRES = "postgresql://postgres@127.0.0.1:5432"
 WRITERS = 16
-TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -55,32 +54,29 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(database, bucket, tmp_path_factory) -> Iterator[str]:
     """Address of the server that clusters/mlflow.sh starts, on a port of its own, with its artifacts in a bucket."""
-    for _ in range(TRIES):  # a port that was free may be taken before the server listens
-        folder = tmp_path_factory.mktemp("server")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        (folder / ".sgan.env").write_text(
-            f"export PATH={Path(sys.executable).parent}:$PATH SGAN_STATE={folder} SGAN_STORE={bucket}\n"
-            f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{port} SGAN_MLFLOW_DATABASE={database}\n"
-        )
-        script = Path(__file__).parent.parent / "clusters" / "mlflow.sh"
-        environment, log = os.environ | {"HOME": str(folder)}, folder / "log"
-        with open(log, "w") as said:
-            process = subprocess.Popen(
-                [script, "serve"], env=environment, start_new_session=True, stdout=said, stderr=said
-            )
-        try:
-            deadline = time.monotonic() + 80
-            while not (there := answers(f"http://127.0.0.1:{port}/health")) and time.monotonic() < deadline:
-                time.sleep(0.3)
-            if there:
-                yield f"http://127.0.0.1:{port}"
-                return
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-    pytest.fail(f"the server does not answer: {log.read_text()[-2000:]}")
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (folder / ".sgan.env").write_text(
+        f"export PATH={Path(sys.executable).parent}:$PATH SGAN_STATE={folder} SGAN_STORE={bucket}\n"
+        f"export MLFLOW_TRACKING_URI=http://127.0.0.1:{port} SGAN_MLFLOW_DATABASE={database}\n"
+    )
+    script = Path(__file__).parent.parent / "clusters" / "mlflow.sh"
+    # What the caller's own connections are like must not decide how the server keeps its: it would not start.
+    environment = os.environ | {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool", "HOME": str(folder)}
+    log = folder / "log"
+    with open(log, "w") as said:
+        process = subprocess.Popen([script, "serve"], env=environment, start_new_session=True, stdout=said, stderr=said)
+    try:
+        deadline = time.monotonic() + 200
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert time.monotonic() < deadline, f"the server does not answer: {log.read_text()[-2000:]}"
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 def answers(url: str) -> bool:
