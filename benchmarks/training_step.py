@@ -8,7 +8,8 @@ all three losses, random images, and all that brings the data. Every version has
 runs in a process of its own, started as the product starts its workers (the plain loop: as Python starts). They take
 turns, so that all meet the same noise of the machine; the table has medians. FLOP are those that a version needs, of
 its products and convolutions alone, and the peak is that of a product of 2,048 x 2,048 matrices in its precision (of
-8,192 x 8,192 on a GPU). On a GPU there are also the versions without CUDA graphs, "launched" kernel by kernel.
+8,192 x 8,192 on a GPU). On a GPU there are also the versions without CUDA graphs, "launched" kernel by kernel; on a CPU
+without instructions for bfloat16 there is no such version, since its products take a hundred times as long.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from sgan.config import IMAGE, LABEL, Weights
 from sgan.data import Data, pixel_mean
 from sgan.encoder import Encoder
 from sgan.graphs import EAGER
+from sgan.host import multiplies_bfloat16
 from sgan.losses import adversarial, conditional, discriminator, entropy
 from sgan.networks import Discriminator, Generator
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
@@ -223,7 +225,9 @@ def main() -> None:
     asked = parser.parse_args()
 
     rows = []
-    versions = (*VERSIONS, *(f"{v}{LAUNCHED}" for v in VERSIONS[1:] if asked.device.startswith("cuda")))
+    on_gpu = asked.device.startswith("cuda")
+    ours = [v for v in VERSIONS[1:] if v == "float32" or on_gpu or multiplies_bfloat16()]
+    versions = (VERSIONS[0], *ours, *(f"{v}{LAUNCHED}" for v in ours if on_gpu))
     with processes(versions, asked.threads, asked.device) as pipes:
 
         def ask(version: str, what: object) -> float:

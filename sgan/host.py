@@ -1,14 +1,28 @@
-"""The machine that this process runs on, in words."""
+"""The machine that this process runs on."""
 
 import functools
 import platform
 from pathlib import Path
 
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Linux's names of the instructions for bfloat16: of x86, and of ARM."""
+
 
 @functools.cache
-def processor() -> str:
-    """The CPU's model."""
+def _facts() -> dict[str, str]:
+    """What Linux says of the CPU (proc_cpuinfo(5)); empty elsewhere."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def processor() -> str:
+    """The CPU's model."""
+    return _facts().get("model name") or platform.machine()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, as far as the system says; without them it is many times slower
+    than float32."""
+    facts = _facts()
+    return not facts or bool(BFLOAT16 & set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split()))

@@ -16,6 +16,7 @@ import tyro
 from sgan.bucket import is_bucket
 from sgan.checks import ConfigError, as_json, require
 from sgan.config import Config, Recipe, Variant, Weights
+from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import (
     DATASETS,
     FOLDER,
@@ -286,6 +287,12 @@ def prepare(options: Options, gpus: int) -> Basis:
 
         weights_file = find_weights(options.inception_weights)
         weights_digest = check_weights(weights_file)
+    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
+        print(
+            f"warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
+            "many times as long as in float32",
+            file=sys.stderr,
+        )
     for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
         require(
             part.batch <= len(data.images),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,6 +190,13 @@ def test_a_torn_mnist_file_ends_the_command_before_any_compute(tmp_path: Path):
     assert ended.returncode == 2
     assert "train-images-idx3-ubyte is torn" in ended.stderr
     assert not list((tmp_path / "runs" / "stages").iterdir())
+
+
+def test_a_precision_that_this_processor_lacks_is_warned_of(capsys):
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    for precision in ("float32", "bfloat16"):
+        resolve(Sweep(override=(f"gan.precision={precision}",)), 0)
+        assert ("warning: precision=bfloat16" in capsys.readouterr().err) == (precision == "bfloat16" and not able)
 
 
 @pytest.mark.parametrize("script", ["ablation", "search", "best", "tracking"])
