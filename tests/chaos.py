@@ -140,8 +140,9 @@ def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Ser
 def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
     """Both commands at once, through many faults, in the store `folder`/runs; says what struck."""
     store = folder / "runs"
-    faults = ["driver", "worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
-    faults += ["full disk"] * os.path.ismount(store)
+    kinds = ["worker", "mlflow", *(dice.choice(FAULTS) for _ in range(dice.randint(1, 4)))]
+    kinds += ["full disk"] * os.path.ismount(store)
+    faults = [("driver", name) for name in COMMANDS] + [(kind, dice.choice(sorted(COMMANDS))) for kind in kinds]
     dice.shuffle(faults)
     struck, lives = collections.Counter(), 0
     if dice.random() < 0.7:
@@ -165,11 +166,13 @@ def disturbed(dice: random.Random, folder: Path, server: Server) -> str:
                     drivers[name] = start(name, store, server.uri)
             if server.process is None and now > back:
                 server.start()
-            victim = drivers[dice.choice(sorted(drivers))]
-            if faults and now > following and strike(faults[0], victim, store, server, dice):
-                struck[faults.pop(0)] += 1
-                following, back = now + dice.uniform(0.5, 8), now + dice.uniform(0, 15)
-                room = now + dice.uniform(0, 20) if (store / FILLER).exists() else room
+            if faults and left and now > following:
+                fault, name = faults[0]
+                if strike(fault, drivers[name if name in left else min(left)], store, server, dice):
+                    struck[fault] += 1
+                    del faults[0]
+                    following, back = now + dice.uniform(0.5, 8), now + dice.uniform(0, 15)
+                    room = now + dice.uniform(0, 20) if (store / FILLER).exists() else room
             if now > room:
                 (store / FILLER).unlink()
                 room = math.inf

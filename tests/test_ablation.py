@@ -148,10 +148,9 @@ def wait_for(condition, seconds: float = 90.0):
     return value
 
 
-def workers(driver: int) -> list[int]:
-    """Processes of Ray that run trials for this driver: Ray names them after its wrapper of the trainable."""
-    found = processes()
-    return [each for each in below(driver, found) if "ResourceTrainable" in found.get(each, (0, ""))[1]]
+def trains(process: int) -> bool:
+    """Whether it runs trials: Ray names such a process after its wrapper of the trainable."""
+    return "ResourceTrainable" in processes().get(process, (0, ""))[1]
 
 
 def listening(tree: set[int]) -> set[str]:
@@ -171,16 +170,16 @@ def listening(tree: set[int]) -> set[str]:
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers through /proc")
-@pytest.mark.timeout(600)
-def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: tuple[Path, str], tmp_path: Path):
-    reference, store = quiet[0], tmp_path / "runs"
-    arguments = ("--seeds", "2", "--variants", *ROWS)
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes through /proc")
+@pytest.mark.timeout(400)
+def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt_and_at_once_on_two(tmp_path: Path):
+    store, arguments = tmp_path / "runs", ("--seeds", "1", "--variants", "sgan")
     driver = start(store, *arguments)
     wait_for(lambda: list((store / "work").glob("level-*")))
-    os.kill(wait_for(lambda: workers(driver.pid))[0], signal.SIGKILL)
-    done = len(stages(store))
-    wait_for(lambda: len(stages(store)) > done)
+    tree = below(driver.pid, processes())
+    assert len(tree) > 4
+    assert listening(tree)
+    assert listening(tree) <= LOOPBACK
     os.kill(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
@@ -191,37 +190,17 @@ def test_a_killed_worker_an_interrupt_and_a_killed_driver_change_nothing(quiet: 
         assert len(read_record(folder)) < 2 or list((folder / CHECKPOINTS).iterdir())
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
 
-    driver, done = start(store, *arguments), len(stages(store))
-    wait_for(lambda: len(stages(store)) > done + 1 and list((store / "work").glob("*-*")))
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
-    kept = stages(store)
-    assert len(kept) < 17
-    complete(store, *arguments)
-    assert {name: stages(store)[name] for name in kept} == kept
-    assert scores(store) == {name: scores(reference)[name] for name in scores(store)}
-    found = runs(store)
-    assert len(found) == 7
-    assert {run.info.status for run in found} == {"FINISHED"}
-    assert not list(Store(store).work("").glob("*"))
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes through /proc")
-def test_a_local_run_listens_on_loopback_alone_and_ends_at_once_on_the_second_interrupt(tmp_path: Path):
-    store = tmp_path / "runs"
-    driver = start(store, "--seeds", "1", "--variants", "sgan")
-    wait_for(lambda: list((store / "work").glob("*-*")))
+    driver, kept = start(store, *arguments), stages(store)
+    wait_for(lambda: any(map(trains, below(driver.pid, processes()))) and list((store / "work").glob("*-*")))
     tree = below(driver.pid, processes())
-    assert len(tree) > 4
-    assert listening(tree)
-    assert listening(tree) <= LOOPBACK
     os.kill(driver.pid, signal.SIGINT)
     time.sleep(0.1)
     os.kill(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=15)
     assert driver.returncode == 130
     assert "Stopped at once; the same command goes on" in output or "the same command goes on where" in output
-    wait_for(lambda: not [each for each in tree if "ResourceTrainable" in processes().get(each, (0, ""))[1]], 60)
+    wait_for(lambda: not any(map(trains, tree)), 60)
+    assert {name: stages(store)[name] for name in kept} == kept
 
 
 @pytest.mark.timeout(600)

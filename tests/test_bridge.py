@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -277,48 +276,6 @@ def test_a_sampler_that_repeats_itself_uses_a_finite_space_up_and_known_outcomes
     assert sorted(trial.params["kind"] for trial in trials) == list(range(12))  # each config once
     assert [trial.value for trial in trials] == [float(trial.params["kind"]) for trial in trials]
     assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-0"]
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_bridge as toy
-from sweeps import cluster, schedule
-from sweeps.bridge import explore
-
-def slow(params):
-    for _ in range(8):
-        time.sleep(0.03)
-        yield None
-    with open({folder!r} + "/ran", "a") as file:
-        file.write(str(params["kind"]) + "\\n")
-    return float(params["kind"])
-
-cluster.connect()
-explore(toy.study_in(Path({folder!r})), toy.GRID, slow, 12, cluster.slots(2, 1), Path({folder!r}), floor=[0.0])
-"""
-
-
-def test_a_killed_driver_leaves_a_study_that_goes_on(tmp_path: Path):
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    first = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "ran").exists() or len((tmp_path / "ran").read_text().split()) < 4:
-        assert time.monotonic() < deadline
-        assert first.poll() is None
-        time.sleep(0.05)
-    first.kill()
-    first.wait()
-    states = [trial.state for trial in reread(tmp_path)]
-    assert TrialState.RUNNING in states
-    done = {trial.number: trial.datetime_complete for trial in reread(tmp_path) if trial.state == TrialState.COMPLETE}
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
-    trials = reread(tmp_path)
-    assert sorted(trial.params["kind"] for trial in trials) == list(range(12))
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert {number: trials[number].datetime_complete for number in done} == done
-    assert [trial.value for trial in trials] == [float(trial.params["kind"]) for trial in trials]
 
 
 def test_a_trial_that_lost_its_worker_before_its_params_were_written_is_asked_again(tmp_path: Path):

@@ -1,13 +1,8 @@
 """The search from its command line: Ray, Optuna, the store, MLflow and the table, all real; digits at a tiny budget."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,7 @@ from sgan.stages import name, plan
 from sgan.store import Store
 from sweeps import best, schedule
 from sweeps.options import prepare
-from sweeps.phases import DECIDED, Plan, Running
+from sweeps.phases import Plan, Running
 from sweeps.schedule import Slots
 from sweeps.search import Search, run
 
@@ -85,35 +80,6 @@ def quiet(tmp_path_factory) -> tuple[Path, str]:
     """A store after one undisturbed search, and what the search printed."""
     store = tmp_path_factory.mktemp("quiet") / "runs"
     return store, complete(store, *TRIALS)
-
-
-def kill(store: Path, happened: Callable[[], Any], delay: float) -> dict[str, float]:
-    """Start the search, and kill its driver so many seconds after something happened; returns the stages that were
-    finished then."""
-    driver, deadline = start(store, *TRIALS), time.monotonic() + 250
-    while not happened():
-        assert time.monotonic() < deadline, "did not happen in time"
-        assert driver.poll() is None, driver.communicate()[0]
-        time.sleep(0.05)
-    time.sleep(delay)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
-    return stages(store)
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> tuple[Path, list[dict[str, float]]]:
-    """A store whose search was killed after its first trial and again while it confirmed, and went on to its end; and
-    the stages that had been finished at each kill."""
-    store, seeded = tmp_path_factory.mktemp("killed") / "runs", random.Random(0)
-    first = kill(store, lambda: any((store / "stages").glob("score-*/stage.json")), seeded.uniform(0.0, 1.0))
-
-    def confirms() -> bool:
-        return DECIDED in study(store).user_attrs and any((store / "work").iterdir())
-
-    second = kill(store, confirms, seeded.uniform(0.0, 1.0))
-    complete(store, *TRIALS)
-    return store, [first, second]
 
 
 @pytest.mark.timeout(900)
@@ -186,50 +152,6 @@ def seconds_each(configs: list[Config], *_: Any) -> tuple[dict[str, float], floa
     return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}, 0.5
 
 
-@pytest.mark.timeout(900)
-def test_a_search_that_was_killed_twice_ends_like_one_that_was_not(
-    quiet: tuple[Path, str], killed: tuple[Path, list[dict[str, float]]]
-):
-    reference, (store, kept) = quiet[0], killed
-    assert len(kept[0]) < len(kept[1]) < len(stages(store))
-    for finished in kept:
-        assert {name: stages(store)[name] for name in finished} == finished
-    assert stages(store).keys() == stages(reference).keys()
-
-    def told(place: Path) -> list[tuple]:
-        return [(each.number, each.state, each.params, each.values, each.user_attrs) for each in study(place).trials]
-
-    def best_config(place: Path) -> dict[str, Any]:
-        content = yaml.safe_load((place / "best.yaml").read_text())
-        del content["provenance"]["command"]  # names the store
-        return content
-
-    def confirmed(place: Path) -> list[list[str]]:
-        rows = [line.split("|") for line in (place / "SEARCH.md").read_text().splitlines() if line.startswith("| ")]
-        times = [cell.strip() for cell in rows[0]].index("Training time (s)")
-        return [row[:times] + row[times + 1 :] for row in rows]
-
-    assert told(store) == told(reference)
-    assert best_config(store) == best_config(reference)
-    assert confirmed(store) == confirmed(reference)
-    assert sorted(named(store)) == sorted(named(reference))
-    assert {run.info.status for run in runs(store)} == {"FINISHED"}
-    assert not list((store / "work").glob("*"))
-
-
-@pytest.mark.timeout(900)
-def test_more_trials_extend_it_and_train_only_what_is_new(killed: tuple[Path, list[dict[str, float]]]):
-    store, _ = killed
-    before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store).trials]
-    output = complete(store, "--trials", "6")
-    assert {name: stages(store)[name] for name in before} == before
-    after = [(trial.number, trial.params, trial.value) for trial in study(store).trials]
-    assert after[:3] == told
-    assert len(after) == 4
-    assert "3 trials finished" in output
-    assert len(named(store)) == len(set(named(store)))
-
-
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
     assert best.main(best.Filters(str(store), min_seeds=2)) == 0
@@ -242,6 +164,19 @@ def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(
         capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     assert "2 finished, 0 to run" in ran.stdout
+
+
+@pytest.mark.timeout(900)
+def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str]):
+    store, _ = quiet
+    before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store).trials]
+    output = complete(store, "--trials", "6")
+    assert {name: stages(store)[name] for name in before} == before
+    after = [(trial.number, trial.params, trial.value) for trial in study(store).trials]
+    assert after[:3] == told
+    assert len(after) == 4
+    assert "3 trials finished" in output
+    assert len(named(store)) == len(set(named(store)))
 
 
 @pytest.mark.parametrize(
