@@ -106,6 +106,21 @@ class Search(Options):
             not (self.early_stop and self.objective == "pareto"),
             "--early-stop compares one score; choose --objective inception-score or fid, or leave it out",
         )
+        from sweeps.space import check  # Optuna, which --help does not need
+
+        check(self.variant, self.chosen_splits, self.ranges, self.zeros)
+
+    @property
+    def chosen_splits(self) -> tuple[str, ...]:
+        """The splits by name, also where all are chosen."""
+        from sweeps.space import ALL, splits_of
+
+        return splits_of(self.variant) if self.splits == (ALL,) else self.splits
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The range of each weight."""
+        return self.adversarial, self.conditional, self.entropy
 
     def limits(self, units: int) -> Limits:
         """What the search may use where so many GPUs, or nodes without one, are paid for."""
@@ -117,15 +132,15 @@ class Search(Options):
 
     def space(self, basis: Basis) -> "Space":
         """The search space on a basis; ConfigError where it is not valid."""
-        from sweeps.space import ALL, Space, parse_varied, splits_of
+        from sweeps.space import Space, parse_varied
 
         row = VARIANTS[self.variant].variant
         return Space(
             self.variant,
             basis.config(row, self.seed),
             basis.recipe,
-            splits_of(self.variant) if self.splits == (ALL,) else self.splits,
-            (self.adversarial, self.conditional, self.entropy),
+            self.chosen_splits,
+            self.ranges,
             self.zeros,
             tuple(parse_varied(text, basis.recipe) for text in self.vary),
         )

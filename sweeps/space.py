@@ -90,6 +90,25 @@ def changed(recipe: Recipe, values: dict[str, float]) -> Recipe:
     return replaced(recipe, changes, "")
 
 
+def check(
+    variant: str, splits: tuple[str, ...], ranges: tuple[tuple[float, float], ...], zeros: tuple[str, ...]
+) -> None:
+    """What can be wrong with a space whatever the dataset is, as one ConfigError; arguments as `Space` has them."""
+    for split in splits:
+        require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
+    require(len(set(splits)) == len(splits) > 0, f"--splits must name splits once, but got {splits}")
+    possible = splits_of(variant)
+    for split in splits:
+        require(
+            split in possible, f"{variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
+        )
+    for name, (low, high) in zip(WEIGHTS, ranges, strict=True):
+        number(f"the lower end of --{name}", low, 0.0, open_low=True)
+        number(f"the upper end of --{name}", high, low)
+    for name in zeros:
+        require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
+
+
 @dataclass(frozen=True)
 class Space:
     """The search space of one variant.
@@ -115,20 +134,7 @@ class Space:
     def __post_init__(self):
         from sgan.probe import check_networks  # torch takes seconds to import
 
-        for split in self.splits:
-            require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
-        require(len(set(self.splits)) == len(self.splits) > 0, f"--splits must name splits once, but got {self.splits}")
-        possible = splits_of(self.variant)
-        for split in self.splits:
-            require(
-                split in possible,
-                f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}",
-            )
-        for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
-            number(f"the lower end of --{name}", low, 0.0, open_low=True)
-            number(f"the upper end of --{name}", high, low)
-        for name in self.zeros:
-            require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
+        check(self.variant, self.splits, self.ranges, self.zeros)
         fields = [varied.field for varied in self.varied]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
         for split in self.splits:

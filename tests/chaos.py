@@ -245,10 +245,10 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
 
 
 def undisturbed(folder: Path) -> Path:
-    """The store of quiet runs, one after the other."""
+    """The store of quiet runs."""
     store = folder / "quiet"
-    for name in COMMANDS:
-        assert start(name, store).wait(PATIENCE) == 0, log(store, name).read_text()
+    for name, driver in {name: start(name, store) for name in COMMANDS}.items():
+        assert driver.wait(PATIENCE) == 0, log(store, name).read_text()
     return store
 
 
