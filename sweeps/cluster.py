@@ -7,6 +7,8 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +52,7 @@ def connect() -> None:
 
     asked = os.environ.get("RAY_ADDRESS", "")
     here = asked == "local" or not (asked or services.find_bootstrap_address(None))
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         with _alone() if here else contextlib.nullcontext():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -65,6 +68,13 @@ def connect() -> None:
             f"no Ray cluster answers at the address {address} ({said}); start it, or set "
             "RAY_ADDRESS=local to use this machine alone"
         ) from error
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # with which Ray answers that signal
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -323,8 +324,9 @@ def prepare(options: Options, gpus: int) -> Basis:
 
 
 def status(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status. A bad value, a store without room, something else in a file's place and
-    Ctrl-C end in one line."""
+    """Run a command; returns its exit status. A bad value, a store without room, something else in a file's place,
+    Ctrl-C and SIGTERM end in one line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
     except ConfigError as error:

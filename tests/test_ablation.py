@@ -202,6 +202,17 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
     wait_for(lambda: not any(map(trains, tree)), 60)
     assert {name: stages(store)[name] for name in kept} == kept
 
+    for line in ("starting Ray", "  store"):  # before there are trials SIGTERM is a Ctrl-C, too
+        driver = start(store, *arguments)
+        assert driver.stdout
+        while not driver.stdout.readline().startswith(line):
+            assert driver.poll() is None
+        os.kill(driver.pid, signal.SIGTERM)
+        output, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130, output
+        assert "the same command goes on" in output
+        assert {name: stages(store)[name] for name in kept} == kept
+
 
 @pytest.mark.timeout(600)
 def test_three_drivers_of_two_sweeps_on_one_store_train_each_stage_once(quiet: tuple[Path, str], tmp_path: Path):
