@@ -1,13 +1,15 @@
 """Files that say whether they are whole: JSON and tensors have a SHA-256 inside, a line has a CRC. They are written
 under another name and renamed, so that a reader finds all of a file or none of it; nothing in them is unpickled."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def passing(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder inside `parent` that is removed at the end. Those of this prefix whose processes were killed are
+    removed first: each has a lock, which its process holds while it lives."""
+    for left in parent.glob(f"{prefix}*/lock"):
+        with suppress(OSError), open(left, "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        with open(made / "new", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(made / "new", made / "lock")  # so that it is never there and free while its process lives
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

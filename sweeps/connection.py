@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_json
+from sgan.files import StoreError, passing, read_json
 from sgan.store import Store
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def connect(uri: str) -> "MlflowClient":
 def _make(database: Path) -> None:
     """Make a database whole or not at all: MLflow takes seconds and many steps, and one that was cut off between them
     could never be opened again."""
-    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
-        made = Path(folder) / database.name
+    with passing(database.parent, ".mlflow-") as folder:
+        made = folder / database.name
         module().MlflowClient(tracking_uri=f"{SQLITE}{made}")
         try:
             os.link(made, database)

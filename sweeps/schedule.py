@@ -6,7 +6,6 @@ Tune only executes. What is finished lies elsewhere, so a worker, a driver or al
 import collections
 import dataclasses
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
 
+from sgan.files import passing
 from sweeps.cluster import Slots
 
 if TYPE_CHECKING:
@@ -139,31 +139,28 @@ def fit(
     trainable = tune.with_resources(tune.with_parameters(Runner, work=work), {"cpu": slots.cpus, "gpu": slots.gpus})
     searcher = configs if isinstance(configs, Searcher) else None
     space = {} if isinstance(configs, Searcher) else {"trial": tune.grid_search(list(configs))}
-    tune_folder = tempfile.mkdtemp(dir=folder, prefix="tune-")
-    tuner = tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            max_concurrent_trials=slots.count,
-            search_alg=searcher,
-            num_samples=-1 if searcher else 1,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=tune_folder,
-            verbose=0,
-            stop=stop,
-            callbacks=[_LostNodes(), *callbacks],
-            failure_config=tune.FailureConfig(max_failures=retries),
-        ),
-    )
-    try:
+    with passing(folder, "tune-") as tune_folder:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=slots.count,
+                search_alg=searcher,
+                num_samples=-1 if searcher else 1,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(tune_folder),
+                verbose=0,
+                stop=stop,
+                callbacks=[_LostNodes(), *callbacks],
+                failure_config=tune.FailureConfig(max_failures=retries),
+            ),
+        )
         with stoppable():
             tuner.fit()
-    finally:
-        shutil.rmtree(tune_folder, ignore_errors=True)
 
 
 def measure(

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgan.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.files import StoreError, passing, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.record import Record, grid_file, read_record
 from sgan.store import GRIDS, STAGE_FILE, Store
 
@@ -27,6 +27,15 @@ from sgan.store import Store
 with Store(sys.argv[1]).claim('stage') as mine:
     print(mine, flush=True)
     time.sleep(60 if mine else 0)
+"""
+
+PASSES = """
+import sys, time
+from pathlib import Path
+from sgan.files import passing
+with passing(Path(sys.argv[1]), 'a-') as folder:
+    print(folder, flush=True)
+    time.sleep(60)
 """
 
 
@@ -45,6 +54,22 @@ def claimer(store: Store) -> subprocess.Popen:
 def said(process: subprocess.Popen) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
+
+
+def test_a_passing_folder_goes_with_its_process_or_when_the_next_one_comes(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", PASSES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    theirs, other = Path(said(owner)), tmp_path / "a-file-of-somebody"
+    other.mkdir()
+    (theirs / "content").write_text("kept")
+    with passing(tmp_path, "a-") as ours:
+        assert (theirs / "content").read_text() == "kept"  # its process lives
+        assert sorted(tmp_path.iterdir()) == sorted([ours, theirs, other])
+    assert sorted(tmp_path.iterdir()) == sorted([theirs, other])
+    owner.kill()
+    owner.wait(20)
+    assert theirs.exists()
+    with passing(tmp_path, "a-") as ours:
+        assert sorted(tmp_path.iterdir()) == sorted([ours, other])
 
 
 def test_tensors_come_back_bit_for_bit_with_their_note(tmp_path):
