@@ -3,6 +3,7 @@ training nor scheduling; at the end it makes the sweep's table, since it alone h
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import select
@@ -106,6 +107,8 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
         before, trouble = trouble, aside.submit(tracking.attempt, store, [sweep_key], uri, live=True).result()
         if bool(before) != bool(trouble):
             tracking.say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
+        if not pause:
+            aside.submit(importlib.import_module, "sweeps.report")  # with pandas, which takes a second, for the table
         # The first pass imports MLflow and may make its database: the next one will not.
         least = (time.process_time() - began) / SHARE if pause else 0.0
         pause = min(max(2 * pause if before and trouble else PAUSE, least), LONGEST_PAUSE)
