@@ -231,7 +231,7 @@ class Basis:
         folder: where the dataset's files lie.
         inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
             where the dataset's classifier does.
-        why: why this dataset and recipe.
+        why: why this dataset and recipe, and what to beware of.
         what: the dataset in words.
         notes: the options that differ from their defaults, in words.
     """
@@ -289,10 +289,9 @@ def prepare(options: Options, gpus: int) -> Basis:
         weights_file = find_weights(options.inception_weights)
         weights_digest = check_weights(weights_file)
     if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
-        print(
-            f"warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
-            "many times as long as in float32",
-            file=sys.stderr,
+        why += (
+            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
+            "many times as long as in float32"
         )
     for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
         require(

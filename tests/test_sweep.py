@@ -1,5 +1,6 @@
 """The command line's options: what they mean, and that a bad one ends in one clear error before any compute."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -192,11 +193,11 @@ def test_a_torn_mnist_file_ends_the_command_before_any_compute(tmp_path: Path):
     assert not list((tmp_path / "runs" / "stages").iterdir())
 
 
-def test_a_precision_that_this_processor_lacks_is_warned_of(capsys):
+def test_a_precision_that_this_processor_lacks_is_warned_of_where_it_trains():
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    for precision in ("float32", "bfloat16"):
-        resolve(Sweep(override=(f"gan.precision={precision}",)), 0)
-        assert ("warning: precision=bfloat16" in capsys.readouterr().err) == (precision == "bfloat16" and not able)
+    for precision, gpus in itertools.product(("float32", "bfloat16"), (0, 1)):
+        why = resolve(Sweep(dataset="digits", override=(f"gan.precision={precision}",)), gpus).basis.why
+        assert ("warning: precision=bfloat16" in why) == (precision == "bfloat16" and not gpus and not able)
 
 
 @pytest.mark.parametrize("script", ["ablation", "search", "best", "tracking"])
