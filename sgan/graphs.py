@@ -1,7 +1,8 @@
-"""The phases of a training step on a GPU, recorded once as CUDA graphs and then played back.
+"""The phases of a training step on a GPU, recorded once as CUDA graphs and then played back; and the parts of a phase
+that a GPU can do side by side.
 
 A step of these networks is hundreds of short kernels, which a GPU finishes faster than Python launches them; a graph is
-one launch.
+one launch. Most of them leave a part of the GPU idle, which another branch of the step can use.
 """
 
 import warnings
@@ -17,6 +18,31 @@ EAGER = 3
 Phase = Callable[[], dict[str, Tensor]]
 """Reads and writes tensors that stay in their places, draws from torch's own generators, never waits for the GPU, and
 returns scalars."""
+
+
+class Beside:
+    """What is called inside `with beside():` runs beside what is called outside, from the last `begin` to the next
+    `join`, and so does its backward pass. On a CPU all runs in the order in which it is called.
+
+    What lies there at `begin` may be read inside; what was made inside may be read outside after `join`. Neither side
+    may change what the other one reads.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self.stream:  # parameters that both sides use get gradients from two streams, which autograd joins
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+
+    def __call__(self) -> torch.cuda.StreamContext:
+        return torch.cuda.stream(self.stream)
+
+    def begin(self) -> None:
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream())
+
+    def join(self) -> None:
+        if self.stream:
+            torch.cuda.current_stream().wait_stream(self.stream)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sgan.config import Codes
 def real_logit(logits: Tensor) -> Tensor:
     """The logit (B,) of "real": D = Z / (Z + 1) = sigmoid(log Z) with Z = sum exp(l) over the classes (released code,
     cifar10); for one logit that is the logit itself."""
-    return logits.logsumexp(1)
+    return logits.squeeze(1) if logits.shape[1] == 1 else logits.logsumexp(1)
 
 
 def discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -215,7 +215,8 @@ class Discriminator(nn.Module):
     """D_i on h_i, and Q_i(z_i | h_i), which shares all of D_i but its last layer (paper, "Entropy Loss").
 
     forward(h): h is (B, C, S, S) or (B, F). Returns the logits (B, 1), or (B, K) for discriminator "classes", and
-    Q's mean of what it recovers (B, recovered): of z, or of its codes, where categorical ones are logits.
+    Q's mean of what it recovers (B, recovered): of z, or of its codes, where categorical ones are logits. Batch
+    normalisation keeps no running averages: nobody asks a discriminator after training.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class Discriminator(nn.Module):
             for width, norm in shape.vector_fc:
                 block: list[nn.Module] = [nn.Linear(inputs, width, bias=not norm), nn.LeakyReLU(LEAK)]
                 if norm:
-                    block.insert(1, nn.BatchNorm1d(width, eps=recipe.norm_eps))
+                    block.insert(1, nn.BatchNorm1d(width, eps=recipe.norm_eps, track_running_stats=False))
                     block = [Noise(recipe.hidden_noise), *block, Noise(recipe.hidden_noise)]
                 layers += block
                 inputs = width
@@ -242,7 +243,7 @@ class Discriminator(nn.Module):
                 norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
                 layers += [Dropout(recipe.dropout)] if row.dropout else []
                 layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
-                layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps)] if norm else []
+                layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps, track_running_stats=False)] if norm else []
                 layers += [nn.LeakyReLU(LEAK)]
                 maps, side = row.maps, (side + 2 * row.padding - row.kernel) // row.stride + 1
             inputs, logit_inputs = maps * side * side, maps

@@ -12,7 +12,7 @@ from sgan import losses
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Batches, Data, random_flips, random_shift, to_input, turned
 from sgan.encoder import Encoder
-from sgan.graphs import Phases
+from sgan.graphs import Beside, Phases
 from sgan.loop import in_layout_of
 from sgan.networks import Discriminator
 from sgan.optim import adam
@@ -133,7 +133,7 @@ class GanTask:
         self.batches = Batches(len(data.images), recipe.batch, seed)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
         self.batch: tuple[Real, Tensor, Generated]
-        self.phases = Phases(data.images.device, graphs)
+        self.phases, self.beside = Phases(data.images.device, graphs), Beside(data.images.device)
         self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
         self.cache = self._cache()
         self.trivial = [self._trivial(level) for level in levels]
@@ -232,16 +232,20 @@ class GanTask:
         return losses.generator_steps(self.recipe.generator_steps, lowest)
 
     def _discriminator_step(self) -> dict[str, Tensor]:
-        """Bring the next batch, and update all D and Q on it."""
-        self.batch = self._next()
-        real, _, batch = self.batch
-        recipe, report, parts = self.recipe, {}, []
-        for level, discriminator, fake, z in zip(
-            self.levels, self.discriminators, batch.made, batch.noise, strict=True
-        ):
-            with self._autocast():
+        """Bring the next batch, and update all D and Q on it. What they say of real features needs no generator."""
+        real = self.real(self.index)
+        condition = self.condition(real)
+        self.beside.begin()
+        batch = self.generate(condition)
+        self.batch = real, condition, batch
+        recipe, report, parts, judged = self.recipe, {}, [], []
+        for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
+            with self.beside(), self._autocast():
                 real_logits, _ = self._judge(discriminator, real.taps[level.low])
-                fake_logits, recovered = self._judge(discriminator, fake.detach())
+            with self._autocast():
+                judged.append((real_logits, *self._judge(discriminator, fake.detach())))
+        self.beside.join()
+        for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
             terms = {
                 "d_adversarial": losses.discriminator(real_logits, fake_logits),
                 "d_accuracy": losses.discriminator_accuracy(real_logits, fake_logits),
@@ -258,47 +262,45 @@ class GanTask:
         self._update("discriminator", torch.stack(parts).sum())
         return report
 
-    def _next(self) -> tuple[Real, Tensor, Generated]:
-        """The real batch at `index`, the top level's condition, and what all levels make of it."""
-        real = self.real(self.index)
-        condition = self.condition(real)
-        return real, condition, self.generate(condition)
-
     def _generator_step(self, new: bool) -> dict[str, Tensor]:
         """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
         the discriminator step generated, or on a new draw."""
         real, condition, batch = self.batch
         batch = self.generate(condition) if new else batch
-        weights, report, parts = self.weights, {}, []
+        weights, report, parts, found = self.weights, {}, [], []
+        self.beside.begin()
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
-            fake = batch.made[index]
             terms: dict[str, tuple[float, Tensor]] = {}
+            with self.beside():
+                if weights.conditional > 0 and (level.high != LABEL or level.labels):
+                    target = real.labels if level.high == LABEL else batch.conditions[index]
+                    recovered = self._encoded(batch.made[index], level)
+                    terms["g_conditional"] = (weights.conditional, losses.conditional(recovered, target))
             if weights.adversarial > 0 or weights.entropy > 0:
                 with self._autocast():
-                    logits, recovered = self._judge(discriminator, fake)
+                    logits, recovered = self._judge(discriminator, batch.made[index])
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
                 terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
-            if weights.conditional > 0 and (level.high != LABEL or level.labels):
-                assert self.encoder is not None
-                target = real.labels if level.high == LABEL else batch.conditions[index]
-                with self._autocast():
-                    recovered = self.encoder(self._as_encoder_sees(fake, level), level.low, level.high)
-                loss = losses.conditional(recovered.to(self.mean.dtype), target)
-                terms["g_conditional"] = (weights.conditional, loss)
+            found.append(terms)
+        self.beside.join()
+        for level, trivial, terms in zip(self.levels, self.trivial, found, strict=True):
             for name, (weight, term) in terms.items():
                 if weight > 0:
                     parts.append(weight * term)
                     report[self._name(level, name)] = term.detach()
-                    if name in self.trivial[index]:
+                    if name in trivial:
                         ratio = f"{name.removeprefix('g_')}_ratio"
-                        report[self._name(level, ratio)] = term.detach() / self.trivial[index][name]
+                        report[self._name(level, ratio)] = term.detach() / trivial[name]
         self._update("generator", torch.stack(parts).sum())
         return report
 
-    def _as_encoder_sees(self, fake: Tensor, level: Level) -> Tensor:
-        """Images carry the GAN's mean image; the encoder may have been trained with another."""
+    def _encoded(self, fake: Tensor, level: Level) -> Tensor:
+        """What the encoder says of what a level made. Images carry the GAN's mean image; the encoder may have been
+        trained with another."""
         assert self.encoder is not None
-        return fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+        seen = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+        with self._autocast():
+            return self.encoder(seen, level.low, level.high).to(self.mean.dtype)
 
     def _update(self, name: str, loss: Tensor) -> None:
         """One optimiser step; gradients go to this side's parameters only."""

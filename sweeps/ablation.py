@@ -43,7 +43,7 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
     from sgan.stages import code_version
-    from sweeps import connection, sharing, trials, uploader
+    from sweeps import connection, schedule, sharing, trials, uploader
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
@@ -56,7 +56,7 @@ def main(sweep: Sweep) -> int:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
         sender = uploader.start(store, resolved.key, uri)
         try:
-            shared = (basis.folder, store.address, resolved.key, revision, code_version())
+            shared = (schedule.Shared(basis.data), store.address, resolved.key, revision, code_version())
             job = trials.Job(*shared, slots, sweep.deterministic)
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)
@@ -138,5 +138,6 @@ def run() -> int:
 
 if __name__ == "__main__":
     ended = run()
-    gc.freeze()  # Python's last collection would take a second over what torch and MLflow have made
+    if "triton" not in sys.modules:  # which would call what is frozen a leak, in dozens of lines
+        gc.freeze()  # Python's last collection would take a second over what torch and MLflow have made
     sys.exit(ended)

@@ -228,7 +228,6 @@ class Basis:
 
     Attributes:
         row: the dataset's row at full width, by which the scorer is trained; `dataset`: the one that is trained.
-        folder: where the dataset's files lie.
         inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
             where the dataset's classifier does.
         why: why this dataset and recipe, and what to beware of.
@@ -240,7 +239,6 @@ class Basis:
     dataset: Dataset
     recipe: Recipe
     data: "Data"
-    folder: Path
     inception_weights: Path | None
     inception: str
     why: str
@@ -313,7 +311,6 @@ def prepare(options: Options, gpus: int) -> Basis:
         row.scaled(options.width),
         recipe,
         data,
-        folder,
         weights_file,
         weights_digest,
         why,

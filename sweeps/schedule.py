@@ -5,11 +5,13 @@ Tune only executes. What is finished lies elsewhere, so a worker, a driver or al
 
 import collections
 import dataclasses
+import functools
 import os
 import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +66,35 @@ class Runner(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: a trial goes on from what it kept."""
+
+
+class Shared:
+    """A dataset for workers: sent, it lies once in Ray's object store, and the workers of a node read one copy there,
+    which nobody may change. Called, it is the dataset."""
+
+    def __init__(self, data: "Data"):
+        self.data, self.reference = data, None
+
+    def __call__(self) -> "Data":
+        return self.data
+
+    def __reduce__(self):
+        if self.reference is None:
+            tensors = {name: each for name, each in vars(self.data).items() if name != "digest"}
+            self.reference = ray.put(({name: each.numpy() for name, each in tensors.items()}, self.data.digest))
+        return functools.partial, (_fetched, self.reference)
+
+
+@functools.lru_cache(maxsize=1)
+def _fetched(reference: ray.ObjectRef) -> "Data":
+    import torch
+
+    from sgan.data import Data
+
+    arrays, digest = ray.get(reference)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return Data(**{name: torch.from_numpy(array) for name, array in arrays.items()}, digest=digest)
 
 
 def failure(trial: Trial) -> str:

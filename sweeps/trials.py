@@ -6,9 +6,8 @@ trains, and Ray Tune where trials run: the driver plans without them.
 
 import platform
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan.checks import ConfigError, require
@@ -30,6 +29,7 @@ from sweeps.cluster import Slots
 from sweeps.sharing import see
 
 if TYPE_CHECKING:
+    from sgan.data import Data
     from sgan.runners import Worker
 
 REPORT_SECONDS = 2.0
@@ -57,12 +57,12 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: where the data lie, the store's address and the mark that the driver left there, the
-    commit to note, the version of the code by which the trials were planned, the CPUs and GPUs of a trial, and whether
-    GPUs are to be deterministic.
+    """What every worker is given: the data, read by the driver alone, the store's address and the mark that the driver
+    left there, the commit to note, the version of the code by which the trials were planned, the CPUs and GPUs of a
+    trial, and whether GPUs are to be deterministic.
     """
 
-    data: Path
+    data: Callable[[], "Data"]
     store: str
     mark: str
     commit: str
@@ -109,7 +109,6 @@ class Job:
         import ray
         import torch
 
-        from sgan.data import load
         from sgan.run import be_deterministic
         from sgan.runners import Worker
         from sweeps import memory
@@ -125,13 +124,9 @@ class Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        data = load(trial.config.judge, self.data)
-        require(
-            data.digest == trial.config.data,
-            f"the {trial.config.dataset.name} data in {self.data} on {platform.node()} are not those that the driver "
-            "has",
+        return Worker(
+            see(self.store, self.mark, platform.node()), self.data().to(device), device, trial.plan, self.commit
         )
-        return Worker(see(self.store, self.mark, platform.node()), data.to(device), device, trial.plan, self.commit)
 
 
 @dataclass(frozen=True)

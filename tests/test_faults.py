@@ -15,7 +15,7 @@ from test_ablation import complete, start, table
 
 from sgan import run
 from sgan.config import Config
-from sgan.data import load
+from sgan.data import Data, load
 from sgan.files import StoreError
 from sgan.presets import DATASETS, VARIANTS
 from sgan.run import be_deterministic, run_trial
@@ -182,7 +182,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 import resource
-from test_faults import tiny_trial
+from test_faults import digits, tiny_trial
 from sgan import train
 from sgan.stages import code_version
 from sgan.store import Store
@@ -199,14 +199,19 @@ def step(self, number):
     return update(self, number)
 train.GanTask.step = step
 mark(Store(sys.argv[1]), "mark")
-*_, last = Job(Path(), sys.argv[1], "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here")).results(tiny_trial())
+slots = Slots(1, 1, 0.0, 0, "here")
+*_, last = Job(digits, sys.argv[1], "mark", "test", code_version(), slots).results(tiny_trial())
 print(last["outcome"], last["reason"])
 """
 
 
+def digits() -> Data:
+    return load(DATASETS["digits"], Path())
+
+
 def job(root: Path, deterministic: bool = False) -> Job:
     mark(Store(root), "mark")
-    return Job(Path(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
+    return Job(digits, str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
 
 
 def tiny_trial() -> Trial:
