@@ -40,24 +40,36 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
 
 class ClassifierTask:
     """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by how
-    much each image was turned."""
+    much each image was turned.
 
-    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int):
+    Args:
+        graphs: as for GanTask.
+    """
+
+    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
         self.modules: dict[str, nn.Module] = {"encoder": encoder}
         self.optimisers = {"encoder": adam(encoder, recipe.adam)}
         self.batches = Batches(len(data.images), recipe.batch, seed)
+        self.images, self.labels = (torch.empty_like(part[: recipe.batch]) for part in (data.images, data.labels))
+        self.phases = Phases(data.images.device, graphs)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        seed_step(self.data.images.device, self.seed, step)
-        index = self.batches[step].to(self.data.images.device)
+        seed_step(self.images.device, self.seed, step)
+        index = self.batches[step].to(self.images.device)
         images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
         if self.recipe.objective == "rotation":
             labels = torch.randint(4, labels.shape, device=labels.device)
             images = turned(images, labels)
-        images = to_input(images, self.encoder.mean)
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        return self.phases("step", self._update)
+
+    def _update(self) -> dict[str, Tensor]:
+        """One optimiser step on `images` and `labels`."""
+        images = to_input(self.images, self.encoder.mean)
         images = random_flips(images) if self.recipe.flips else images
-        loss = F.cross_entropy(self.encoder(images), labels)
+        loss = F.cross_entropy(self.encoder(images), self.labels)
         self.optimisers["encoder"].zero_grad()
         loss.backward()
         self.optimisers["encoder"].step()

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import CLASSIFIER, TINY
 from test_train import STEPS, few, gan_task  # noqa: F401  # a fixture
 
+from sgan.encoder import Encoder
 from sgan.graphs import EAGER
 from sgan.loop import task_tensors
-from sgan.train import GanTask
+from sgan.train import ClassifierTask, GanTask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs")
 
@@ -24,17 +26,31 @@ def on_gpu(case: str, data, precision: str, graphs: bool) -> GanTask:
     return GanTask(levels, discriminators, task.encoder.cuda(), data.to("cuda"), *rest)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", STEPS)
-def test_graphs_and_python_train_the_same_weights(case, precision, few):  # noqa: F811
-    graphed, eager = (on_gpu(case, few, precision, graphs) for graphs in (True, False))
+def same(graphed: GanTask | ClassifierTask, launched: GanTask | ClassifierTask) -> None:
+    """Both train the same weights, optimisers' states and losses."""
     for step in range(4 * EAGER):
-        played, launched = graphed.step(step), eager.step(step)
-        assert {name: value.item() for name, value in played.items()} == {
-            name: value.item() for name, value in launched.items()
-        }, step
+        played, wanted = graphed.step(step), launched.step(step)
+        values = [{name: value.item() for name, value in each.items()} for each in (played, wanted)]
+        assert values[0] == values[1], step
     assert graphed.phases.recorded  # or nothing was played
-    ours, theirs = task_tensors(graphed), task_tensors(eager)
+    ours, theirs = task_tensors(graphed), task_tensors(launched)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", STEPS)
+def test_graphs_and_python_train_the_same_levels(case, precision, few):  # noqa: F811
+    same(*(on_gpu(case, few, precision, graphs) for graphs in (True, False)))
+
+
+@pytest.mark.parametrize("objective", ["labels", "rotation"])
+def test_graphs_and_python_train_the_same_classifier(objective, few):  # noqa: F811
+    recipe = dataclasses.replace(CLASSIFIER, objective=objective, flips=True, shifts=1)
+    tasks = []
+    for graphs in (True, False):
+        torch.manual_seed(0)
+        encoder = Encoder(TINY, 0.2, classes=4 if objective == "rotation" else None).cuda()
+        tasks.append(ClassifierTask(encoder, few.to("cuda"), recipe, 3, graphs))
+    same(*tasks)
