@@ -122,7 +122,7 @@ class Stacked:
         drawn = []
         for task in self.tasks:
             seed_step(task.data.images.device, task.seed, step)
-            real = task.real(task.batches[step].to(task.data.images.device))
+            real = task.real(task.batches[step])
             condition = task.condition(real)
             z = draw(self.level, len(condition), condition.device)
             drawn.append((real.taps[low], condition, real.labels if high == LABEL else condition, z))

@@ -175,19 +175,20 @@ def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
 
 
 class Batches:
-    """Indices of step k's batch: epochs in random order, the last incomplete batch of each left out."""
+    """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out. On a GPU
+    an epoch's order is sent there at once: a copy a step would have the GPU wait for Python, and Python for the GPU."""
 
-    def __init__(self, images: int, batch: int, seed: int):
+    def __init__(self, images: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         if batch > images:
             raise ConfigError(f"batch must be <= the {images} training images, but got {batch}")
-        self.images, self.batch, self.seed = images, batch, seed
+        self.images, self.batch, self.seed, self.device = images, batch, seed, device
         self.per_epoch = images // batch
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __getitem__(self, step: int) -> Tensor:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.images, self.seed, epoch)
+            self._epoch, self._order = epoch, epoch_order(self.images, self.seed, epoch).to(self.device)
         return self._order[place * self.batch : (place + 1) * self.batch]
 
 

@@ -5,6 +5,7 @@ A step of these networks is hundreds of short kernels, which a GPU finishes fast
 one launch. Most of them leave a part of the GPU idle, which another branch of the step can use.
 """
 
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 EAGER = 3
-"""Each phase runs so many times before it is recorded: libraries set themselves up, and Adam its states."""
+"""Each phase runs at least so many times before it is recorded: libraries set themselves up, and Adam its states."""
 Phase = Callable[[], dict[str, Tensor]]
 """Reads and writes tensors that stay in their places, draws from torch's own generators, never waits for the GPU, and
 returns scalars."""
@@ -56,8 +57,8 @@ class Phases:
     """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on.
 
     A graph draws the numbers that the phase itself would draw after the same seed, and computes with the same kernels.
-    What one phase leaves for another, gradients included, lies in memory that all graphs share, so phases that use it
-    must follow in the order in which they were recorded.
+    It reads what an earlier phase left where that lay when it was recorded, which a graph alone writes again: so phases
+    are recorded in the order in which they were first called, and a step must call them in that order.
 
     Args:
         device: where the phases run.
@@ -76,7 +77,8 @@ class Phases:
             return phase()
         if name not in self.recorded:
             self.runs[name] += 1
-            if self.runs[name] <= EAGER:
+            earlier = itertools.takewhile(lambda each: each != name, self.runs)
+            if self.runs[name] <= EAGER or not all(each in self.recorded for each in earlier):
                 return self._aside(phase)
             recorded = self._record(phase)
             if recorded is None:

@@ -50,13 +50,13 @@ class ClassifierTask:
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
         self.modules: dict[str, nn.Module] = {"encoder": encoder}
         self.optimisers = {"encoder": adam(encoder, recipe.adam)}
-        self.batches = Batches(len(data.images), recipe.batch, seed)
+        self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.images, self.labels = (torch.empty_like(part[: recipe.batch]) for part in (data.images, data.labels))
         self.phases = Phases(data.images.device, graphs)
 
     def step(self, step: int) -> dict[str, Tensor]:
         seed_step(self.images.device, self.seed, step)
-        index = self.batches[step].to(self.images.device)
+        index = self.batches[step]
         images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
         if self.recipe.objective == "rotation":
             labels = torch.randint(4, labels.shape, device=labels.device)
@@ -142,7 +142,7 @@ class GanTask:
         self.discriminator = nn.ModuleList(discriminators)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
-        self.batches = Batches(len(data.images), recipe.batch, seed)
+        self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
         self.batch: tuple[Real, Tensor, Generated]
         self.phases, self.beside = Phases(data.images.device, graphs), Beside(data.images.device)
