@@ -15,6 +15,8 @@ from ray import cloudpickle, tune
 from ray.cluster_utils import Cluster
 from ray.tune.result import DONE
 
+from sgan.data import load
+from sgan.presets import DATASETS
 from sweeps import schedule
 
 QUICK = {
@@ -63,9 +65,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_dies_costs_no_retry_and_a_worker_that_dies_does(nodes, tmp_path):
-    """Trial 0 loses its node twice where one retry is allowed, and ends well; trial 1 kills its worker each time."""
+    """Trial 0 loses its node twice where one retry is allowed, and ends well; trial 1 kills its worker each time. Every
+    node that comes gets the data that the driver has read."""
+    data = load(DATASETS["digits"], tmp_path)
+    shared, expected = schedule.Shared(data), (data.images.sum().item(), data.digest)
 
     def work(config):
+        given = shared()
+        assert (given.images.sum().item(), given.digest) == expected
         with open(tmp_path / f"begun-{config['trial']}", "a") as begun:
             begun.write("x")
         if config["trial"] == 1:
