@@ -260,8 +260,9 @@ def main() -> None:
     print(f"{'level':10} {'K':>3} {'way':9} {'ms a trial':>10} {'faster':>7} {'of peak':>7} {'differ':>8}")
     for level, count in itertools.product(asked.levels, asked.counts):
         kind = Kind(asked.dataset, level, asked.batch, asked.precision, asked.device)
+        task = kind.task(0)
         with FlopCounterMode(display=False) as counter:
-            kind.task(0).step(0)
+            task.step(0)
         seconds = together(kind, count, ways, asked.rounds)
         if "processes" in ways:
             seconds["processes"] = shared(kind, count, asked.rounds)

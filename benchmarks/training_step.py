@@ -169,13 +169,10 @@ def timed(call: Callable[[], object], device: str, times: int = 1) -> float:
 
 
 def peak(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a product of two matrices, the best of at least ten in a second: a GPU that was idle starts slowly."""
+    """FLOP/s of a product of two matrices, the best of ten."""
     side = SIDE if device == "cpu" else GPU_SIDE
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    found, began = [], time.monotonic()
-    while len(found) < 10 or time.monotonic() - began < 1.0:
-        found.append(timed(lambda: a @ b, device))
-    return 2 * side**3 / min(found)
+    return 2 * side**3 / min(timed(lambda: a @ b, device) for _ in range(10))
 
 
 def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
