@@ -40,6 +40,9 @@ SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluatio
 """Overrides by which a digits trial of one level trains about a second."""
 
 
+DRAWN = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
+
+
 @dataclass(frozen=True)
 class Sleep:
     """A trial: sleeps and leaves when, in which process, in a file. Times differ by half, as those of trials do."""
@@ -132,21 +135,20 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
-    figure, places = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.0), layout="constrained")
-    for place, kind in zip(places, kinds, strict=True):
-        for what, marker in (("sleep", "o"), ("train", "s")):
-            points = [
-                (int(row["measure"].split()[0]), row["value"])
-                for row in rows
-                if row["measure"].split(" trials ")[1] == f"that {what}: {kind}"
-            ]
-            if points:
-                place.loglog(*zip(*sorted(points), strict=True), marker=marker, label=f"trials that {what}")
-                place.set_ylabel(next(row["unit"] for row in rows if row["measure"].endswith(f": {kind}")))
-                place.legend()
-        place.set_title(kind)
-        place.set_xlabel("trials")
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        what, kind = row["measure"].split(" ", 1)[1].split(": ")
+        if kind in DRAWN:
+            curves.setdefault(kind, {}).setdefault(what, []).append(row)
+    size = {"figsize": (3.2 * len(curves), 3.0), "layout": "constrained", "squeeze": False}
+    figure, places = pyplot.subplots(1, len(curves), **size)
+    for place, (kind, lines) in zip(places[0], curves.items(), strict=True):
+        for what, points in lines.items():
+            numbers = [int(row["measure"].split()[0]) for row in points]
+            place.plot(numbers, [row["value"] for row in points], marker="o", label=what)
+            place.set_ylabel(points[0]["unit"])
+        place.set(title=kind, xlabel="trials", xscale="log", ylim=(0, None))
+        place.legend()
     figure.savefig(path, dpi=80)
 
 
