@@ -171,8 +171,9 @@ def shared(kind: Kind, count: int, rounds: int) -> float:
     processes = [
         context.Process(target=serve, args=(theirs, kind, n), daemon=True) for n, (_, theirs) in enumerate(ends)
     ]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, ends, strict=True):
         process.start()
+        theirs.close()  # or nobody would hear that the process has died
 
     def turn(times: int) -> float:
         began = time.perf_counter()

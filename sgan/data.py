@@ -149,7 +149,7 @@ def _torchvision(kind: type, root: Path, **part: Any):
 
 @functools.lru_cache(maxsize=1)
 def load(dataset: Dataset, root: Path) -> Data:
-    """Read a dataset; the last one is kept, since a worker runs many trials on the same data.
+    """Read a dataset; the last one is kept, since a command may choose it twice.
 
     Args:
         dataset: a row of presets.DATASETS, or presets.folder_row.

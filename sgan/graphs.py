@@ -5,10 +5,12 @@ A step of these networks is hundreds of short kernels, which a GPU finishes fast
 one launch. Most of them leave a part of the GPU idle, which another branch of the step can use.
 """
 
+import functools
 import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,12 @@ Phase = Callable[[], dict[str, Tensor]]
 returns scalars."""
 
 
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """The stream of phases and the one beside it. One pair a process, since libraries keep memory for each stream."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
 class Beside:
     """What is called inside `with beside():` runs beside what is called outside, from the last `begin` to the next
     `join`, and so does its backward pass. On a CPU all runs in the order in which it is called.
@@ -30,12 +38,12 @@ class Beside:
     """
 
     def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = _streams(device)[1] if device.type == "cuda" else None
         if self.stream:  # parameters that both sides use get gradients from two streams, which autograd joins
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
-    def __call__(self) -> torch.cuda.StreamContext:
-        return torch.cuda.stream(self.stream)
+    def __call__(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
     def begin(self) -> None:
         if self.stream:
@@ -54,7 +62,7 @@ class _Recorded:
 
 
 class Phases:
-    """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on.
+    """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on at the earliest.
 
     A graph draws the numbers that the phase itself would draw after the same seed, and computes with the same kernels.
     It reads what an earlier phase left where that lay when it was recorded, which a graph alone writes again: so phases
@@ -66,13 +74,17 @@ class Phases:
     """
 
     def __init__(self, device: torch.device, graphs: bool = True):
-        self.wanted = graphs and device.type == "cuda"
+        self.wanted, self.beside = graphs and device.type == "cuda", Beside(device)
         self.runs, self.recorded = defaultdict[str, int](int), dict[str, _Recorded]()
         if self.wanted:
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()
 
-    def __call__(self, name: str, phase: Phase) -> dict[str, Tensor]:
-        """What the phase of this name returns."""
+    def __call__(self, name: str, phase: Phase, instead: Phase | None = None) -> dict[str, Tensor]:
+        """What the phase of this name returns.
+
+        Args:
+            instead: runs once where the phase could not be recorded, if that has used up what it reads.
+        """
         if not self.wanted:
             return phase()
         if name not in self.recorded:
@@ -82,7 +94,7 @@ class Phases:
                 return self._aside(phase)
             recorded = self._record(phase)
             if recorded is None:
-                return phase()
+                return (instead or phase)()
             self.recorded[name] = recorded
         found = self.recorded[name]
         found.graph.replay()
@@ -103,10 +115,14 @@ class Phases:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 report = phase()
                 values = torch.stack([value.detach().float() for value in report.values()])
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            self.wanted = False
+            first: BaseException | None = error  # what ended the recording may hide behind what that led to
+            while first and not isinstance(first, torch.OutOfMemoryError):
+                first = first.__context__
+            if first:
+                raise first from None
+            self.wanted, self.beside.stream = False, None  # two streams would keep memory after a failed recording
+            self.recorded.clear()
             warnings.warn(f"training goes on without CUDA graphs, slower: {error}", stacklevel=2)
             fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one is in a recording for ever
             torch.cuda.default_generators[self.stream.device.index].graphsafe_set_state(fresh)

@@ -12,7 +12,7 @@ from sgan import losses
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data import Batches, Data, random_flips, random_shift, to_input, turned
 from sgan.encoder import Encoder
-from sgan.graphs import Beside, Phases
+from sgan.graphs import Phases
 from sgan.loop import in_layout_of
 from sgan.networks import Discriminator
 from sgan.optim import adam
@@ -145,7 +145,8 @@ class GanTask:
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
         self.batch: tuple[Real, Tensor, Generated]
-        self.phases, self.beside = Phases(data.images.device, graphs), Beside(data.images.device)
+        self.phases = Phases(data.images.device, graphs)
+        self.beside = self.phases.beside
         self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
         self.cache = self._cache()
         self.trivial = [self._trivial(level) for level in levels]
@@ -226,8 +227,8 @@ class GanTask:
         repeats = self._repeats(report)
         for repeat in range(repeats):
             new = repeat > 0 or self.recipe.fresh_noise
-            terms = self.phases(f"generator {new}", functools.partial(self._generator_step, new))
-            report |= terms
+            anew = functools.partial(self._generator_step, True)  # a backward pass goes once through a batch
+            report |= self.phases(f"generator {new}", functools.partial(self._generator_step, new), anew)
         return report | {"generator_steps": torch.tensor(float(repeats))}
 
     def _whole_step(self) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Gan
 from sgan.data import Data, pixel_mean, random_flips, random_shift
 from sgan.encoder import Encoder
 from sgan.files import read_tensors
+from sgan.graphs import EAGER, Phases, _Recorded
 from sgan.loop import (
     BEST_FILE,
     START_FILE,
@@ -533,3 +536,41 @@ def test_a_run_without_interruption_does_not_depend_on_the_order_of_earlier_runs
         found.append(everything(task))
         torch.rand(17)
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+PLAYED: Any = SimpleNamespace(replay=lambda: None)
+"""In a graph's place."""
+
+
+def test_phases_are_recorded_in_the_order_in_which_a_step_calls_them(monkeypatch):
+    """A step with three generator phases has run those often enough before the discriminator's."""
+    phases = Phases(torch.device("cpu"))
+    phases.wanted = True
+    monkeypatch.setattr(phases, "_aside", lambda phase: phase())
+    recorded = _Recorded(PLAYED, (), torch.zeros(0))
+    monkeypatch.setattr(phases, "_record", lambda phase: recorded)
+    for step in range(EAGER + 1):
+        phases("discriminator", dict)
+        assert list(phases.recorded) == ["discriminator"] * (step == EAGER)
+        for _ in range(3):
+            phases("generator", dict)
+    assert list(phases.recorded) == ["discriminator", "generator"]
+
+
+def test_a_generator_that_cannot_be_recorded_takes_its_step_all_the_same(few, monkeypatch):
+    """The attempt has used up the batch that the discriminator's phase left."""
+    task = gan_task(few, (IMAGE, "fc3"), dataclasses.replace(PAPER, generator_steps=RULE))
+    task.phases.wanted = True
+    monkeypatch.setattr(task.phases, "_aside", lambda phase: phase())
+
+    def record(phase):
+        report = phase()
+        if "d_adversarial" not in report:
+            task.phases.wanted = False
+            return None
+        return _Recorded(PLAYED, tuple(report), torch.stack(list(report.values())))
+
+    monkeypatch.setattr(task.phases, "_record", record)
+    for step in range(EAGER + 3):
+        assert all(value.isfinite() for value in task.step(step).values())
+    assert not task.phases.wanted
