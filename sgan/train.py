@@ -287,8 +287,8 @@ class GanTask:
             with self.beside():
                 if weights.conditional > 0 and (level.high != LABEL or level.labels):
                     target = real.labels if level.high == LABEL else batch.conditions[index]
-                    recovered = self._encoded(batch.made[index], level)
-                    terms["g_conditional"] = (weights.conditional, losses.conditional(recovered, target))
+                    encoded = self._encoded(batch.made[index], level)
+                    terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
             if weights.adversarial > 0 or weights.entropy > 0:
                 with self._autocast():
                     logits, recovered = self._judge(discriminator, batch.made[index])
