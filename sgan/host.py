@@ -1,7 +1,10 @@
-"""The machine that this process runs on."""
+"""This process, and the machine that it runs on."""
 
+import contextlib
 import functools
+import gc
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -26,3 +29,16 @@ def multiplies_bfloat16() -> bool:
     than float32."""
     facts = _facts()
     return not facts or bool(BFLOAT16 & set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split()))
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Python's cyclic garbage collector waits meanwhile: what large packages make while they are imported stays, and
+    looking through it again and again takes a fifth of the time (docs/scale.md)."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

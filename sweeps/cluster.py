@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgan.checks import ConfigError
+from sgan.host import importing
 
 # For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on CPUs
 # a tenth faster (docs/performance.md). It is read where a process starts.
@@ -82,22 +83,24 @@ def _alone() -> Iterator[None]:
     """What Ray starts meanwhile is for this process alone.
 
     It listens on the loopback address, as where Ray has no clusters; and the autoscaler, the reader of logs and the
-    dashboard's server, which make half of Ray's start, are left out. Ray has no option for either.
+    dashboard's server, which make half of Ray's start, are left out, and the nodes' agent is that of a Ray without a
+    dashboard. Ray has no option for any of them.
     """
-    from ray._private import ray_constants
+    from ray._private import ray_constants, utils
     from ray._private.node import Node
 
-    kept = {name: getattr(Node, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")}
-    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    starts = ("start_monitor", "start_log_monitor", "start_api_server")
+    changed: list[tuple[Any, str, Any]] = [(Node, name, lambda self, **options: None) for name in starts]
+    changed += [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    changed += [(utils, "get_dashboard_dependency_error", lambda: ImportError("not asked for"))]
+    kept = [getattr(owner, name) for owner, name, _ in changed]
     try:
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        for name in kept:
-            setattr(Node, name, lambda self, **options: None)
+        for owner, name, value in changed:
+            setattr(owner, name, value)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = enabled
-        for name, method in kept.items():
-            setattr(Node, name, method)
+        for (owner, name, _), value in zip(changed, kept, strict=True):
+            setattr(owner, name, value)
 
 
 def leave() -> None:
@@ -203,7 +206,7 @@ def prepare(
             importlib.import_module("sweeps.schedule")  # for Tune, which takes a second more
         return found
 
-    with ThreadPoolExecutor(1) as aside:
+    with importing(), ThreadPoolExecutor(1) as aside:
         first = aside.submit(early)
         if starts:
             print("starting Ray ...", flush=True)

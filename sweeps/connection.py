@@ -4,12 +4,13 @@ import contextlib
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan.checks import ConfigError
 from sgan.files import StoreError, passing, read_json
+from sgan.host import importing
 from sgan.store import Store
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ def module():
     # a size wants some kept, and without a pool MLflow fails on a size.
     if not any(name.startswith(POOL) for name in os.environ):
         os.environ[f"{POOL}POOLCLASS"] = "NullPool"
-    import mlflow
-    import mlflow.entities
+    with importing():
+        import mlflow
+        import mlflow.entities
 
     return mlflow
 
@@ -106,13 +108,13 @@ def ui_command(store: Store, uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
 
 
-def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
-    """All runs of a sweep: its parent's and its trials'."""
+def runs_of(client: "MlflowClient", sweep_key: str, trial: str = "") -> "list[Run]":
+    """All runs of a sweep, its parent's and its trials', or those of one trial."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs, page = [], None
+    query = f"tags.`{SWEEP}` = '{sweep_key}'" + (f" and tags.`{TRIAL}` = '{trial}'" if trial else "")
     while experiment and (page is None or page.token):
         token = page.token if page else None
-        query = f"tags.`{SWEEP}` = '{sweep_key}'"
         page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
         runs += page
     return runs
@@ -123,6 +125,17 @@ def find(client: "MlflowClient", sweep_key: str) -> "tuple[Run | None, dict[str,
     runs = runs_of(client, sweep_key)
     parents = [run for run in runs if TRIAL not in run.data.tags]
     return next(iter(parents), None), {run.data.tags[TRIAL]: run for run in runs if TRIAL in run.data.tags}
+
+
+def find_some(
+    client: "MlflowClient", sweep_key: str, parent: str, trials: Iterable[str]
+) -> "tuple[Run | None, dict[str, Run]]":
+    """The parent run of a sweep by its id (None where it was deleted), and the child runs of some trials."""
+    run = client.get_run(parent)
+    found = {trial: runs_of(client, sweep_key, trial) for trial in trials}
+    return run if run.info.lifecycle_stage == "active" else None, {
+        name: runs[0] for name, runs in found.items() if runs
+    }
 
 
 def manifest_of(client: "MlflowClient", run: "Run") -> dict[str, Any]:

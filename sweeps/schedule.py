@@ -23,6 +23,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stoppable` has its own
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher
@@ -33,6 +34,10 @@ from sweeps.cluster import Slots
 if TYPE_CHECKING:
     from sgan.config import Config
     from sgan.data import Data
+
+# Ray has a process ready for each CPU by now, and takes none of them for an actor with variables of its own, as Tune
+# gives them for the sake of PyTorch Lightning.
+class_cache.DEFAULT_ENV_VARS.clear()
 
 RETRIES = 3
 """A trial whose worker dies, or that raises, starts again this many times."""

@@ -46,9 +46,11 @@ def write(models: Path, destination: Path) -> None:
     """Write the models `last` and `best` in a folder as one MLflow model, laid out as by MLflow's `save_model`, which
     takes a second to look through all packages that are installed."""
     shutil.copytree(models, destination / "data" / models.name)
-    for package in ("sgan", "sweeps"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, destination / "code" / package, ignore=ignored)
+    shutil.copytree(ROOT / "sgan", destination / "code" / "sgan", ignore=shutil.ignore_patterns("__pycache__"))
+    package = destination / "code" / "sweeps"  # of which nothing but this module is needed
+    package.mkdir()
+    for module in ("__init__.py", Path(__file__).name):
+        shutil.copyfile(ROOT / "sweeps" / module, package / module)
     with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own type hints and an absent example
         _describe(f"data/{models.name}", destination)
 

@@ -16,7 +16,9 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -43,6 +45,7 @@ from sweeps.connection import (
     default_uri,
     experiment,
     find,
+    find_some,
     in_short,
     manifest_of,
     module,
@@ -67,55 +70,124 @@ if TYPE_CHECKING:
     from mlflow.entities import Run, RunInfo
 
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
-_LEFT: "dict[tuple[str, str], tuple[object, State, Run | None]]" = {}
-"""Address and trial -> how this process last left it: what the store had of it, where it stood, and its run."""
 ENTITIES_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's limits
+ASKED_ONE_BY_ONE = 10
+"""Of so many trials the runs are asked for one by one, of more all runs of the sweep at once."""
 
 
-def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
+@dataclass
+class _Left:
+    """How the last pass of this process left a sweep.
+
+    Attributes:
+        digest: of its manifest.
+        parent: id of its run.
+        trials: by trial, what the store had of it, where it stood, and its run.
+        news: by trial, since when (monotonic) the store has more of it than was sent.
+    """
+
+    digest: str
+    parent: str
+    trials: "dict[str, tuple[object, State, Run | None]]" = field(default_factory=dict)
+    news: dict[str, float] = field(default_factory=dict)
+
+    def due(self, store: Store, trial: Mapping[str, Any], every: float) -> bool:
+        """Whether a trial is to be sent: the store has more of it, and it has ended or that was `every` seconds ago."""
+        if trial["run"] not in self.trials:
+            return True
+        there, _, run = self.trials[trial["run"]]
+        if _there(store, trial, run) == there:
+            return False
+        since = self.news.setdefault(trial["run"], time.monotonic())
+        ended = store.has(trial["name"]) or store.failure(trial["name"]).exists()
+        return ended or time.monotonic() - since >= every
+
+
+_LEFT: dict[tuple[str, str], _Left] = {}  # by address and sweep
+
+
+def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: float = 0.0) -> bool:
     """One pass: send what the store has of a sweep and MLflow has not. Returns whether every trial has ended.
 
     Trials that have not ended become RUNNING with `live`, otherwise KILLED. Raises OSError, MlflowException or
     SQLAlchemyError where MLflow cannot be reached, StoreError where a file of the sweep is damaged; then all trials but
     those that need it have been sent.
+
+    Args:
+        live: the sweep runs. Then trials of which the store has no more than when this process sent them last are not
+            looked at in MLflow; the last pass of a sweep looks at everything.
+        every: seconds between two times that a trial in progress is sent, with `live`.
     """
     manifest = store.manifest(sweep_key)
-    client = connect(uri)
-    with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once would make runs twice
-        parent, children = find(client, sweep_key)
-        parent = parent or client.create_run(
-            experiment(client, store, uri),
-            start_time=milliseconds(manifest["started"]),
-            tags={SWEEP: sweep_key},
-            run_name=manifest["title"],
-        )
-        digest = _send_sweep(client, store, manifest, parent, check=not live)
-        states, damage = [], None
-        for trial in manifest["trials"]:
-            run = children.get(trial["run"])
-            if run:
-                store.note_run(run.info.run_id, trial["name"])
-            try:
-                there = _there(store, trial, run, digest, live)
-                state = _unchanged(uri, trial, there, run) if live else None  # the last pass looks at everything
-                if state is None:
-                    state = state_of(store, trial, live)
-                    if run and _done(run) and state.outcome == "done" and wrong_scores(state, run.data.metrics):
-                        client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
-                        run = None
-                    if not _done(run):
-                        run = _send_trial(client, store, manifest, trial, state, parent.info, run)
-                        there = _there(store, trial, run, digest, live) if _done(run) else there
-                    _LEFT[uri, trial["run"]] = there, state, run
-                states.append(state)
-            except StoreError as error:
-                damage = damage or error
-        if damage:
-            raise damage
-        found = {state.outcome for state in states}
-        outcome = next((outcome for outcome in ("running", "interrupted", "failed") if outcome in found), "done")
-        _close(client, parent, outcome, "", max([manifest["started"], *(state.end for state in states)]))
-    return outcome in ("done", "failed")
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    left = _LEFT.pop((uri, sweep_key), None)  # what a pass that fails leaves is not known
+    if not live or (left and left.digest != digest):
+        left = None
+    todo = [trial for trial in manifest["trials"] if left is None or left.due(store, trial, every)]
+    if todo or left is None:
+        client = connect(uri)
+        with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once make runs twice
+            left = _send(client, store, manifest, digest, todo, left, uri, live)
+    if live:
+        _LEFT[uri, sweep_key] = left
+    return _outcome_of(left) in ("done", "failed")
+
+
+def _outcome_of(left: _Left) -> str:
+    """Where a sweep stands, as a key of STATUS."""
+    found = {state.outcome for _, state, _ in left.trials.values()}
+    return next((outcome for outcome in ("running", "interrupted", "failed") if outcome in found), "done")
+
+
+def _send(
+    client: "MlflowClient",
+    store: Store,
+    manifest: Mapping[str, Any],
+    digest: str,
+    todo: list[dict[str, Any]],
+    left: _Left | None,
+    uri: str,
+    live: bool,
+) -> _Left:
+    """Send the sweep itself and the trials `todo`; returns how MLflow then stands."""
+    parent, children = None, {}
+    if left and len(todo) <= ASKED_ONE_BY_ONE:
+        parent, children = find_some(client, manifest["key"], left.parent, [trial["run"] for trial in todo])
+    if parent is None:
+        parent, children = find(client, manifest["key"])
+    parent = parent or client.create_run(
+        experiment(client, store, uri),
+        start_time=milliseconds(manifest["started"]),
+        tags={SWEEP: manifest["key"]},
+        run_name=manifest["title"],
+    )
+    _send_sweep(client, store, manifest, parent, digest, check=not live)
+    left = _Left(digest, parent.info.run_id, left.trials if left else {}, left.news if left else {})
+    damage = None
+    for trial in todo:
+        run = children.get(trial["run"])
+        if run:
+            store.note_run(run.info.run_id, trial["name"])
+        try:
+            there = _there(store, trial, run)
+            state = state_of(store, trial, live)
+            if run and _done(run) and state.outcome == "done" and wrong_scores(state, run.data.metrics):
+                client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
+                run = None
+            if not _done(run):
+                run = _send_trial(client, store, manifest, trial, state, parent.info, run)
+                there = _there(store, trial, run) if _done(run) else there
+            left.trials[trial["run"]] = there, state, run
+            left.news.pop(trial["run"], None)
+        except StoreError as error:
+            damage = damage or error
+    if damage:
+        raise damage
+    end = max([manifest["started"], *(state.end for _, state, _ in left.trials.values())])
+    outcome = _outcome_of(left)
+    _set_status(client, parent, outcome, end)
+    _log(client, parent, [], {}, {"outcome": outcome})
+    return left
 
 
 def _has_manifest(client: "MlflowClient", run: "Run", manifest: Mapping[str, Any]) -> bool:
@@ -129,31 +201,20 @@ def _done(run: "Run | None") -> bool:
     return run is not None and run.data.tags.get("outcome") == "done"
 
 
-def _there(store: Store, trial: Mapping[str, Any], run: "Run | None", *more: object) -> tuple[object, ...]:
+def _there(store: Store, trial: Mapping[str, Any], run: "Run | None") -> list[object]:
     """What tells whether a trial has changed; of one whose run is done only its last stage counts."""
-    return (*more, *([store.has(trial["name"])] if _done(run) else look(store, trial)))
+    return [store.has(trial["name"])] if _done(run) else look(store, trial)
 
 
-def _unchanged(uri: str, trial: Mapping[str, Any], there: object, run: "Run | None") -> State | None:
-    """Where a trial stands whose run is as this process left it, and of which the store has no more than then; None for
-    another one."""
-    before, state, left = _LEFT.get((uri, trial["run"]), (None, None, None))
-    same = left is run is None or (
-        left is not None
-        and run is not None
-        and left.info.run_id == run.info.run_id
-        and all(run.data.tags.get(name) == left.data.tags.get(name) for name in (SENT, "outcome"))
-    )
-    return state if same and before == there else None
-
-
-def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run", check: bool) -> str:
-    """Send what is new of the sweep itself; returns the digest of its manifest.
+def _send_sweep(
+    client: "MlflowClient", store: Store, manifest: Mapping[str, Any], run: "Run", digest: str, check: bool
+) -> None:
+    """Send what is new of the sweep itself.
 
     Args:
+        digest: of its manifest.
         check: look whether the manifest is there, whatever the run's tag says: the table is made from it.
     """
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     if run.data.tags.get(MANIFEST) != digest or (check and not _has_manifest(client, run, manifest)):
         client.log_dict(run.info.run_id, sealed(manifest), MANIFEST_FILE)
         plots = store.root / "sweeps" / manifest.get("plots", "")
@@ -170,7 +231,6 @@ def _send_sweep(client: "MlflowClient", store: Store, manifest: Mapping[str, Any
     tags["fingerprint"] = json.dumps(fingerprint)
     scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
     _log(client, run, points_of(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
-    return digest
 
 
 def _send_trial(
@@ -205,11 +265,14 @@ def _send_trial(
             client.log_artifacts(run.info.run_id, folder)
             _settle(run, Path(folder))
     points = what.points if certain else _lacking(client, run, what.points)
-    # An outcome but "done" needs no call of its own: its run is looked at again.
-    outcome = {} if state.outcome == "done" else _outcome(state.outcome, state.reason)
-    _log(client, run, points, what.params, {**what.tags, **outcome, SENT: json.dumps(what.sent)})
+    _set_status(client, run, state.outcome, end)
+    if "reason" in run.data.tags and not state.reason:
+        client.delete_tag(run.info.run_id, "reason")
+    reason = {"reason": state.reason[:1000]} if state.reason else {}
+    # Last the outcome: a run that is done is not looked at again.
+    tags = {**what.tags, **reason, SENT: json.dumps(what.sent), "outcome": state.outcome}
+    _log(client, run, points, what.params, tags)
     _WRITTEN[run.info.run_id] = json.dumps(what.sent)
-    _close(client, run, state.outcome, state.reason, end)
     return run
 
 
@@ -266,31 +329,24 @@ def _log(
     run.data.tags.update({tag.key: tag.value for tag in changed})
 
 
-def _outcome(outcome: str, reason: str) -> dict[str, str]:
-    return {**({"reason": reason[:1000]} if reason else {}), "outcome": outcome}
-
-
-def _close(client: "MlflowClient", run: "Run", outcome: str, reason: str, end: float) -> None:
-    """Set a run's status and end (unix seconds), and last its outcome: a run that is done is not looked at again."""
+def _set_status(client: "MlflowClient", run: "Run", outcome: str, end: float) -> None:
+    """Set the status that a run of this outcome has, and its end (unix seconds)."""
     status = STATUS[outcome]
     if status == "RUNNING" != run.info.status:
         client.update_run(run.info.run_id, status=status)
     elif status != run.info.status:
         client.set_terminated(run.info.run_id, status, milliseconds(end))
-    if "reason" in run.data.tags and not reason:
-        client.delete_tag(run.info.run_id, "reason")
-    _log(client, run, [], {}, _outcome(outcome, reason))
 
 
-def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool) -> str:
-    """Send sweeps; returns what went wrong in one line, "" where nothing did."""
+def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool, every: float = 0.0) -> str:
+    """Send sweeps, as `sync` does; returns what went wrong in one line, "" where nothing did."""
     from sqlalchemy.exc import SQLAlchemyError  # MLflow lets the errors of a broken database through
 
     trouble = ""
     try:
         for key in sweep_keys:
             try:
-                sync(store, key, uri, live)
+                sync(store, key, uri, live, every)
             except StoreError as error:  # one that is damaged holds no other up
                 trouble = trouble or str(error)
     except (module().MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError) as error:

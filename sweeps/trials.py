@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sgan.checks import ConfigError, require
 from sgan.config import IMAGE, Config
 from sgan.files import remove
+from sgan.host import importing
 from sgan.stages import (
     ClassifierStage,
     InceptionStage,
@@ -78,11 +79,12 @@ class Job:
         Args:
             seconds: between two results, at least.
         """
-        from ray.tune.result import DONE
+        with importing():
+            from ray.tune.result import DONE
 
-        from sgan.loop import Diverged
-        from sgan.run import run_trial
-        from sweeps import memory
+            from sgan.loop import Diverged
+            from sgan.run import run_trial
+            from sweeps import memory
 
         since, label = time.monotonic(), None
         outcome, reason = "done", ""

@@ -3,6 +3,7 @@ training nor scheduling; at the end it makes the sweep's table, since it alone h
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -24,10 +25,13 @@ from sgan.files import StoreError
 from sgan.store import Store
 from sweeps import connection, tracking
 
-PAUSE, LONGEST_PAUSE = 3.0, 60.0
-"""Seconds between passes; the pause doubles while MLflow cannot be reached."""
+PAUSE, LONGER_PAUSE, LONGEST_PAUSE = 3.0, 10.0, 60.0
+"""Seconds between passes: usually; at most for what passes cost; and at most where MLflow cannot be reached, while
+which the pause doubles."""
 SHARE = 0.02
 """Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
+EVERY = 30.0
+"""Seconds between two times that a trial in progress is sent. Each time costs what sending the ended trial costs."""
 SENT, UNSENT, NO_TABLE = 0, 1, 2
 """How the process ends: all is sent, something is not, or all is sent and there is no table of it."""
 
@@ -104,14 +108,15 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
     pause, trouble = 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began = time.process_time()
-        before, trouble = trouble, aside.submit(tracking.attempt, store, [sweep_key], uri, live=True).result()
+        sending = aside.submit(tracking.attempt, store, [sweep_key], uri, live=True, every=EVERY)
+        before, trouble = trouble, sending.result()
         if bool(before) != bool(trouble):
             tracking.say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
         if not pause:
             aside.submit(importlib.import_module, "sweeps.report")  # with pandas, which takes a second, for the table
         # The first pass imports MLflow and may make its database: the next one will not.
-        least = (time.process_time() - began) / SHARE if pause else 0.0
-        pause = min(max(2 * pause if before and trouble else PAUSE, least), LONGEST_PAUSE)
+        least = min((time.process_time() - began) / SHARE, LONGER_PAUSE) if pause else 0.0
+        pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else max(PAUSE, least)
     asked = sys.stdin.read()
     trouble = tracking.attempt(store, [sweep_key], uri, live=False)
     if trouble:
@@ -143,4 +148,6 @@ def _table(store: Store, sweep_key: str, uri: str, asked: str) -> tuple[int, str
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    ended = tyro.cli(main)
+    gc.freeze()  # the driver waits, and Python's last collection would take a second over what MLflow has made
+    sys.exit(ended)

@@ -228,7 +228,7 @@ def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monk
     sync(store, live=True)
     assert_complete(store, "sgan-no-joint")
     client.delete_run(connection.connect(connection.default_uri(store)), trial(store, "sgan").info.run_id)
-    sync(store, live=True)
+    sync(store)
     assert_complete(store, "sgan")
 
 
