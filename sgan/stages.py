@@ -31,14 +31,16 @@ _SCORING = (*_TRAINING, "metrics/__init__", "inception", "evaluation", "figures"
 @functools.cache
 def code_version(scoring: bool = True) -> str:
     """Hash of the code that training depends on, and scoring too, without its comments, docstrings and layout."""
-    sources = []
-    for module in _SCORING if scoring else _TRAINING:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                node.body = [item for item in node.body if not _is_text(item)] or [ast.Pass()]
-        sources.append(ast.unparse(tree))
-    return content_key(sources)
+    return content_key([_code(module) for module in (_SCORING if scoring else _TRAINING)])
+
+
+@functools.cache
+def _code(module: str) -> str:
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            node.body = [item for item in node.body if not _is_text(item)] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -23,6 +23,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stoppable` has its own
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 # Ray has a process ready for each CPU by now, and takes none of them for an actor with variables of its own, as Tune
 # gives them for the sake of PyTorch Lightning.
 class_cache.DEFAULT_ENV_VARS.clear()
+# For what Ray is told of its use, which is off, Tune would import MLflow: two seconds before the first trial.
+usage.tag_callbacks = lambda callbacks: False
 
 RETRIES = 3
 """A trial whose worker dies, or that raises, starts again this many times."""
