@@ -4,8 +4,6 @@ python sweeps/ablation.py [--help]
 """
 
 import argparse
-import gc
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.checks import ConfigError
-from sgan.host import processor
+from sgan.host import end, processor
 from sweeps import cluster, detach, tuned
 from sweeps.manifest import command, commit
 from sweeps.options import INTERRUPTED, status
@@ -137,7 +135,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    ended = run()
-    if "triton" not in sys.modules:  # which would call what is frozen a leak, in dozens of lines
-        gc.freeze()  # Python's last collection would take a second over what torch and MLflow have made
-    sys.exit(ended)
+    end(run())

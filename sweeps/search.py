@@ -4,7 +4,6 @@ python sweeps/search.py [--help]
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +11,7 @@ import tyro
 
 from sgan.bucket import open_store
 from sgan.checks import ConfigError, number, require
+from sgan.host import end
 from sgan.presets import VARIANTS
 from sweeps import cluster, detach
 from sweeps.budget import Limits
@@ -319,4 +319,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    end(run())

@@ -3,7 +3,6 @@ training nor scheduling; at the end it makes the sweep's table, since it alone h
 
 import contextlib
 import dataclasses
-import gc
 import importlib
 import json
 import os
@@ -22,6 +21,7 @@ from tyro.conf import Positional
 from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sgan.files import StoreError
+from sgan.host import end
 from sgan.store import Store
 from sweeps import connection, tracking
 
@@ -148,6 +148,4 @@ def _table(store: Store, sweep_key: str, uri: str, asked: str) -> tuple[int, str
 
 
 if __name__ == "__main__":
-    ended = tyro.cli(main)
-    gc.freeze()  # the driver waits, and Python's last collection would take a second over what MLflow has made
-    sys.exit(ended)
+    end(tyro.cli(main))  # the driver waits for it
