@@ -232,6 +232,44 @@ def test_a_trial_that_has_not_changed_is_neither_read_nor_sent_again(store, monk
     assert_complete(store, "sgan")
 
 
+def test_a_trial_in_progress_is_sent_now_and_then_and_one_that_ended_at_once(store):
+    uri = connection.default_uri(store)
+
+    def sent(every: float = 3600.0) -> list[int]:
+        tracking.sync(store, KEY, uri, live=True, every=every)
+        return points(trial(store, "sgan"), uri)["encoder/g_adv"]
+
+    train(store, "encoder-0", POINTS[:1], ())
+    assert sent() == [POINTS[0]]  # the first pass sends what there is
+    train(store, "encoder-0", POINTS[1:2], (), done=POINTS[0])
+    assert sent() == [POINTS[0]]
+    assert sent(every=0.0) == [*POINTS[:2]]
+    train(store, "encoder-0", POINTS[2:], GRID_IMAGES, done=POINTS[1])
+    publish(store, "encoder-0")
+    finish(store, "sgan", 0)
+    assert sent() == [*POINTS]
+    assert_complete(store, "sgan")
+
+
+def test_runs_of_many_trials_are_found_at_once_and_of_few_one_by_one(store, monkeypatch):
+    seeds = range(tracking.ASKED_ONE_BY_ONE // 2)
+    manifest(store, seeds)
+    sync(store, live=True)
+    asked = []
+    runs_of = connection.runs_of
+    monkeypatch.setattr(connection, "runs_of", lambda *words: asked.append(words[2:]) or runs_of(*words))
+    for variant in LABELS:
+        finish(store, variant, 0)
+    sync(store, live=True)
+    assert sorted(asked) == [("score-sgan-0",), ("score-sgan-no-joint-0",)]
+    asked.clear()
+    manifest(store, [*seeds, seeds[-1] + 1])
+    sync(store, live=True)
+    assert asked == [()]
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")
+
+
 def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
     finish(store, "sgan", 0)
     sync(store)
