@@ -53,8 +53,10 @@ def end(status: int) -> NoReturn:
     """End this process as `sys.exit` does, threads and what is registered for the end first, but leave its memory to
     the system: to take down what torch, Ray and MLflow have made takes Python and their libraries a second, and now and
     then six (docs/scale.md)."""
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # this and the next are what Python calls
-    atexit._run_exitfuncs()
+    # What Python itself calls at the end.
+    for finish in (threading._shutdown, atexit._run_exitfuncs):  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(KeyboardInterrupt):  # it ends already
+            finish()
     with contextlib.suppress(OSError):  # nobody reads any more
         sys.stdout.flush()
         sys.stderr.flush()

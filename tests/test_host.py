@@ -35,6 +35,16 @@ def test_the_end_needs_nobody_who_reads():
     assert (ended.returncode, ended.stderr) == (3, b"")
 
 
+def test_ctrl_c_at_the_end_changes_nothing():
+    waiting = (
+        "import time, threading; from sgan.host import end; threading.Thread(target=time.sleep, args=(1,)).start()"
+    )
+    interrupted = "import os, signal; threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()"
+    words = [sys.executable, "-c", f"{waiting}; {interrupted}; end(7)"]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
 def test_importing_leaves_the_collector_as_it_was():
     for enabled in (True, False):
         (gc.enable if enabled else gc.disable)()
