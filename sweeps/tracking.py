@@ -21,8 +21,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import tyro
 from tyro.conf import Positional
@@ -30,14 +28,11 @@ from tyro.conf import Positional
 from sgan.bucket import find_store
 from sgan.checks import ConfigError
 from sgan.files import StoreError, sealed
-from sgan.files import sync as sync_file
 from sgan.store import Store
 from sweeps.connection import (
-    LONGEST_PARAM,
     MANIFEST,
     MANIFEST_FILE,
     SENT,
-    STATUS,
     SWEEP,
     TRIAL,
     advice,
@@ -53,8 +48,6 @@ from sweeps.connection import (
     ui_command,
 )
 from sweeps.shown import (
-    WRITTEN_AT,
-    Point,
     State,
     look,
     milliseconds,
@@ -64,13 +57,13 @@ from sweeps.shown import (
     state_of,
     wrong_scores,
 )
+from sweeps.writing import lacking, leave_out_images, log, set_status, settle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run, RunInfo
 
 _WRITTEN: dict[str, str] = {}  # run -> what this process last wrote into its tag SENT
-ENTITIES_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's limits
 ASKED_ONE_BY_ONE = 10
 """Of so many trials the runs are asked for one by one, of more all runs of the sweep at once."""
 
@@ -185,8 +178,8 @@ def _send(
         raise damage
     end = max([manifest["started"], *(state.end for _, state, _ in left.trials.values())])
     outcome = _outcome_of(left)
-    _set_status(client, parent, outcome, end)
-    _log(client, parent, [], {}, {"outcome": outcome})
+    set_status(client, parent, outcome, end)
+    log(client, parent, [], {}, {"outcome": outcome})
     return left
 
 
@@ -230,7 +223,7 @@ def _send_sweep(
             finished = facts["finished"]
     tags["fingerprint"] = json.dumps(fingerprint)
     scores = {name: value for name, value in scores.items() if run.data.metrics.get(name) != value}
-    _log(client, run, points_of(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
+    log(client, run, points_of(scores, finished), manifest["settings"], {**tags, MANIFEST: digest})
 
 
 def _send_trial(
@@ -260,82 +253,20 @@ def _send_trial(
         )
         store.note_run(run.info.run_id, trial["name"])
         if not certain:
-            _leave_out_images(client, run, Path(folder) / "images")
+            leave_out_images(client, run, Path(folder) / "images")
         if any(Path(folder).iterdir()):
             client.log_artifacts(run.info.run_id, folder)
-            _settle(run, Path(folder))
-    points = what.points if certain else _lacking(client, run, what.points)
-    _set_status(client, run, state.outcome, end)
+            settle(run, Path(folder))
+    points = what.points if certain else lacking(client, run, what.points)
+    set_status(client, run, state.outcome, end)
     if "reason" in run.data.tags and not state.reason:
         client.delete_tag(run.info.run_id, "reason")
     reason = {"reason": state.reason[:1000]} if state.reason else {}
     # Last the outcome: a run that is done is not looked at again.
     tags = {**what.tags, **reason, SENT: json.dumps(what.sent), "outcome": state.outcome}
-    _log(client, run, points, what.params, tags)
+    log(client, run, points, what.params, tags)
     _WRITTEN[run.info.run_id] = json.dumps(what.sent)
     return run
-
-
-def _settle(run: "Run", sent: Path) -> None:
-    """Have files that were sent to a folder of this machine on the disk itself, before a tag says that they are there:
-    a power cut would leave them empty."""
-    place = urlsplit(str(run.info.artifact_uri))
-    if place.scheme == "file":
-        root = Path(url2pathname(place.path))
-        for path in sent.rglob("*"):
-            if path.is_file():
-                sync_file(root / path.relative_to(sent))
-
-
-def _leave_out_images(client: "MlflowClient", run: "Run", images: Path) -> None:
-    """Take away the grids that a run has under the name of another time; as for `_lacking`."""
-    there = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")}
-    plain = {WRITTEN_AT.sub("", name) for name in there}
-    for path in list(images.glob("*")):
-        if path.name not in there and WRITTEN_AT.sub("", path.name) in plain:
-            path.unlink()
-
-
-def _lacking(client: "MlflowClient", run: "Run", points: list[Point]) -> list[Point]:
-    """The points that a run has not. Where a pass was cut off between the points and the tag that says so, a stage that
-    was killed too may have made them again since, at another time: MLflow would keep both."""
-    steps = {
-        key: {point.step for point in client.get_metric_history(run.info.run_id, key)}
-        for key in {point.metric for point in points} & set(run.data.metrics)
-    }
-    return [point for point in points if point.step not in steps.get(point.metric, ())]
-
-
-def _log(
-    client: "MlflowClient", run: "Run", points: list[Point], params: Mapping[str, Any], tags: Mapping[str, Any]
-) -> None:
-    """Log to a run, in as few calls as MLflow takes: the params it lacks (they are immutable), points, and last the
-    tags, which say what it has: within a call too MLflow writes them in this order. `run` then has the tags."""
-    entities, run_id = module().entities, run.info.run_id
-    lacking = [entities.Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
-    lacking = [param for param in lacking if param.key not in run.data.params]
-    changed = [entities.RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
-    # The newest first: else MLflow writes what is newest of a metric anew with every point.
-    newest = sorted(points, key=lambda point: (point.step, point.seconds), reverse=True)
-    metrics = [entities.Metric(each.metric, each.value, milliseconds(each.seconds), each.step) for each in newest]
-    while len(lacking) > PARAMS_A_CALL:
-        client.log_batch(run_id, params=lacking[:PARAMS_A_CALL])
-        del lacking[:PARAMS_A_CALL]
-    while len(lacking) + len(changed) + len(metrics) > ENTITIES_A_CALL:
-        client.log_batch(run_id, metrics=metrics[:ENTITIES_A_CALL])
-        del metrics[:ENTITIES_A_CALL]
-    if lacking or changed or metrics:
-        client.log_batch(run_id, metrics, lacking, changed)
-    run.data.tags.update({tag.key: tag.value for tag in changed})
-
-
-def _set_status(client: "MlflowClient", run: "Run", outcome: str, end: float) -> None:
-    """Set the status that a run of this outcome has, and its end (unix seconds)."""
-    status = STATUS[outcome]
-    if status == "RUNNING" != run.info.status:
-        client.update_run(run.info.run_id, status=status)
-    elif status != run.info.status:
-        client.set_terminated(run.info.run_id, status, milliseconds(end))
 
 
 def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool, every: float = 0.0) -> str:
