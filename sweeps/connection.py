@@ -54,7 +54,9 @@ def connect(uri: str) -> "MlflowClient":
     database = Path(uri.removeprefix(SQLITE))
     if uri.startswith(SQLITE) and not database.exists():
         _make(database)
-    return module().MlflowClient(tracking_uri=uri)
+    mlflow = module()
+    with importing():  # what reaches a database
+        return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def _make(database: Path) -> None:
@@ -62,7 +64,9 @@ def _make(database: Path) -> None:
     could never be opened again."""
     with passing(database.parent, ".mlflow-") as folder:
         made = folder / database.name
-        module().MlflowClient(tracking_uri=f"{SQLITE}{made}")
+        mlflow = module()
+        with importing():  # its steps are modules
+            mlflow.MlflowClient(tracking_uri=f"{SQLITE}{made}")
         try:
             os.link(made, database)
         except FileExistsError:
@@ -108,14 +112,17 @@ def ui_command(store: Store, uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {database} --port 5000 --workers 1"
 
 
-def runs_of(client: "MlflowClient", sweep_key: str, trial: str = "") -> "list[Run]":
-    """All runs of a sweep, its parent's and its trials', or those of one trial."""
+def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
+    """All runs of a sweep, its parent's and its trials'."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    return _search(client, experiment.experiment_id, f"tags.`{SWEEP}` = '{sweep_key}'") if experiment else []
+
+
+def _search(client: "MlflowClient", experiment: str, query: str) -> "list[Run]":
     runs, page = [], None
-    query = f"tags.`{SWEEP}` = '{sweep_key}'" + (f" and tags.`{TRIAL}` = '{trial}'" if trial else "")
-    while experiment and (page is None or page.token):
+    while page is None or page.token:
         token = page.token if page else None
-        page = client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
+        page = client.search_runs([experiment], query, max_results=1000, page_token=token)
         runs += page
     return runs
 
@@ -132,7 +139,10 @@ def find_some(
 ) -> "tuple[Run | None, dict[str, Run]]":
     """The parent run of a sweep by its id (None where it was deleted), and the child runs of some trials."""
     run = client.get_run(parent)
-    found = {trial: runs_of(client, sweep_key, trial) for trial in trials}
+    sweep = f"tags.`{SWEEP}` = '{sweep_key}'"
+    found = {
+        trial: _search(client, run.info.experiment_id, f"{sweep} and tags.`{TRIAL}` = '{trial}'") for trial in trials
+    }
     return run if run.info.lifecycle_stage == "active" else None, {
         name: runs[0] for name, runs in found.items() if runs
     }

@@ -3,9 +3,12 @@
 MLflow loads it by the name of this module, so that nothing is pickled; the code that it needs travels with it.
 """
 
+import functools
+import os
 import platform
 import shutil
 import warnings
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +47,23 @@ def _load_pyfunc(data_path: str) -> Sampler:
 
 def write(models: Path, destination: Path) -> None:
     """Write the models `last` and `best` in a folder as one MLflow model, laid out as by MLflow's `save_model`, which
-    takes a second to look through all packages that are installed."""
-    shutil.copytree(models, destination / "data" / models.name)
-    shutil.copytree(ROOT / "sgan", destination / "code" / "sgan", ignore=shutil.ignore_patterns("__pycache__"))
-    package = destination / "code" / "sweeps"  # of which nothing but this module is needed
-    package.mkdir()
-    for module in ("__init__.py", Path(__file__).name):
-        shutil.copyfile(ROOT / "sweeps" / module, package / module)
+    takes a second to look through all packages that are installed. What is sent as it stands is a link."""
+    shutil.copytree(models, destination / "data" / models.name, copy_function=os.symlink)
+    for module in _code():
+        there = destination / "code" / module.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.symlink_to(module)
     with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own type hints and an absent example
         _describe(f"data/{models.name}", destination)
+
+
+@functools.cache
+def _code() -> list[Path]:
+    """The files of ours that this module needs, found from what they import."""
+    finder = ModuleFinder([str(ROOT)])
+    finder.run_script(__file__)
+    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    return sorted(files | {ROOT / "sweeps" / "__init__.py"})
 
 
 def _describe(data: str, destination: Path) -> None:

@@ -4,6 +4,7 @@ files, laid out as MLflow has them."""
 import functools
 import json
 import math
+import os
 import re
 import shutil
 import uuid
@@ -45,16 +46,21 @@ class State:
     end: float
 
 
-def look(store: Store, trial: Mapping[str, Any]) -> list[object]:
-    """What tells whether the store has more of a trial than before, without reading it."""
-    found: list[object] = []
+def look(store: Store, trial: Mapping[str, Any], seen: dict[str, object]) -> list[object]:
+    """What tells whether the store has more of a trial than before, without reading it.
+
+    Args:
+        seen: that of single stages, which trials share; for those that were looked at together.
+    """
     for stage in trial["stages"]:
-        folder = store.look(stage["name"])
-        found += [folder, _written(folder / RECORD_FILE), len(_grids(folder))]
-    return [*found, _written(store.failure(trial["name"]))]
+        if stage["name"] not in seen:
+            folder = store.look(stage["name"])
+            begun = folder.exists()
+            seen[stage["name"]] = begun and (folder, written(folder / RECORD_FILE), len(_grids(folder)))
+    return [*(seen[stage["name"]] for stage in trial["stages"]), written(store.failure(trial["name"]))]
 
 
-def _written(path: Path) -> tuple[int, int] | None:
+def written(path: Path) -> tuple[int, int] | None:
     """When a file was written (nanoseconds), and its size; None where it is not there."""
     try:
         there = path.stat()
@@ -64,7 +70,7 @@ def _written(path: Path) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _record(folder: Path, written: tuple[int, int] | None) -> list[dict[str, Any]]:
+def _record(folder: Path, when: tuple[int, int] | None) -> list[dict[str, Any]]:
     """A stage's record, which several trials share, as it was when it was written."""
     return read_record(folder)
 
@@ -126,8 +132,9 @@ def shown(
         for file in state.facts[-1]["files"]:
             if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
                 store.file(trial["name"], file)
-        shutil.copytree(store.stage(trial["name"]) / FIGURES, staging / FIGURES)
-        served.write(store.stage(trial["name"]) / MODELS, staging / MODELS)
+        stage = store.stage(trial["name"]).resolve()
+        shutil.copytree(stage / FIGURES, staging / FIGURES, copy_function=os.symlink)
+        served.write(stage / MODELS, staging / MODELS)
     params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
     return Shown(points, params, tags, times, now_sent)
 
@@ -149,7 +156,7 @@ def _news(
         if done and RECORD_FILE in store.facts(stage["name"])["files"]:
             store.file(stage["name"], RECORD_FILE)
         try:
-            records[label] = _record(folder, _written(folder / RECORD_FILE))
+            records[label] = _record(folder, written(folder / RECORD_FILE))
         except StoreError:
             if done:
                 raise

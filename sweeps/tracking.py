@@ -10,6 +10,7 @@ once; artifacts overwrite).
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ from sweeps.shown import (
     shared_tags,
     shown,
     state_of,
+    written,
     wrong_scores,
 )
 from sweeps.writing import lacking, leave_out_images, log, set_status, settle
@@ -84,12 +86,12 @@ class _Left:
     trials: "dict[str, tuple[object, State, Run | None]]" = field(default_factory=dict)
     news: dict[str, float] = field(default_factory=dict)
 
-    def due(self, store: Store, trial: Mapping[str, Any], every: float) -> bool:
+    def due(self, store: Store, trial: Mapping[str, Any], every: float, seen: dict[str, object]) -> bool:
         """Whether a trial is to be sent: the store has more of it, and it has ended or that was `every` seconds ago."""
         if trial["run"] not in self.trials:
             return True
         there, _, run = self.trials[trial["run"]]
-        if _there(store, trial, run) == there:
+        if _there(store, trial, run, seen) == there:
             return False
         since = self.news.setdefault(trial["run"], time.monotonic())
         ended = store.has(trial["name"]) or store.failure(trial["name"]).exists()
@@ -111,12 +113,13 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: floa
             looked at in MLflow; the last pass of a sweep looks at everything.
         every: seconds between two times that a trial in progress is sent, with `live`.
     """
-    manifest = store.manifest(sweep_key)
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    store.fetch(store.sweep(sweep_key))
+    manifest, digest = _manifest(store, sweep_key, written(store.sweep(sweep_key)))
     left = _LEFT.pop((uri, sweep_key), None)  # what a pass that fails leaves is not known
     if not live or (left and left.digest != digest):
         left = None
-    todo = [trial for trial in manifest["trials"] if left is None or left.due(store, trial, every)]
+    seen: dict[str, object] = {}
+    todo = [trial for trial in manifest["trials"] if left is None or left.due(store, trial, every, seen)]
     if todo or left is None:
         client = connect(uri)
         with store.lock(f"mlflow-{sweep_key}"):  # two drivers may share a sweep; two passes at once make runs twice
@@ -124,6 +127,14 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: floa
     if live:
         _LEFT[uri, sweep_key] = left
     return _outcome_of(left) in ("done", "failed")
+
+
+@functools.lru_cache(maxsize=4)
+def _manifest(store: Store, sweep_key: str, when: tuple[int, int] | None) -> tuple[dict[str, Any], str]:
+    """A sweep's manifest and its digest, as it was when it was written: reading it takes longer than a pass with
+    nothing to send."""
+    manifest = store.manifest(sweep_key)
+    return manifest, hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _outcome_of(left: _Left) -> str:
@@ -162,14 +173,14 @@ def _send(
         if run:
             store.note_run(run.info.run_id, trial["name"])
         try:
-            there = _there(store, trial, run)
+            there = _there(store, trial, run, {})
             state = state_of(store, trial, live)
             if run and _done(run) and state.outcome == "done" and wrong_scores(state, run.data.metrics):
                 client.delete_run(run.info.run_id)  # of a stage that was made again since, or altered by hand
                 run = None
             if not _done(run):
                 run = _send_trial(client, store, manifest, trial, state, parent.info, run)
-                there = _there(store, trial, run) if _done(run) else there
+                there = _there(store, trial, run, {}) if _done(run) else there
             left.trials[trial["run"]] = there, state, run
             left.news.pop(trial["run"], None)
         except StoreError as error:
@@ -194,9 +205,9 @@ def _done(run: "Run | None") -> bool:
     return run is not None and run.data.tags.get("outcome") == "done"
 
 
-def _there(store: Store, trial: Mapping[str, Any], run: "Run | None") -> list[object]:
+def _there(store: Store, trial: Mapping[str, Any], run: "Run | None", seen: dict[str, object]) -> list[object]:
     """What tells whether a trial has changed; of one whose run is done only its last stage counts."""
-    return [store.has(trial["name"])] if _done(run) else look(store, trial)
+    return [store.has(trial["name"])] if _done(run) else look(store, trial, seen)
 
 
 def _send_sweep(

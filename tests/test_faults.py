@@ -118,8 +118,8 @@ def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(lab
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
-    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. The budget
-    is such that the sweep's run is in MLflow well before training ends."""
+    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. With this
+    budget the sweep's run is in MLflow well before training ends."""
     store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "2")
     driver = start(store, *options)
     assert driver.stdout is not None

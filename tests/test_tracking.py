@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from sgan.checks import ConfigError
@@ -256,16 +257,21 @@ def test_runs_of_many_trials_are_found_at_once_and_of_few_one_by_one(store, monk
     manifest(store, seeds)
     sync(store, live=True)
     asked = []
-    runs_of = connection.runs_of
-    monkeypatch.setattr(connection, "runs_of", lambda *words: asked.append(words[2:]) or runs_of(*words))
+    search = MlflowClient.search_runs
+
+    def spied(self, experiments, query, **options):
+        asked.append(query.rpartition(" = ")[2].strip("'"))
+        return search(self, experiments, query, **options)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", spied)
     for variant in LABELS:
         finish(store, variant, 0)
     sync(store, live=True)
-    assert sorted(asked) == [("score-sgan-0",), ("score-sgan-no-joint-0",)]
+    assert sorted(asked) == ["score-sgan-0", "score-sgan-no-joint-0"]
     asked.clear()
     manifest(store, [*seeds, seeds[-1] + 1])
     sync(store, live=True)
-    assert asked == [()]
+    assert asked == [KEY]
     assert_complete(store, "sgan")
     assert_complete(store, "sgan-no-joint")
 
