@@ -62,8 +62,8 @@ def _code() -> list[Path]:
     """The files of ours that this module needs, found from what they import."""
     finder = ModuleFinder([str(ROOT)])
     finder.run_script(__file__)
-    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
-    return sorted(files | {ROOT / "sweeps" / "__init__.py"})
+    files = [vars(module)["__file__"] for module in finder.modules.values()]
+    return sorted({Path(file) for file in files if file} | {ROOT / "sweeps" / "__init__.py"})
 
 
 def _describe(data: str, destination: Path) -> None:
