@@ -115,10 +115,12 @@ def ui_command(store: Store, uri: str) -> str:
 def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
     """All runs of a sweep, its parent's and its trials'."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return _search(client, experiment.experiment_id, f"tags.`{SWEEP}` = '{sweep_key}'") if experiment else []
+    return _search(client, experiment.experiment_id, sweep_key) if experiment else []
 
 
-def _search(client: "MlflowClient", experiment: str, query: str) -> "list[Run]":
+def _search(client: "MlflowClient", experiment: str, sweep_key: str, trial: str = "") -> "list[Run]":
+    """The runs of a sweep in the experiment of this id, or those of one of its trials."""
+    query = f"tags.`{SWEEP}` = '{sweep_key}'" + (f" and tags.`{TRIAL}` = '{trial}'" if trial else "")
     runs, page = [], None
     while page is None or page.token:
         token = page.token if page else None
@@ -139,10 +141,7 @@ def find_some(
 ) -> "tuple[Run | None, dict[str, Run]]":
     """The parent run of a sweep by its id (None where it was deleted), and the child runs of some trials."""
     run = client.get_run(parent)
-    sweep = f"tags.`{SWEEP}` = '{sweep_key}'"
-    found = {
-        trial: _search(client, run.info.experiment_id, f"{sweep} and tags.`{TRIAL}` = '{trial}'") for trial in trials
-    }
+    found = {trial: _search(client, run.info.experiment_id, sweep_key, trial) for trial in trials}
     return run if run.info.lifecycle_stage == "active" else None, {
         name: runs[0] for name, runs in found.items() if runs
     }

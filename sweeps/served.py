@@ -63,6 +63,7 @@ def _code() -> list[Path]:
     finder = ModuleFinder([str(ROOT)])
     finder.run_script(__file__)
     files = [vars(module)["__file__"] for module in finder.modules.values()]
+    # This module was read as a script, whose package is not looked for.
     return sorted({Path(file) for file in files if file} | {ROOT / "sweeps" / "__init__.py"})
 
 

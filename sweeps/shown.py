@@ -50,7 +50,7 @@ def look(store: Store, trial: Mapping[str, Any], seen: dict[str, object]) -> lis
     """What tells whether the store has more of a trial than before, without reading it.
 
     Args:
-        seen: that of single stages, which trials share; for those that were looked at together.
+        seen: stage -> what was found of it. Trials share stages: those looked at in one pass share this too.
     """
     for stage in trial["stages"]:
         if stage["name"] not in seen:
