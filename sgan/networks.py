@@ -203,12 +203,14 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, h: Tensor) -> Tensor:
-        if not self.training or self.rate == 0 or h.device.type != "cpu":
-            return F.dropout(h, self.rate, self.training)
         dropped = round(self.rate * 2**16)
+        if not self.training or dropped == 0 or h.device.type != "cpu":
+            return F.dropout(h, self.rate, self.training)
         bits = torch.empty((h.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (bits[: h.numel()] >= dropped - 2**15).as_strided(h.shape, torch.empty_like(h).stride())
-        return h * (kept / (1 - dropped / 2**16)).to(h.dtype)
+        bits = bits[: h.numel()].as_strided(h.shape, torch.empty_like(h).stride())
+        # 1 where the bits reach the bound, else 0, without a comparison: CPUs turn its booleans into numbers slowly.
+        kept = bits.clamp_(dropped - 2**15 - 1, dropped - 2**15).sub_(dropped - 2**15 - 1)
+        return h * kept.to(h.dtype).mul_(1 / (1 - dropped / 2**16))
 
 
 class Discriminator(nn.Module):
