@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from sgan.checks import ConfigError
+from sgan.shuffle import Shuffle
 
 SPLITS = ("train", "test")
 IGNORED = ("thumbs.db", "desktop.ini")
@@ -45,8 +44,8 @@ def class_names(root: Path) -> tuple[str, ...]:
     return names[0]
 
 
-def read(root: Path, size: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images (n, channels, size, size) uint8 with their labels (n,), and test images with theirs.
+def read(root: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs.
 
     Each image is turned upright (EXIF), cut to a square around its middle and resized with antialiasing; palettes and
     CMYK become grey or RGB, transparency becomes white.
@@ -57,18 +56,16 @@ def read(root: Path, size: int, channels: int) -> tuple[Tensor, Tensor, Tensor, 
     for part in _parts(root):
         files = [(path, label) for label, name in enumerate(names) for path in _files(part / name)]
         # Shuffled once: the first so many images stand for all in some scores, and must not be of one class.
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
-        files = [files[index] for index in order.tolist()]
-        labels = torch.tensor([label for _, label in files])
+        files = [files[index] for index in Shuffle(0)(len(files))]
+        labels = np.array([label for _, label in files])
         parts.append((_decode([path for path, _ in files], size, channels), labels))
     if len(parts) == 2:
         return (*parts[0], *parts[1])
     images, labels = parts[0]
-    test = torch.zeros(len(labels), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
+    test, shuffle = np.zeros(len(labels), bool), Shuffle(0)
     for label in range(len(names)):
-        members = (labels == label).nonzero().flatten()
-        order = members[torch.randperm(len(members), generator=generator)]
+        members = (labels == label).nonzero()[0]
+        order = members[shuffle(len(members))]
         if len(members) > 1:
             test[order[: max(1, len(members) // KEPT_FOR_TESTING)]] = True
     return images[~test], labels[~test], images[test], labels[test]
@@ -103,7 +100,7 @@ def _below(path: Path, folder: Path) -> Iterator[Path]:
         path = path.parent
 
 
-def _decode(files: list[Path], size: int, channels: int) -> Tensor:
+def _decode(files: list[Path], size: int, channels: int) -> np.ndarray:
     images = np.empty((len(files), channels, size, size), np.uint8)
 
     def place(index: int) -> str:
@@ -119,7 +116,7 @@ def _decode(files: list[Path], size: int, channels: int) -> Tensor:
     if faults:
         more = f"; so are {len(faults) - 1} more files" if len(faults) > 1 else ""
         raise FolderError(f"{faults[0]}; delete it or move it out of the class folders{more}")
-    return torch.from_numpy(images)
+    return images
 
 
 def _image(path: Path, size: int, channels: int) -> np.ndarray:

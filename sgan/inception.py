@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from sgan.checks import ConfigError
-from sgan.data import DOWNLOAD_PATIENCE
+from sgan.datasets import DOWNLOAD_PATIENCE
 from sgan.files import sha256
 from sgan.metrics import Features
 

@@ -54,7 +54,7 @@ def main(sweep: Sweep) -> int:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
         sender = uploader.start(store, resolved.key, uri)
         try:
-            given = (schedule.Shared(basis.data), store.address, resolved.key, revision, code_version())
+            given = (schedule.shared(basis.data), store.address, resolved.key, revision, code_version())
             job = trials.Job(*given, slots, sweep.deterministic)
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)

@@ -189,7 +189,7 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
 def prepare(
     choose: Callable[[int], Chosen], limit: int | None, trials_per_gpu: int, dry_run: bool = False
 ) -> tuple[Slots, Chosen]:
-    """Join the cluster, and what a command makes of the number of GPUs, at the same time: the data and torch take
+    """Join the cluster, and what a command makes of the number of GPUs, at the same time: the data and Tune take
     seconds, as does Ray. Where there is no cluster, a dry run starts none.
 
     Args:

@@ -31,7 +31,7 @@ from sgan.shapes import Dataset
 from sgan.store import NO_ROOM
 
 if TYPE_CHECKING:
-    from sgan.data import Data
+    from sgan.datasets import Arrays
 
 AUTO = "auto"
 DEFAULT_CUTS, DEFAULT_SIZE = ("fc3",), 32
@@ -238,7 +238,7 @@ class Basis:
     row: Dataset
     dataset: Dataset
     recipe: Recipe
-    data: "Data"
+    data: "Arrays"
     inception_weights: Path | None
     inception: str
     why: str
@@ -269,7 +269,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     Raises:
         ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
     """
-    from sgan.data import load
+    from sgan.datasets import read
 
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.row(dataset_name)
@@ -277,7 +277,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     folder = (options.data or DEFAULT_DATA).absolute()
     if dataset_name != FOLDER:  # what can be wrong with the options comes before the data are read
         options.build_recipe(row, recipe_name, TRAINING_IMAGES[dataset_name], inception)
-    data = load(row, folder)
+    data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
     recipe = options.build_recipe(row, recipe_name, images, inception)
     weights_file, weights_digest = None, ""

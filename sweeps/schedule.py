@@ -11,7 +11,6 @@ import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from sweeps.cluster import Slots
 
 if TYPE_CHECKING:
     from sgan.config import Config
-    from sgan.data import Data
+    from sgan.datasets import Arrays
 
 # Ray has a process ready for each CPU by now, and takes none of them for an actor with variables of its own, as Tune
 # gives them for the sake of PyTorch Lightning.
@@ -76,33 +75,10 @@ class Runner(tune.Trainable):
         """Nothing: a trial goes on from what it kept."""
 
 
-class Shared:
-    """A dataset for workers: sent, it lies once in Ray's object store, and the workers of a node read one copy there,
-    which nobody may change. Called, it is the dataset."""
-
-    def __init__(self, data: "Data"):
-        self.data, self.reference = data, None
-
-    def __call__(self) -> "Data":
-        return self.data
-
-    def __reduce__(self):
-        if self.reference is None:
-            tensors = {name: each for name, each in vars(self.data).items() if name != "digest"}
-            self.reference = ray.put(({name: each.numpy() for name, each in tensors.items()}, self.data.digest))
-        return functools.partial, (_fetched, self.reference)
-
-
-@functools.lru_cache(maxsize=1)
-def _fetched(reference: ray.ObjectRef) -> "Data":
-    import torch
-
-    from sgan.data import Data
-
-    arrays, digest = ray.get(reference)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return Data(**{name: torch.from_numpy(array) for name, array in arrays.items()}, digest=digest)
+def shared(data: "Arrays") -> "Callable[[], Arrays]":
+    """A call that gives workers a dataset. It lies once in Ray's object store, and the workers of a node read one copy
+    there, which nobody may change."""
+    return functools.partial(ray.get, ray.put(data))
 
 
 def failure(trial: Trial) -> str:
@@ -203,7 +179,7 @@ def fit(
 
 
 def measure(
-    configs: "Sequence[Config]", data: "Data", slots: Slots, inception_weights: Path | None = None
+    configs: "Sequence[Config]", data: "Arrays", slots: Slots, inception_weights: Path | None = None
 ) -> tuple[dict[str, float], float]:
     """`sgan.probe.stage_seconds` on as many workers at once as there are slots, the mean of what they say; and the
     seconds that these workers took to start.
@@ -225,10 +201,10 @@ def measure(
             path = Path(folder) / "weights" if inception_weights else None
             if path:
                 path.write_bytes(ray.get(weights))
-            found = stage_seconds(list(configs), ray.get(few).to(device), images, device, path)
+            found = stage_seconds(list(configs), ray.get(few).tensors().to(device), images, device, path)
         return found, time.monotonic() - began
 
-    few = ray.put(dataclasses.replace(data, images=data.images[:PROBED].clone(), labels=data.labels[:PROBED].clone()))
+    few = ray.put(dataclasses.replace(data, images=data.images[:PROBED], labels=data.labels[:PROBED]))
     remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(probe)
     found = ray.get([remote.remote() for _ in range(slots.count)])
     start = time.monotonic() - began - max(took for _, took in found)

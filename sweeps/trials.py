@@ -30,7 +30,7 @@ from sweeps.cluster import Slots
 from sweeps.sharing import see
 
 if TYPE_CHECKING:
-    from sgan.data import Data
+    from sgan.datasets import Arrays
     from sgan.runners import Worker
 
 REPORT_SECONDS = 2.0
@@ -63,7 +63,7 @@ class Job:
     trial, and whether GPUs are to be deterministic.
     """
 
-    data: Callable[[], "Data"]
+    data: Callable[[], "Arrays"]
     store: str
     mark: str
     commit: str
@@ -126,9 +126,8 @@ class Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        return Worker(
-            see(self.store, self.mark, platform.node()), self.data().to(device), device, trial.plan, self.commit
-        )
+        store, data = see(self.store, self.mark, platform.node()), self.data().tensors().to(device)
+        return Worker(store, data, device, trial.plan, self.commit)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from hypothesis import settings
 
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
-from sgan.data import Data, load
+from sgan.data import Data
+from sgan.datasets import read
 from sgan.files import read_json
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.record import RECORD_FILE, read_record
@@ -85,7 +86,7 @@ def released_recipe(steps: int = 6) -> Recipe:
 
 def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
     """The plan of a trial on the digits."""
-    digest = load(DATASETS["digits"], Path()).digest
+    digest = read(DATASETS["digits"], Path()).digest
     return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
 
 
@@ -96,7 +97,7 @@ def named_recipe(name: str, dataset: str) -> Recipe:
 
 def make_worker(root: Path, trial: Plan) -> Worker:
     """A worker on the store `root`."""
-    return Worker(Store(root), load(DATASETS["digits"], Path()), "cpu", trial, "test")
+    return Worker(Store(root), read(DATASETS["digits"], Path()).tensors(), "cpu", trial, "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
@@ -124,7 +125,7 @@ def contents(trial: Plan, root: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
-    return load(DATASETS["digits"], Path())
+    return read(DATASETS["digits"], Path()).tensors()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from test_ablation import complete, start, table
 
 from sgan import run
 from sgan.config import Config
-from sgan.data import Data, load
+from sgan.datasets import Arrays, read
 from sgan.files import StoreError
 from sgan.presets import DATASETS, VARIANTS
 from sgan.run import be_deterministic, run_trial
@@ -145,7 +145,7 @@ def test_a_read_only_disk_is_refused_before_anything_starts(small_disk):
 
 
 def config() -> Config:
-    digest = load(DATASETS["digits"], Path()).digest
+    digest = read(DATASETS["digits"], Path()).digest
     return Config(TINY, TINY, digest, tiny_recipe(), VARIANTS["sgan"].variant, 0)
 
 
@@ -206,8 +206,8 @@ print(last["outcome"], last["reason"])
 """
 
 
-def digits() -> Data:
-    return load(DATASETS["digits"], Path())
+def digits() -> Arrays:
+    return read(DATASETS["digits"], Path())
 
 
 def job(root: Path, deterministic: bool = False) -> Job:

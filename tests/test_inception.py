@@ -261,19 +261,20 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
-    worker = Worker(store, resolved.basis.data, "cpu", plan, "test")
+    data = resolved.basis.data.tensors()
+    worker = Worker(store, data, "cpu", plan, "test")
     for _ in run_trial(worker):
         pass
     facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
     network = inception.load(weights, "cpu")
-    real = network.describe(resolved.basis.data.images)
+    real = network.describe(data.images)
     made = network.describe(sgan.load(store.stage(plan.name)).sample(100, plan.score.levels[0].seed))
     for key, value in metrics.network_scores(made, real).items():
         assert facts["scores"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     assert facts["scores"]["diversity"] >= 0  # by the classifier
     score, _ = metrics.inception_score(real.logits)
     assert judge["scores"]["inception_score"] == pytest.approx(score, rel=1e-6)
-    on_test = metrics.network_scores(network.describe(resolved.basis.data.test_images), real)
+    on_test = metrics.network_scores(network.describe(data.test_images), real)
     assert judge["scores"]["fid"] == pytest.approx(on_test["fid"], rel=1e-5)
     said = facts["fingerprint"]["scores"]
     assert (said["network"], said["samples"]) == ("inception-v3-compat", 100)

@@ -27,7 +27,8 @@ from conftest import (
 from sgan import run, runners
 from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
-from sgan.data import load, to_input, turned
+from sgan.data import to_input, turned
+from sgan.datasets import read
 from sgan.encoder import Encoder
 from sgan.loop import START_FILE
 from sgan.networks import Chain, Discriminator, Generator
@@ -203,7 +204,7 @@ def test_an_encoder_without_labels_learns_by_how_much_images_are_turned(digits, 
 def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     """Trained with other labels, its levels have the same weights."""
     row = VARIANTS["sgan-unsupervised"].variant
-    digits = load(DATASETS["digits"], Path())
+    digits = read(DATASETS["digits"], Path()).tensors()
     found = []
     for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
         root = tmp_path / str(index)

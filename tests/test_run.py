@@ -30,7 +30,7 @@ from conftest import (
 from sgan import checkpoint, networks
 from sgan.checkpoint import CHECKPOINTS
 from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
-from sgan.data import load
+from sgan.datasets import read
 from sgan.encoder import Encoder
 from sgan.files import StoreError, read_tensors
 from sgan.loop import START_FILE, Diverged, Progress, loop
@@ -95,7 +95,7 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_runs_with_the_released_features(variant, shared):
     row = VARIANTS[variant].variant
-    digest = load(DATASETS["digits"], Path()).digest
+    digest = read(DATASETS["digits"], Path()).digest
     config = configure(TINY, TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
     chosen, trial = config.variant, plan(config)
     assert chosen.cuts + chosen.through == (("pool2", "fc3") if row.cuts or row.through else ())

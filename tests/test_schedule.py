@@ -15,7 +15,7 @@ from ray import cloudpickle, tune
 from ray.cluster_utils import Cluster
 from ray.tune.result import DONE
 
-from sgan.data import load
+from sgan.datasets import read
 from sgan.presets import DATASETS
 from sweeps import schedule
 
@@ -68,8 +68,8 @@ def test_a_node_that_dies_costs_no_retry_and_a_worker_that_dies_does(nodes, tmp_
     """Trial 0 loses its node twice where one retry is allowed, and ends well; trial 1 kills its worker each time. Every
     node that comes gets the data that the driver has read. The driver does without MLflow."""
     monkeypatch.setitem(sys.modules, "ray.air.integrations.mlflow", None)  # as if it were not installed
-    data = load(DATASETS["digits"], tmp_path)
-    shared, expected = schedule.Shared(data), (data.images.sum().item(), data.digest)
+    data = read(DATASETS["digits"], tmp_path)
+    shared, expected = schedule.shared(data), (data.images.sum().item(), data.digest)
 
     def work(config):
         given = shared()

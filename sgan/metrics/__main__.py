@@ -22,7 +22,7 @@ from tyro.conf import Positional
 
 from sgan import inception
 from sgan.checks import ConfigError, content_key, require
-from sgan.data import DataError, load
+from sgan.datasets import DataError, read
 from sgan.files import StoreError, read_tensors, write_json, write_tensors
 from sgan.metrics import SPLITS, Features, Fingerprint, inception_score, network_scores
 from sgan.presets import DATASETS
@@ -100,7 +100,7 @@ def _read(path: Path) -> Tensor:
 def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     """A folder's images, sorted by path, or a dataset's; DataError where there are none or one of them is broken."""
     if name in DATASETS:
-        found = load(DATASETS[name], data)
+        found = read(DATASETS[name], data).tensors()
         images = (found.images if part == "train" else found.test_images)[:samples]
         digest = content_key([found.digest, part, len(images)])
         return Source(f"{name}, {len(images):,} {part} images", len(images), digest, images=images)
