@@ -16,6 +16,7 @@ from pathlib import Path
 from sgan.run import machine
 
 SETTINGS = {
+    "startup": ["--rounds", "3"],
     "training_step": ["--rounds", "3"],
     "growth": ["--rounds", "2"],
     "packing": ["--counts", "4", "16", "--rounds", "3"],

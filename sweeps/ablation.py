@@ -41,7 +41,7 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
     from sgan.stages import code_version
-    from sweeps import connection, schedule, sharing, trials, uploader
+    from sweeps import connection, sharing, trials, uploader
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
@@ -54,7 +54,7 @@ def main(sweep: Sweep) -> int:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
         sender = uploader.start(store, resolved.key, uri)
         try:
-            given = (schedule.shared(basis.data), store.address, resolved.key, revision, code_version())
+            given = (basis.data, store.address, resolved.key, revision, code_version())
             job = trials.Job(*given, slots, sweep.deterministic)
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
             trials.run(resolved.trials, job, store, slots)

@@ -101,7 +101,7 @@ class Running:
         self.key = content_key([*parts, as_json(space_parts)])
         self.directions = OBJECTIVES[search.objective]
         self.commit, self.machine = commit(), f"{processor()}, {slots.where}"
-        given = (schedule.shared(basis.data), store.address, self.key, self.commit, code_version())
+        given = (basis.data, store.address, self.key, self.commit, code_version())
         job = Job(*given, slots, search.deterministic)
         self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])

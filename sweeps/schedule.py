@@ -5,7 +5,6 @@ Tune only executes. What is finished lies elsewhere, so a worker, a driver or al
 
 import collections
 import dataclasses
-import functools
 import os
 import signal
 import tempfile
@@ -75,12 +74,6 @@ class Runner(tune.Trainable):
         """Nothing: a trial goes on from what it kept."""
 
 
-def shared(data: "Arrays") -> "Callable[[], Arrays]":
-    """A call that gives workers a dataset. It lies once in Ray's object store, and the workers of a node read one copy
-    there, which nobody may change."""
-    return functools.partial(ray.get, ray.put(data))
-
-
 def failure(trial: Trial) -> str:
     """What Ray said of a trial's last failure, "" where it has had none."""
     path = trial.error_file  # a copy of it is in the trial's storage, but later
@@ -145,7 +138,8 @@ def fit(
     Ctrl-C stops all after the steps in progress, as `stoppable` says.
 
     Args:
-        work: sent to every worker once.
+        work: lies once in Ray's object store, from where each worker takes it; of its numpy arrays the workers of a
+            node read one copy there, which nobody may change.
         folder: Tune's own state lies in a folder of this run alone inside it, which is removed at the end.
         retries: so many times a trial whose worker died or that raised starts again; where its node died, NODES times
             more.

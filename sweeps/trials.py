@@ -6,7 +6,7 @@ trains, and Ray Tune where trials run: the driver plans without them.
 
 import platform
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Job:
     trial, and whether GPUs are to be deterministic.
     """
 
-    data: Callable[[], "Arrays"]
+    data: "Arrays"
     store: str
     mark: str
     commit: str
@@ -126,7 +126,7 @@ class Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        store, data = see(self.store, self.mark, platform.node()), self.data().tensors().to(device)
+        store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
         return Worker(store, data, device, trial.plan, self.commit)
 
 

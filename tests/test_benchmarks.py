@@ -10,15 +10,26 @@ from sgan.host import multiplies_bfloat16
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def measured(folder: Path, name: str, *options: str) -> dict[str, float]:
+    """What a benchmark measures: measure -> value."""
+    output = folder / "rows.json"
+    words = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options, "--json", str(output)]
+    subprocess.run(words, check=True, capture_output=True)
+    return {row["measure"]: row["value"] for row in json.loads(output.read_text())}
+
+
 def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
-    output = tmp_path / "rows.json"
-    choice = ["--datasets", "mnist", "--levels", "label-fc3", "--rounds", "5", "--json", str(output)]
-    subprocess.run([sys.executable, str(BENCHMARKS / "training_step.py"), *choice], check=True, capture_output=True)
-    rows = {row["measure"]: row["value"] for row in json.loads(output.read_text())}
+    rows = measured(tmp_path, "training_step", "--datasets", "mnist", "--levels", "label-fc3", "--rounds", "5")
     # 3.4 and 5.5 where nothing else runs (docs/performance.md).
     assert rows["mnist label-fc3 plain: faster"] == 1
     assert rows["mnist label-fc3 float32: faster"] > 1.7
     assert ("mnist label-fc3 bfloat16: step" in rows) == multiplies_bfloat16()
+
+
+def test_help_and_a_plan_of_a_thousand_trials_still_take_no_longer_than_torch(tmp_path):
+    rows = measured(tmp_path, "startup", "--rounds", "3", "--what", "torch", "help", "plan")
+    assert rows["plan"] < 1.7 * rows["torch"]  # 0.85, 0.2 where nothing else runs (docs/scale.md)
+    assert rows["help"] < 0.5 * rows["torch"]
 
 
 def test_table_1_goes_on_over_several_calls(tmp_path):

@@ -201,7 +201,7 @@ def step(self, number):
 train.GanTask.step = step
 mark(Store(sys.argv[1]), "mark")
 slots = Slots(1, 1, 0.0, 0, "here")
-*_, last = Job(digits, sys.argv[1], "mark", "test", code_version(), slots).results(tiny_trial())
+*_, last = Job(digits(), sys.argv[1], "mark", "test", code_version(), slots).results(tiny_trial())
 print(last["outcome"], last["reason"])
 """
 
@@ -212,7 +212,7 @@ def digits() -> Arrays:
 
 def job(root: Path, deterministic: bool = False) -> Job:
     mark(Store(root), "mark")
-    return Job(digits, str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
+    return Job(digits(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
 
 
 def tiny_trial() -> Trial:
