@@ -28,8 +28,8 @@ def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
 
 def test_help_and_a_plan_of_a_thousand_trials_still_take_no_longer_than_torch(tmp_path):
     rows = measured(tmp_path, "startup", "--rounds", "3", "--what", "torch", "help", "plan")
-    assert rows["plan"] < 1.7 * rows["torch"]  # 0.85, 0.2 where nothing else runs (docs/scale.md)
-    assert rows["help"] < 0.5 * rows["torch"]
+    assert rows["plan"] < 1.1 * rows["torch"]  # 0.55 and 0.13 where nothing else runs (docs/scale.md)
+    assert rows["help"] < 0.3 * rows["torch"]
 
 
 def test_table_1_goes_on_over_several_calls(tmp_path):
