@@ -41,7 +41,7 @@ def main(sweep: Sweep) -> int:
     if sweep.dry_run:
         return 0
     from sgan.stages import code_version
-    from sweeps import connection, sharing, trials, uploader
+    from sweeps import connection, job, sharing, trials, uploader
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
@@ -55,9 +55,9 @@ def main(sweep: Sweep) -> int:
         sender = uploader.start(store, resolved.key, uri)
         try:
             given = (basis.data, store.address, resolved.key, revision, code_version())
-            job = trials.Job(*given, slots, sweep.deterministic)
+            work = job.Job(*given, slots, sweep.deterministic)
             store.note("sweep started", sweep=resolved.key, command=command("ablation.py"))
-            trials.run(resolved.trials, job, store, slots)
+            job.run(resolved.trials, work, store, slots)
         finally:
             threading.Thread(target=cluster.leave).start()  # takes a second, as what the uploader has left
             open_trials = [trial for trial in resolved.trials if not trials.ended(trial, store)]

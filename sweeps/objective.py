@@ -12,8 +12,9 @@ from sgan.record import read_record
 from sgan.stages import name
 from sgan.store import Store
 from sweeps.bridge import COLLAPSED, DIVERGED, FAILED, OUTCOME, Outcome, Point
+from sweeps.job import REPORT_SECONDS, Job
 from sweeps.space import Space
-from sweeps.trials import REPORT_SECONDS, Job, Trial, trial
+from sweeps.trials import Trial, trial
 
 OBJECTIVES = {
     "inception-score": {"inception_score": "maximize"},

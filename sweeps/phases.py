@@ -18,7 +18,7 @@ from sgan.files import remove
 from sgan.host import processor
 from sgan.stages import ClassifierStage, JointStage, LevelStage, Stage, code_version, name, plan
 from sgan.store import Store
-from sweeps import bridge, publish, schedule, trials
+from sweeps import bridge, job, publish, schedule, trials
 from sweeps.budget import EXPLORE, Estimate, Limits, confirmations, simulate
 from sweeps.cluster import Slots
 from sweeps.manifest import commit
@@ -27,7 +27,7 @@ from sweeps.options import Basis
 from sweeps.progress import ProgressLines
 from sweeps.space import Space
 from sweeps.study import SECONDS, best_first, finished, mean_seconds, open_study
-from sweeps.trials import Job, Trial, trial
+from sweeps.trials import Trial, trial
 
 if TYPE_CHECKING:
     from sweeps.search import Search
@@ -102,8 +102,8 @@ class Running:
         self.directions = OBJECTIVES[search.objective]
         self.commit, self.machine = commit(), f"{processor()}, {slots.where}"
         given = (basis.data, store.address, self.key, self.commit, code_version())
-        job = Job(*given, slots, search.deterministic)
-        self.objective = SganObjective(space, job, search.seed, tuple(self.directions), search.early_stop)
+        work = job.Job(*given, slots, search.deterministic)
+        self.objective = SganObjective(space, work, search.seed, tuple(self.directions), search.early_stop)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.units = slots.all_gpus or slots.nodes
         self.limits: Limits = search.limits(self.units)
@@ -267,7 +267,7 @@ class Running:
                 for each in zip(*((one.variant, str(one.seed)) for one in chosen), strict=True)
             )
             print(f"confirming {configs} on seeds {seeds}", flush=True)
-        trials.run(chosen, self.objective.job, self.store, self.slots)
+        job.run(chosen, self.objective.job, self.store, self.slots)
         return chosen
 
     def best(self, study: optuna.Study, best: int, seeds: int) -> list[Trial]:

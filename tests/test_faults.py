@@ -22,11 +22,12 @@ from sgan.run import be_deterministic, run_trial
 from sgan.stages import code_version, name
 from sgan.store import Store
 from sweeps import memory
+from sweeps.job import Job
 from sweeps.memory import GIB, advice
 from sweeps.schedule import Slots
 from sweeps.sharing import mark
 from sweeps.tracking import default_uri
-from sweeps.trials import Job, Trial
+from sweeps.trials import Trial
 from sweeps.verify import differences
 
 
@@ -189,7 +190,7 @@ from sgan.stages import code_version
 from sgan.store import Store
 from sweeps.schedule import Slots
 from sweeps.sharing import mark
-from sweeps.trials import Job
+from sweeps.job import Job
 update = train.GanTask.step
 def step(self, number):
     if number == 3:

@@ -1,0 +1,125 @@
+"""How trials run on Ray: what every worker is given, and what it does with it.
+
+The code that trains is imported where it trains, and Ray Tune where trials run: the driver plans without them.
+"""
+
+import platform
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sgan.checks import ConfigError, require
+from sgan.files import remove
+from sgan.host import importing
+from sgan.stages import code_version
+from sgan.store import Store
+from sweeps.cluster import Slots
+from sweeps.sharing import see
+from sweeps.trials import Trial, ended, in_order
+
+if TYPE_CHECKING:
+    from sgan.datasets import Arrays
+    from sgan.runners import Worker
+
+REPORT_SECONDS = 2.0
+"""A trial reports to Tune this often, so that a short step costs the driver nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is given: the data, read by the driver alone, the store's address and the mark that the driver
+    left there, the commit to note, the version of the code by which the trials were planned, the CPUs and GPUs of a
+    trial, and whether GPUs are to be deterministic.
+    """
+
+    data: "Arrays"
+    store: str
+    mark: str
+    commit: str
+    code: str
+    slots: Slots
+    deterministic: bool = False
+
+    def results(self, trial: Trial, seconds: float = REPORT_SECONDS) -> Generator[dict[str, Any]]:
+        """Run a trial. Results have `label` (the stage), `share` of it that is done (-1 while another process trains
+        it), and `peak`, what `memory.peak` says; the last one has `outcome` "done", "diverged" or "failed", and the
+        reason.
+
+        Args:
+            seconds: between two results, at least.
+        """
+        with importing():
+            from ray.tune.result import DONE
+
+            from sgan.loop import Diverged
+            from sgan.run import run_trial
+            from sweeps import memory
+
+        since, label = time.monotonic(), None
+        outcome, reason = "done", ""
+        try:
+            for event in run_trial(self._worker(trial)):
+                changed = label is not None and event.label != label
+                label = event.label
+                if changed or time.monotonic() - since > seconds:
+                    since = time.monotonic()
+                    share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
+                    yield {"label": event.label, "share": share, "peak": memory.peak()}
+        except Diverged as error:
+            outcome, reason = "diverged", str(error)
+        except ConfigError as error:  # it would be the same again: no retry
+            outcome, reason = "failed", str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_lack(error):
+                raise
+            outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
+        yield {"label": "", "outcome": outcome, "reason": reason, DONE: True}
+
+    def _worker(self, trial: Trial) -> "Worker":
+        """This process; ConfigError where it cannot run what the driver has planned."""
+        import ray
+        import torch
+
+        from sgan.run import be_deterministic
+        from sgan.runners import Worker
+        from sweeps import memory
+
+        require(
+            code_version() == self.code,
+            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
+            "nodes; run the command again with one version",
+        )
+        be_deterministic(self.deterministic)
+        torch.set_num_threads(self.slots.cpus)
+        memory.cap(self.slots.gpus)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the trial before has left
+        device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+        store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
+        return Worker(store, data, device, trial.plan, self.commit)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Runs the trials of a list."""
+
+    job: Job
+    trials: tuple[Trial, ...]
+
+    def __call__(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
+        return self.job.results(self.trials[config["trial"]])
+
+
+def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
+    """Run the trials that have not ended; what one could not finish for is in its failure file in the store."""
+    todo = in_order([trial for trial in trials if not ended(trial, store)], store, slots.count)
+    if not todo:
+        return
+    for each in todo:
+        remove(store.failure(each.plan.name))
+    from sweeps.progress import ProgressLines
+    from sweeps.schedule import fit
+
+    lines = ProgressLines(lambda config: todo[config["trial"]], store, todo)
+    fit(_Listed(job, tuple(todo)), slots, store.root, range(len(todo)), [lines])
