@@ -16,6 +16,7 @@ from sgan.host import end, processor
 from sweeps import cluster, detach, tuned
 from sweeps.manifest import command, commit
 from sweeps.options import INTERRUPTED, status
+from sweeps.start import prepare
 from sweeps.sweep import Resolved, Sweep, record, resolve
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ def main(sweep: Sweep) -> int:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store that cannot be written.
     """
     store = open_store(sweep.store)
-    slots, resolved = cluster.prepare(
-        lambda gpus: resolve(sweep, gpus), sweep.slots, sweep.trials_per_gpu, sweep.dry_run
-    )
+    slots, resolved = prepare(lambda gpus: resolve(sweep, gpus), sweep.slots, sweep.trials_per_gpu, sweep.dry_run)
     basis = resolved.basis
     print_plan(resolved, store, slots)
     if sweep.dry_run:

@@ -4,19 +4,16 @@ Ray is imported where it is needed, since that takes a second.
 """
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sgan.checks import ConfigError
-from sgan.host import importing
 
 # For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on CPUs
 # a tenth faster (docs/performance.md). It is read where a process starts.
@@ -28,7 +25,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
 
-Chosen = TypeVar("Chosen")
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
 
@@ -184,37 +180,3 @@ def slots(limit: int | None, trials_per_gpu: int) -> Slots:
     return Slots(
         max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes)
     )
-
-
-def prepare(
-    choose: Callable[[int], Chosen], limit: int | None, trials_per_gpu: int, dry_run: bool = False
-) -> tuple[Slots, Chosen]:
-    """Join the cluster, and what a command makes of the number of GPUs, at the same time: the data and Tune take
-    seconds, as does Ray. Where there is no cluster, a dry run starts none.
-
-    Args:
-        choose: called with the number of GPUs; first with none.
-        limit, trials_per_gpu: as for `slots`.
-    Raises:
-        ConfigError: by `connect` or `choose`; then the cluster has been left.
-    """
-    starts = on_cluster() or not dry_run
-
-    def early() -> Chosen:
-        found = choose(0)
-        if starts:
-            importlib.import_module("sweeps.schedule")  # for Tune, which takes a second more
-        return found
-
-    with importing(), ThreadPoolExecutor(1) as aside:
-        first = aside.submit(early)
-        if starts:
-            print("starting Ray ...", flush=True)
-            connect()
-        found = slots(limit, trials_per_gpu)
-        try:
-            return found, choose(found.all_gpus) if found.all_gpus else first.result()
-        except ConfigError:
-            if starts:
-                leave()
-            raise

@@ -13,7 +13,7 @@ from sgan.bucket import open_store
 from sgan.checks import ConfigError, number, require
 from sgan.host import end
 from sgan.presets import VARIANTS
-from sweeps import cluster, detach
+from sweeps import detach, start
 from sweeps.budget import Limits
 from sweeps.manifest import command
 from sweeps.options import INTERRUPTED, Basis, Options, prepare, status
@@ -154,7 +154,7 @@ def main(search: Search) -> int:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
     """
     store = open_store(search.store)
-    slots, (basis, space) = cluster.prepare(lambda gpus: _chosen(search, gpus), search.slots, search.trials_per_gpu)
+    slots, (basis, space) = start.prepare(lambda gpus: _chosen(search, gpus), search.slots, search.trials_per_gpu)
     from sweeps.bridge import reconcile
     from sweeps.phases import Running
 
