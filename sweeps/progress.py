@@ -48,6 +48,9 @@ class ProgressLines(tune.Callback):
         self.done: set[str] = set()
         self.peak = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore that nobody does, with the data that `trial_of` may hold
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
         self._trial(trial)
 

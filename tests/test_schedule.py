@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -17,7 +18,9 @@ from ray.tune.result import DONE
 
 from sgan.datasets import read
 from sgan.presets import DATASETS
+from sgan.store import Store
 from sweeps import schedule
+from sweeps.progress import ProgressLines
 
 QUICK = {
     "health_check_initial_delay_ms": 1000,
@@ -61,6 +64,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
         time.sleep(0.05)
+
+
+def test_what_tune_writes_of_the_progress_lines_has_no_data(tmp_path):
+    data = read(DATASETS["digits"], tmp_path)
+    trial_of: Any = lambda config: data  # noqa: E731
+    assert len(cloudpickle.dumps(data)) > 100_000
+    assert len(cloudpickle.dumps(ProgressLines(trial_of, Store(tmp_path)))) < 10_000
 
 
 @pytest.mark.slow
