@@ -15,6 +15,7 @@ import numpy as np
 
 from sgan import folder
 from sgan.checks import ConfigError
+from sgan.folder import Parts
 from sgan.shapes import Dataset
 from sgan.shuffle import Shuffle
 
@@ -25,8 +26,6 @@ DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""
 DOWNLOAD_PATIENCE = 20.0
 """Seconds of silence after which a download has failed."""
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
 
 class DataError(ConfigError):

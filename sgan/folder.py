@@ -15,6 +15,8 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel."""
 KEPT_FOR_TESTING = 5
 """One image in so many is kept for testing where the folder has no test images of its own."""
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
 
 class FolderError(ConfigError):
@@ -44,8 +46,8 @@ def class_names(root: Path) -> tuple[str, ...]:
     return names[0]
 
 
-def read(root: Path, size: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs.
+def read(root: Path, size: int, channels: int) -> Parts:
+    """All images of a folder.
 
     Each image is turned upright (EXIF), cut to a square around its middle and resized with antialiasing; palettes and
     CMYK become grey or RGB, transparency becomes white.
