@@ -22,6 +22,7 @@ from sweeps import served
 # MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.
 PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
 JUDGING = ("scorer", "inception", "score")  # kinds of stages that train no part of a variant
+SHARED = ("scorer", "inception", "encoder")  # those that many trials of a sweep wait for
 WRITTEN_AT = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")
 """The part of an image's name that differs between two that show the same."""
 
@@ -89,6 +90,13 @@ def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
         failure = read_json(store.failure(trial["name"]), trial=trial["name"])
         return State("failed", failure["error"], facts, max(end, failure["time"]))
     return State("running" if live else "interrupted", "", facts, end)
+
+
+def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
+    """Whether a trial has begun what tells it from others, or has ended: a run for each that waits for the one scorer
+    of the sweep would show nothing, and takes as long to send as one that has ended."""
+    own = [stage for stage in trial["stages"] if stage["label"] not in SHARED]
+    return state.outcome not in ("running", "interrupted") or any(store.look(stage["name"]).exists() for stage in own)
 
 
 @dataclass(frozen=True)

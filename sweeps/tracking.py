@@ -50,6 +50,7 @@ from sweeps.connection import (
 )
 from sweeps.shown import (
     State,
+    begun,
     look,
     milliseconds,
     points_of,
@@ -246,15 +247,15 @@ def _send_trial(
     parent: "RunInfo",
     run: "Run | None",
 ) -> "Run | None":
-    """Send one trial's points, grids, scores and status, making its run once there is something to show; returns the
-    run, as MLflow then has it."""
+    """Send one trial's points, grids, scores and status, making its run once it has begun; returns the run, as MLflow
+    then has it."""
+    if run is None and not begun(store, trial, state):
+        return None
     said = run.data.tags.get(SENT, "{}") if run else "{}"
     sent, certain = json.loads(said), run is None or _WRITTEN.get(run.info.run_id) == said
     with tempfile.TemporaryDirectory() as folder:
         what = shown(store, manifest, trial, state, sent, Path(folder))
         times = what.times
-        if run is None and not (times or state.facts or state.outcome == "failed"):
-            return None
         end = max([state.end, *times]) if state.outcome in ("failed", "interrupted") else state.end
         run = run or client.create_run(
             parent.experiment_id,

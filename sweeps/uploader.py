@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
@@ -32,6 +33,12 @@ SHARE = 0.02
 """Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
 EVERY = 30.0
 """Seconds between two times that a trial in progress is sent. Each time costs what sending the ended trial costs."""
+GROUP = Path("/proc/self/autogroup")
+"""Linux's niceness of this process's session towards others (sched(7), autogroup), which any user may raise and lower
+from 0 to 19."""
+NICENESS = 5
+"""Of the session while stages train: where all cores are in use it gets half of what it takes otherwise. With more of it
+runs come to MLflow late (docs/scale.md)."""
 SENT, UNSENT, NO_TABLE = 0, 1, 2
 """How the process ends: all is sent, something is not, or all is sent and there is no table of it."""
 
@@ -105,6 +112,7 @@ def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]
 
 def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
     aside = ThreadPoolExecutor(1, initializer=_give_way)
+    _give_way_to_sessions(NICENESS)
     pause, trouble = 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began = time.process_time()
@@ -118,6 +126,7 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
         least = min((time.process_time() - began) / SHARE, LONGER_PAUSE) if pause else 0.0
         pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else max(PAUSE, least)
     asked = sys.stdin.read()
+    _give_way_to_sessions(0)
     trouble = tracking.attempt(store, [sweep_key], uri, live=False)
     if trouble:
         time.sleep(PAUSE)  # it may have been a short one
@@ -127,10 +136,25 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
 
 
 def _give_way() -> None:
-    """Let this thread run where nothing else wants to. Niceness says nothing between sessions (sched(7), autogroup);
-    and a process cannot come back from either, but another thread has not gone: the last pass is waited for."""
+    """Let this thread run where nothing else of its session or cgroup wants to. A thread alone, since the class cannot
+    be left again, and the last pass is waited for."""
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _give_way_to_sessions(niceness: int) -> None:
+    """Have this session, where it is this process's own, take less of the processor than others: Linux shares it
+    between sessions first, and evenly whatever the classes of their processes."""
+    if os.getsid(0) != os.getpid():
+        return
+    for _ in range(5):
+        try:
+            GROUP.write_text(str(niceness))
+            return
+        except BlockingIOError:  # for who is not root, ten times a second on the whole machine
+            time.sleep(0.1)
+        except OSError:  # no such groups here
+            return
 
 
 def _table(store: Store, sweep_key: str, uri: str, asked: str) -> tuple[int, str]:

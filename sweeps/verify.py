@@ -39,8 +39,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         mine = [run for run in runs if run.data.tags.get(connection.TRIAL) == trial["run"]]
         state = shown.state_of(store, trial, live=False)
         title = f"{trial['variant']} seed {trial['seed']}"
-        begun = state.facts or state.outcome == "failed"
-        if len(mine) != 1 and (mine or begun):
+        if len(mine) != 1 and (mine or shown.begun(store, trial, state)):
             yield f"{title} has {len(mine)} runs, not 1"
         for run in mine:
             with tempfile.TemporaryDirectory() as folder:

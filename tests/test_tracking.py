@@ -238,15 +238,15 @@ def test_a_trial_in_progress_is_sent_now_and_then_and_one_that_ended_at_once(sto
 
     def sent(every: float = 3600.0) -> list[int]:
         tracking.sync(store, KEY, uri, live=True, every=every)
-        return points(trial(store, "sgan"), uri)["encoder/g_adv"]
+        return points(trial(store, "sgan"), uri)["level1/g_adv"]
 
-    train(store, "encoder-0", POINTS[:1], ())
+    train(store, "level1-0", POINTS[:1], ())
     assert sent() == [POINTS[0]]  # the first pass sends what there is
-    train(store, "encoder-0", POINTS[1:2], (), done=POINTS[0])
+    train(store, "level1-0", POINTS[1:2], (), done=POINTS[0])
     assert sent() == [POINTS[0]]
     assert sent(every=0.0) == [*POINTS[:2]]
-    train(store, "encoder-0", POINTS[2:], GRID_IMAGES, done=POINTS[1])
-    publish(store, "encoder-0")
+    train(store, "level1-0", POINTS[2:], GRID_IMAGES, done=POINTS[1])
+    publish(store, "level1-0")
     finish(store, "sgan", 0)
     assert sent() == [*POINTS]
     assert_complete(store, "sgan")
@@ -287,10 +287,10 @@ def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
 
 
 def test_points_that_a_resumed_stage_repeats_are_kept_once(store):
-    train(store, "encoder-0", POINTS[:2], GRID_IMAGES[:1])
+    train(store, "level1-0", POINTS[:2], GRID_IMAGES[:1])
     sync(store, live=True)
-    train(store, "encoder-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])  # killed after the checkpoint at POINTS[0]
-    publish(store, "encoder-0")
+    train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])  # killed after the checkpoint at POINTS[0]
+    publish(store, "level1-0")
     finish(store, "sgan", 0)
     sync(store)
     assert_complete(store, "sgan")
@@ -308,21 +308,26 @@ def test_grids_are_named_as_log_image_names_them(store):
     assert trial(store, "sgan").data.tags["mlflow.loggedImages"] == run.data.tags["mlflow.loggedImages"]
 
 
-def test_a_trial_has_a_run_once_it_has_something_to_show(store):
+def test_a_trial_has_a_run_once_more_of_it_has_begun_than_what_many_share(store):
     assert not sync(store, live=True)
     assert found(store)[0].info.status == "RUNNING"
-    assert found(store)[1] == {}
     train(store, "encoder-0", POINTS[:1], ())
+    sync(store, live=True)
+    assert found(store)[1] == {}
+    assert list(differences(store, KEY, connection.default_uri(store))) == []
+    train(store, "level1-0", POINTS[:2], ())
     sync(store, live=True)
     assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
     assert points(trial(store, "sgan"), connection.default_uri(store)) == {
         "encoder/g_adv": [100],
         "encoder/d_adv": [100],
+        "level1/g_adv": [100, 200],
+        "level1/d_adv": [100, 200],
     }
 
 
 def test_an_interrupted_sweep_is_killed_and_runs_again_when_it_resumes(store):
-    train(store, "encoder-0", POINTS[:1], ())
+    train(store, "level1-0", POINTS[:1], ())
     sync(store, live=True)
     assert not sync(store, live=False)
     parent, children = found(store)
@@ -356,7 +361,7 @@ def test_diverged_and_failed_trials_say_why(store):
 
 
 def test_nan_and_infinity_are_sent_once(store):
-    folder = store.begin("encoder-0")
+    folder = store.begin("level1-0")
     Record(folder).add(100, {"g_adv": float("nan"), "d_adv": float("inf")})
     sync(store)
     client = connection.connect(connection.default_uri(store))
@@ -435,16 +440,32 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
 def test_the_follower_runs_where_nothing_else_wants_to(store):
     follower = uploader.start(store, KEY, connection.default_uri(store))
+    group = Path(f"/proc/{follower.pid}/autogroup")
 
     def idle() -> bool:
         threads = map(int, os.listdir(f"/proc/{follower.pid}/task"))
         return any(os.sched_getscheduler(thread) == os.SCHED_IDLE for thread in threads)
 
     try:
-        wait_for(idle)
+        wait_for(lambda: idle() and (not group.exists() or group.read_text().endswith(f"nice {uploader.NICENESS}\n")))
         assert os.sched_getscheduler(follower.pid) == os.SCHED_OTHER  # the last pass is waited for
     finally:
         assert uploader.finish(follower) == (uploader.SENT, "")
+
+
+@pytest.mark.skipif(not uploader.GROUP.exists(), reason="Linux has it, where it is configured so")
+@pytest.mark.parametrize(("own", "expected"), [(True, [19, 0]), (False, [0, 0])])
+def test_only_a_session_of_its_own_gives_way_to_others_and_it_comes_back(own, expected):
+    code = (
+        "from sweeps import uploader\n"
+        "for niceness in (19, 0):\n"
+        "    uploader._give_way_to_sessions(niceness)\n"
+        "    print(uploader.GROUP.read_text().split()[-1])\n"
+    )
+    shell = [sys.executable, "-c", "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])", code]
+    command = [sys.executable, "-c", code] if own else shell  # a child of what leads the session
+    said = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=True).stdout
+    assert list(map(int, said.split())) == expected
 
 
 def test_the_follower_writes_the_table_of_what_it_has_sent(store):
@@ -463,7 +484,7 @@ def test_the_follower_writes_the_table_of_what_it_has_sent(store):
 
 def test_a_dead_driver_leaves_nothing_running(store):
     """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
-    train(store, "encoder-0", POINTS[:1], ())
+    train(store, "level1-0", POINTS[:1], ())
     uri = connection.default_uri(store)
     code = (
         "import sys, time; from sgan.store import Store; from sweeps import uploader;"
@@ -519,7 +540,7 @@ def server(tmp_path, migrated):
 
 def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything(store, server):
     log = store.sweep(KEY).with_suffix(".log")
-    train(store, "encoder-0", POINTS[:2], GRID_IMAGES[:1])
+    train(store, "level1-0", POINTS[:2], GRID_IMAGES[:1])
 
     follower = uploader.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
@@ -527,8 +548,8 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     wait_for(lambda: "takes what is sent again" in log.read_text())
     assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
     server.kill()
-    train(store, "encoder-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
-    publish(store, "encoder-0")
+    train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
+    publish(store, "level1-0")
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     wait_for(lambda: log.read_text().count("trying again") == 2)
