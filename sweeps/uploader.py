@@ -37,8 +37,8 @@ GROUP = Path("/proc/self/autogroup")
 """Linux's niceness of this process's session towards others (sched(7), autogroup), which any user may raise and lower
 from 0 to 19."""
 NICENESS = 5
-"""Of the session while stages train: where all cores are in use it gets half of what it takes otherwise. With more of it
-runs come to MLflow late (docs/scale.md)."""
+"""Of the session while stages train: where all cores are in use it gets half of what it takes otherwise. With more
+niceness runs come to MLflow late (docs/scale.md)."""
 SENT, UNSENT, NO_TABLE = 0, 1, 2
 """How the process ends: all is sent, something is not, or all is sent and there is no table of it."""
 
