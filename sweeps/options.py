@@ -1,16 +1,17 @@
 """What the commands of an ablation and of a search share: their options, validated, and what these stand for."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sgan.datasets import Arrays
 
 AUTO = "auto"
+Made = TypeVar("Made")
 DEFAULT_CUTS, DEFAULT_SIZE = ("fc3",), 32
 SCORERS = (AUTO, "classifier", "inception")
 INCEPTION_SAMPLES = 50_000
@@ -135,9 +137,17 @@ class Options:
         else:
             for name, value in (("--image-size", self.image_size), ("--channels", self.channels)):
                 require(value is None, f"{name} is for --dataset folder alone: {self.dataset} has images of one size")
-        if self.dataset != AUTO and self.recipe != AUTO:
-            images = TRAINING_IMAGES.get(self.dataset, 1000)
-            self.build_recipe(self.row(self.dataset), self.recipe, images)
+        self.recipes()
+
+    def recipes(self) -> list[Recipe]:
+        """The recipe without a GPU and that with one, of which one must be valid: what is wrong with both is known
+        before the hardware is. Of an image folder, whose size is not known yet, for a thousand images."""
+
+        def on(gpus: int) -> Recipe:
+            dataset, recipe, _ = self.choose(gpus)
+            return self.build_recipe(self.row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
+
+        return valid(functools.partial(on, gpus) for gpus in (0, 1))
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset, recipe, and why these, on hardware with this many GPUs."""
@@ -185,6 +195,19 @@ class Options:
                 require(isinstance(inner, dict), f"--override {change} changes a part of what another one sets")
             inner[field] = text
         return replaced(recipe_row(recipe, dataset, images).budget(self.budget), changes, "")
+
+
+def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
+    """What some of these make; the first one's ConfigError where all raise one."""
+    made, errors = list[Made](), list[ConfigError]()
+    for make in makes:
+        try:
+            made.append(make())
+        except ConfigError as error:
+            errors.append(error)
+    if errors and not made:
+        raise errors[0]
+    return made
 
 
 def replaced(row: Any, changes: dict[str, Any], path: str) -> Any:

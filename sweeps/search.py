@@ -3,6 +3,7 @@
 python sweeps/search.py [--help]
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ from sgan.presets import VARIANTS
 from sweeps import detach, start
 from sweeps.budget import Limits
 from sweeps.manifest import command
-from sweeps.options import INTERRUPTED, Basis, Options, prepare, status
+from sweeps.options import INTERRUPTED, Basis, Options, prepare, status, valid
 from sweeps.tuned import without_password
 
 if TYPE_CHECKING:
@@ -106,9 +107,11 @@ class Search(Options):
             not (self.early_stop and self.objective == "pareto"),
             "--early-stop compares one score; choose --objective inception-score or fid, or leave it out",
         )
-        from sweeps.space import check  # Optuna, which --help does not need
+        from sweeps.space import check, parse_varied  # Optuna, which --help does not need
 
         check(self.variant, self.chosen_splits, self.ranges, self.zeros)
+        for text in self.vary:
+            valid(functools.partial(parse_varied, text, recipe) for recipe in self.recipes())
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:

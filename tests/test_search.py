@@ -187,17 +187,24 @@ def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str
         (["--max-cost", "3"], "--gpu-hour-price"),
         (["--study-storage", "nowhere"], "nowhere"),
         (["--vary", "gan.nothing=0:1"], "gan.nothing"),
+        (["--vary", "gan.adam.beta1=0.5:7"], "beta1"),
+        (["--override", "joint.nothing=1"], "joint.nothing"),
     ],
 )
-def test_a_bad_option_ends_in_status_2(arguments: list[str], named: str, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize("dataset", ["auto", "digits"])
+def test_a_bad_option_ends_in_status_2_before_ray_starts(
+    dataset: str, arguments: list[str], named: str, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset", "digits", *arguments])
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset", dataset, *arguments])
     try:
         status = run()
     except SystemExit as end:  # by tyro
         status = end.code
     assert status == 2
-    assert named in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert named in said.err
+    assert "Ray" not in said.out
 
 
 def test_a_bad_option_ends_without_a_traceback(tmp_path: Path):
