@@ -121,7 +121,7 @@ def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(lab
 def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. With this
     budget the sweep's run is in MLflow well before training ends."""
-    store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "2")
+    store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "6")
     driver = start(store, *options)
     assert driver.stdout is not None
     while not any(store.glob("work/level-*")) or not any(store.glob("mlartifacts/*/artifacts/manifest.json")):
