@@ -143,11 +143,11 @@ class Options:
         """The recipe without a GPU and that with one, of which one must be valid: what is wrong with both is known
         before the hardware is. Of an image folder, whose size is not known yet, for a thousand images."""
 
-        def on(gpus: int) -> Recipe:
-            dataset, recipe, _ = self.choose(gpus)
+        def build(dataset: str, recipe: str) -> Recipe:
             return self.build_recipe(self.row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
 
-        return valid(functools.partial(on, gpus) for gpus in (0, 1))
+        chosen = dict.fromkeys(self.choose(gpus)[:2] for gpus in (0, 1))
+        return valid(functools.partial(build, *names) for names in chosen)
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset, recipe, and why these, on hardware with this many GPUs."""
