@@ -13,8 +13,8 @@ options: two seeds at a quarter of the budget. Of slots x wall:
     end         from the last stage to the command's end: MLflow's rest and the table
 
 and CPU seconds of the processes, as a share of cores x wall: what does not train takes time from what does. MLflow's
-are told apart by when they were used. Those while stages ran are what it took from training at most: it runs only where
-a core is idle, or has a few percent of one. Those before the first stage and after the last one cost what they make
+are told apart by when they were used. Those while stages ran are what it took from training at most: part of them it
+used where a core was idle. Those before the first stage and after the last one cost what they make
 start and end longer.
 """
 

@@ -56,8 +56,7 @@ def look(store: Store, trial: Mapping[str, Any], seen: dict[str, object]) -> lis
     for stage in trial["stages"]:
         if stage["name"] not in seen:
             folder = store.look(stage["name"])
-            begun = folder.exists()
-            seen[stage["name"]] = begun and (folder, written(folder / RECORD_FILE), len(_grids(folder)))
+            seen[stage["name"]] = folder.exists() and (folder, written(folder / RECORD_FILE), len(_grids(folder)))
     return [*(seen[stage["name"]] for stage in trial["stages"]), written(store.failure(trial["name"]))]
 
 
@@ -93,10 +92,12 @@ def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
 
 
 def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
-    """Whether a trial has begun what tells it from others, or has ended: a run for each that waits for the one scorer
-    of the sweep would show nothing, and takes as long to send as one that has ended."""
-    own = [stage for stage in trial["stages"] if stage["label"] not in SHARED]
-    return state.outcome not in ("running", "interrupted") or any(store.look(stage["name"]).exists() for stage in own)
+    """Whether a trial has a point of what tells it from others, or has ended: a run for each that waits for the one
+    scorer of the sweep would show nothing, and takes as long to send as one that has ended."""
+    own = [stage["name"] for stage in trial["stages"] if stage["label"] not in SHARED]
+    return state.outcome not in ("running", "interrupted") or any(
+        store.has(name) or (store.work(name) / RECORD_FILE).exists() for name in own
+    )
 
 
 @dataclass(frozen=True)
