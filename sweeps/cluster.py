@@ -8,12 +8,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgan.checks import ConfigError
+from sweeps.alone import alone
 
 # For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on CPUs
 # a tenth faster (docs/performance.md). It is read where a process starts.
@@ -51,7 +51,7 @@ def connect() -> None:
     here = asked == "local" or not (asked or services.find_bootstrap_address(None))
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        with _alone() if here else contextlib.nullcontext():
+        with alone() if here else contextlib.nullcontext():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -72,31 +72,6 @@ def connect() -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminated)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """What Ray starts meanwhile is for this process alone.
-
-    It listens on the loopback address, as where Ray has no clusters; and the autoscaler, the reader of logs and the
-    dashboard's server, which make half of Ray's start, are left out, and the nodes' agent is that of a Ray without a
-    dashboard. Ray has no option for any of them.
-    """
-    from ray._private import ray_constants, utils
-    from ray._private.node import Node
-
-    starts = ("start_monitor", "start_log_monitor", "start_api_server")
-    changed: list[tuple[Any, str, Any]] = [(Node, name, lambda self, **options: None) for name in starts]
-    changed += [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
-    changed += [(utils, "get_dashboard_dependency_error", lambda: ImportError("not asked for"))]
-    kept = [getattr(owner, name) for owner, name, _ in changed]
-    try:
-        for owner, name, value in changed:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(changed, kept, strict=True):
-            setattr(owner, name, value)
 
 
 def leave() -> None:

@@ -29,6 +29,9 @@ from sweeps import connection, tracking
 PAUSE, LONGER_PAUSE, LONGEST_PAUSE = 3.0, 10.0, 60.0
 """Seconds between passes: usually; at most for what passes cost; and at most where MLflow cannot be reached, while
 which the pause doubles."""
+START, LOOK = 20.0, 0.5
+"""Seconds that the first pass waits, at most, for the first stage of a new store, and between two looks for one: while
+workers import torch, MLflow's import, three seconds of a core, would hold them up."""
 SHARE = 0.02
 """Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
 EVERY = 30.0
@@ -113,6 +116,9 @@ def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]
 def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
     aside = ThreadPoolExecutor(1, initializer=_give_way)
     _give_way_to_sessions(NICENESS)
+    for _ in range(round(START / LOOK)):
+        if store.has_begun() or select.select([sys.stdin], [], [], LOOK)[0]:
+            break
     pause, trouble = 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began = time.process_time()

@@ -14,6 +14,7 @@ import pytest
 from chaos import below, processes
 from mlflow import MlflowClient
 from PIL import Image
+from waiting import wait_for
 
 import sgan
 from sgan.checkpoint import CHECKPOINTS
@@ -138,14 +139,6 @@ def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):
     assert new == ["level", "level", "score", "score"]
     assert [line.split("|")[1].strip() for line in table(output)] == ["Variant", "SGAN", "DCGAN (adv)", "Real data"]
     assert sum("mlflow.parentRunId" not in run.data.tags for run in runs(store)) == 1
-
-
-def wait_for(condition, seconds: float = 90.0):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
-    return value
 
 
 def trains(process: int) -> bool:

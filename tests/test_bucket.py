@@ -18,6 +18,7 @@ import torch
 from conftest import TINY, finish, make_worker, tiny_plan, tiny_recipe
 from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
+from waiting import wait_for
 
 from sgan import bucket, lease
 from sgan.bucket import BucketStore, open_store
@@ -183,13 +184,6 @@ def holder(address: str, cache: Path) -> subprocess.Popen[str]:
 def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 def taken(store: Store, name: str = "stage") -> bool:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ray._private import services
 from ray.autoscaler._private.util import prepare_config, validate_config
+from waiting import wait_for
 
 from sweeps import cluster
 from sweeps.options import Options
@@ -169,3 +170,29 @@ def test_without_ray_the_slots_are_those_that_ray_would_have_here():
     assert done.returncode == 0, done.stderr
     assert "raylet" in done.stdout
     assert not re.findall(r"monitor\.py|dashboard\.py", done.stdout)
+
+
+def test_a_node_without_agents_makes_environments_all_the_same_and_leaves_no_process():
+    code = (
+        "import os, subprocess, sys, ray; from sweeps import cluster\n"
+        "cluster.connect()\n"
+        "folder = ray._private.worker._global_node.get_session_dir_path()\n"
+        "shown = '^[^ ]*python[^ ]* -I -S [^ ]*/alone.py .*' + folder\n"
+        "agents = subprocess.check_output(['pgrep', '-f', shown], text=True)\n"
+        "asked = ray.remote(runtime_env={'env_vars': {'ASKED': 'yes'}})(lambda: os.environ.get('ASKED'))\n"
+        "plain = ray.remote(lambda: os.environ.get('ASKED'))\n"
+        "print(ray.get([asked.remote(), plain.remote()]), *agents.split())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    values, _, agents = done.stdout.strip().partition("] ")
+    assert values == "['yes', None"
+    assert len(agents.split()) == 2
+    wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents.split()), 30)

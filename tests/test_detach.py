@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from sgan.checks import ConfigError
 from sweeps import detach
@@ -89,14 +89,6 @@ def toy(tmp_path):
     for path in (made.state / "drivers").glob("*/pid"):
         with suppress(ProcessLookupError):
             os.kill(int(path.read_text()), signal.SIGKILL)
-
-
-def wait_for(condition, seconds: float = 40.0):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.05)
-    return value
 
 
 def line(process: subprocess.Popen[str]) -> str:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.cluster_utils import Cluster
 from ray.tune.result import DONE
+from waiting import wait_for
 
 from sgan.datasets import read
 from sgan.presets import DATASETS
@@ -57,13 +58,6 @@ class Noted(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         self.failed.append((trial.config["trial"], schedule.failure(trial)))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.05)
 
 
 def test_what_tune_writes_of_the_progress_lines_has_no_data(tmp_path):

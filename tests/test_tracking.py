@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from waiting import wait_for
 
 from sgan.checks import ConfigError
 from sgan.files import StoreError, write_json
@@ -415,13 +416,6 @@ def test_a_pass_cut_off_after_any_call_leaves_nothing_twice(store, monkeypatch):
     assert_complete(store, "sgan")
     assert_complete(store, "sgan-no-joint")
     assert len(found(store)[1]) == 2
-
-
-def wait_for(condition, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.2)
 
 
 def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
