@@ -24,6 +24,7 @@ from sgan.files import StoreError, sha256
 from sweeps import connection, tracking
 from sweeps.results import SCORES, Sweep, read
 
+HEAD = "# Results"
 BESIDE = ("inception_score", "fid", "diversity")
 """Scores of the table that has default and tuned lambdas."""
 BASELINE = "sgan"
@@ -226,7 +227,8 @@ def _origin(sweep: Sweep) -> list[str]:
 
 def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> None:
     """Write the report of all sweeps in the stores to the file `out`, the plots of searches to the folder of its name;
-    StoreError where a store holds none, LookupError where MLflow lacks one.
+    StoreError where a store holds none, LookupError where MLflow lacks one. Of a report that is there already, sections
+    with other titles stay: their stores may be on another machine.
 
     Args:
         stores: output stores, each with the SQLite file of its own unless `uri` names a tracking server for all.
@@ -250,11 +252,35 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     named = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in (*stores, str(out))]
     command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
+    there = _sections(out)
+    all_sections = merged(there, sections)
+    kept = "\nTables of other stores stay as they were made, each at the commit that it names.\n"
     head = (
-        "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
-        f"```\n{command}{' --mlflow URI' if uri else ''}\n```\n"
+        f"{HEAD}\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
+        f"```\n{command}{' --mlflow URI' if uri else ''}\n```\n{kept if len(all_sections) > len(sections) else ''}"
     )
-    out.write_text("\n".join([head, *sections]))
+    out.write_text("\n".join([head, *all_sections]))
+
+
+def _sections(out: Path) -> list[str]:
+    """The sections of a report that was written before; none where there is no such file."""
+    text = out.read_text() if out.exists() else ""
+    return [f"## {section.rstrip()}\n" for section in text.split("\n## ")[1:]] if text.startswith(HEAD) else []
+
+
+def merged(before: Sequence[str], sections: Sequence[str]) -> list[str]:
+    """Sections of a report: new ones in the place of those with their title, then those that are new altogether."""
+    new: dict[str, list[str]] = {}
+    for section in sections:
+        new.setdefault(_title(section), []).append(section)
+    titles, found = set(new), list[str]()
+    for old in before:
+        found += new.pop(_title(old), [] if _title(old) in titles else [old])
+    return [*found, *itertools.chain(*new.values())]
+
+
+def _title(section: str) -> str:
+    return section.partition("\n")[0]
 
 
 def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = None) -> int:
@@ -262,7 +288,7 @@ def main(stores: Positional[tuple[str, ...]], out: Path, mlflow: str | None = No
 
     Args:
         stores: Output stores.
-        out: The Markdown file to write.
+        out: The Markdown file to write; tables in it with other titles stay.
         mlflow: Tracking URI of all stores; by default $MLFLOW_TRACKING_URI or the SQLite file inside each.
     """
     try:

@@ -266,6 +266,28 @@ def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
     assert "Commits abc123, def456;" in text
     assert str(tmp_path) not in text
     assert json.dumps(str(Path.cwd())) not in text
+    assert report.main((stores[0], stores[1]), out) == 0
+    assert out.read_text() == text
+
+
+def test_tables_of_stores_that_are_not_named_stay(tmp_path, empty_database):
+    store, out = make(tmp_path / "store", empty_database), tmp_path / "RESULTS.md"
+    assert report.main((store.address,), out) == 0
+    fresh = out.read_text()
+    own = fresh[fresh.index("## digits, recipe tiny") :]
+    others = ["## on a GPU\n\nBy hand.\n\n### of it\n", "## elsewhere\n\n| a |\n|---|\n"]
+    stale = own.replace("9.20", "1.00")
+    assert stale != own
+    out.write_text("\n".join(["# Results\n\nas it was\n", others[0], stale, others[1]]))
+    for _ in range(2):
+        assert report.main((store.address,), out) == 0
+        text = out.read_text()
+        assert text.endswith("\n".join([others[0], own, others[1]]))
+        assert "as it was" not in text
+        assert "Tables of other stores stay as they were made" in text
+    out.write_text("# Notes\n\n## on a GPU\n")  # no report
+    assert report.main((store.address,), out) == 0
+    assert out.read_text() == fresh
 
 
 def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
