@@ -150,10 +150,6 @@ class Store:
         """Folder of a stage in progress."""
         return self.root / "work" / name
 
-    def has_begun(self) -> bool:
-        """Whether any stage has begun here, as far as this machine knows."""
-        return any(True for folder in ("work", "stages") for _ in (self.root / folder).iterdir())
-
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
         return self.root / "failures" / f"{name}.json"

@@ -1,9 +1,10 @@
-"""Ray for one process: what it starts for a cluster, and a laptop waits for in vain, is left out.
+"""Ray for one process: Ray starts less than it does for a cluster, and is there a second or two sooner.
 
-A node is there once its two agents have said where they listen, and importing what they need takes both cores of a
-laptop for more than a second. Ray starts this file instead of each:
+A node of Ray is there once its two agents have said where they listen. Importing what they need takes both cores of a
+laptop for more than a second, and without a dashboard neither has anything to do. Ray starts this file instead of each,
+with nothing but Python's own library, and before what it would have started:
 
-    python -I -S sweeps/alone.py SCRIPT --session-dir=... --node-id=... --node-ip-address=... [what else Ray says]
+    python -I -S sweeps/alone.py KIND SCRIPT --session-dir=... --node-id=... --node-ip-address=... [more]
 """
 
 import contextlib
@@ -17,42 +18,56 @@ from pathlib import Path
 from typing import Any
 
 LOOK, LOOKS_FOR = 0.05, 10.0
-"""Seconds between two looks for the node that starts here, and for how long it is looked for so often."""
-ABSENT = {"metrics_agent": -1, "metrics_export": -1, "dashboard_agent_listen": -1}
-"""Ports of the dashboard's agent, as it says itself where there is no dashboard."""
-STARTS = ("start_monitor", "start_log_monitor", "start_api_server")
-"""What starts the autoscaler, the reader of logs and the dashboard's server, which make half of Ray's start."""
+"""Seconds between two looks for the node that starts here, and for how long it is looked for so often. Ray itself looks
+once a second."""
+ALIVE = 1.0
+"""Seconds between two looks whether Ray's process lives."""
+DASHBOARD, ENVIRONMENTS = "dashboard_agent", "runtime_env_agent"
+"""Ray's names of the two agents."""
+NO_DASHBOARD = {"metrics_agent_port": -1, "metrics_export_port": -1, "dashboard_agent_listen_port": -1}
+"""What the dashboard's agent says where there is no dashboard."""
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """What Ray starts meanwhile is for this process alone.
 
-    It listens on the loopback address, as where Ray has no clusters; three processes are left out, and two are stood
-    for; and the node is looked for twenty times a second, not once. Ray has no option for any of them.
+    It listens on the loopback address, as where Ray has no clusters. The autoscaler, the reader of logs and the
+    dashboard's server, which make half of Ray's start, are left out, and the node's agents are stood for. Ray has no
+    option for any of these.
     """
-    from ray._private import ray_constants, services
+    from ray._private import ray_constants, services, utils
     from ray._private.node import Node
     from ray._private.state import GlobalState
 
-    patient, build = services.get_node, services._build_python_executable_command_memory_profileable
+    rays_get_node = services.get_node
+    rays_command = services._build_python_executable_command_memory_profileable
+    until = time.monotonic() + LOOKS_FOR
 
     def get_node(address: str, node: str) -> dict[str, Any]:
         state = GlobalState()
         state._initialize_global_state(services._get_gcs_client_options(address))
-        for _ in range(round(LOOKS_FOR / LOOK)):
-            if any(each["NodeID"] == node for each in state.node_table()):
-                break
+        while time.monotonic() < until and all(each["NodeID"] != node for each in state.node_table()):
             time.sleep(LOOK)
-        return patient(address, node)  # which raises what Ray raises where there is none
+        return rays_get_node(address, node)  # and this raises, where there is none
 
-    def python(component: str, *args: Any, **options: Any) -> list[str]:
-        agent = component.endswith("_agent")
-        return [sys.executable, "-I", "-S", __file__] if agent else build(component, *args, **options)
+    def command(component: str, *args: Any, **options: Any) -> list[str]:
+        if component in (DASHBOARD, ENVIRONMENTS):
+            return [sys.executable, "-I", "-S", __file__, component]
+        return rays_command(component, *args, **options)
 
-    changed: list[tuple[Any, str, Any]] = [(Node, name, lambda self, **options: None) for name in STARTS]
-    changed += [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
-    changed += [(services, "get_node", get_node), (services, build.__name__, python)]
+    def nothing(node: Node, **options: Any) -> None:
+        pass
+
+    changed: list[tuple[Any, str, Any]] = [
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        (Node, "start_monitor", nothing),
+        (Node, "start_log_monitor", nothing),
+        (Node, "start_api_server", nothing),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("not asked for")),  # looking for them takes 0.3 s
+        (services, "_build_python_executable_command_memory_profileable", command),
+        (services, "get_node", get_node),
+    ]
     kept = [getattr(owner, name) for owner, name, _ in changed]
     try:
         for owner, name, value in changed:
@@ -63,27 +78,44 @@ def alone() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _say(given: dict[str, str], ports: dict[str, int]) -> None:
+def _say(told: dict[str, str], ports: dict[str, int]) -> None:
     """Write ports where Ray waits for them."""
     for name, port in ports.items():
-        path = Path(given["session-dir"], f"{name}_port_{given['node-id']}")
+        path = Path(told["session-dir"], f"{name}_{told['node-id']}")
         path.with_suffix(".new").write_text(str(port))
         path.with_suffix(".new").replace(path)
 
 
-def stand(script: str, words: list[str]) -> None:
-    """Stand for the agent that is a script, until Ray's process has ended. The dashboard's has nothing to do; that of
-    environments, for which nothing here asks, starts when somebody is at its port."""
-    given = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
-    ray = os.getppid()
-    doors = [socket.create_server((given["node-ip-address"], 0))] if "runtime_env" in Path(script).parts else []
-    _say(given, {"runtime_env_agent": doors[0].getsockname()[1]} if doors else ABSENT)
-    while os.getppid() == ray:
-        for door in select.select(doors, [], [], 1.0)[0]:
-            port = f"--runtime-env-agent-port={door.getsockname()[1]}"
-            door.close()  # who is at it tries again
-            os.execv(sys.executable, [sys.executable, "-u", script, *words, port])
+def _ray_lives() -> bool:
+    return os.getppid() == int(os.environ["RAY_RAYLET_PID"])
+
+
+def stand_for_dashboard_agent(told: dict[str, str]) -> None:
+    """Say that there is no dashboard, and stay until Ray ends."""
+    _say(told, NO_DASHBOARD)
+    while _ray_lives():
+        time.sleep(ALIVE)
+
+
+def stand_for_runtime_env_agent(told: dict[str, str], command: list[str]) -> None:
+    """Stay until Ray ends, or become the agent, at the same port, when Ray wants it to make an environment."""
+    with socket.create_server((told["node-ip-address"], 0)) as server:
+        port = server.getsockname()[1]
+        _say(told, {"runtime_env_agent_port": port})
+        while _ray_lives():
+            if select.select([server], [], [], ALIVE)[0]:
+                server.close()  # Ray tries again
+                os.execv(sys.executable, [sys.executable, "-u", *command, f"--runtime-env-agent-port={port}"])
+
+
+def main(kind: str, *command: str) -> None:
+    """Stand for an agent: of this kind, which this command would start."""
+    told = dict(word.removeprefix("--").split("=", 1) for word in command if "=" in word)
+    if kind == DASHBOARD:
+        stand_for_dashboard_agent(told)
+    else:
+        stand_for_runtime_env_agent(told, [*command])
 
 
 if __name__ == "__main__":
-    stand(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:])

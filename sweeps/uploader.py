@@ -29,8 +29,8 @@ from sweeps import connection, tracking
 PAUSE, LONGER_PAUSE, LONGEST_PAUSE = 3.0, 10.0, 60.0
 """Seconds between passes: usually; at most for what passes cost; and at most where MLflow cannot be reached, while
 which the pause doubles."""
-START, LOOK = 20.0, 0.5
-"""Seconds that the first pass waits, at most, for the first stage of a new store, and between two looks for one: while
+FIRST_STAGE, LOOK = 20.0, 0.5
+"""Seconds that the first pass waits, at most, for a stage of the sweep to begin, and between two looks for one: while
 workers import torch, MLflow's import, three seconds of a core, would hold them up."""
 SHARE = 0.02
 """Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
@@ -116,9 +116,7 @@ def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]
 def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
     aside = ThreadPoolExecutor(1, initializer=_give_way)
     _give_way_to_sessions(NICENESS)
-    for _ in range(round(START / LOOK)):
-        if store.has_begun() or select.select([sys.stdin], [], [], LOOK)[0]:
-            break
+    _await_first_stage(store, sweep_key)
     pause, trouble = 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began = time.process_time()
@@ -139,6 +137,20 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
         trouble = tracking.attempt(store, [sweep_key], uri, live=False)
     tracking.say(trouble and f"{trouble}; {tracking.later(store, uri)}")
     return (UNSENT, "") if trouble else _table(store, sweep_key, uri, asked)
+
+
+def _await_first_stage(store: Store, sweep_key: str) -> None:
+    """Wait until a stage of a sweep is in progress on this machine, standard input ends, or it takes long: on a cluster
+    it is other machines that train."""
+    try:
+        trials = store.manifest(sweep_key)["trials"]
+    except (OSError, StoreError):
+        return  # the first pass says what is wrong
+    folders = {store.work(stage["name"]) for trial in trials for stage in trial["stages"]}
+    end = time.monotonic() + FIRST_STAGE
+    while time.monotonic() < end and not any(map(os.path.exists, folders)):
+        if select.select([sys.stdin], [], [], LOOK)[0]:
+            return
 
 
 def _give_way() -> None:

@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from ray._private import services
+from ray import _raylet
+from ray._private import ray_constants, services
 from ray.autoscaler._private.util import prepare_config, validate_config
 from waiting import wait_for
 
-from sweeps import cluster
+from sweeps import alone, cluster
 from sweeps.options import Options
 
 ROOT = Path(__file__).parent.parent
@@ -172,12 +174,29 @@ def test_without_ray_the_slots_are_those_that_ray_would_have_here():
     assert not re.findall(r"monitor\.py|dashboard\.py", done.stdout)
 
 
+def test_what_stands_for_an_agent_uses_rays_names():
+    names: Any = _raylet
+    ports = {names.METRICS_AGENT_PORT_NAME, names.METRICS_EXPORT_PORT_NAME, names.DASHBOARD_AGENT_LISTEN_PORT_NAME}
+    assert ports == alone.NO_DASHBOARD.keys()
+    assert names.RUNTIME_ENV_AGENT_PORT_NAME == "runtime_env_agent_port"
+    agents = (ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT)
+    assert agents == (alone.DASHBOARD, alone.ENVIRONMENTS)
+
+
+def test_what_stands_for_an_agent_ends_where_ray_has_ended_before_it(tmp_path):
+    command = [sys.executable, "-I", "-S", alone.__file__, alone.DASHBOARD, "agent.py", f"--session-dir={tmp_path}"]
+    environment = os.environ | {"RAY_RAYLET_PID": "0"}
+    done = subprocess.run([*command, "--node-id=x"], env=environment, check=False, timeout=10)
+    assert done.returncode == 0
+    assert (tmp_path / "metrics_agent_port_x").read_text() == "-1"
+
+
 def test_a_node_without_agents_makes_environments_all_the_same_and_leaves_no_process():
     code = (
         "import os, subprocess, sys, ray; from sweeps import cluster\n"
         "cluster.connect()\n"
         "folder = ray._private.worker._global_node.get_session_dir_path()\n"
-        "shown = '^[^ ]*python[^ ]* -I -S [^ ]*/alone.py .*' + folder\n"
+        "shown = '^[^ ]*python[^ ]* -I -S .*/alone.py .*' + folder\n"
         "agents = subprocess.check_output(['pgrep', '-f', shown], text=True)\n"
         "asked = ray.remote(runtime_env={'env_vars': {'ASKED': 'yes'}})(lambda: os.environ.get('ASKED'))\n"
         "plain = ray.remote(lambda: os.environ.get('ASKED'))\n"

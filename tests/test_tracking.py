@@ -422,6 +422,7 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     uri = connection.default_uri(store)
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
+    store.begin("score-sgan-0")
     with uploader.start(store, KEY, uri) as follower:
         wait_for(lambda: found(store)[0] is not None)
         follower.kill()
@@ -431,8 +432,26 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     assert_complete(store, "sgan-no-joint")
 
 
+def test_the_follower_leaves_the_processor_to_workers_until_a_stage_of_its_sweep_begins(store):
+    follower = uploader.start(store, KEY, connection.default_uri(store))
+    store.begin("level1-of another sweep")
+    time.sleep(4)
+    assert found(store)[0] is None
+    store.begin("level1-0")
+    wait_for(lambda: found(store)[0] is not None, 4 + uploader.FIRST_STAGE / 2)
+    assert uploader.finish(follower) == (uploader.SENT, "")
+
+
+def test_the_follower_waits_for_no_stage_where_the_sweep_ends(store):
+    began = time.monotonic()
+    assert uploader.finish(uploader.start(store, KEY, connection.default_uri(store))) == (uploader.SENT, "")
+    assert time.monotonic() - began < uploader.FIRST_STAGE
+    assert found(store)[0] is not None
+
+
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
 def test_the_follower_runs_where_nothing_else_wants_to(store):
+    store.begin("level1-0")
     follower = uploader.start(store, KEY, connection.default_uri(store))
     group = Path(f"/proc/{follower.pid}/autogroup")
 
@@ -577,6 +596,7 @@ def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
 def test_an_uploader_whose_database_was_deleted_has_a_successor_at_the_end(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
+    store.begin("score-sgan-0")
     follower = uploader.start(store, KEY, connection.default_uri(store))
     wait_for(lambda: len(found(store)[1]) == 2)
     (store.root / "mlflow.db").unlink()
