@@ -5,7 +5,7 @@
     torch    Python and torch alone, for comparison
     help     python sweeps/ablation.py --help
     plan     --dry-run of 1,002 trials of the digits, the whole command
-    stage    from the command to the first stage that trains, in a new store
+    stage    from the command to the first stage that trains, in a new store; once
 
 The first three take turns; the table has medians of the wall time.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     turns = [{name: wall(words) for name, words in commands.items()} for _ in range(asked.rounds)]
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in commands}
     if "stage" in asked.what:
-        seconds["stage"] = statistics.median(first_stage() for _ in range(asked.rounds))
+        seconds["stage"] = first_stage()
     for name, each in seconds.items():
         print(f"{name:<6} {each:6.2f} s")
     if asked.json:
