@@ -49,9 +49,8 @@ def ended(trial: Trial, store: Store) -> bool:
     """Whether a trial is finished, or one of its stages diverged, which it would do again. One of whose stages was
     deleted is not: that one is made again."""
     names = trial.plan.names
-    return all(map(store.has, names)) or any(
-        store.has(stage_name) and store.facts(stage_name)["status"] == "diverged" for stage_name in names
-    )
+    there = [stage_name for stage_name in names if store.has(stage_name)]
+    return len(there) == len(names) or any(store.facts(stage_name)["status"] == "diverged" for stage_name in there)
 
 
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
@@ -59,14 +58,13 @@ def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     stages = {
         stage_name: stage
         for trial in trials
-        if not ended(trial, store)
         for stage_name, (_, stage) in zip(trial.plan.names, trial.plan.stages, strict=True)
     }
     return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
 
 
 def in_order(trials: Sequence[Trial], store: Store, slots: int) -> list[Trial]:
-    """The order in which trials start, so that no slot waits or is idle at the end.
+    """The order in which trials that have not ended start, so that no slot waits or is idle at the end.
 
     As many as there are slots start at once: those with the longest way to go, so that trials that share stages train
     one each. Later ones find most of what they share finished, so those follow first that have most to train that no
