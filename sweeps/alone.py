@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LOOK, LOOKS_FOR = 0.05, 10.0
-"""Seconds between two looks for the node that starts here, and for how long it is looked for so often. Ray itself looks
-once a second."""
+LOOK = 0.05
+"""Seconds between two looks for the node that starts here. Ray itself waits a second."""
 ALIVE = 1.0
 """Seconds between two looks whether Ray's process lives."""
 DASHBOARD, ENVIRONMENTS = "dashboard_agent", "runtime_env_agent"
@@ -42,14 +41,14 @@ def alone() -> Iterator[None]:
 
     rays_get_node = services.get_node
     rays_command = services._build_python_executable_command_memory_profileable
-    until = time.monotonic() + LOOKS_FOR
+    state = GlobalState()
 
     def get_node(address: str, node: str) -> dict[str, Any]:
-        state = GlobalState()
         state._initialize_global_state(services._get_gcs_client_options(address))
-        while time.monotonic() < until and all(each["NodeID"] != node for each in state.node_table()):
+        if all(each["NodeID"] != node for each in state.node_table()):
             time.sleep(LOOK)
-        return rays_get_node(address, node)  # and this raises, where there is none
+            raise RuntimeError(f"the node {node} is not there yet")  # Ray looks again, for half a minute
+        return rays_get_node(address, node)
 
     def command(component: str, *args: Any, **options: Any) -> list[str]:
         if component in (DASHBOARD, ENVIRONMENTS):
