@@ -16,8 +16,9 @@ from sgan.host import end, processor
 from sweeps import cluster, detach, tuned
 from sweeps.manifest import command, commit
 from sweeps.options import INTERRUPTED, status
+from sweeps.resolve import Resolved, record, resolve
 from sweeps.start import prepare
-from sweeps.sweep import Resolved, Sweep, record, resolve
+from sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     from sgan.store import Store

@@ -6,15 +6,13 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sgan.checks import ConfigError, as_json, from_json, require
 from sgan.config import Config
 from sgan.presets import VARIANTS
 from sweeps.options import DEFAULT_CUTS, Basis, Options
-
-if TYPE_CHECKING:
-    from sweeps.sweep import Sweep
+from sweeps.sweep import Sweep
 
 CHOSEN = (
     "dataset",
@@ -31,7 +29,7 @@ CHOSEN = (
 """The options that a config consists of, beside variant and seed."""
 
 
-def words(sweep: "Sweep") -> str:
+def words(sweep: Sweep) -> str:
     """The options of a sweep as words of a command line, those at their default left out."""
     said = []
     for field in dataclasses.fields(sweep):
@@ -65,11 +63,11 @@ class Tuned:
     config: Config
     provenance: dict[str, Any]
 
-    def matches(self, sweep: "Sweep") -> bool:
+    def matches(self, sweep: Sweep) -> bool:
         """Whether a sweep has these options, none of them changed on its command line."""
         return all(as_json(getattr(sweep, name)) == value for name, value in self.options.items())
 
-    def default(self, sweep: "Sweep") -> "Sweep":
+    def default(self, sweep: Sweep) -> Sweep:
         """The same sweep without what the search chose."""
         return dataclasses.replace(
             sweep, config=None, cuts=DEFAULT_CUTS, weights=None, override=tuple(self.base_override)

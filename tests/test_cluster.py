@@ -153,6 +153,15 @@ def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     assert Options(store="mine", mlflow="http://other").mlflow == "http://other"
 
 
+def on_local_ray(code: str) -> str:
+    """What code prints in a process of its own that starts Ray for itself."""
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_without_ray_the_slots_are_those_that_ray_would_have_here():
     """And what Ray starts for one process are its stores and agents alone."""
     code = (
@@ -161,17 +170,9 @@ def test_without_ray_the_slots_are_those_that_ray_would_have_here():
         "assert cluster.slots(None, 1) == before, (cluster.slots(None, 1), before)\n"
         "print(subprocess.check_output(['ps', '-o', 'args=', '--ppid', str(os.getpid())], text=True))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"RAY_ADDRESS": "local"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "raylet" in done.stdout
-    assert not re.findall(r"monitor\.py|dashboard\.py", done.stdout)
+    said = on_local_ray(code)
+    assert "raylet" in said
+    assert not re.findall(r"monitor\.py|dashboard\.py", said)
 
 
 def test_what_stands_for_an_agent_uses_rays_names():
@@ -202,16 +203,8 @@ def test_a_node_without_agents_makes_environments_all_the_same_and_leaves_no_pro
         "plain = ray.remote(lambda: os.environ.get('ASKED'))\n"
         "print(ray.get([asked.remote(), plain.remote()]), *agents.split())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"RAY_ADDRESS": "local"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    values, _, agents = done.stdout.strip().partition("] ")
+    said = on_local_ray(code)
+    values, _, agents = said.strip().partition("] ")
     assert values == "['yes', None"
     assert len(agents.split()) == 2
     wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents.split()), 30)

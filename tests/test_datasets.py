@@ -98,7 +98,7 @@ def test_a_plan_of_digits_and_of_folders_needs_no_torch(tmp_path):
         for number in range(70):
             Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
     code = (
-        "import sys; from pathlib import Path; from sweeps.sweep import Sweep, resolve; "
+        "import sys; from pathlib import Path; from sweeps.resolve import resolve; from sweeps.sweep import Sweep; "
         "folder = {'dataset': 'folder', 'data': Path(sys.argv[1]), 'image_size': 8, 'recipe': 'released'}; "
         "found = [resolve(Sweep(**each), 0) for each in ({'dataset': 'digits'}, folder)]; "
         "print(*(len(each.basis.data.images) for each in found), 'torch' in sys.modules)"

@@ -18,7 +18,8 @@ from sgan.encoder import Encoder
 from sgan.folder import FolderError, class_names, read
 from sgan.networks import Discriminator, Generator
 from sgan.presets import folder_row
-from sweeps.sweep import Sweep, resolve
+from sweeps.resolve import resolve
+from sweeps.sweep import Sweep
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:

@@ -26,7 +26,8 @@ from sgan.runners import Worker
 from sgan.stages import name
 from sgan.store import Store
 from sweeps import connection, report, results, tracking
-from sweeps.sweep import Sweep, record, resolve
+from sweeps.resolve import record, resolve
+from sweeps.sweep import Sweep
 
 
 @pytest.fixture(scope="session")

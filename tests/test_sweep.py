@@ -18,7 +18,8 @@ from sgan.files import read_json
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages import name
 from sgan.store import Store
-from sweeps.sweep import Sweep, record, resolve
+from sweeps.resolve import record, resolve
+from sweeps.sweep import Sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -216,7 +217,7 @@ def test_help_imports_nothing_that_takes_seconds(script: str):
 
 def test_a_plan_is_made_without_the_code_that_trains_and_a_driver_without_what_it_leaves_to_its_workers():
     code = (
-        "import sys; from sweeps.sweep import Sweep, resolve; resolve(Sweep(), 0)\n"
+        "import sys; from sweeps.resolve import resolve; from sweeps.sweep import Sweep; resolve(Sweep(), 0)\n"
         "print(*[name for name in ('torch._dynamo', 'sklearn', 'mlflow', 'sgan.run') if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

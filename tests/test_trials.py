@@ -8,7 +8,8 @@ import pytest
 
 from sgan.stages import name
 from sgan.store import Store
-from sweeps.sweep import Sweep, resolve
+from sweeps.resolve import resolve
+from sweeps.sweep import Sweep
 from sweeps.trials import Trial, ended, in_order, missing, work
 
 

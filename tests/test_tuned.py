@@ -15,7 +15,8 @@ from sgan.config import Weights
 from sgan.presets import VARIANTS
 from sweeps import tuned
 from sweeps.options import prepare
-from sweeps.sweep import Resolved, Sweep, resolve
+from sweeps.resolve import Resolved, resolve
+from sweeps.sweep import Sweep
 
 CUTS, WEIGHTS, BASE, VARIED = (
     ("pool1", "fc3"),
