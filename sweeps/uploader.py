@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ PAUSE, LONGER_PAUSE, LONGEST_PAUSE = 3.0, 10.0, 60.0
 """Seconds between passes: usually; at most for what passes cost; and at most where MLflow cannot be reached, while
 which the pause doubles."""
 FIRST_STAGE, LOOK = 20.0, 0.5
-"""Seconds that the first pass waits, at most, for a stage of the sweep to begin, and between two looks for one: while
-workers import torch, MLflow's import, three seconds of a core, would hold them up."""
+"""Seconds that the first pass waits, at most, for a stage of the sweep to begin, and between two looks for one, or for
+the sweep's end: while workers import torch, MLflow's import, three seconds of a core, would hold them up."""
 SHARE = 0.02
 """Of a core: a pass that takes longer than this share of the shortest pause makes the pause longer."""
 EVERY = 30.0
@@ -114,13 +114,17 @@ def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]
 
 
 def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
-    aside = ThreadPoolExecutor(1, initializer=_give_way)
+    aside = futures.ThreadPoolExecutor(1, initializer=_give_way)
     _give_way_to_sessions(NICENESS)
     _await_first_stage(store, sweep_key)
     pause, trouble = 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began = time.process_time()
         sending = aside.submit(tracking.attempt, store, [sweep_key], uri, live=True, every=EVERY)
+        while not futures.wait([sending], LOOK).done:
+            if select.select([sys.stdin], [], [], 0)[0]:  # the sweep has ended, and waits for this
+                _give_way_to_sessions(0)
+                break
         before, trouble = trouble, sending.result()
         if bool(before) != bool(trouble):
             tracking.say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")

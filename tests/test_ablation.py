@@ -174,7 +174,7 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
     assert listening(tree)
     assert listening(tree) <= LOOPBACK
     os.kill(driver.pid, signal.SIGINT)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130
     assert "Stopping: every trial ends its step and leaves a checkpoint" in output
     assert "the same command goes on" in output
