@@ -252,8 +252,7 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     named = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in (*stores, str(out))]
     command = f"python sweeps/report.py {shlex.join(named[:-1])} --out {shlex.quote(named[-1])}"
-    there = _sections(out)
-    all_sections = merged(there, sections)
+    all_sections = merged(_sections(out), sections)
     kept = "\nTables of other stores stay as they were made, each at the commit that it names.\n"
     head = (
         f"{HEAD}\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
