@@ -3,11 +3,13 @@
 The code that trains is imported where it trains, and Ray Tune where trials run: the driver plans without them.
 """
 
+import inspect
 import platform
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sgan.checks import ConfigError, require
 from sgan.files import remove
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from sgan.datasets import Arrays
     from sgan.runners import Worker
 
+Result = TypeVar("Result")
 REPORT_SECONDS = 2.0
 """A trial reports to Tune this often, so that a short step costs the driver nothing."""
+UNASKED = 20.0
+"""A trial that nobody asks for so many seconds to go on frees its stage: its machine may be off the network, and then
+it is as good as dead to the driver, which has another one go on with the trial."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,15 @@ class Job:
     def results(self, trial: Trial, seconds: float = REPORT_SECONDS) -> Generator[dict[str, Any]]:
         """Run a trial. Results have `label` (the stage), `share` of it that is done (-1 while another process trains
         it), and `peak`, what `memory.peak` says; the last one has `outcome` "done", "diverged" or "failed", and the
-        reason.
+        reason. A trial that is not asked for the next one within UNASKED leaves a checkpoint, from which it goes on
+        when it is.
 
         Args:
             seconds: between two results, at least.
         """
+        return while_asked(lambda: self._results(trial, seconds), UNASKED)
+
+    def _results(self, trial: Trial, seconds: float) -> Generator[dict[str, Any]]:
         with importing():
             from ray.tune.result import DONE
 
@@ -98,6 +108,30 @@ class Job:
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
         return Worker(store, data, device, trial.plan, self.commit)
+
+
+def while_asked(make: Callable[[], Generator[Result]], patience: float) -> Generator[Result]:
+    """What a generator yields; it is closed where nobody asks for more within `patience` seconds, and made anew, to go
+    on from what it kept, when somebody does."""
+    made = make()
+    try:
+        while True:
+            try:
+                each = next(made)
+            except StopIteration:
+                return
+            closing = threading.Timer(patience, made.close)
+            closing.daemon = True
+            closing.start()
+            try:
+                yield each
+            finally:
+                closing.cancel()
+                closing.join()
+            if inspect.getgeneratorstate(made) == inspect.GEN_CLOSED:
+                made = make()
+    finally:
+        made.close()
 
 
 @dataclass(frozen=True)

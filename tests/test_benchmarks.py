@@ -19,7 +19,7 @@ def measured(folder: Path, name: str, *options: str) -> dict[str, float]:
 
 
 def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
-    rows = measured(tmp_path, "training_step", "--datasets", "mnist", "--levels", "label-fc3", "--rounds", "5")
+    rows = measured(tmp_path, "training_step", "--datasets", "mnist", "--levels", "label-fc3", "--rounds", "3")
     # 3.4 and 5.5 where nothing else runs (docs/performance.md).
     assert rows["mnist label-fc3 plain: faster"] == 1
     assert rows["mnist label-fc3 float32: faster"] > 1.7

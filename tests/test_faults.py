@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from chaos import below, processes
 from conftest import BATCH, TINY, contents, fill, finish, make_worker, mount, tiny_plan, tiny_recipe
-from test_ablation import complete, start, table
+from test_ablation import complete, start, table, trains
+from waiting import wait_for
 
 from sgan import run
+from sgan.checkpoint import CHECKPOINTS
 from sgan.config import Config
 from sgan.datasets import Arrays, read
 from sgan.files import StoreError
@@ -119,15 +122,19 @@ def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(lab
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
-    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. With this
-    budget the sweep's run is in MLflow well before training ends."""
-    store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "6")
+    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. The disk
+    breaks down while the level trains and after the sweep's run has come to MLflow, which the worker waits for."""
+    store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "1")
     driver = start(store, *options)
     assert driver.stdout is not None
-    while not any(store.glob("work/level-*")) or not any(store.glob("mlartifacts/*/artifacts/manifest.json")):
-        assert driver.poll() is None, driver.stdout.read()
-        time.sleep(0.05)
+    wait_for(lambda: any(store.glob("work/level-*")), 60)
+    workers = [process for process in below(driver.pid, processes()) if trains(process)]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    wait_for(lambda: any(store.glob("mlartifacts/*/artifacts/manifest.json")), 60)
     filler = fill(ext4.place) if fault == "full" else ext4.break_down()
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
     assert any("waiting for room in the store" in line for line in driver.stdout)
     filler.unlink() if filler else ext4.repair()
     rest, _ = driver.communicate(timeout=240)
@@ -237,6 +244,35 @@ def test_an_error_that_is_no_lack_of_memory_is_raised(root, monkeypatch):
     monkeypatch.setattr("sgan.train.GanTask.step", wrong)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         list(job(root).results(tiny_trial()))
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_trial_that_nobody_asks_for_more_frees_its_stage(taken_over, root, tmp_path, monkeypatch):
+    """Then another process may go on with it; asked again, the trial goes on itself or finds it done, and ends as if it
+    had been asked all the time."""
+    monkeypatch.setattr("sweeps.job.UNASKED", 0.5)
+    shutil.copytree(root, tmp_path / "quiet")
+    trial = tiny_trial()
+    finish(trial.plan, tmp_path / "quiet")
+    stage = name(dict(trial.plan.stages)["level0"])
+
+    def free() -> bool:
+        with Store(root).claim(stage) as mine:
+            return mine
+
+    results = job(root).results(trial, 0.0)
+    while (result := next(results))["label"] != "level0" or not 0.0 < result["share"] < 1.0:
+        pass
+    assert not free()
+    wait_for(free, 20)
+    assert list((Store(root).work(stage) / CHECKPOINTS).iterdir())
+    if taken_over:
+        assert finish(trial.plan, root)[0] == "level0"
+    *_, last = results
+    assert last["outcome"] == "done"
+    whole, through = contents(trial.plan, tmp_path / "quiet"), contents(trial.plan, root)
+    for each in whole:
+        assert through[each] == whole[each], each
 
 
 def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, monkeypatch):

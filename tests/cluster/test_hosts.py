@@ -1,10 +1,11 @@
 """Three hosts: an ablation over them while one loses its power and one its network, and what a stranger can reach."""
 
+import functools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,6 @@ def table(output: str) -> list[list[str]]:
     return [row[:seconds] + row[seconds + 1 :] for row in rows]
 
 
-def ablation_on_one_host(store: Path) -> subprocess.Popen[str]:
-    """The same sweep on this machine alone."""
-    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *SWEEP, "--store", str(store), "--slots", "2"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def ports(host: Host) -> dict[int, set[str]]:
     """The TCP ports of a host that are listened on, and at which addresses."""
     found: dict[int, set[str]] = {}
@@ -109,6 +104,24 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         yield made
     finally:
         network.close()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Iterator[Callable[[], tuple[Path, str]]]:
+    """The same sweep on this machine alone, which begins here: gives its store and what it said, once it has ended."""
+    store = tmp_path_factory.mktemp("alone") / "runs"
+    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *SWEEP, "--store", str(store), "--slots", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    @functools.cache
+    def ended() -> tuple[Path, str]:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+        return store, said
+
+    yield ended
+    process.kill()
+    process.wait()
 
 
 def test_a_stranger_on_the_network_gets_nothing(cluster: Cluster):
@@ -205,7 +218,7 @@ for _ in range(100):
 """
 
 
-def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, tmp_path: Path):
+def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, alone):
     """A real S3 API on the head; each host's mirror is a folder of its own."""
     for name in (cluster.head.name, *WORKERS):
         keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials"
@@ -217,7 +230,6 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    alone = ablation_on_one_host(tmp_path / "runs")  # meanwhile
     try:
         cluster.head.run(str(BIN / "python"), "-c", BUCKET, f"http://{endpoint}", timeout=60)
         store = f"s3://bucket/folder?endpoint_override={endpoint}&scheme=http"
@@ -225,9 +237,7 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         words = f"{BIN / 'python'} {script} {' '.join(SWEEP)} --store '{store}' --mlflow sqlite:////tmp/mlflow.db"
         done = cluster.head.run("bash", "-c", f". ~/.sgan.env; SGAN_DRIVER=1 {words}", timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        reference, _ = alone.communicate(timeout=200)
-        assert alone.returncode == 0, reference
-        assert table(done.stdout) == table(reference)
+        assert table(done.stdout) == table(alone()[1])
         for name in WORKERS:  # both trained, and nothing was left in progress
             claims, work = (
                 cluster.network[name].run("bash", "-c", f"ls ~/.cache/sgan/*/{folder}").stdout.split()
@@ -236,12 +246,11 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
             assert any(claim.startswith("level-") for claim in claims), name
             assert not work, name
     finally:
-        for process in (api, alone):
-            process.kill()
-            process.wait()
+        api.kill()
+        api.wait()
 
 
-def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, tmp_path: Path):
+def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, alone):
     seen: dict[str, set[float]] = {}
 
     def look() -> dict[str, float]:
@@ -270,7 +279,6 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
     wait_for(lambda: len(look()) > before and trains(WORKERS[0]), 90, "a trial on the other worker")
     cluster.network[WORKERS[0]].pull_cable()
 
-    alone = ablation_on_one_host(tmp_path / "runs")  # meanwhile
     again = subprocess.Popen(  # the same command, which finds the driver
         cluster.user("ray", "submit", "--no-config-cache", *script),
         stdout=subprocess.PIPE,
@@ -283,11 +291,10 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
     assert "This command runs already" in output
     assert "3 nodes, " in output
 
-    reference, _ = alone.communicate(timeout=200)
-    assert alone.returncode == 0, reference
-    assert table(output) == table(reference)
-    assert weights(cluster.store) == weights(tmp_path / "runs")
-    found, wanted = scores(cluster.store), scores(tmp_path / "runs")
+    reference, said = alone()
+    assert table(output) == table(said)
+    assert weights(cluster.store) == weights(reference)
+    found, wanted = scores(cluster.store), scores(reference)
     assert found.keys() == wanted.keys()
     for name, values in found.items():
         assert values == pytest.approx(wanted[name], rel=1e-9, nan_ok=True)
