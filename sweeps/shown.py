@@ -162,7 +162,8 @@ def _news(
         label = stage["label"]
         done = store.has(stage["name"])
         folder = store.look(stage["name"])
-        if done and RECORD_FILE in store.facts(stage["name"])["files"]:
+        facts = store.facts(stage["name"]) if done else {}
+        if RECORD_FILE in facts.get("files", ()):
             store.file(stage["name"], RECORD_FILE)
         try:
             records[label] = _record(folder, written(folder / RECORD_FILE))
@@ -181,7 +182,7 @@ def _news(
         for path in _grids(folder):
             images = int(path.stem)
             # In a stage in progress a grid's point follows it; a score has no points.
-            when = drawn.get(images, store.facts(stage["name"])["finished"] if done else None)
+            when = drawn.get(images, facts.get("finished"))
             if when is not None and images > sent.get(f"{label}/grids", -1):
                 if done:
                     store.file(stage["name"], f"{GRIDS}/{path.name}")
