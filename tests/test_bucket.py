@@ -369,7 +369,7 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
 
 def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, api, monkeypatch, capsys):
     store = host("one")
-    monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 2)
+    monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 3)
     api.faults.share = 1.0
     with pytest.raises(StoreError, match=r"the output store s3://.* does not answer"):
         store.has("stage")
