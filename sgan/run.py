@@ -94,7 +94,8 @@ def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
         try:
             for progress in states:
                 worker.store.keep(stage_name)
-                yield progress
+                if progress.images < progress.total:  # what is through is published, not shown
+                    yield progress
             break
         except Diverged as error:
             outcome = {"status": "diverged", "reason": str(error)}

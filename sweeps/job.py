@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from sgan.datasets import Arrays
     from sgan.runners import Worker
 
-Result = TypeVar("Result")
+Given = TypeVar("Given")
+End = TypeVar("End")
 REPORT_SECONDS = 2.0
 """A trial reports to Tune this often, so that a short step costs the driver nothing."""
 UNASKED = 20.0
@@ -56,12 +57,13 @@ class Job:
         Args:
             seconds: between two results, at least.
         """
-        return while_asked(lambda: self._results(trial, seconds), UNASKED)
-
-    def _results(self, trial: Trial, seconds: float) -> Generator[dict[str, Any]]:
         with importing():
             from ray.tune.result import DONE
+        yield {"label": "", **(yield from while_asked(lambda: self._results(trial, seconds), UNASKED)), DONE: True}
 
+    def _results(self, trial: Trial, seconds: float) -> Generator[dict[str, Any], None, dict[str, str]]:
+        """The results on the way; returns the outcome and the reason."""
+        with importing():
             from sgan.loop import Diverged
             from sgan.run import run_trial
             from sweeps import memory
@@ -84,7 +86,7 @@ class Job:
             if not memory.is_lack(error):
                 raise
             outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
-        yield {"label": "", "outcome": outcome, "reason": reason, DONE: True}
+        return {"outcome": outcome, "reason": reason}
 
     def _worker(self, trial: Trial) -> "Worker":
         """This process; ConfigError where it cannot run what the driver has planned."""
@@ -110,16 +112,16 @@ class Job:
         return Worker(store, data, device, trial.plan, self.commit)
 
 
-def while_asked(make: Callable[[], Generator[Result]], patience: float) -> Generator[Result]:
-    """What a generator yields; it is closed where nobody asks for more within `patience` seconds, and made anew, to go
-    on from what it kept, when somebody does."""
+def while_asked(make: Callable[[], Generator[Given, None, End]], patience: float) -> Generator[Given, None, End]:
+    """What a generator yields and returns; it is closed where nobody asks for more within `patience` seconds, and made
+    anew, to go on from what it kept, when somebody does: who is slow and not gone is then waited for twice as long."""
     made = make()
     try:
         while True:
             try:
                 each = next(made)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                return end.value
             closing = threading.Timer(patience, made.close)
             closing.daemon = True
             closing.start()
@@ -129,7 +131,7 @@ def while_asked(make: Callable[[], Generator[Result]], patience: float) -> Gener
                 closing.cancel()
                 closing.join()
             if inspect.getgeneratorstate(made) == inspect.GEN_CLOSED:
-                made = make()
+                made, patience = make(), 2 * patience
     finally:
         made.close()
 

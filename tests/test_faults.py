@@ -129,6 +129,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     assert driver.stdout is not None
     wait_for(lambda: any(store.glob("work/level-*")), 60)
     workers = [process for process in below(driver.pid, processes()) if trains(process)]
+    assert workers
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     wait_for(lambda: any(store.glob("mlartifacts/*/artifacts/manifest.json")), 60)
@@ -250,7 +251,7 @@ def test_an_error_that_is_no_lack_of_memory_is_raised(root, monkeypatch):
 def test_a_trial_that_nobody_asks_for_more_frees_its_stage(taken_over, root, tmp_path, monkeypatch):
     """Then another process may go on with it; asked again, the trial goes on itself or finds it done, and ends as if it
     had been asked all the time."""
-    monkeypatch.setattr("sweeps.job.UNASKED", 0.5)
+    monkeypatch.setattr("sweeps.job.UNASKED", 3.0)
     shutil.copytree(root, tmp_path / "quiet")
     trial = tiny_trial()
     finish(trial.plan, tmp_path / "quiet")

@@ -193,7 +193,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
         monkeypatch.setattr(checkpoint, "SPARSE", 0)
         monkeypatch.setattr(loop, "__defaults__", (None, dice.choice((0.0, 0.0, 1e9))))
         events = run_trial(make_worker(tmp_path / "killed", trial))
-        for _ in itertools.islice(events, dice.randint(3, 6) if kills < 12 else None):
+        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 12 else None):
             pass
         closing(events)
         kills += 1

@@ -432,7 +432,7 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     assert_complete(store, "sgan-no-joint")
 
 
-PATIENT = "import sys; from sweeps import uploader; uploader.FIRST_STAGE = 1e6; uploader.main(*sys.argv[1:])"
+PATIENT = "import sys; from sweeps import uploader; uploader.FIRST_STAGE = 1e6; sys.exit(uploader.main(*sys.argv[1:]))"
 """A follower that would wait for its sweep's first stage for ever."""
 
 

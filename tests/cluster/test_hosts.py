@@ -13,6 +13,7 @@ from hosts import BIN, DATABASE, HEAD, STRANGER, WORKERS, Cluster, start_postgre
 from namespaces import ROOT, Host, Network, lacking, wait_for
 
 from sgan.files import read_json, sha256
+from sgan.store import Store
 
 pytestmark = [
     pytest.mark.cluster,
@@ -45,6 +46,17 @@ def stages(store: Path) -> dict[str, float]:
 
 def scores(store: Path) -> dict[str, dict[str, float]]:
     return {path.parent.name: read_json(path)["scores"] for path in (store / "stages").glob("score-*/stage.json")}
+
+
+def held(store: Path, host: str) -> set[str]:
+    """The stages that a host has in progress, by the ledger."""
+    found: dict[str, str] = {}
+    for event in Store(store).events():
+        if event["event"] in ("stage begun", "stage resumed"):
+            found[event["stage"]] = event["host"]
+        elif event["event"] in ("stage stopped", "stage published"):
+            found.pop(event["stage"], None)
+    return {stage for stage, holder in found.items() if holder == host}
 
 
 def weights(store: Path) -> dict[str, str]:
@@ -276,7 +288,7 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
     cluster.network[WORKERS[1]].cut_power()
 
     before = len(look())
-    wait_for(lambda: len(look()) > before and trains(WORKERS[0]), 90, "a trial on the other worker")
+    wait_for(lambda: len(look()) > before and held(cluster.store, WORKERS[0]), 90, "a stage on the other worker")
     cluster.network[WORKERS[0]].pull_cable()
 
     again = subprocess.Popen(  # the same command, which finds the driver
@@ -285,6 +297,7 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
         stderr=subprocess.STDOUT,
         text=True,
     )
+    wait_for(lambda: look() and not held(cluster.store, WORKERS[0]), 60, "what the silent host holds being free")
     wait_for(lambda: look() and again.poll() is not None, 240, "the end of the sweep")
     output = again.stdout.read() if again.stdout else ""
     assert again.returncode == 0, output
