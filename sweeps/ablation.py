@@ -112,7 +112,7 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: int, table: str
         return 1
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)
-    print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {connection.ui_command(store, uri)}", flush=True)
+    print(f"\n{table}\nWritten to {store.root / TABLE}\nOpen MLflow: {connection.pages(uri)}", flush=True)
     return 0
 
 

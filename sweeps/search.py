@@ -253,7 +253,7 @@ def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
         (store.root / TABLE).write_text(table)
         store.save(store.root / TABLE)
         print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"Open MLflow: {connection.ui_command(store, uri)}")
+    print(f"Open MLflow: {connection.pages(uri)}")
     return True
 
 

@@ -45,8 +45,8 @@ from sweeps.connection import (
     in_short,
     manifest_of,
     module,
+    pages,
     reading,
-    ui_command,
 )
 from sweeps.shown import (
     State,
@@ -337,7 +337,7 @@ def sync_command(
     uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
     chosen = [sweep] if sweep else keys
     trouble = attempt(opened, chosen, uri, live=False)
-    say(f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {ui_command(opened, uri)}")
+    say(f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {pages(uri)}")
     if trouble or not verify:
         return 1 if trouble else 0
     from sweeps import verify as comparison

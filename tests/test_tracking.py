@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
@@ -590,6 +591,29 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     assert list(differences(store, KEY, server.uri)) == []
 
 
+def test_the_page_of_the_runs_is_told_by_the_experiments_own_id(tmp_path, server):
+    database = f"sqlite:///{tmp_path / 'a folder%' / 'mlflow.db'}"
+    (tmp_path / "a folder%").mkdir()
+    assert connection.pages(database).endswith(
+        "\nand then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+    )
+    assert connection.pages(server.uri) == f"{server.uri}/#/experiments?workflowType=machine_learning"
+    server.start()
+    wait_for(lambda: answers(server.uri))
+    for uri, address in ((database, "http://127.0.0.1:5000"), (server.uri, server.uri)):
+        client = connection.connect(uri)
+        client.create_experiment("another one")
+        made = client.create_experiment(connection.EXPERIMENT)
+        assert made == "2"
+        assert connection.pages(uri).endswith(f"{address}/#/experiments/{made}?workflowType=machine_learning")
+
+
+def answers(uri: str) -> bool:
+    with contextlib.suppress(OSError), urlopen(f"{uri}/health", timeout=5) as answer:
+        return answer.status == 200
+    return False
+
+
 def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
@@ -760,5 +784,5 @@ def test_the_command_line_sends_a_store(store):
     command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
-    assert connection.ui_command(store, connection.default_uri(store)) in done.stderr
+    assert connection.pages(connection.default_uri(store)) in done.stderr
     assert_complete(store, "sgan")
