@@ -7,6 +7,7 @@ import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -123,7 +124,7 @@ def pages(uri: str) -> str:
 def _experiment_id(uri: str) -> list[str]:
     """The experiment's id, asked for without MLflow, which takes seconds to import; none where that does not tell it:
     then the page is the list of experiments."""
-    with contextlib.suppress(OSError, sqlite3.Error, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, HTTPException, sqlite3.Error, ValueError, LookupError, TypeError):
         if uri.startswith(SQLITE):
             file = Path(uri.removeprefix(SQLITE)).absolute().as_uri()
             with contextlib.closing(sqlite3.connect(f"{file}?mode=ro", uri=True)) as database:
