@@ -26,7 +26,7 @@ SWEEP, TRIAL, SENT, MANIFEST = "sgan.sweep", "sgan.trial", "sgan.sent", "sgan.ma
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 MANIFEST_FILE = "manifest.json"
 SQLITE = "sqlite:///"
-ASK = "api/2.0/mlflow/experiments/get-by-name"
+GET_EXPERIMENT = "api/2.0/mlflow/experiments/get-by-name"
 LONGEST_PARAM = 6000  # MLflow's limit
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
@@ -114,26 +114,27 @@ def default_uri(store: Store) -> str:
 def pages(uri: str) -> str:
     """How to look at the sweeps: the shell line that serves MLflow's pages of a database, and the address of the page
     with the runs. Without a workflow in it MLflow 3 opens pages for language models, where none of them is."""
-    page = f"{'/'.join(['#/experiments', *_experiment_id(uri)])}?workflowType=machine_learning"
+    place = f"#/experiments/{_experiment_id(uri)}".rstrip("/")
+    page = f"{place}?workflowType=machine_learning"
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}/{page}"
     command = f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000 --workers 1"
     return f"{command}\nand then http://127.0.0.1:5000/{page}"
 
 
-def _experiment_id(uri: str) -> list[str]:
-    """The experiment's id, asked for without MLflow, which takes seconds to import; none where that does not tell it:
+def _experiment_id(uri: str) -> str:
+    """The experiment's id, asked for without MLflow, which takes seconds to import; "" where that does not tell it:
     then the page is the list of experiments."""
     with contextlib.suppress(OSError, HTTPException, sqlite3.Error, ValueError, LookupError, TypeError):
         if uri.startswith(SQLITE):
             file = Path(uri.removeprefix(SQLITE)).absolute().as_uri()
             with contextlib.closing(sqlite3.connect(f"{file}?mode=ro", uri=True)) as database:
                 found = database.execute("select experiment_id from experiments where name = ?", (EXPERIMENT,))
-                return [str(found.fetchone()[0])]
+                return str(found.fetchone()[0])
         if uri.startswith("http"):
-            with urlopen(f"{uri.rstrip('/')}/{ASK}?experiment_name={EXPERIMENT}", timeout=5) as answer:
-                return [str(json.load(answer)["experiment"]["experiment_id"])]
-    return []
+            with urlopen(f"{uri.rstrip('/')}/{GET_EXPERIMENT}?experiment_name={EXPERIMENT}", timeout=5) as answer:
+                return str(json.load(answer)["experiment"]["experiment_id"])
+    return ""
 
 
 def runs_of(client: "MlflowClient", sweep_key: str) -> "list[Run]":
