@@ -1,26 +1,22 @@
-"""Datasets as files hold them, read into arrays once, where a command plans: without torch, but for the files that
-torchvision reads.
-"""
+"""Datasets as files hold them, read into arrays once, where a command plans."""
 
 import functools
 import hashlib
 import socket
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from sklearn.datasets import load_digits
 
 from sgan import folder
 from sgan.checks import ConfigError
+from sgan.data import Data
 from sgan.folder import Parts
 from sgan.shapes import Dataset
-from sgan.shuffle import Shuffle
-
-if TYPE_CHECKING:
-    from sgan.data import Data
 
 DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""
@@ -42,12 +38,8 @@ class Arrays:
     test_labels: np.ndarray
     digest: str
 
-    def tensors(self) -> "Data":
+    def tensors(self) -> Data:
         """The same memory as tensors, which nobody may change: processes share it."""
-        import torch
-
-        from sgan.data import Data
-
         arrays = (self.images, self.labels, self.test_images, self.test_labels)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -64,13 +56,10 @@ def _digest(*arrays: np.ndarray) -> str:
 
 def _digits() -> Parts:
     """scikit-learn's 1,797 real 8x8 digits (UCI optdigits, 17 grey levels), split once at random."""
-    sklearn = find_spec("sklearn")  # its file is read without it: its import takes a second, in every process
-    if sklearn is None or sklearn.origin is None:
-        raise DataError("the digits come with scikit-learn, which is not installed; run make .venv/made")
-    rows = np.loadtxt(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    order = Shuffle(0)(len(rows))
-    pixels = np.rint(rows[order, :-1] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-    classes = rows[order, -1].astype(np.int64)
+    rows, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()
+    pixels = np.rint(rows[order] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    classes = labels[order].astype(np.int64)
     return pixels[DIGITS_TEST:], classes[DIGITS_TEST:], pixels[:DIGITS_TEST], classes[:DIGITS_TEST]
 
 

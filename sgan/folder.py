@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from sgan.checks import ConfigError
-from sgan.shuffle import Shuffle
 
 SPLITS = ("train", "test")
 IGNORED = ("thumbs.db", "desktop.ini")
@@ -58,16 +58,16 @@ def read(root: Path, size: int, channels: int) -> Parts:
     for part in _parts(root):
         files = [(path, label) for label, name in enumerate(names) for path in _files(part / name)]
         # Shuffled once: the first so many images stand for all in some scores, and must not be of one class.
-        files = [files[index] for index in Shuffle(0)(len(files))]
+        files = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
         labels = np.array([label for _, label in files])
         parts.append((_decode([path for path, _ in files], size, channels), labels))
     if len(parts) == 2:
         return (*parts[0], *parts[1])
     images, labels = parts[0]
-    test, shuffle = np.zeros(len(labels), bool), Shuffle(0)
+    test, generator = np.zeros(len(labels), bool), torch.Generator().manual_seed(0)
     for label in range(len(names)):
         members = (labels == label).nonzero()[0]
-        order = members[shuffle(len(members))]
+        order = members[torch.randperm(len(members), generator=generator).numpy()]
         if len(members) > 1:
             test[order[: max(1, len(members) // KEPT_FOR_TESTING)]] = True
     return images[~test], labels[~test], images[test], labels[test]

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sgan.config import IMAGE, LABEL, TAPS, Codes, GanRecipe
 from sgan.encoder import tap_shapes
@@ -194,25 +193,6 @@ class Noise(nn.Module):
         return h + self.std * torch.randn(h.shape, dtype=h.dtype, device=h.device)
 
 
-class Dropout(nn.Module):
-    """Sets each value to 0 with probability `rate` while training, and divides the others by 1 - `rate` (rounded to
-    1/65,536 on a CPU, where sixteen random bits a value are drawn: torch's own takes four times as long)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, h: Tensor) -> Tensor:
-        dropped = round(self.rate * 2**16)
-        if not self.training or dropped == 0 or h.device.type != "cpu":
-            return F.dropout(h, self.rate, self.training)
-        bits = torch.empty((h.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        bits = bits[: h.numel()].as_strided(h.shape, torch.empty_like(h).stride())
-        # 1 where the bits reach the bound, else 0, without a comparison: CPUs turn its booleans into numbers slowly.
-        kept = bits.clamp_(dropped - 2**15 - 1, dropped - 2**15).sub_(dropped - 2**15 - 1)
-        return h * kept.to(h.dtype).mul_(1 / (1 - dropped / 2**16))
-
-
 class Discriminator(nn.Module):
     """D_i on h_i, and Q_i(z_i | h_i), which shares all of D_i but its last layer (paper, "Entropy Loss").
 
@@ -243,7 +223,7 @@ class Discriminator(nn.Module):
             maps, side = target[0], target[-1]
             for index, row in enumerate(rows):
                 norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
-                layers += [Dropout(recipe.dropout)] if row.dropout else []
+                layers += [nn.Dropout(recipe.dropout)] if row.dropout else []
                 layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
                 layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps, track_running_stats=False)] if norm else []
                 layers += [nn.LeakyReLU(LEAK)]

@@ -3,8 +3,6 @@
 import hashlib
 import pickle
 import struct
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,14 +12,10 @@ import pytest
 import scipy.io
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from sgan.datasets import DataError, read
 from sgan.presets import DATASETS
-from sgan.shuffle import Shuffle
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -82,29 +76,6 @@ def test_digits_are_the_same_each_time(digits):
     assert again.digest == digits.digest == "b3cd7ac2ee2d2819"  # as in RESULTS.md
     assert torch.equal(again.images, digits.images)
     assert torch.equal(again.labels, digits.labels)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.lists(st.integers(0, 3000), min_size=1, max_size=4))
-def test_a_shuffle_is_torchs(seed, counts):
-    shuffle, generator = Shuffle(seed), torch.Generator().manual_seed(seed)
-    for count in counts:
-        assert np.array_equal(shuffle(count), torch.randperm(count, generator=generator).numpy())
-
-
-def test_a_plan_of_digits_and_of_folders_needs_no_torch(tmp_path):
-    for name in ("cats", "dogs"):
-        (tmp_path / name).mkdir()
-        for number in range(70):
-            Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
-    code = (
-        "import sys; from pathlib import Path; from sweeps.resolve import resolve; from sweeps.sweep import Sweep; "
-        "folder = {'dataset': 'folder', 'data': Path(sys.argv[1]), 'image_size': 8, 'recipe': 'released'}; "
-        "found = [resolve(Sweep(**each), 0) for each in ({'dataset': 'digits'}, folder)]; "
-        "print(*(len(each.basis.data.images) for each in found), 'torch' in sys.modules)"
-    )
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "1347 112 False\n"
 
 
 def test_mnist_is_what_its_files_hold(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
 from sgan.data import pixel_mean
 from sgan.encoder import Encoder, tap_shapes
-from sgan.networks import Discriminator, Dropout, Generator, Noise, parameters
+from sgan.networks import Discriminator, Generator, Noise, parameters
 from sgan.presets import DATASETS
 from sgan.shapes import Dataset
 
@@ -129,7 +129,7 @@ def test_dropout_and_noise_have_their_distribution_in_any_layout(layout):
     torch.manual_seed(0)
     h = torch.rand(100, 8, 15, 9).add(1).to(memory_format=layout).requires_grad_()
     count = h.numel()
-    made = Dropout(0.3)(h)
+    made = nn.Dropout(0.3)(h)
     kept = made != 0
     assert made.stride() == h.stride()
     assert abs(kept.sum().item() - 0.7 * count) < 4 * math.sqrt(0.7 * 0.3 * count)
@@ -140,7 +140,7 @@ def test_dropout_and_noise_have_their_distribution_in_any_layout(layout):
     torch.testing.assert_close(made[kept], h[kept] / 0.7, rtol=1e-4, atol=0)
     (gradient,) = torch.autograd.grad(made.sum(), h)
     torch.testing.assert_close(gradient, kept / 0.7, rtol=1e-4, atol=0)
-    assert torch.equal(Dropout(0.3).eval()(h), h)
+    assert torch.equal(nn.Dropout(0.3).eval()(h), h)
 
     noise = Noise(0.3)(h) - h
     assert (Noise(0.3)(h)).stride() == h.stride()
@@ -155,9 +155,9 @@ def test_noise_and_dropout_of_the_released_cifar_stages():
         with META:
             found = Discriminator(DATASETS["cifar10"], gan, low)
         return [
-            part.std if isinstance(part, Noise) else part.rate
+            part.std if isinstance(part, Noise) else part.p
             for part in found.trunk
-            if isinstance(part, (Noise, Dropout))
+            if isinstance(part, (Noise, nn.Dropout))
         ]
 
     assert strengths(recipe.gan, "fc3") == [0.2, 0.0, 0.0]
