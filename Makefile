@@ -46,7 +46,7 @@ $(ENV)/made: requirements.lock pyproject.toml $(UV)
 # Before `ray up cluster.yaml`: git's folder stays here, so a cluster is told the commit of the code it gets.
 .PHONY: commit
 commit: $(ENV)/made
-	$(BIN)/python -m sweeps.manifest
+	$(BIN)/python -m sweeps.planning.manifest
 
 # After a change of the dependencies in pyproject.toml. The lock file holds hashes and no addresses.
 .PHONY: lock

@@ -13,7 +13,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from sgan.run import machine
+from sgan.stages.run import machine
 
 SETTINGS = {
     "startup": ["--rounds", "3"],

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from sgan import checkpoint
 from sgan.config import IMAGE, LABEL, Weights
-from sgan.data import Data, pixel_mean
-from sgan.loop import loop
-from sgan.networks import Discriminator, new_generator
+from sgan.data.batches import Data, pixel_mean
+from sgan.models.networks import Discriminator, new_generator
+from sgan.models.stack import Level
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
-from sgan.stack import Level
-from sgan.train import GanTask
+from sgan.training import checkpoint
+from sgan.training.loop import loop
+from sgan.training.steps import GanTask
 
 SLOW = 0.8
 

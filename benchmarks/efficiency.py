@@ -34,7 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--seeds", "2", "--budget", "0.25"]
-KINDS = {"sweeps.uploader": "MLflow", "ray::": "workers", "ablation.py": "driver"}
+KINDS = {"sweeps.mlflow_view.follow": "MLflow", "ray::": "workers", "ablation.py": "driver"}
 """What a command line has in it -> whose process it is; the others are Ray's own."""
 PHASES = ("before the first stage", "while stages ran", "after the last stage")
 SAMPLED = 0.2
@@ -53,7 +53,7 @@ class Span:
 
 def spans(store: Path) -> list[Span]:
     """All stages of the sweeps in a store, in the order in which they began."""
-    from sgan.store import Store
+    from sgan.store.local import Store
 
     opened, parents = Store(store), defaultdict(set)
     for key in opened.sweeps():

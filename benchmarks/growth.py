@@ -18,8 +18,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import TURN, new_task, peak, timed
 
-from sgan.graphs import EAGER
 from sgan.presets import DATASETS
+from sgan.training.cuda_graphs import EAGER
 
 LEVEL = "fc3-image"
 STACKS = ("label-image", "label-fc3-image", "label-fc3-pool1-image", "label-fc3-pool2-pool1-image")

@@ -31,13 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_step import LEVELS, TURN, new_task, peak, timed
 
 from sgan.config import LABEL
-from sgan.graphs import EAGER, Phases
-from sgan.loop import in_layout_of
-from sgan.losses import adversarial, conditional, discriminator, entropy
-from sgan.optim import adam
+from sgan.models.stack import draw
 from sgan.presets import DATASETS
-from sgan.stack import draw
-from sgan.train import GanTask, seed_step
+from sgan.training.cuda_graphs import EAGER, Phases
+from sgan.training.loop import in_layout_of
+from sgan.training.losses import adversarial, conditional, discriminator, entropy
+from sgan.training.optimizers import adam
+from sgan.training.steps import GanTask, seed_step
 
 STEPS = 3
 WAYS = ["loop", "stacked", "processes"]

@@ -9,13 +9,14 @@ import statistics
 
 import tyro
 
-from sgan.bucket import open_store
-from sgan.stages import LevelStage, name, plan
-from sweeps import cluster, schedule
-from sweeps.options import prepare
-from sweeps.phases import Running
+from sgan.stages.graph import LevelStage, name, plan
+from sgan.store.s3 import open_store
+from sweeps.execution import cluster
+from sweeps.execution import scheduler as schedule
+from sweeps.optimization.phases import Running
+from sweeps.optimization.study import finished
+from sweeps.planning.options import prepare
 from sweeps.search import Search
-from sweeps.study import finished
 
 
 def main(search: Search) -> None:

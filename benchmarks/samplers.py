@@ -19,8 +19,8 @@ import optuna
 import tyro
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sweeps.bridge import Distinct
-from sweeps.study import SAMPLERS, Seeded
+from sweeps.optimization.bridge import Distinct
+from sweeps.optimization.study import SAMPLERS, Seeded
 
 LAMBDAS = {"adversarial": (0.1, 10.0), "conditional": (0.1, 10.0), "entropy": (1.0, 100.0)}
 SPACE: dict[str, BaseDistribution] = {

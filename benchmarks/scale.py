@@ -1,5 +1,5 @@
-"""What scheduling costs as a sweep grows: trials that only sleep, through `sweeps.schedule.fit`, on simulated slots;
-and the whole command on trials that train about a second.
+"""What scheduling costs as a sweep grows: trials that only sleep, through
+`sweeps.execution.scheduler.fit`, on simulated slots; and the whole command on trials that train about a second.
 
     python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--train 10] [--json FILE] [--plot FILE]
 
@@ -70,7 +70,7 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, s
     """One sweep of trials that sleep."""
     import ray
 
-    from sweeps import schedule
+    from sweeps.execution import scheduler as schedule
 
     own = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(num_cpus=slots, object_store_memory=200 * 2**20, **own)

@@ -24,7 +24,7 @@ from typing import Any
 
 from efficiency import spans
 
-from sweeps.options import INTERRUPTED
+from sweeps.planning.options import INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 PAPERS = (
@@ -76,7 +76,7 @@ def call(options: list[str], seconds: float) -> tuple[int, dict[str, Any]]:
 
 def text(command: str, store: Path, calls: list[dict[str, Any]]) -> str:
     """What the calls took, and the table."""
-    from sgan.store import Store
+    from sgan.store.local import Store
     from sweeps.ablation import TABLE
 
     opened, by_kind = Store(store), defaultdict(float)

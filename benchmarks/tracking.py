@@ -16,10 +16,11 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from sgan.files import read_json
-from sgan.record import RECORD_FILE, grid_file, read_record
-from sgan.store import GRIDS, STAGE_FILE, Store
-from sweeps import connection, tracking
+from sgan.store.files import read_json
+from sgan.store.local import GRIDS, STAGE_FILE, Store
+from sgan.store.record import RECORD_FILE, grid_file, read_record
+from sweeps import tracking
+from sweeps.mlflow_view import connection
 
 
 def lay_out(stage: Path, facts: dict, store: Store, now: float) -> None:

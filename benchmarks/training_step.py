@@ -35,16 +35,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
 from sgan.config import IMAGE, LABEL, Weights
-from sgan.data import Data, pixel_mean
-from sgan.encoder import Encoder
-from sgan.graphs import EAGER
+from sgan.data.batches import Data, pixel_mean
 from sgan.host import multiplies_bfloat16
-from sgan.losses import adversarial, conditional, discriminator, entropy
-from sgan.networks import Discriminator, Generator
+from sgan.models.encoder import Encoder
+from sgan.models.networks import Discriminator, Generator
+from sgan.models.stack import Level, label_condition
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
-from sgan.runners import FORMAT
-from sgan.stack import Level, label_condition
-from sgan.train import GanTask
+from sgan.stages.runners import FORMAT
+from sgan.training.cuda_graphs import EAGER
+from sgan.training.losses import adversarial, conditional, discriminator, entropy
+from sgan.training.steps import GanTask
 
 IMAGES = 2000
 """Random images, of which an epoch is made."""
@@ -198,7 +198,7 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
 @contextmanager
 def processes(versions: tuple[str, ...], threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
-    import sweeps.schedule  # noqa: F401  # sets what workers have in their environment; processes need not import it
+    import sweeps.execution.scheduler  # noqa: F401  # sets what workers have in their environment; processes need not import it
 
     tuned = os.environ["GLIBC_TUNABLES"]
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []

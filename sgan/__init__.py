@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgan.model import load as load
+    from sgan.models.export import load as load
 
 __all__ = ["load"]
 
@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """`load`, imported with torch only when it is asked for."""
     if name == "load":
-        from sgan.model import load
+        from sgan.models.export import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

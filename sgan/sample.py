@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from sgan.bucket import find_store
 from sgan.checks import ConfigError, require
+from sgan.store.s3 import find_store
 
 FEWEST_DIGITS = 6
 
@@ -66,8 +66,8 @@ def main(options: Options) -> int:
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     folder = locate(options.source, options.store)
-    from sgan import grid
-    from sgan.model import load
+    from sgan.evaluation import grid
+    from sgan.models.export import load
 
     model = load(folder, which=options.which)
     classes = options.classes or tuple(range(model.classes))

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from sgan.bucket import open_store
 from sgan.checks import ConfigError
 from sgan.host import end, processor
-from sweeps import cluster, detach, tuned
-from sweeps.manifest import command, commit
-from sweeps.options import INTERRUPTED, status
-from sweeps.resolve import Resolved, record, resolve
-from sweeps.start import prepare
-from sweeps.sweep import Sweep
+from sgan.store.s3 import open_store
+from sweeps.execution import cluster
+from sweeps.execution import jobs as detach
+from sweeps.execution.start import prepare
+from sweeps.planning import config_file as tuned
+from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.ablation_plan import Resolved, record, resolve
+from sweeps.planning.manifest import command, commit
+from sweeps.planning.options import INTERRUPTED, status
 
 if TYPE_CHECKING:
-    from sgan.store import Store
-    from sweeps.cluster import Slots
+    from sgan.store.local import Store
+    from sweeps.execution.cluster import Slots
 
 TABLE = "RESULTS.md"
 
@@ -40,8 +42,12 @@ def main(sweep: Sweep) -> int:
     print_plan(resolved, store, slots)
     if sweep.dry_run:
         return 0
-    from sgan.stages import code_version
-    from sweeps import connection, job, sharing, trials, uploader
+    from sgan.stages.graph import code_version
+    from sweeps.execution import sharing
+    from sweeps.execution import worker as job
+    from sweeps.mlflow_view import connection
+    from sweeps.mlflow_view import follow as uploader
+    from sweeps.planning import trials
 
     sharing.check(store, resolved.key)
     if basis.inception_weights:
@@ -74,7 +80,7 @@ def main(sweep: Sweep) -> int:
 
 def print_plan(resolved: Resolved, store: "Store", slots: "Slots") -> None:
     """Say what is to be done before anything is done."""
-    from sweeps.trials import ended, missing
+    from sweeps.planning.trials import ended, missing
 
     trials = resolved.trials
     todo = [trial for trial in trials if not ended(trial, store)]
@@ -103,7 +109,8 @@ def conclude(resolved: Resolved, store: "Store", uri: str, sent: int, table: str
     Args:
         sent, table: how the uploader ended, and what it made.
     """
-    from sweeps import connection, uploader
+    from sweeps.mlflow_view import connection
+    from sweeps.mlflow_view import follow as uploader
 
     if sent == uploader.NO_TABLE:
         raise ConfigError(uploader.said(store, resolved.key))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sgan.bucket import open_store
 from sgan.checks import ConfigError, require
-from sweeps.options import status
+from sgan.store.s3 import open_store
+from sweeps.planning.options import status
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -151,7 +151,7 @@ def groups(runs: "Iterable[Run]") -> list[Group]:
 
 def finished_runs(uri: str) -> "Iterator[Run]":
     """The runs of all finished trials; LookupError where MLflow has none."""
-    from sweeps import connection
+    from sweeps.mlflow_view import connection
 
     client = connection.connect(uri)
     experiment = client.get_experiment_by_name(connection.EXPERIMENT)
@@ -167,7 +167,7 @@ def finished_runs(uri: str) -> "Iterator[Run]":
 
 def _checked(runs: "Iterable[Run]", where: str) -> "Iterator[Run]":
     """The runs, with the scores that they have in the store, where one is named and knows them."""
-    from sweeps import connection, verify
+    from sweeps.mlflow_view import connection, verify
 
     store = None if "://" in where else open_store(where)
     sweeps = [store.manifest(key) for key in store.sweeps()] if store else []
@@ -192,7 +192,7 @@ def kept(group: Group, filters: Filters) -> bool:
 def listing(found: Iterable[Group], filters: Filters) -> str:
     """A table for each dataset and way of scoring, the best config first, with the commands below it."""
     from sweeps.report import aligned
-    from sweeps.results import SCORES
+    from sweeps.reporting.results import SCORES
 
     lists: dict[tuple[str, str], list[Group]] = {}
     for group in found:
@@ -241,7 +241,7 @@ def main(filters: Filters) -> int:
         ConfigError: a bad filter, no store, or MLflow does not answer.
     """
     uri = filters.uri
-    from sweeps import connection
+    from sweeps.mlflow_view import connection
 
     try:
         with connection.reading(uri):

@@ -12,8 +12,8 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from sgan.bucket import find_store
 from sgan.checks import ConfigError
+from sgan.store.s3 import find_store
 
 WHO = ("time", "host", "process", "event")
 

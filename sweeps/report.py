@@ -20,9 +20,10 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, sha256
-from sweeps import connection, tracking
-from sweeps.results import SCORES, Sweep, read
+from sgan.store.files import StoreError, sha256
+from sweeps import tracking
+from sweeps.mlflow_view import connection
+from sweeps.reporting.results import SCORES, Sweep, read
 
 HEAD = "# Results"
 BESIDE = ("inception_score", "fid", "diversity")

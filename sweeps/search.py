@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from sgan.bucket import open_store
 from sgan.checks import ConfigError, number, require
 from sgan.host import end
 from sgan.presets import VARIANTS
-from sweeps import detach, start
-from sweeps.budget import Limits
-from sweeps.manifest import command
-from sweeps.options import INTERRUPTED, Basis, Options, prepare, status, valid
-from sweeps.tuned import without_password
+from sgan.store.s3 import open_store
+from sweeps.execution import jobs as detach
+from sweeps.execution import start
+from sweeps.optimization.budget import Limits
+from sweeps.planning.config_file import without_password
+from sweeps.planning.manifest import command
+from sweeps.planning.options import INTERRUPTED, Basis, Options, prepare, status, valid
 
 if TYPE_CHECKING:
     import optuna
 
-    from sweeps import uploader
-    from sweeps.phases import Plan, Running
-    from sweeps.space import Space
-    from sweeps.trials import Trial
+    from sweeps.mlflow_view import follow as uploader
+    from sweeps.optimization.phases import Plan, Running
+    from sweeps.optimization.space import Space
+    from sweeps.planning.trials import Trial
 
 TABLE = "SEARCH.md"
 DEFAULT_TRIALS = 20
@@ -107,7 +108,7 @@ class Search(Options):
             not (self.early_stop and self.objective == "pareto"),
             "--early-stop compares one score; choose --objective inception-score or fid, or leave it out",
         )
-        from sweeps.space import check, parse_varied  # Optuna, which --help does not need
+        from sweeps.optimization.space import check, parse_varied  # Optuna, which --help does not need
 
         check(self.variant, self.chosen_splits, self.ranges, self.zeros)
         for text in self.vary:
@@ -116,7 +117,7 @@ class Search(Options):
     @property
     def chosen_splits(self) -> tuple[str, ...]:
         """The splits by name, also where all are chosen."""
-        from sweeps.space import ALL, splits_of
+        from sweeps.optimization.space import ALL, splits_of
 
         return splits_of(self.variant) if self.splits == (ALL,) else self.splits
 
@@ -135,7 +136,7 @@ class Search(Options):
 
     def space(self, basis: Basis) -> "Space":
         """The search space on a basis; ConfigError where it is not valid."""
-        from sweeps.space import Space, parse_varied
+        from sweeps.optimization.space import Space, parse_varied
 
         row = VARIANTS[self.variant].variant
         return Space(
@@ -158,8 +159,8 @@ def main(search: Search) -> int:
     """
     store = open_store(search.store)
     slots, (basis, space) = start.prepare(lambda gpus: _chosen(search, gpus), search.slots, search.trials_per_gpu)
-    from sweeps.bridge import reconcile
-    from sweeps.phases import Running
+    from sweeps.optimization.bridge import reconcile
+    from sweeps.optimization.phases import Running
 
     running = Running(search, basis, space, store, slots)
     with store.alone(f"search-{running.key}") as alone:
@@ -182,7 +183,12 @@ def _chosen(search: Search, gpus: int) -> "tuple[Basis, Space]":
 
 def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
     """Run both phases and publish; returns the exit status."""
-    from sweeps import connection, plots, publish, sharing, trials, uploader
+    from sweeps.execution import sharing
+    from sweeps.mlflow_view import connection
+    from sweeps.mlflow_view import follow as uploader
+    from sweeps.optimization import best_config as publish
+    from sweeps.optimization import plots
+    from sweeps.planning import trials
 
     store = running.store
     sharing.check(store, running.key)
@@ -227,7 +233,8 @@ def carry_out(running: "Running", study: "optuna.Study", plan: "Plan") -> int:
 
 def asked_of(running: "Running", confirm: "list[Trial]") -> "uploader.Table | None":
     """The table of the confirmed configs, to be asked for; None where there are none."""
-    from sweeps import publish, uploader
+    from sweeps.mlflow_view import follow as uploader
+    from sweeps.optimization import best_config as publish
 
     plots = publish.plots_folder(running).relative_to(running.store.root)
     variants, seeds = dict.fromkeys(one.variant for one in confirm), dict.fromkeys(one.seed for one in confirm)
@@ -241,7 +248,8 @@ def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
     Args:
         sent, table: how the uploader ended, and what it made.
     """
-    from sweeps import connection, uploader
+    from sweeps.mlflow_view import connection
+    from sweeps.mlflow_view import follow as uploader
 
     store = running.store
     if sent == uploader.NO_TABLE:
@@ -259,8 +267,8 @@ def conclude(running: "Running", uri: str, sent: int, table: str) -> bool:
 
 def nothing_confirmed(study: "optuna.Study", confirm: "list[Trial]") -> str:
     """Why there is no best config, and what to do."""
-    from sweeps.bridge import OUTCOME
-    from sweeps.study import finished
+    from sweeps.optimization.bridge import OUTCOME
+    from sweeps.optimization.study import finished
 
     if confirm:
         return "No config was confirmed on all of its seeds; the same command tries again what failed."
@@ -274,9 +282,9 @@ def nothing_confirmed(study: "optuna.Study", confirm: "list[Trial]") -> str:
 
 def print_plan(running: "Running", study: "optuna.Study", plan: "Plan", left: int) -> None:
     """Say what is to be done, what it takes and what it costs, before anything is done."""
-    from sweeps.space import WEIGHTS
-    from sweeps.study import finished
-    from sweeps.trials import clock
+    from sweeps.optimization.space import WEIGHTS
+    from sweeps.optimization.study import finished
+    from sweeps.planning.trials import clock
 
     space, search, estimate = running.space, running.search, plan.estimate
     print(f"{running.title}\n  why      {running.basis.why}")

@@ -4,9 +4,9 @@ The store is the truth and MLflow a view of it, which can be made again at any t
 
     python sweeps/tracking.py sync STORE [--mlflow URI] [--sweep KEY] [--verify]
 
-During a sweep a process of its own does this (`sweeps.uploader`). Every pass is idempotent: runs are found by tag, the
-tag `sgan.sent` says what a run has, and what is sent again after a crash lands on itself (MLflow keeps identical points
-once; artifacts overwrite).
+During a sweep a process of its own does this (`sweeps.mlflow_view.follow`). Every pass is idempotent: runs are found
+by tag, the tag `sgan.sent` says what a run has, and what is sent again after a crash lands on itself (MLflow keeps
+identical points once; artifacts overwrite).
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.conf import Positional
 
-from sgan.bucket import find_store
 from sgan.checks import ConfigError
-from sgan.files import StoreError, sealed
-from sgan.store import Store
-from sweeps.connection import (
+from sgan.store.files import StoreError, sealed
+from sgan.store.local import Store
+from sgan.store.s3 import find_store
+from sweeps.mlflow_view.connection import (
     MANIFEST,
     MANIFEST_FILE,
     SENT,
@@ -48,7 +48,7 @@ from sweeps.connection import (
     pages,
     reading,
 )
-from sweeps.shown import (
+from sweeps.mlflow_view.trial_view import (
     State,
     begun,
     look,
@@ -60,7 +60,7 @@ from sweeps.shown import (
     written,
     wrong_scores,
 )
-from sweeps.writing import lacking, leave_out_images, log, set_status, settle
+from sweeps.mlflow_view.writing import lacking, leave_out_images, log, set_status, settle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -340,7 +340,7 @@ def sync_command(
     say(f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {pages(uri)}")
     if trouble or not verify:
         return 1 if trouble else 0
-    from sweeps import verify as comparison
+    from sweeps.mlflow_view import verify as comparison
 
     with reading(uri):
         found = [line for key in chosen for line in comparison.differences(opened, key, uri)]

@@ -28,9 +28,9 @@ from conftest import FILLER, fill, mount
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from sgan.record import RECORD_FILE, read_record
-from sgan.store import Store
-from sweeps import connection
+from sgan.store.local import Store
+from sgan.store.record import RECORD_FILE, read_record
+from sweeps.mlflow_view import connection
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -42,7 +42,7 @@ COMMANDS = {
 }
 FAULTS = ("driver", "worker", "worker", "raylet", "uploader", "mlflow", "interrupt", "two interrupts", "terminate")
 SIGNALS = {"driver": signal.SIGKILL, "terminate": signal.SIGTERM}
-PROCESSES = {"worker": "ResourceTrainable", "uploader": "sweeps.uploader", "raylet": "raylet/raylet"}
+PROCESSES = {"worker": "ResourceTrainable", "uploader": "sweeps.mlflow_view.follow", "raylet": "raylet/raylet"}
 """Words of a command line by which a process is found."""
 DISK = "256m"
 """Size of a round's store, where one can be mounted."""

@@ -15,16 +15,16 @@ import torch
 from hypothesis import settings
 
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
-from sgan.data import Data
-from sgan.datasets import read
-from sgan.files import read_json
+from sgan.data.batches import Data
+from sgan.data.datasets import read
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
-from sgan.record import RECORD_FILE, read_record
-from sgan.run import run_trial
-from sgan.runners import Worker
 from sgan.shapes import Dataset
-from sgan.stages import Plan, name, plan
-from sgan.store import Store
+from sgan.stages.graph import Plan, name, plan
+from sgan.stages.run import run_trial
+from sgan.stages.runners import Worker
+from sgan.store.files import read_json
+from sgan.store.local import Store
+from sgan.store.record import RECORD_FILE, read_record
 
 torch.set_num_threads(1)
 # Tests that hang up or interrupt need both signals in their processes, whoever started pytest: nohup, or a background

@@ -12,8 +12,8 @@ import pytest
 from hosts import BIN, DATABASE, HEAD, STRANGER, WORKERS, Cluster, start_postgres
 from namespaces import ROOT, Host, Network, lacking, wait_for
 
-from sgan.files import read_json, sha256
-from sgan.store import Store
+from sgan.store.files import read_json, sha256
+from sgan.store.local import Store
 
 pytestmark = [
     pytest.mark.cluster,
@@ -284,7 +284,7 @@ def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cabl
     cluster.network.control.run("kill", "-9", *map(str, cluster.network.control.processes("^ssh ")))
     user.wait(60)  # the connection is gone, and so is what followed the sweep, which goes on
     wait_for(lambda: not cluster.head.processes("^python /root/ablation.py"), 30, "the end of the following")
-    assert cluster.head.processes("sweeps.detach")
+    assert cluster.head.processes("sweeps.execution.jobs")
     cluster.network[WORKERS[1]].cut_power()
 
     before = len(look())

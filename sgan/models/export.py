@@ -1,0 +1,157 @@
+"""Trained stacks as files that last: safetensors and JSON, no pickle, nothing of the training.
+
+A model's folder holds generator.safetensors (the generators' parameters and buffers, "0/..." the lowest level's) and
+model.json (all that rebuilds them, the SHA-256 of the weights, and where they come from).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgan.checks import ConfigError, as_json, from_json
+from sgan.config import Codes, GanRecipe
+from sgan.data.batches import to_pixels
+from sgan.models.networks import new_generator
+from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.shapes import Dataset
+from sgan.store.files import read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store.local import MODELS
+from sgan.training.loop import load_modules, module_tensors
+
+MODEL_FILE, WEIGHTS_FILE = "model.json", "generator.safetensors"
+FORMAT = 1
+LAST, BEST = "last", "best"
+
+
+class ModelError(ConfigError):
+    """A model that is not there or damaged, or labels that it does not have; the message names it."""
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """What rebuilds a level: the fields of `Level` but its generator."""
+
+    low: str
+    high: str
+    labels: bool
+    codes: Codes | None
+    through: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """What rebuilds a stack: its dataset's row with the widths of the networks, the recipe that it was built by, its
+    levels from the image up, and batch normalisation when sampling ("running" or "batch")."""
+
+    dataset: Dataset
+    recipe: GanRecipe
+    levels: tuple[LevelRow, ...]
+    sampling: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained stack.
+
+    Attributes:
+        levels: from the image up.
+        rebuild: what it was built from.
+        about: where it comes from: variant, seed, commit, scores ...
+    """
+
+    levels: list[Level]
+    rebuild: Rebuild
+    about: dict[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; labels are 0 to classes - 1."""
+        return self.rebuild.dataset.classes
+
+    @property
+    def labels(self) -> bool:
+        """Whether samples have the labels that are asked for."""
+        return self.levels[-1].labels
+
+    def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
+        """Images (n, channels, size, size) uint8 of these labels (n,), or, where a number is given, of so many: all
+        classes in turn. A model without labels looks at their number alone. The same seed gives the same images.
+
+        Raises ModelError where a label is none of the model's.
+        """
+        asked = balanced_labels(labels, self.classes) if isinstance(labels, int) else torch.as_tensor(labels)
+        if asked.dim() != 1 or len(asked) == 0 or asked.is_floating_point():
+            raise ModelError(f"labels must be at least one whole number in a row, but got {labels!r}")
+        for label in asked.unique().tolist():
+            if not 0 <= label < self.classes:
+                raise ModelError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
+        mean = self.levels[0].generator.mean
+        condition = label_condition(self.levels[-1], asked.to(mean.device).long(), self.classes)
+        parts = sample(self.levels, condition, self.rebuild.sampling, seed)
+        return torch.cat([to_pixels(part[self.levels[0].low], mean) for part in parts]).cpu()
+
+
+def save(
+    folder: Path, levels: list[Level], dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]
+) -> None:
+    """Write a stack as a model; fields as in Rebuild and Model."""
+    rows = tuple(LevelRow(row.low, row.high, row.labels, row.codes, row.through) for row in levels)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_FILE, module_tensors(_modules(levels)))
+    facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
+    write_json(folder / MODEL_FILE, facts | as_json(Rebuild(dataset, recipe, rows, sampling)))
+
+
+def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
+    """A model from its folder, or from one that has a `last` and a `best`: a finished score stage's, or MLflow's copy.
+
+    Args:
+        which: "last" for the weights at the end of training, "best" for those with the best score while training.
+    Raises:
+        ModelError, StoreError: there is no model, or it is damaged.
+    """
+    if which not in (LAST, BEST):
+        raise ModelError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
+    folder = find(Path(path), which)
+    facts = read_json(folder / MODEL_FILE)
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise ModelError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file() or sha256(weights) != facts.get("weights"):
+        raise ModelError(f"{weights} is missing or damaged; copy the model again")
+    known = {field.name: facts.get(field.name) for field in dataclasses.fields(Rebuild)}
+    rebuild = from_json(Rebuild, known)
+    with torch.random.fork_rng([]):  # building draws weights, which are replaced
+        levels = [_level(rebuild, row) for row in rebuild.levels]
+    tensors, modules = read_tensors(weights)[0], _modules(levels)
+    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (tensors, module_tensors(modules)))
+    if next(shapes) != next(shapes):
+        raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
+    load_modules(modules, tensors)
+    for level in levels:
+        level.generator.to(device).eval().requires_grad_(False)
+    return Model(levels, rebuild, facts.get("about", {}))
+
+
+def find(path: Path, which: str) -> Path:
+    """The folder of a model that `load` accepts `path` for."""
+    for folder in (path, path / which, path / MODELS / which, path / "data" / MODELS / which):
+        if (folder / MODEL_FILE).exists():
+            return folder
+    raise ModelError(
+        f"there is no model at {path}: it must be a folder with {MODEL_FILE}, or with {MODELS}/{which} in it"
+    )
+
+
+def _level(rebuild: Rebuild, row: LevelRow) -> Level:
+    generator = new_generator(rebuild.dataset, rebuild.recipe, row.low, row.high, row.labels, row.through, row.codes)
+    return Level(row.low, row.high, generator, row.labels, row.codes, row.through)
+
+
+def _modules(levels: list[Level]) -> dict[str, nn.Module]:
+    return {str(index): level.generator for index, level in enumerate(levels)}

@@ -1,0 +1,119 @@
+"""A stack of levels, from the image (level 0) up to the label, and sampling from it top down."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sgan.config import Codes
+from sgan.models.networks import Chain, Generator
+
+SAMPLING_BATCH = 500
+
+
+@dataclass
+class Level:
+    """Level i: its generator makes tap `low` from tap `high`; `labels` False leaves the condition of the top out.
+
+    Attributes:
+        codes: the last numbers of z are InfoGAN's codes.
+        through: taps between `high` and `low`, from the lower up, that a Chain passes.
+    """
+
+    low: str
+    high: str
+    generator: Generator | Chain
+    labels: bool = True
+    codes: Codes | None = None
+    through: tuple[str, ...] = ()
+
+
+def unfolded(levels: list[Level]) -> list[Level]:
+    """The same stack with every chained generator as levels of its own."""
+    plain = []
+    for level in levels:
+        if isinstance(level.generator, Chain):
+            bounds = (level.low, *level.through, level.high)
+            plain += [
+                Level(low, high, part, level.labels)
+                for (low, high), part in zip(pairwise(bounds), level.generator.parts, strict=True)
+            ]
+        else:
+            plain.append(level)
+    return plain
+
+
+def draw(level: Level, count: int, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
+    """z of a level, (count, Z): U(0, 1) (released code), and one-hot where it is a categorical code. The draw is the
+    CPU generator's where one is given, else that of the device."""
+    place = generator.device if generator else device
+    z = torch.rand(count, level.generator.noise, generator=generator, device=place)
+    if level.codes:
+        first = level.generator.noise - level.codes.size
+        values = level.codes.categorical
+        chosen = (z[:, first] * values).long().clamp(max=values - 1)  # in float32, 1 - 2^-25 times values is values
+        z = torch.cat([z[:, :first], F.one_hot(chosen, values).to(z), z[:, first + values :]], 1)
+    return z.to(device)
+
+
+def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
+    """What the top generator is given for labels (B,): one-hot (B, K), or (B, 0) where it uses no labels."""
+    return F.one_hot(labels, classes).float() if level.labels else torch.zeros(len(labels), 0, device=labels.device)
+
+
+def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
+    """All levels from the top down: each is given what the one above made (paper, "Sampling").
+
+    Args:
+        levels: from the image up.
+        condition: what the top level is given.
+        noise: z of every level, (B, Z_i), from the image up.
+    Returns:
+        tap -> what its level made, the image under "image".
+    """
+    made = {}
+    for index in reversed(range(len(levels))):
+        condition = levels[index].generator(condition, noise[index])
+        made[levels[index].low] = condition
+    return made
+
+
+@contextmanager
+def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
+    """Generators sample inside: no gradient, and batch normalisation with its running averages ("running") or with the
+    batch's own statistics ("batch", which leaves the averages as they were)."""
+    generators = [level.generator for level in levels]
+    training = [generator.training for generator in generators]
+    kept = [[buffer.clone() for buffer in generator.buffers()] for generator in generators]
+    for generator in generators:
+        generator.train(statistics == "batch")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for generator, mode, buffers in zip(generators, training, kept, strict=True):
+            generator.train(mode)
+            for buffer, value in zip(generator.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+
+
+def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Samples for a tensor of top-level conditions (n, ...), in parts of about equal size: tap -> what its level made.
+
+    The noise is a function of `seed` alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with sampling(levels, statistics):
+        for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
+            noise = [draw(level, len(part), conditions.device, generator) for level in levels]
+            yield descend(levels, part, noise)
+
+
+def balanced_labels(count: int, classes: int) -> Tensor:
+    """Labels 0, 1, ..., K-1, 0, 1, ... (count,): every class alike often."""
+    return torch.arange(count) % classes

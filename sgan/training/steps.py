@@ -1,0 +1,328 @@
+"""The training steps of a classifier and of a stack: what the loop runs."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
+from sgan.data.batches import Batches, Data, random_flips, random_shift, to_input, turned
+from sgan.models.encoder import Encoder
+from sgan.models.networks import Discriminator
+from sgan.models.stack import Level, draw, label_condition
+from sgan.training import losses
+from sgan.training.cuda_graphs import Phases
+from sgan.training.loop import in_layout_of
+from sgan.training.optimizers import adam
+
+VARIANCE_IMAGES = 2000
+"""Real images from which the variance of their features is taken."""
+CACHE_BYTES = 2**29
+"""Real features are computed once and kept up to this size, else anew each batch."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of everything random in one step."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def seed_step(device: torch.device, seed: int, step: int) -> None:
+    """Seed what is drawn in one step on the CPU and on the device, and nothing else: torch.manual_seed looks for every
+    kind of device, which takes 0.2 ms."""
+    value = step_seed(seed, step)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
+class ClassifierTask:
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by how
+    much each image was turned.
+
+    Args:
+        graphs: as for GanTask.
+    """
+
+    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
+        self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
+        self.modules: dict[str, nn.Module] = {"encoder": encoder}
+        self.optimisers = {"encoder": adam(encoder, recipe.adam)}
+        self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
+        self.images, self.labels = (torch.empty_like(part[: recipe.batch]) for part in (data.images, data.labels))
+        self.phases = Phases(data.images.device, graphs)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        seed_step(self.images.device, self.seed, step)
+        index = self.batches[step]
+        images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
+        if self.recipe.objective == "rotation":
+            labels = torch.randint(4, labels.shape, device=labels.device)
+            images = turned(images, labels)
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        return self.phases("step", self._update)
+
+    def _update(self) -> dict[str, Tensor]:
+        """One optimiser step on `images` and `labels`."""
+        images = to_input(self.images, self.encoder.mean)
+        images = random_flips(images) if self.recipe.flips else images
+        loss = F.cross_entropy(self.encoder(images), self.labels)
+        self.optimisers["encoder"].zero_grad()
+        loss.backward()
+        self.optimisers["encoder"].step()
+        return {"class_loss": loss.detach()}
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, factor: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.factor = factor
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, *gradient: Tensor):
+        return gradient[0] * ctx.factor, None
+
+
+@dataclass
+class Real:
+    """One real batch: labels (B,), and tap -> real features, the image under "image"."""
+
+    labels: Tensor
+    taps: dict[str, Tensor]
+
+
+@dataclass
+class Generated:
+    """One generated batch, a list entry a level, from the lowest up: what its generator made, its z, and the condition
+    that it was given. Between levels the gradient through `conditions` is the scaled one."""
+
+    made: list[Tensor]
+    noise: list[Tensor]
+    conditions: list[Tensor]
+
+
+class GanTask:
+    """Trains levels: one on real features (independent stage), or all, each on what the one above makes (joint stage).
+
+    A step is one discriminator step and, by the recipe's rule, one or more generator steps (paper, "Stacked
+    Generators"; released code for the rule).
+
+    Args:
+        levels: neighbours, from the lower up; more than one means the joint stage.
+        discriminators: one a level; Q is inside.
+        encoder: frozen; None where no loss and no condition needs it.
+        mean: what is subtracted from real images.
+        classes: K.
+        feedback: share of the gradient of a level's loss that reaches the level above.
+        graphs: False launches every kernel of a step on its own on a GPU, too.
+    """
+
+    def __init__(
+        self,
+        levels: list[Level],
+        discriminators: list[Discriminator],
+        encoder: Encoder | None,
+        data: Data,
+        recipe: GanRecipe,
+        weights: Weights,
+        seed: int,
+        mean: Tensor,
+        classes: int,
+        feedback: float = 1.0,
+        graphs: bool = True,
+    ):
+        self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
+        self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
+        self.mean, self.classes, self.feedback = mean, classes, feedback
+        self.generator = nn.ModuleList(level.generator for level in levels)
+        self.discriminator = nn.ModuleList(discriminators)
+        self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
+        self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
+        self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
+        self.batch: tuple[Real, Tensor, Generated]
+        self.phases = Phases(data.images.device, graphs)
+        self.beside = self.phases.beside
+        self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
+        self.cache = self._cache()
+        self.trivial = [self._trivial(level) for level in levels]
+
+    def _trivial(self, level: Level) -> dict[str, float]:
+        """What a generator scores that ignores z (entropy), and one that ignores its condition: the variance of the
+        real features for one that always answers their mean, log K for one that says nothing about the label."""
+        conditional = math.log(self.classes)
+        if level.high != LABEL:
+            assert self.encoder is not None
+            some = self.encoder.features(self.data.images[:VARIANCE_IMAGES], (level.high,))
+            conditional = some[level.high].var(0).mean().item()
+        return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
+
+    def caches(self, images: int) -> bool:
+        """Whether the real features of so many images are computed once and kept: where no flip changes them and they
+        fit."""
+        if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
+            return False
+        one = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
+        return sum(tap.numel() for tap in one.values()) * 4 * images <= CACHE_BYTES
+
+    def _cache(self) -> dict[str, Tensor]:
+        """Real features of the whole training set."""
+        if not self.caches(len(self.data.images)):
+            return {}
+        assert self.encoder is not None
+        return self.encoder.features(self.data.images, self.needed - {IMAGE})
+
+    def real(self, index: Tensor) -> Real:
+        """The real batch of these training images."""
+        taps = {tap: values[index] for tap, values in self.cache.items()}
+        images = self.data.images[index] if self.needed - set(taps) else None
+        if images is not None:
+            images = random_flips(images) if self.recipe.flips else images
+            if self.needed - set(taps) - {IMAGE}:
+                assert self.encoder is not None
+                taps |= self.encoder.features(images, self.needed - {IMAGE})
+            if IMAGE in self.needed:
+                taps[IMAGE] = to_input(images, self.mean)
+        return Real(self.data.labels[index], taps)
+
+    def condition(self, real: Real) -> Tensor:
+        """What the top level is given: its real features, or the label."""
+        top = self.levels[-1]
+        return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
+
+    def generate(self, condition: Tensor) -> Generated:
+        """What every level makes, from the top down."""
+        batch = Generated([], [], [])
+        for level in reversed(self.levels):
+            if batch.made:
+                above = batch.made[0]
+                condition = _ScaleGradient.apply(above, self.feedback) if self.feedback > 0 else above.detach()
+            z = draw(level, len(condition), condition.device)
+            with self._autocast():
+                made = level.generator(condition, z)
+            batch.made.insert(0, made.to(self.mean.dtype))
+            batch.noise.insert(0, z)
+            batch.conditions.insert(0, condition)
+        return batch
+
+    def _autocast(self) -> torch.autocast:
+        """The precision of forward passes, one context for each of them: inside one weights are cast once, and Adam
+        changes them between."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
+        logits, recovered = discriminator(h)
+        return logits.to(self.mean.dtype), recovered.to(self.mean.dtype)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        seed_step(self.index.device, self.seed, step)
+        self.index.copy_(self.batches[step])
+        if len({steps for _, steps in self.recipe.generator_steps}) == 1:
+            return self.phases("step", self._whole_step)
+        report = self.phases("discriminator", self._discriminator_step)
+        repeats = self._repeats(report)
+        for repeat in range(repeats):
+            new = repeat > 0 or self.recipe.fresh_noise
+            anew = functools.partial(self._generator_step, True)  # a backward pass goes once through a batch
+            report |= self.phases(f"generator {new}", functools.partial(self._generator_step, new), anew)
+        return report | {"generator_steps": torch.tensor(float(repeats))}
+
+    def _whole_step(self) -> dict[str, Tensor]:
+        """A step whose number of generator steps is fixed."""
+        report = self._discriminator_step()
+        repeats = self.recipe.generator_steps[0][1]
+        for repeat in range(repeats):
+            report |= self._generator_step(repeat > 0 or self.recipe.fresh_noise)
+        return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
+
+    def _repeats(self, report: dict[str, Tensor]) -> int:
+        """Generator steps by the recipe's rule, of half the adversarial loss of the lowest level's D."""
+        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
+        return losses.generator_steps(self.recipe.generator_steps, lowest)
+
+    def _discriminator_step(self) -> dict[str, Tensor]:
+        """Bring the next batch, and update all D and Q on it. What they say of real features needs no generator."""
+        real = self.real(self.index)
+        condition = self.condition(real)
+        self.beside.begin()
+        batch = self.generate(condition)
+        self.batch = real, condition, batch
+        recipe, report, parts, judged = self.recipe, {}, [], []
+        for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
+            with self.beside(), self._autocast():
+                real_logits, _ = self._judge(discriminator, real.taps[level.low])
+            with self._autocast():
+                judged.append((real_logits, *self._judge(discriminator, fake.detach())))
+        self.beside.join()
+        for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
+            terms = {
+                "d_adversarial": losses.discriminator(real_logits, fake_logits),
+                "d_accuracy": losses.discriminator_accuracy(real_logits, fake_logits),
+            }
+            loss = recipe.discriminator_scale * terms["d_adversarial"]
+            if self.weights.entropy > 0:
+                terms["d_entropy"] = losses.entropy(recovered, z, level.codes)
+                loss = loss + self.weights.entropy * terms["d_entropy"]
+            if recipe.discriminator == "classes" and recipe.class_weight > 0:
+                terms["d_class"] = F.cross_entropy(real_logits, real.labels)
+                loss = loss + recipe.class_weight * terms["d_class"]
+            parts.append(loss)
+            report |= {self._name(level, name): value.detach() for name, value in terms.items()}
+        self._update("discriminator", torch.stack(parts).sum())
+        return report
+
+    def _generator_step(self, new: bool) -> dict[str, Tensor]:
+        """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
+        the discriminator step generated, or on a new draw."""
+        real, condition, batch = self.batch
+        batch = self.generate(condition) if new else batch
+        weights, report, parts, found = self.weights, {}, [], []
+        self.beside.begin()
+        for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
+            terms: dict[str, tuple[float, Tensor]] = {}
+            with self.beside():
+                if weights.conditional > 0 and (level.high != LABEL or level.labels):
+                    target = real.labels if level.high == LABEL else batch.conditions[index]
+                    encoded = self._encoded(batch.made[index], level)
+                    terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
+            if weights.adversarial > 0 or weights.entropy > 0:
+                with self._autocast():
+                    logits, recovered = self._judge(discriminator, batch.made[index])
+                terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
+                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
+            found.append(terms)
+        self.beside.join()
+        for level, trivial, terms in zip(self.levels, self.trivial, found, strict=True):
+            for name, (weight, term) in terms.items():
+                if weight > 0:
+                    parts.append(weight * term)
+                    report[self._name(level, name)] = term.detach()
+                    if name in trivial:
+                        ratio = f"{name.removeprefix('g_')}_ratio"
+                        report[self._name(level, ratio)] = term.detach() / trivial[name]
+        self._update("generator", torch.stack(parts).sum())
+        return report
+
+    def _encoded(self, fake: Tensor, level: Level) -> Tensor:
+        """What the encoder says of what a level made. Images carry the GAN's mean image; the encoder may have been
+        trained with another."""
+        assert self.encoder is not None
+        seen = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+        with self._autocast():
+            return self.encoder(seen, level.low, level.high).to(self.mean.dtype)
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        """One optimiser step; gradients go to this side's parameters only."""
+        parameters = list(self.modules[name].parameters())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else in_layout_of(parameter, gradient)
+        self.optimisers[name].step()
+
+    def _name(self, level: Level, name: str) -> str:
+        """Losses of the joint stage carry their level."""
+        return name if len(self.levels) == 1 else f"level{self.levels.index(level)}/{name}"

@@ -1,0 +1,211 @@
+"""What a search may choose: the stack's split, the loss weights, and any numeric field of the recipe.
+
+A split is one categorical over the subsets of taps, since lambdas that are shared by all splits are learned faster than
+lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) is a choice of the categorical `losses`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sgan.checks import content_key, number, require
+from sgan.config import INNER_TAPS, Config, Recipe, Weights
+from sgan.presets import VARIANTS, configure
+from sweeps.planning.options import DEFAULT_CUTS, replaced
+
+WEIGHTS = ("adversarial", "conditional", "entropy")
+SHORT = {"adversarial": "adv", "conditional": "cond", "entropy": "ent"}
+NONE, ALL = "none", "all"
+SPLITS = {
+    "+".join(taps) or NONE: taps for size in range(len(INNER_TAPS) + 1) for taps in combinations(INNER_TAPS, size)
+}
+"""Every valid subset of taps, from the image up, by name."""
+
+
+def splits_of(variant: str) -> tuple[str, ...]:
+    """Names of the splits that a variant can have."""
+    row = VARIANTS[variant].variant
+    if not (row.cuts or row.through):
+        return (NONE,)
+    # A chain of generators has at least two; without labels only the features above give a level its condition.
+    return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A numeric field of the recipe and its range; `log` samples it on a log scale."""
+
+    field: str
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the field takes whole numbers."""
+        return isinstance(self.low, int)
+
+
+def parse_varied(text: str, recipe: Recipe) -> Varied:
+    """A field to vary from FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; ConfigError where it is no numeric field of the
+    recipe, or the recipe is not valid at an end."""
+    field, equals, ends = text.partition("=")
+    low, colon, rest = ends.partition(":")
+    high, _, scale = rest.partition(":")
+    require(
+        bool(equals and colon) and scale in ("", "log"),
+        f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}",
+    )
+    value: Any = recipe
+    for name in field.split("."):
+        names = [item.name for item in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+        require(name in names, f"no field {field!r} for --vary; at {name!r} there are {', '.join(names) or 'none'}")
+        value = getattr(value, name)
+    require(type(value) in (int, float), f"--vary {field} is {value!r}: only numbers can be varied")
+    try:
+        found = Varied(field, type(value)(low), type(value)(high), scale == "log")
+    except ValueError:
+        found = None
+    require(found is not None, f"--vary {field} takes two {type(value).__name__} values, but got {text!r}")
+    assert found is not None
+    number(f"the upper end of --vary {field}", found.high, found.low)
+    require(not found.log or found.low > 0, f"a log scale needs a lower end > 0, but got --vary {text}")
+    for end in (found.low, found.high):
+        changed(recipe, {field: end})
+    return found
+
+
+def changed(recipe: Recipe, values: dict[str, float]) -> Recipe:
+    """The recipe with fields, by dotted name, replaced."""
+    changes: dict[str, Any] = {}
+    for field, value in values.items():
+        *parents, last = field.split(".")
+        inner = changes
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = repr(value)
+    return replaced(recipe, changes, "")
+
+
+def check(
+    variant: str, splits: tuple[str, ...], ranges: tuple[tuple[float, float], ...], zeros: tuple[str, ...]
+) -> None:
+    """What can be wrong with a space whatever the dataset is, as one ConfigError; arguments as `Space` has them."""
+    for split in splits:
+        require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
+    require(len(set(splits)) == len(splits) > 0, f"--splits must name splits once, but got {splits}")
+    possible = splits_of(variant)
+    for split in splits:
+        require(
+            split in possible, f"{variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
+        )
+    for name, (low, high) in zip(WEIGHTS, ranges, strict=True):
+        number(f"the lower end of --{name}", low, 0.0, open_low=True)
+        number(f"the upper end of --{name}", high, low)
+    for name in zeros:
+        require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The search space of one variant.
+
+    Attributes:
+        variant: row of VARIANTS.
+        template: a config of it; all that the search does not choose is as in this one.
+        recipe: the recipe before a variant's own needs.
+        splits: names of SPLITS.
+        ranges: low and high of each weight, in the order of WEIGHTS.
+        zeros: weights that may be zero, at most one of them in a config.
+        varied: fields of the recipe.
+    """
+
+    variant: str
+    template: Config
+    recipe: Recipe
+    splits: tuple[str, ...]
+    ranges: tuple[tuple[float, float], ...]
+    zeros: tuple[str, ...]
+    varied: tuple[Varied, ...]
+
+    def __post_init__(self):
+        from sgan.stages.cost import check_networks  # torch takes seconds to import
+
+        check(self.variant, self.splits, self.ranges, self.zeros)
+        fields = [varied.field for varied in self.varied]
+        require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
+        for split in self.splits:
+            check_networks(self.config(self.known_good() | {"split": split}, 0))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights that the variant has."""
+        row = VARIANTS[self.variant].variant.weights
+        return tuple(name for name in WEIGHTS if getattr(row, name) > 0)
+
+    @property
+    def losses(self) -> dict[str, tuple[str, ...]]:
+        """The choices of which losses there are: name -> weights that are not zero."""
+        present = self.weights
+        dropped = [(), *((name,) for name in self.zeros if name in present and len(present) > 1)]
+        kept = [tuple(name for name in present if name not in out) for out in dropped]
+        return {"+".join(SHORT[name] for name in names): names for names in kept}
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Name -> Optuna's distribution; every config has all of them."""
+        found: dict[str, BaseDistribution] = {
+            "split": CategoricalDistribution(self.splits),
+            "losses": CategoricalDistribution(tuple(self.losses)),
+        }
+        for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
+            if name in self.weights:
+                found[name] = FloatDistribution(low, high, log=True)
+        for varied in self.varied:
+            kind = IntDistribution if varied.whole else FloatDistribution
+            found[varied.field] = kind(varied.low, varied.high, log=varied.log)  # pyright: ignore[reportArgumentType]
+        return found
+
+    def known_good(self) -> dict[str, Any]:
+        """The paper's point, or the point of this space nearest to it."""
+        row, default = VARIANTS[self.variant].variant, "+".join(DEFAULT_CUTS)
+        params: dict[str, Any] = {
+            "split": default if default in self.splits else self.splits[0],
+            "losses": next(iter(self.losses)),
+        }
+        for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
+            if name in self.weights:
+                params[name] = min(max(getattr(row.weights, name), low), high)
+        for varied in self.varied:
+            value: Any = self.recipe
+            for part in varied.field.split("."):
+                value = getattr(value, part)
+            params[varied.field] = min(max(value, varied.low), varied.high)
+        return params
+
+    def loss_weights(self, params: dict[str, Any]) -> Weights:
+        """The weights that params mean."""
+        kept = self.losses[params["losses"]]
+        return Weights(**{name: params[name] if name in kept else 0.0 for name in WEIGHTS})
+
+    def config(self, params: dict[str, Any], seed: int) -> Config:
+        """The config that params mean."""
+        recipe = changed(self.recipe, {varied.field: params[varied.field] for varied in self.varied})
+        weights, same = self.loss_weights(params), self.template
+        row = VARIANTS[self.variant].variant
+        cuts = SPLITS[params["split"]]
+        return configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts, same.inception)
+
+    def key(self, params: dict[str, Any]) -> str:
+        """What tells two configs apart: weights of losses that are left out do not."""
+        return content_key(self.config(params, 0))
+
+    def title(self, params: dict[str, Any]) -> str:
+        """A config in words."""
+        weights = self.loss_weights(params)
+        told = " : ".join(f"{getattr(weights, name):.3g}" for name in WEIGHTS)
+        more = "".join(f", {varied.field} {params[varied.field]:.3g}" for varied in self.varied)
+        return f"{params['split']}, {told}{more}"

@@ -1,0 +1,106 @@
+"""What an ablation's options mean: dataset, recipe and trials, and what is recorded of them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sgan.checks import as_json, content_key
+from sgan.presets import REAL_DATA_PAPER, VARIANTS
+from sweeps.planning import config_file as tuned
+from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.manifest import command, trial_row, write_manifest
+from sweeps.planning.options import DEFAULT_CUTS, Basis, prepare
+
+if TYPE_CHECKING:
+    from sgan.store.local import Store
+    from sweeps.planning.trials import Trial
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A sweep with everything chosen.
+
+    Attributes:
+        key: content key of all that its trials share; the same sweep with other variants or seeds has the same.
+        title: heading of its table.
+        search: the search that chose its options, None where none did.
+        default_key, default_command: key and command of the sweep that differs from this one only by what that search
+            chose; "" without a search.
+    """
+
+    sweep: Sweep
+    basis: Basis
+    trials: "tuple[Trial, ...]"
+    key: str
+    title: str
+    search: dict[str, Any] | None
+    default_key: str
+    default_command: str
+
+
+def resolve(sweep: Sweep, gpus: int) -> Resolved:
+    """Choose dataset and recipe, read the data, and plan every trial.
+
+    Raises:
+        ConfigError: data are absent or torn, a value does not fit the dataset or the recipe, or the file of --config
+            means another config here than where it was written.
+    """
+    from sweeps.planning.trials import trial
+
+    basis = prepare(sweep, gpus)
+    search, default_key, default_command = None, "", ""
+    if sweep.config:
+        found = tuned.read(sweep.config)
+        if found.matches(sweep):
+            found.check(basis)
+            search, default = found.provenance, found.default(sweep)
+            default_key = _key(default, prepare(default, gpus))
+            default_command = f"python sweeps/ablation.py {tuned.words(default)}"
+    weights = sweep.loss_weights
+    trials = tuple(
+        trial(variant, seed, basis.config(VARIANTS[variant].variant, seed, weights, sweep.cuts))
+        for seed in sweep.seed_range
+        for variant in dict.fromkeys(sweep.variants)
+    )
+    extras = [
+        f"cuts {' '.join(sweep.cuts) or 'none'}" if sweep.cuts != DEFAULT_CUTS else "",
+        f"weights {' '.join(f'{value:.3g}' for value in sweep.weights)}" if sweep.weights else "",
+        f"tuned by search {search['study']}" if search else "",
+    ]
+    title = ", ".join([basis.what, *basis.notes, *filter(None, extras)])
+    return Resolved(sweep, basis, trials, _key(sweep, basis), title, search, default_key, default_command)
+
+
+def _key(sweep: Sweep, basis: Basis) -> str:
+    from sgan.stages.graph import code_version
+
+    return content_key([*basis.shared, as_json(sweep.loss_weights), list(sweep.cuts), code_version()])
+
+
+def record(resolved: Resolved, store: "Store", machine: str, commit: str) -> None:
+    """Tell tracking and report what the sweep consists of; trials of earlier commands of the same sweep stay."""
+    sweep = resolved.sweep
+    settings = {name: getattr(sweep, name) for name in ("cuts", "weights", "budget", "width", "override")}
+    write_manifest(
+        store,
+        key=resolved.key,
+        title=resolved.title,
+        command=command("ablation.py"),
+        commit=commit,
+        machine=machine,
+        settings={"dataset": resolved.basis.dataset.name, "recipe": resolved.basis.recipe.name} | as_json(settings),
+        judges=resolved.trials[0].plan.judges,
+        variants=[{"name": name, "title": row.title, "paper": row.paper} for name, row in VARIANTS.items()],
+        trials=[trial_row(trial, "ablation", rerun(sweep, trial)) for trial in resolved.trials],
+        more={
+            "paper_real": REAL_DATA_PAPER,
+            "search": resolved.search,
+            "default": resolved.default_key,
+            "default_command": resolved.default_command,
+        },
+    )
+
+
+def rerun(sweep: Sweep, trial: "Trial") -> str:
+    """The options that run one trial of a sweep again."""
+    return tuned.words(dataclasses.replace(sweep, variants=(trial.variant,), seeds=1, first_seed=trial.seed))

@@ -1,0 +1,242 @@
+"""The main job from its command line: Ray, the store, MLflow and the table, all real; digits at a tiny budget."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chaos import below, processes
+from mlflow import MlflowClient
+from PIL import Image
+from waiting import wait_for
+
+import sgan
+from sgan.store.files import read_json
+from sgan.store.local import Store
+from sgan.store.record import read_record
+from sgan.training.checkpoint import CHECKPOINTS
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+TINY = ("--budget", "0.1", "--slots", "2", "--override", *SMALL)
+ROWS = ("sgan", "sgan-no-joint", "dcgan-adv-cond")
+
+
+def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *TINY, "--store", str(store), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def complete(store: Path, *arguments: str) -> str:
+    process = start(store, *arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def stages(store: Path) -> dict[str, float]:
+    """Finished stages, and when each was finished."""
+    return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
+
+
+def scores(store: Path) -> dict[str, dict[str, float]]:
+    return {path.parent.name: read_json(path)["scores"] for path in (store / "stages").glob("score-*/stage.json")}
+
+
+def table(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("| ")]
+
+
+def runs(store: Path) -> list:
+    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("sgan")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory) -> tuple[Path, str]:
+    """A store after one undisturbed run of two seeds, and what the run printed."""
+    store = tmp_path_factory.mktemp("quiet") / "runs"
+    return store, complete(store, "--seeds", "2", "--variants", *ROWS)
+
+
+def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Path, str]):
+    store, output = quiet
+    kinds = sorted(name.split("-")[0] for name in stages(store))
+    # Two seeds: an encoder each, the two levels that both stacks share and the DCGAN's one, one joint stage, 3 scores.
+    published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
+    assert sorted(published) == sorted(stages(store))
+    assert kinds == sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
+    titles = [line.split("|")[1].strip() for line in table(output)]
+    assert titles == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real data"]
+    assert (store / "RESULTS.md").read_text().strip() in output
+    assert "mlflow ui --backend-store-uri" in output
+
+
+def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, str]):
+    store, _ = quiet
+    found = runs(store)
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert (len(parents), len(children), len(found)) == (1, 6, 7)
+    assert {run.info.status for run in found} == {"FINISHED"}
+    for run in children:
+        assert {"variant", "seed", "cuts", "dataset", "recipe", "config_key", "commit"} <= set(run.data.tags)
+        assert run.data.metrics["fid"] == scores(store)[run.data.tags["trial"]]["fid"]
+        assert "level0/g_adversarial" in run.data.metrics
+        assert "level0/fid" in run.data.metrics
+        assert run.data.params["variant.weights.conditional"] == "1.0"
+    folder = Path(children[0].info.artifact_uri.removeprefix("file://"))
+    for figure in ("classes", "fixed_condition", "interpolation_noise", "real"):
+        assert Image.open(folder / "figures" / f"{figure}.png").size == (10 * 34 + 2, 10 * 34 + 2)
+    assert (folder / "figures" / "neighbours.png").exists()
+    assert sgan.load(folder / "model").sample(3).shape == (3, 1, 8, 8)
+    assert children[0].data.tags["alarm"]
+    assert children[0].data.tags["collapsed"] in ("yes", "no")
+    found = json.loads(children[0].data.tags["fingerprint"])["scores"]
+    assert (found["samples"], found["splits"]) == (500, 10)
+    out = store / "drawn.png"
+    command = [sys.executable, "-m", "sgan.sample", children[0].info.run_id, "--store", str(store), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=100)
+    assert Image.open(out).size == (8 * 34 + 2, 8 * 34 + 2)
+    assert list((folder / "images").glob("level0+step+*.png"))
+
+
+def test_the_same_command_trains_nothing_and_makes_all_but_the_stages_again(quiet: tuple[Path, str]):
+    """The finished stages are the truth: nothing else in the store is needed for the same table and the same runs."""
+    store, output = quiet
+    before = stages(store)
+    for path in store.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != "stages":
+            shutil.rmtree(path)
+    again = complete(store, "--seeds", "2", "--variants", *ROWS)
+    assert stages(store) == before
+    assert table(again) == table(output)
+    assert "6 finished, 0 to run" in again
+    assert len(runs(store)) == 7
+    assert [event["event"] for event in Store(store).events()] == ["sweep started", "sweep ended"]
+
+
+def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):
+    store, _ = quiet
+    before = stages(store)
+    output = complete(store, "--seeds", "2", "--variants", "sgan", "dcgan-adv")
+    new = sorted(name.split("-")[0] for name in set(stages(store)) - set(before))
+    assert new == ["level", "level", "score", "score"]
+    assert [line.split("|")[1].strip() for line in table(output)] == ["Variant", "SGAN", "DCGAN (adv)", "Real data"]
+    assert sum("mlflow.parentRunId" not in run.data.tags for run in runs(store)) == 1
+
+
+def trains(process: int) -> bool:
+    """Whether it runs trials: Ray names such a process after its wrapper of the trainable."""
+    return "ResourceTrainable" in processes().get(process, (0, ""))[1]
+
+
+def listening(tree: set[int]) -> set[str]:
+    """Addresses, in the kernel's hexadecimal, at which processes listen for TCP."""
+    sockets = set()
+    for process in tree:
+        with contextlib.suppress(OSError):
+            for file in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(file).removeprefix("socket:[").rstrip("]"))
+    lines = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return {fields[1].partition(":")[0] for fields in lines if fields[3] == "0A" and fields[9] in sockets}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes through /proc")
+@pytest.mark.timeout(400)
+def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt_and_at_once_on_two(tmp_path: Path):
+    store, arguments = tmp_path / "runs", ("--seeds", "1", "--variants", "sgan")
+    driver = start(store, *arguments)
+    wait_for(lambda: list((store / "work").glob("level-*")))
+    tree = below(driver.pid, processes())
+    assert len(tree) > 4
+    assert listening(tree)
+    assert listening(tree) <= LOOPBACK
+    os.kill(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "Stopping: every trial ends its step and leaves a checkpoint" in output
+    assert "the same command goes on" in output
+    assert not table(output)
+    for folder in (store / "work").glob("level-*"):  # they train for less than the seconds between two checkpoints
+        assert len(read_record(folder)) < 2 or list((folder / CHECKPOINTS).iterdir())
+    assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
+
+    driver, kept = start(store, *arguments), stages(store)
+    wait_for(lambda: any(map(trains, below(driver.pid, processes()))) and list((store / "work").glob("*-*")))
+    tree = below(driver.pid, processes())
+    os.kill(driver.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGINT)
+    assert driver.wait(15) == 130
+    output, _ = driver.communicate(timeout=60)  # until Ray's processes have noticed, too
+    assert "Stopped at once; the same command goes on" in output or "the same command goes on where" in output
+    wait_for(lambda: not any(map(trains, tree)), 60)
+    assert {name: stages(store)[name] for name in kept} == kept
+
+    for line in ("starting Ray", "  store"):  # before there are trials SIGTERM is a Ctrl-C, too
+        driver = start(store, *arguments)
+        assert driver.stdout
+        while not driver.stdout.readline().startswith(line):
+            assert driver.poll() is None
+        for _ in range(3):  # Python drops an exception that a signal raises where C code has called back
+            driver.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(30)
+        output, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130, output
+        assert "the same command goes on" in output
+        assert {name: stages(store)[name] for name in kept} == kept
+
+
+@pytest.mark.timeout(600)
+def test_three_drivers_of_two_sweeps_on_one_store_train_each_stage_once(quiet: tuple[Path, str], tmp_path: Path):
+    """Two of them run the same sweep; the third's differs in its scores alone, so that it shares all but those."""
+    store, arguments = tmp_path / "runs", ("--seeds", "1", "--variants", "sgan", "dcgan-adv-cond", "--slots", "1")
+    drivers = [start(store, *arguments), start(store, *arguments)]
+    drivers.append(start(store, *arguments, "--override", *SMALL[:2], "samples=600", "evaluations=1"))
+    seen: dict[str, int] = {}
+    deadline = time.monotonic() + 400
+    while any(driver.poll() is None for driver in drivers):
+        assert time.monotonic() < deadline
+        there = {path.parent.name: path.stat().st_ino for path in (store / "stages").glob("*/stage.json")}
+        again = {path.name for path in (store / "work").glob("*-*")} & there.keys()
+        assert not again, "a finished stage is trained again"
+        assert {name: there[name] for name in seen} == seen, "a stage was trained twice"
+        seen = there
+        time.sleep(0.05)
+    outputs = [driver.communicate()[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0, 0], outputs
+    joined = ["Another process runs this sweep in this store; this one joins it" in output for output in outputs]
+    assert sorted(joined[:2]) == [False, True]
+    assert not joined[2]
+    assert table(outputs[0]) == table(outputs[1])
+    assert len([name for name in stages(store) if not name.startswith("score-")]) == 1 + 1 + 3 + 1
+    same = [name for name in scores(store) if name in scores(quiet[0])]
+    assert len(same) == 2
+    assert len(scores(store)) == 4
+    assert {name: scores(store)[name] for name in same} == {name: scores(quiet[0])[name] for name in same}
+    found = runs(store)
+    assert len(found) == 2 + 2 * 2
+    assert {run.info.status for run in found} == {"FINISHED"}

@@ -1,0 +1,216 @@
+"""The search from its command line: Ray, Optuna, the store, MLflow and the table, all real; digits at a tiny budget."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import tyro
+import yaml
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from optuna_dashboard._storage_url import get_storage
+
+from sgan.config import Config
+from sgan.stages.graph import name, plan
+from sgan.store.files import read_json
+from sgan.store.local import Store
+from sweeps import best
+from sweeps.execution import scheduler as schedule
+from sweeps.execution.scheduler import Slots
+from sweeps.optimization.phases import Plan, Running
+from sweeps.planning.options import prepare
+from sweeps.search import Search, run
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+LEVELS = ("image_level=6400", "feature_level=3200", "gan.adam.learning_rate=2e-3")
+# Where few configs collapse, however short they train; the paper's point is among them.
+RANGES = ("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros")
+SPACE = ("--variant", "sgan-no-joint", "--splits", "none", "fc3", *RANGES)
+TINY = ("--dataset", "digits", "--slots", "2", *SPACE, "--override", *SMALL, *LEVELS)
+TRIALS = ("--trials", "5")
+
+
+def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", str(store), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def complete(store: Path, *arguments: str) -> str:
+    process = start(store, *arguments)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    return output
+
+
+def stages(store: Path) -> dict[str, float]:
+    """Finished stages, and when each was finished."""
+    return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
+
+
+def study(store: Path) -> optuna.Study:
+    """The study as optuna-dashboard reads it."""
+    storage = get_storage(str(store / "optuna.log"), storage_class="JournalFileStorage")
+    (found,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=found.study_name, storage=storage)
+
+
+def runs(store: Path) -> list:
+    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("sgan")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def named(store: Path) -> list[str]:
+    """The trials of MLflow's runs."""
+    return [run.data.tags["sgan.trial"] for run in runs(store) if "sgan.trial" in run.data.tags]
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory) -> tuple[Path, str]:
+    """A store after one undisturbed search, and what the search printed."""
+    store = tmp_path_factory.mktemp("quiet") / "runs"
+    return store, complete(store, *TRIALS)
+
+
+@pytest.mark.timeout(900)
+def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
+    store, output = quiet
+    trials = study(store).trials
+    assert [trial.state for trial in trials] == 3 * [TrialState.COMPLETE]
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 3
+    assert trials[0].params == {  # the paper's point is tried first
+        "split": "fc3", "losses": "adv+cond+ent", "adversarial": 1.0, "conditional": 1.0, "entropy": 10.0
+    }  # fmt: skip
+    assert trials[0].user_attrs["outcome"] in ("done", "collapsed")
+    for trial in trials:  # told what the store has
+        if trial.user_attrs["outcome"] == "done":
+            assert (
+                trial.value
+                == read_json(store / "stages" / trial.user_attrs["trial"] / "stage.json")["scores"]["inception_score"]
+            )
+
+    found = runs(store)
+    assert len(named(store)) == len(set(named(store))) == 5  # three explored, one confirmed on two seeds
+    assert {run.info.status for run in found} == {"FINISHED"}
+    phases = sorted((run.data.tags["phase"], run.data.tags["seed"]) for run in found if "phase" in run.data.tags)
+    assert phases == [("confirm", "1001"), ("confirm", "1002"), *(3 * [("explore", "1000")])]
+    (parent,) = [run for run in found if "sgan.trial" not in run.data.tags]
+    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
+    plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
+    assert {"history-inception_score.png", "parallel-inception_score.png"} <= plots
+
+    table = (store / "SEARCH.md").read_text()
+    assert table.strip() in output
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3  # heading, the confirmed config, real data: nothing that was only explored
+    for plot in plots:
+        assert any(plot in line.replace("%2B", "+") for line in table.splitlines())
+    assert all((store / line.split("(")[1][:-1]).exists() for line in table.splitlines() if line.startswith("!["))
+    assert "Predicted" in output
+    assert "saved" in output
+
+    content = yaml.safe_load((store / "best.yaml").read_text())
+    confirmed = content["provenance"]["confirmed"]
+    scores = [run.data.metrics["inception_score"] for run in found if run.data.tags.get("phase") == "confirm"]
+    assert confirmed["seeds"] == [1001, 1002]
+    assert confirmed["inception_score"]["n"] == 2
+    assert confirmed["inception_score"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert confirmed["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+
+
+def test_what_a_search_that_is_finished_would_take_is_nothing(quiet: tuple[Path, str], monkeypatch):
+    store = quiet[0]
+    monkeypatch.setattr(schedule, "measure", seconds_each)
+
+    def planned(trials: str) -> Plan:
+        search = tyro.cli(Search, args=[*TINY, "--store", str(store), "--trials", trials])
+        basis = prepare(search, 0)
+        running = Running(search, basis, search.space(basis), Store(store), Slots(1, 1, 0.0, 0, "here"))
+        return running.plan(running.open())
+
+    assert (planned("5").estimate.high, planned("5").saved) == (0.0, 0.0)
+    more = planned("6")  # one more config, and perhaps another best one; scorer and encoders are there
+    assert 2 * 0.5 + 3 * 2.0 * 0.9 < more.estimate.median < 2 * 0.5 + 3 * 3.0 * 1.1
+    assert more.saved == 3 * 2.0
+    endless = planned("1000000")
+    assert endless.explored == 700_000
+    assert 0.9 < endless.estimate.median / (700_000 * 2.5) < 1.1  # one split has two stages of its own, one three
+
+
+def seconds_each(configs: list[Config], *_: Any) -> tuple[dict[str, float], float]:
+    """A second for every stage, and half a second until workers have started."""
+    return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}, 0.5
+
+
+def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
+    store, _ = quiet
+    assert best.main(best.Filters(str(store), min_seeds=2)) == 0
+    listed = capsys.readouterr().out
+    (command,) = [line.split("  ")[1] for line in listed.splitlines() if line.startswith("1  ")]
+    words = command.split()
+    assert words[:2] == ["python", "sweeps/ablation.py"]
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / words[1]), *words[2:], "--store", str(store), "--dry-run"],
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    assert "2 finished, 0 to run" in ran.stdout
+
+
+@pytest.mark.timeout(900)
+def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str]):
+    store, _ = quiet
+    before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store).trials]
+    output = complete(store, "--trials", "6")
+    assert {name: stages(store)[name] for name in before} == before
+    after = [(trial.number, trial.params, trial.value) for trial in study(store).trials]
+    assert after[:3] == told
+    assert len(after) == 4
+    assert "3 trials finished" in output
+    assert len(named(store)) == len(set(named(store)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--splits", "fc9"], "fc9"),
+        (["--trials", "1"], "--trials"),
+        (["--max-cost", "3"], "--gpu-hour-price"),
+        (["--study-storage", "nowhere"], "nowhere"),
+        (["--vary", "gan.nothing=0:1"], "gan.nothing"),
+        (["--vary", "gan.adam.beta1=0.5:7"], "beta1"),
+        (["--override", "joint.nothing=1"], "joint.nothing"),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["auto", "digits"])
+def test_a_bad_option_ends_in_status_2_before_ray_starts(
+    dataset: str, arguments: list[str], named: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--dataset", dataset, *arguments])
+    try:
+        status = run()
+    except SystemExit as end:  # by tyro
+        status = end.code
+    assert status == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert "Ray" not in said.out
+
+
+def test_a_bad_option_ends_without_a_traceback(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), "--dataset", "digits", "--splits", "fc9"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert ended.returncode == 2
+    assert "fc9" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr

@@ -1,0 +1,216 @@
+"""Image folders made by the tests: what is read from them, and each fault one clear error that names the file."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import named_recipe
+from PIL import Image
+from torch import nn
+
+from sgan.checks import ConfigError
+from sgan.config import IMAGE, INNER_TAPS, LABEL
+from sgan.data import datasets
+from sgan.data.image_folder import FolderError, class_names, read
+from sgan.models.encoder import Encoder
+from sgan.models.networks import Discriminator, Generator
+from sgan.presets import folder_row
+from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.ablation_plan import resolve
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two classes of ten images."""
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        for index in range(10):
+            picture(seed=index + 100 * (label == "dogs")).save(tmp_path / label / f"{index}.png")
+    return tmp_path
+
+
+def refused(root: Path, size: int = 32, channels: int = 3) -> str:
+    with pytest.raises(FolderError) as caught:
+        read(root, size, channels)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(*arrays: np.ndarray) -> list[bytes]:
+    return sorted(image.tobytes() for images in arrays for image in images)
+
+
+def test_images_of_their_size_come_back_pixel_by_pixel_and_one_in_five_tests(root):
+    images, labels, test_images, test_labels = read(root, 32, 3)
+    assert images.shape == (16, 3, 32, 32)
+    assert test_images.shape == (4, 3, 32, 32)
+    assert images.dtype == test_images.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [8, 8]
+    assert np.bincount(test_labels).tolist() == [2, 2]
+    expected = [np.asarray(picture(seed=seed)).transpose(2, 0, 1).tobytes() for seed in (*range(10), *range(100, 110))]
+    assert rows(images, test_images) == sorted(expected)
+    cats = [np.asarray(picture(seed=seed)).transpose(2, 0, 1).tobytes() for seed in range(10)]
+    assert all((image.tobytes() in cats) == (label == 0) for image, label in zip(images, labels, strict=True))
+    assert set(labels[:8].tolist()) == set(test_labels.tolist()) == {0, 1}  # shuffled
+    again = read(root, 32, 3)
+    assert all(np.array_equal(one, other) for one, other in zip((images, labels, test_images), again, strict=False))
+
+
+def test_train_and_test_folders_are_the_parts(root, tmp_path_factory):
+    both = tmp_path_factory.mktemp("both")
+    (root).rename(both / "train")
+    (both / "train").joinpath().mkdir(exist_ok=True)
+    for label in ("cats", "dogs"):
+        (both / "test" / label).mkdir(parents=True)
+        picture(seed=7).save(both / "test" / label / "x.png")
+    found = read(both, 32, 3)
+    assert [len(part) for part in found] == [20, 20, 2, 2]
+    (both / "test" / "birds").mkdir()
+    assert "only one has birds" in refused(both)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "RGBA"])
+def test_every_mode_becomes_the_channels_asked_for(root, mode):
+    picture(mode).save(root / "cats" / ("odd.jpg" if mode == "CMYK" else "odd.png"))
+    for channels in (1, 3):
+        images = read(root, 16, channels)[0]
+        assert images.shape[1:] == (channels, 16, 16)
+    if mode == "L":  # grey among colour: three equal channels
+        grey = [image for image in np.concatenate(read(root, 32, 3)[::2]) if (image == image[:1]).all()]
+        assert len(grey) == 1
+        assert np.array_equal(grey[0][0], np.asarray(picture("L")))
+
+
+def test_odd_sizes_are_cut_around_their_middle_and_resized(root):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200  # just the middle square
+    Image.fromarray(wide).save(root / "cats" / "wide.png")
+    found = np.concatenate(read(root, 32, 3)[::2])
+    assert (found == 200).all((1, 2, 3)).sum() == 1
+    picture(size=(1, 1)).save(root / "cats" / "dot.png")
+    read(root, 32, 3)
+
+
+def test_transparency_is_white_and_exif_turns_the_image(root):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(root / "cats" / "clear.png")
+    assert (np.concatenate(read(root, 8, 3)[::2]) == 255).all((1, 2, 3)).sum() == 1
+    dark_left = np.full((16, 16, 3), 255, np.uint8)
+    dark_left[:, :8] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees to the right": the dark side comes to the top
+    Image.fromarray(dark_left).save(root / "dogs" / "turned.png", exif=exif)
+    found = np.concatenate(read(root, 16, 3)[::2])
+    assert any(image[:, :8].max() == 0 and image[:, 8:].min() == 255 for image in found)
+
+
+def test_hidden_files_are_passed_over(root):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (root / "cats" / name).write_text("no image")
+    (root / ".git").mkdir()
+    (root / "README.txt").write_text("about")
+    assert class_names(root) == ("cats", "dogs")
+    assert len(read(root, 32, 3)[0]) == 16
+
+
+def test_each_broken_or_odd_file_is_named(root):
+    path = root / "dogs" / "3.png"
+    whole = path.read_bytes()
+    for bad in (whole[: len(whole) // 2], b"", b"text", whole[:8] + b"?" * 50):
+        path.write_bytes(bad)
+        assert f"{path} cannot be read as an image" in refused(root)
+    path.write_bytes(whole)
+    odd = root / "cats" / "odd"
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(odd.with_suffix(".png"))
+    assert "odd.png has pixels of mode I;16" in refused(root)
+    odd.with_suffix(".png").unlink()
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(odd.with_suffix(".tif"))
+    assert "odd.tif has pixels of mode F" in refused(root)
+    odd.with_suffix(".tif").unlink()
+    picture().save(odd.with_suffix(".gif"), save_all=True, append_images=[picture(seed=1)])
+    assert "odd.gif is an animation of 2 frames" in refused(root)
+    odd.with_suffix(".gif").unlink()
+    (root / "cats" / "notes.txt").write_text("not an image")
+    assert "notes.txt cannot be read as an image" in refused(root)
+    path.write_bytes(b"")
+    assert refused(root).endswith("so are 1 more files")
+
+
+def test_a_folder_that_is_no_set_of_classes_is_refused(root):
+    picture().save(root / "loose.png")
+    assert "loose.png lies beside the class folders" in refused(root)
+    (root / "loose.png").unlink()
+    (root / "empty").mkdir()
+    assert "empty holds no images" in refused(root)
+    (root / "empty").rmdir()
+    for path in (root / "dogs").iterdir():
+        path.unlink()
+    (root / "dogs").rmdir()
+    assert "at least two sub-folders" in refused(root)
+
+
+def test_the_same_pixels_have_the_same_digest_whatever_their_file(root):
+    row = folder_row(32, 3, 2)
+    before = datasets.read(row, root).digest
+    datasets.read.cache_clear()
+    picture(seed=0).save(root / "cats" / "0.bmp")
+    (root / "cats" / "0.png").unlink()
+    assert datasets.read(row, root).digest == before
+    datasets.read.cache_clear()
+    picture(seed=99).save(root / "cats" / "0.bmp")
+    assert datasets.read(row, root).digest != before
+    datasets.read.cache_clear()
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 48, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_networks_of_every_size_fit_together(size, channels):
+    row = folder_row(size, channels, 5).scaled(0.1)
+    recipe = named_recipe("released", "cifar10" if channels == 3 else "mnist").gan
+    for taps in ((IMAGE, LABEL), (IMAGE, "fc3", LABEL), (IMAGE, *INNER_TAPS, LABEL)):
+        h = torch.rand(2, channels, size, size)
+        features = Encoder(row, 0.1).taps(h) | {LABEL: torch.eye(5)[:2]}
+        for low, high in itertools.pairwise(taps):
+            generator = Generator(row, recipe, low, high)
+            made = generator(features[high], torch.rand(2, generator.noise))
+            assert made.shape == features[low].shape
+            logits, recovered = Discriminator(row, recipe, low)(made)
+            assert logits.shape == (2, 5 if channels == 3 else 1)
+            assert recovered.shape == (2, generator.noise)
+            assert isinstance(generator, nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_size": 30}, "multiple of 4 from 8 to 128"),
+        ({"image_size": 4}, "multiple of 4 from 8 to 128"),
+        ({"image_size": 132}, "but got 132"),
+        ({"channels": 2}, "1 (grey) or 3 (colour)"),
+    ],
+)
+def test_sizes_and_channels_that_cannot_be_are_refused(root, options, words):
+    with pytest.raises(ConfigError) as caught:
+        Sweep(dataset="folder", data=root, **options)
+    assert words in str(caught.value)
+
+
+def test_a_sweep_over_a_folder_says_what_it_is(root):
+    sweep = Sweep(dataset="folder", data=root, image_size=12, channels=1, seeds=1, override=("gan.batch=8",))
+    with pytest.raises(ConfigError, match="at most the 16 training images"):
+        resolve(sweep, gpus=0)
+    batches = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
+    resolved = resolve(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
+    assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
+    assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
+    bad: dict[str, Any]
+    for bad in ({"dataset": "folder"}, {"dataset": "mnist", "image_size": 32}, {"channels": 3}):
+        with pytest.raises(ConfigError, match=r"--data|for --dataset folder alone"):
+            Sweep(**bad)

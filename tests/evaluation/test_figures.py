@@ -1,0 +1,176 @@
+"""Figures of toy stacks that paint their condition and their noise into the pixels, so that a figure can be read back:
+what each row holds fixed and what varies along it."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import PAPER, TINY
+from torch import Tensor, nn
+
+from sgan.config import IMAGE, LABEL, Codes
+from sgan.data.batches import to_input
+from sgan.evaluation import figures
+from sgan.evaluation.figures import COLUMNS, Painter, nearest, real
+from sgan.models.encoder import Encoder
+from sgan.models.networks import Chain, Discriminator, Generator
+from sgan.models.stack import Level, descend, label_condition, unfolded
+
+K = 10
+
+
+class Toy(nn.Module):
+    """Makes of a condition (n, F) and one number of noise z a vector (z, condition), or an image with these pixels."""
+
+    def __init__(self, low: str, noise: int = 1):
+        super().__init__()
+        self.low, self.noise = low, noise
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(1, 1, 8, 8))
+
+    def forward(self, condition: Tensor, z: Tensor) -> Tensor:
+        made = torch.cat([z, condition], 1)
+        return nn.functional.pad(made, (0, 64 - made.shape[1])).reshape(-1, 1, 8, 8) if self.low == IMAGE else made
+
+
+def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[Level]:
+    """A toy level between each two neighbouring taps."""
+    noise = 1 + (codes.size if codes else 0)
+    return [
+        Level(low, high, Toy(low, noise), labels, codes)  # pyright: ignore[reportArgumentType]
+        for low, high in pairwise(taps)
+    ]
+
+
+def cells(figure: figures.Figure) -> np.ndarray:
+    """Pixel values in [0, 1], (rows, columns, 64)."""
+    return figure.images.float().div(255).reshape(-1, figure.columns, 64).numpy()
+
+
+def constant(values: np.ndarray, axis: int) -> bool:
+    return bool((values == np.take(values, [0], axis)).all())
+
+
+TAPS = {1: (IMAGE, LABEL), 2: (IMAGE, "fc3", LABEL), 3: (IMAGE, "pool2", "fc3", LABEL)}
+
+
+@pytest.mark.parametrize("depth", TAPS)
+def test_each_figure_holds_fixed_what_its_name_says(depth):
+    """Pixel i is the noise of level i, from the image up; the label follows."""
+    painter = Painter(stack(*TAPS[depth]), "running", K, "cpu")
+    drawn = painter.figures()
+    label = np.eye(K)[:, None].repeat(COLUMNS, 1)
+    for name, figure in drawn.items():
+        found = cells(figure)
+        assert found.shape == (K, COLUMNS, 64)
+        assert not found[:, :, depth + K :].any()
+        if name != "interpolation_labels":
+            assert np.array_equal(found[:, :, depth : depth + K], label), name
+    z = {name: [cells(figure)[:, :, level] for level in range(depth)] for name, figure in drawn.items()}
+    assert all(len(np.unique(level)) > 50 for level in z["classes"])
+    assert len(np.unique(z["fixed_condition"][0])) > 50
+    assert all(constant(level, 1) and not constant(level, 0) for level in z["fixed_condition"][1:])
+    if depth == 1:
+        assert "fixed_noise" not in drawn
+    else:
+        assert constant(z["fixed_noise"][0], 1)
+        assert not constant(z["fixed_noise"][0], 0)
+        assert all(len(np.unique(level)) > 50 for level in z["fixed_noise"][1:])
+    for level in z["interpolation_noise"]:
+        assert np.abs(np.diff(level, 2, 1)).max() < 3 / 255  # straight, but for rounding to 1/255
+        assert np.abs(level[:, 0] - level[:, -1]).max() > 0.1
+    assert all(constant(level, 1) for level in z["interpolation_labels"])
+    mixed = cells(drawn["interpolation_labels"])[:, :, depth : depth + K]
+    expected = np.stack([(1 - t) * np.eye(K) + t * np.roll(np.eye(K), 1, 1) for t in np.linspace(0, 1, COLUMNS)], 1)
+    assert np.abs(mixed - expected).max() < 1 / 255
+
+
+def test_a_stack_without_labels_has_no_label_to_move():
+    drawn = Painter(stack(*TAPS[2], labels=False), "running", K, "cpu").figures()
+    assert set(drawn) == {"classes", "fixed_condition", "fixed_noise", "interpolation_noise"}
+    assert all(not cells(figure)[:, :, 2:].any() for figure in drawn.values())
+    single = Painter(stack(*TAPS[1], labels=False), "running", K, "cpu").figures()
+    assert set(single) == {"classes", "interpolation_noise"}  # nor a condition to hold
+
+
+def test_codes_are_shown_one_by_one():
+    """z: one plain number, 4 values of the categorical code, 2 continuous codes."""
+    drawn = Painter(stack(IMAGE, LABEL, labels=False, codes=Codes(4, 2)), "running", 4, "cpu").figures()
+    rows = np.eye(4)[:, None].repeat(COLUMNS, 1)
+    found = cells(drawn["codes"])
+    assert np.array_equal(found[:, :, 1:5], rows)
+    assert all(len(np.unique(found[:, :, place])) > 30 for place in (0, 5, 6))
+    found = cells(drawn["continuous_code"])
+    assert np.array_equal(found[:, :, 1:5], rows)
+    assert np.abs(found[:, :, 5] - np.linspace(0, 1, COLUMNS)).max() <= 0.5 / 255 + 1e-6
+    assert all(constant(found[:, :, place], 1) for place in (0, 6))
+    found = cells(drawn["interpolation_noise"])
+    assert constant(found[:, :, 1:5], 1)
+    assert set(np.unique(found[:, :, 1:5])) == {0.0, 1.0}
+    assert not constant(found[:, :, 5], 1)
+
+
+def test_a_chained_generator_is_drawn_as_its_levels():
+    torch.manual_seed(0)
+    parts = [Generator(TINY, PAPER, IMAGE, "fc3"), Generator(TINY, PAPER, "fc3", LABEL)]
+    chain = Level(IMAGE, LABEL, Chain(parts), through=("fc3",))
+    plain = [Level(IMAGE, "fc3", parts[0]), Level("fc3", LABEL, parts[1])]
+    assert [(level.low, level.high) for level in unfolded([chain])] == [(IMAGE, "fc3"), ("fc3", LABEL)]
+    ours, theirs = (Painter(levels, "running", K, "cpu").figures() for levels in ([chain], plain))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name].images, theirs[name].images) for name in ours)
+    condition = label_condition(chain, torch.arange(6), K)
+    noise = [torch.rand(6, part.noise) for part in parts]
+    for part in parts:
+        part.eval()
+    assert torch.equal(
+        descend([chain], condition, [torch.cat(noise, 1)])[IMAGE], descend(plain, condition, noise)[IMAGE]
+    )
+    assert Discriminator(TINY, PAPER, IMAGE, ("fc3",)).q.out_features == sum(part.noise for part in parts)
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
+    torch.manual_seed(1)
+    generator = Generator(TINY, PAPER, IMAGE, LABEL)
+    painter = Painter([Level(IMAGE, LABEL, generator)], statistics, K, "cpu")
+    before, state = {k: v.clone() for k, v in generator.state_dict().items()}, torch.get_rng_state()
+    first = painter.figures()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    second = Painter([Level(IMAGE, LABEL, generator)], statistics, K, "cpu").figures()
+    assert all(torch.equal(first[name].images, second[name].images) for name in first)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert generator.training
+
+
+def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
+    monkeypatch.setattr(figures, "PART", 77)
+    torch.manual_seed(2)
+    encoder = Encoder(TINY, 0.2)
+    some = digits.images[:300]
+    painter = Painter([Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))], "running", K, "cpu")
+    figure = painter.neighbours(some, encoder, encoder.features(some, ("fc3",))["fc3"])
+    triples = figure.images.reshape(-1, 3, 1, 8, 8)
+    assert figure.columns == 9
+    assert len(triples) == 30
+    with torch.no_grad():
+        views = [lambda x: x.float().flatten(1), lambda x: encoder(to_input(x, encoder.mean), IMAGE, "fc3")]
+        for place, view in enumerate(views, 1):
+            samples, candidates = view(triples[:, 0]).numpy(), view(some).numpy()
+            squares = ((samples[:, None] - candidates[None]) ** 2).sum(2)
+            shown = [(some == image).flatten(1).all(1).nonzero()[0, 0].item() for image in triples[:, place]]
+            assert np.allclose(squares[np.arange(30), shown], squares.min(1), rtol=1e-4)
+
+
+def test_an_image_is_its_own_nearest_neighbour(digits):
+    chosen = torch.tensor([0, 5, 500, 1346])
+    assert torch.equal(nearest(digits.images[chosen], digits.images), chosen)
+
+
+def test_real_images_come_by_class(digits):
+    figure = real(digits, K)
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(digits.images, digits.labels, strict=True)}
+    found = [known[image.numpy().tobytes()] for image in figure.images]
+    assert found == [label for label in range(K) for _ in range(COLUMNS)]

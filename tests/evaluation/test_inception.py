@@ -1,0 +1,295 @@
+"""The exact scores against torch-fidelity's own, on the same images and weights, and against theory."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+import torch_fidelity.feature_extractor_inceptionv3 as reference
+from PIL import Image
+from torch import nn
+
+import sgan
+from sgan import metrics as command
+from sgan.checks import ConfigError
+from sgan.evaluation import inception
+from sgan.evaluation import scores as metrics
+from sgan.stages.graph import name
+from sgan.stages.run import run_trial
+from sgan.stages.runners import Worker
+from sgan.store.files import sha256
+from sgan.store.local import Store
+from sweeps import report, tracking
+from sweeps.mlflow_view import connection
+from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.ablation_plan import record, resolve
+from sweeps.reporting import results
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A file of random weights for the network, with the names and shapes of the real ones."""
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+        network = reference.FeatureExtractorInceptionV3(inception.NETWORK, ["2048"])
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)  # or activations vanish on the way up
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def draw(folder: Path, count: int, seed: int, sizes=((32, 32),), modes=("RGB",)) -> Path:
+    """A folder of smooth random images."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.convert(modes[index % len(modes)]).resize(sizes[index % len(sizes)]).save(folder / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("images")
+    return draw(root / "one", 12, 0), draw(root / "two", 15, 1)
+
+
+def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "sgan.metrics", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
+    done = run(
+        folders[0],
+        "--against",
+        folders[1],
+        "--inception-weights",
+        weights,
+        "--cache",
+        tmp_path,
+        "--json",
+        tmp_path / "out",
+    )
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((tmp_path / "out").read_text())
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(folders[0]),
+        input2=str(folders[1]),
+        cuda=False,
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=12,
+        feature_extractor=inception.NETWORK,
+        feature_layer_prc="2048",
+        feature_extractor_weights_path=str(weights),
+        verbose=False,
+        cache=False,
+        save_cpu_ram=True,
+    )
+    pairs = {
+        "inception_score": "inception_score_mean",
+        "inception_score_split_std": "inception_score_std",
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    assert set(ours["scores"]) == set(pairs)
+    for key, other in pairs.items():  # of 2,000 directions without spread, theirs adds up the rounding
+        close = 1e-4 if key == "fid" else 1e-6
+        assert ours["scores"][key] == pytest.approx(theirs[other], rel=close, abs=1e-6), key
+    assert ours["scores"]["fid"] > 0.1
+    assert ours["fingerprint"]["samples"] == 12
+    assert ours["fingerprint"]["splits"] == 10
+    assert ours["fingerprint"]["network"] == "inception-v3-compat"
+    assert "15 images" in ours["fingerprint"]["reference"]
+
+
+@pytest.mark.slow
+def test_images_keep_their_own_sizes_and_grey_ones_are_repeated(weights, tmp_path):
+    folder = draw(tmp_path / "odd", 12, 2, sizes=((20, 30), (20, 30), (41, 17)), modes=("RGB", "L"))
+    source = command.find(str(folder), "train", tmp_path, None)
+    found = command.describe(source, inception.load(weights, "cpu"), tmp_path / "cache")
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(folder),
+        batch_size=1,
+        cuda=False,
+        isc=True,
+        feature_extractor_weights_path=str(weights),
+        verbose=False,
+        cache=False,
+        save_cpu_ram=True,
+    )
+    assert metrics.inception_score(found.logits)[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    grey = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    network = inception.load(weights, "cpu")
+    assert torch.equal(network.describe(grey).logits, network.describe(grey.expand(-1, 3, -1, -1)).logits)
+
+
+@pytest.mark.slow
+def test_features_are_computed_once_and_a_torn_cache_is_made_again(folders, weights, tmp_path):
+    network = inception.load(weights, "cpu")
+    source = command.find(str(folders[0]), "train", tmp_path, 10)
+    first = command.describe(source, network, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    made = file.stat().st_mtime_ns
+    assert torch.equal(command.describe(source, network, tmp_path).logits, first.logits)
+    assert file.stat().st_mtime_ns == made
+    file.write_bytes(file.read_bytes()[:-5])
+    assert torch.equal(command.describe(source, network, tmp_path).logits, first.logits)
+    other = command.find(str(folders[1]), "train", tmp_path, 10)
+    command.describe(other, network, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def refused(source: str | Path, **options) -> str:
+    with pytest.raises(ConfigError) as caught:
+        command.main(command.Options(str(source), **options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_broken_image_is_named_before_the_network_runs(folders, weights, tmp_path):
+    folder = draw(tmp_path / "images", 11, 3)
+    (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:60])
+    assert "007.png cannot be read as an image" in refused(folder, inception_weights=weights)
+
+
+def test_what_cannot_be_scored_is_refused(folders, tmp_path):
+    assert "neither a folder nor one of the datasets digits, mnist" in refused("nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in refused(tmp_path / "empty")
+    assert "needs as many images, not 3" in refused(draw(tmp_path / "few", 3, 0))
+    assert "--samples must be at least 10" in refused(folders[0], samples=9)
+
+
+def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_path):
+    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = run(folders[0], TORCH_HOME=str(tmp_path), **nowhere)
+    assert done.returncode == 2
+    said = done.stderr
+    assert len(said.splitlines()) == 1
+    for word in ("weights-inception-2015-12-05-6726825d.pth", "--inception-weights", "--scorer classifier"):
+        assert word in said
+    assert not list(tmp_path.rglob("*.pth"))
+    assert "there are no Inception weights at" in refused(folders[0], inception_weights=tmp_path / "none.pth")
+
+
+class Dangerous:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_weights_file_that_would_run_code_is_refused_and_not_run(tmp_path):
+    file, made = tmp_path / "bad.pth", tmp_path / "made"
+    torch.save({"fc.weight": Dangerous(made)}, file)
+    with pytest.raises(inception.WeightsError, match=r"bad\.pth holds no weights"):
+        inception.Inception(file, "cpu")
+    file.write_bytes(pickle.dumps(Dangerous(made)))
+    with pytest.raises(inception.WeightsError, match=r"bad\.pth holds no weights"):
+        inception.Inception(file, "cpu")
+    assert not made.exists()
+
+
+def test_weights_in_torchs_older_file_format_are_read(weights, tmp_path):
+    """As those that torch-fidelity publishes may be."""
+    file = tmp_path / "old.pth"
+    torch.save(torch.load(weights, weights_only=True), file, _use_new_zipfile_serialization=False)
+    images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    ours, theirs = (inception.Inception(path, "cpu").describe(images).logits for path in (file, weights))
+    assert torch.equal(ours, theirs)
+
+
+def test_torn_and_other_weights_are_refused(weights, tmp_path):
+    file = tmp_path / "w.pth"
+    file.write_bytes(weights.read_bytes()[:1_000_000])
+    with pytest.raises(inception.WeightsError, match="holds no weights"):
+        inception.Inception(file, "cpu")
+    torch.save({"fc.weight": torch.zeros(10, 4)}, file)
+    with pytest.raises(inception.WeightsError, match="another network"):
+        inception.Inception(file, "cpu")
+    state = torch.load(weights, weights_only=True)
+    del state["Mixed_7c.branch1x1.conv.weight"]
+    torch.save(state, file)
+    with pytest.raises(inception.WeightsError, match="does not fit the network"):
+        inception.Inception(file, "cpu")
+
+
+@pytest.mark.slow
+def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp_path, monkeypatch):
+    """A whole trial on a small image folder: its scores are those of its samples, and the table says by what."""
+    # A sixteenth of the work; the test above has the true size.
+    monkeypatch.setattr(reference.FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
+    data = tmp_path / "data"
+    data.mkdir()
+    for label in ("one", "two"):
+        draw(data / label, 15, seed=len(label) * ord(label[0]))
+    batches = [f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer")]
+    changes = ["samples=100", "evaluations=1", "encoder.images=80", "scorer.images=80", *batches]
+    options: dict[str, Any] = {
+        "dataset": "folder",
+        "data": data,
+        "image_size": 8,
+        "width": 0.1,
+        "budget": 0.001,
+        "seeds": 1,
+    }
+    sweep = Sweep(**options, variants=("dcgan-adv",), inception_weights=weights, override=tuple(changes))
+    resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
+    store.keep_weights(weights, resolved.trials[0].config.inception)
+    plan = resolved.trials[0].plan
+    data = resolved.basis.data.tensors()
+    worker = Worker(store, data, "cpu", plan, "test")
+    for _ in run_trial(worker):
+        pass
+    facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
+    network = inception.load(weights, "cpu")
+    real = network.describe(data.images)
+    made = network.describe(sgan.load(store.stage(plan.name)).sample(100, plan.score.levels[0].seed))
+    for key, value in metrics.network_scores(made, real).items():
+        assert facts["scores"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    assert facts["scores"]["diversity"] >= 0  # by the classifier
+    score, _ = metrics.inception_score(real.logits)
+    assert judge["scores"]["inception_score"] == pytest.approx(score, rel=1e-6)
+    on_test = metrics.network_scores(network.describe(data.test_images), real)
+    assert judge["scores"]["fid"] == pytest.approx(on_test["fid"], rel=1e-5)
+    said = facts["fingerprint"]["scores"]
+    assert (said["network"], said["samples"]) == ("inception-v3-compat", 100)
+    assert said["weights"] == judge["fingerprint"]["scores"]["weights"] == sha256(weights)
+    assert facts["fingerprint"]["classes"]["network"] == "the dataset's own classifier"
+
+    record(resolved, store, "here", "abc")
+    uri = connection.default_uri(store)
+    tracking.sync(store, resolved.key, uri)
+    section = report.markdown(results.read(uri, resolved.key))
+    assert "Inception score and FID by inception-v3-compat" in section
+    assert "Diversity, collapse and accuracy by the dataset's own classifier" in section
+    assert "| KID " in section
+    assert "| Precision | Recall |" in section

@@ -1,0 +1,256 @@
+"""Models that last: what is saved samples the same images, in this process and through MLflow, and damage is named."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PAPER, RELEASED, TINY, named_recipe
+from PIL import Image
+
+import sgan
+from sgan.checks import ConfigError, as_json, content_key, from_json
+from sgan.config import IMAGE, LABEL, Codes, Config
+from sgan.data.batches import to_pixels
+from sgan.models import export as model
+from sgan.models.export import ModelError, save
+from sgan.models.networks import new_generator
+from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
+from sgan.store.files import StoreError, write_json
+from sgan.store.local import STAGE_FILE, Store
+
+STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
+    "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
+    "deep": [(IMAGE, "pool1", True, (), None), ("pool1", "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
+    "dcgan": [(IMAGE, LABEL, True, (), None)],
+    "unlabelled": [(IMAGE, LABEL, False, (), None)],
+    "chain": [(IMAGE, LABEL, True, ("fc3",), None)],
+    "infogan": [(IMAGE, LABEL, False, (), Codes(10, 2))],
+    "unsupervised": [(IMAGE, "fc3", False, (), None), ("fc3", LABEL, False, (), None)],
+}
+
+
+WIDE = dataclasses.replace(PAPER, init_std=0.7)  # images that show the noise
+WIDE_RELEASED = dataclasses.replace(RELEASED, init_std=0.7)
+
+
+def build(rows: list[tuple], recipe=WIDE) -> list[Level]:
+    """Levels with random weights and running averages that are not those of a fresh network."""
+    torch.manual_seed(3)
+    levels = []
+    for low, high, labels, through, codes in rows:
+        generator = new_generator(TINY, recipe, low, high, labels, through, codes)
+        for name, buffer in generator.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+        levels.append(Level(low, high, generator, labels, codes, through))
+    return levels
+
+
+def drawn(levels: list[Level], labels: torch.Tensor, statistics: str, seed: int) -> torch.Tensor:
+    parts = sample(levels, label_condition(levels[-1], labels, 10), statistics, seed)
+    return torch.cat([to_pixels(part[IMAGE], levels[0].generator.mean) for part in parts])
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+@pytest.mark.parametrize("name", STACKS)
+def test_a_saved_stack_samples_the_same_images(name, statistics, tmp_path):
+    recipe = WIDE_RELEASED if name == "sgan" else WIDE
+    levels = build(STACKS[name], recipe)
+    save(tmp_path / "m", levels, TINY, recipe, statistics, {"seed": 7})
+    state = torch.get_rng_state()
+    loaded = sgan.load(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), state)
+    labels = [3, 1, 4, 1, 5, 9, 2, 6]
+    found = loaded.sample(labels, seed=11)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, drawn(levels, torch.tensor(labels), statistics, 11))
+    assert torch.equal(loaded.sample(23), drawn(levels, balanced_labels(23, 10), statistics, 0))
+    assert not torch.equal(loaded.sample(labels, 12), found)
+    assert (loaded.classes, loaded.labels, loaded.about) == (10, STACKS[name][-1][2], {"seed": 7})
+    assert {path.suffix for path in (tmp_path / "m").iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A finished score stage's folder, as far as models go."""
+    for which, seed in (("last", 0), ("best", 1)):
+        levels = build(STACKS["sgan"])
+        torch.nn.init.normal_(next(levels[0].generator.parameters()), std=0.5 + seed)
+        save(tmp_path / "stages" / "score-0123456789abcdef" / "model" / which, levels, TINY, WIDE, "running", {})
+    write_json(tmp_path / "stages" / "score-0123456789abcdef" / STAGE_FILE, {})
+    return tmp_path / "stages" / "score-0123456789abcdef"
+
+
+def test_last_and_best(folder):
+    last, best = (sgan.load(folder, which=which).sample(4) for which in ("last", "best"))
+    assert not torch.equal(last, best)
+    assert torch.equal(sgan.load(folder).sample(4), last)
+    assert torch.equal(sgan.load(folder / "model").sample(4), last)
+    assert torch.equal(sgan.load(folder / "model" / "best").sample(4), best)
+    with pytest.raises(ModelError, match="'last' or 'best', but got 'worst'"):
+        sgan.load(folder, which="worst")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([10], "label 10 is no class of this model; its classes are 0 to 9"), ([-1], "label -1"), ([], "at least one")],
+)
+def test_labels_that_the_model_does_not_have_are_refused(folder, labels, words):
+    with pytest.raises(ModelError) as caught:
+        sgan.load(folder).sample(labels)
+    assert words in str(caught.value)
+
+
+def test_damage_is_named(folder, tmp_path):
+    place = folder / "model" / "last"
+    with pytest.raises(ModelError, match="there is no model at"):
+        sgan.load(tmp_path)
+    weights, facts = (place / name for name in (model.WEIGHTS_FILE, model.MODEL_FILE))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"generator\.safetensors is missing or damaged"):
+        sgan.load(folder)
+    weights.write_bytes(whole)
+    said = json.loads(facts.read_text())
+    for change, words in (
+        ({"format": 2}, "no model of format 1"),
+        ({"levels": said["levels"][:1]}, "do not fit"),
+        ({"dataset": None}, "dataset must be an object"),
+        ({"sampling": 3}, "sampling must be of type str, but got 3"),
+    ):
+        write_json(facts, said | change)
+        with pytest.raises(ConfigError, match=words):
+            sgan.load(folder)
+    facts.write_text(facts.read_text()[:50])
+    with pytest.raises(StoreError, match="cannot be read"):
+        sgan.load(folder)
+
+
+def test_importing_the_package_does_not_import_torch():
+    script = "import sys, sgan; assert 'torch' not in sys.modules; sgan.load; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = sgan.lod  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def run(*words: str | int | Path, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sgan.sample", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(Path(sgan.__file__).parent.parent)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=environment)
+
+
+def test_the_command_draws_the_class_asked_for(folder, tmp_path):
+    Store(tmp_path).note_run("0a1b2c3d", "score-0123456789abcdef")
+    expected = sgan.load(folder).sample([3] * 6, 5)
+    for number, source in enumerate((folder, "score-0123456789abcdef", "012345", "0a1b2c3d")):
+        out = tmp_path / f"{number}.png"
+        options = ("--class", 3, "--n", 6, "--seed", 5, "--columns", 3, "--out", out, "--store", tmp_path)
+        done = run(source, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        with Image.open(out) as image:
+            assert image.size == (3 * 34 + 2, 2 * 34 + 2)
+            first = image.convert("L").crop((2, 2, 34, 34)).resize((8, 8), Image.Resampling.NEAREST)
+        assert list(first.tobytes()) == expected[0].flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing",), "'nothing' is no folder, and no run or stage in the store"),
+        ((".", "--n", "0"), "--n must be at least 1, but got 0"),
+        ((".", "--out", "x.jpg"), "--out must be a .png file"),
+        ((".",), "there is no model at"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words, said, tmp_path):
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+SERVED = """
+import sys, pandas, mlflow
+from mlflow import MlflowClient
+mlflow.set_tracking_uri(sys.argv[1])
+found = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+import sgan.models.export
+print(sgan.models.export.__file__)
+for params in ({"seed": 5}, {"seed": 5, "which": "best"}):
+    images = found.predict(pandas.DataFrame({"label": [3, 1, 4]}), params=params)
+    print(images.dtype, images.shape, images.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_samples_from_the_model_without_this_repository(folder, tmp_path):
+    root = Path(sgan.__file__).parent.parent
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    script = (
+        "import sys; from pathlib import Path; from sweeps.mlflow_view import connection, model as served\n"
+        "served.write(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "client = connection.connect(sys.argv[3])\n"
+        "run = client.create_run(client.create_experiment('x', artifact_location=Path(sys.argv[2]).parent.as_uri()))\n"
+        "client.log_artifacts(run.info.run_id, sys.argv[2], 'model'); print(run.info.run_id)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c"]
+    words = [str(folder / "model"), str(tmp_path / "made"), uri]
+    made = subprocess.run([*command, script, *words], capture_output=True, text=True, check=True, timeout=200, cwd=root)
+    kinds = {path.suffix for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert kinds == {"", ".py", ".yaml", ".txt", ".json", ".safetensors"}
+    # -I -S: without the editable install; the packages are put back
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    command = [sys.executable, "-W", "ignore", "-I", "-S", "-c", f"import sys; sys.path.append({packages!r})\n{SERVED}"]
+    words = [uri, made.stdout.split()[-1]]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[-3:]
+    assert lines[0].endswith("code/sgan/models/export.py")
+    assert not lines[0].startswith(str(root))
+    for line, which in zip(lines[1:], ("last", "best"), strict=True):
+        expected = sgan.load(folder, which=which).sample([3, 1, 4], 5).permute(0, 2, 3, 1).numpy()
+        assert line == f"uint8 (3, 8, 8, 1) {expected.tobytes().hex()}"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_config_comes_back_from_json(variant, recipe, dataset):
+    base = DATASETS[dataset]
+    chosen = VARIANTS[variant].variant
+    config = configure(base.scaled(0.5), base, "d", named_recipe(recipe, dataset), chosen, 3, None, ("pool1", "fc3"))
+    again = from_json(Config, json.loads(json.dumps(as_json(config))))
+    assert again == config
+    assert content_key(again) == content_key(config)
+
+
+def test_json_that_is_no_config_is_refused_by_name():
+    base = DATASETS["digits"]
+    config = configure(base, base, "", named_recipe("laptop", "digits"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
+    plain = as_json(config)
+    for path, value, words in (
+        (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be of type int, but got '64'"),
+        (("recipe", "gan", "adversarial"), "x", "recipe.gan.adversarial must be one of"),
+        (("recipe", "gan", "adam"), 3, "recipe.gan.adam must be an object"),
+        (("variant", "cuts"), "fc3", "variant.cuts must be a list"),
+        (("variant", "cuts"), ["fc9"], "unknown tap 'fc9'"),
+        (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps must have 2 entries"),
+        (("recipe", "gan", "odd"), 1, "look at odd"),
+        (("seed",), 1.5, "seed must be of type int"),
+        (("seed",), True, "seed must be of type int"),
+    ):
+        broken = json.loads(json.dumps(plain))
+        inner = broken
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+        with pytest.raises(ConfigError) as caught:
+            from_json(Config, broken)
+        assert words in str(caught.value)
+    assert dataclasses.is_dataclass(config)

@@ -1,0 +1,225 @@
+"""The search space over all splits: every config of it has networks, and what tells two configs apart."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sgan.checks import ConfigError
+from sgan.config import INNER_TAPS, TAPS
+from sgan.presets import DATASETS, VARIANTS, recipe_row
+from sgan.stages.cost import check_networks, stage_seconds
+from sgan.stages.graph import LevelStage, name, plan
+from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
+from sweeps.planning.options import Basis
+from sweeps.search import Search
+
+RANGES = ((0.1, 10.0), (0.1, 10.0), (1.0, 100.0))
+
+
+def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> Basis:
+    """A basis without the data's files."""
+    row, made = DATASETS[name], recipe_row(recipe, DATASETS[name], 1347)
+
+    class Absent:
+        digest = "0" * 16
+
+    return Basis(row, row.scaled(width), made, Absent(), None, "", "", name, ())  # pyright: ignore[reportArgumentType]
+
+
+def space(of: Basis | None = None, variant: str = "sgan", **changes) -> Space:
+    of = of or basis()
+    fields = {
+        "splits": splits_of(variant),
+        "ranges": RANGES,
+        "zeros": ("conditional", "entropy"),
+        "varied": (),
+    } | changes
+    return Space(variant, of.config(VARIANTS[variant].variant, 0), of.recipe, **fields)
+
+
+def test_the_splits_are_the_subsets_of_the_taps_each_in_the_encoders_order():
+    assert len(SPLITS) == 2 ** len(INNER_TAPS) == len(set(SPLITS.values()))
+    for split, taps in SPLITS.items():
+        assert list(taps) == [tap for tap in TAPS if tap in taps]
+        assert split == ("+".join(taps) or "none")
+
+
+ROWS = [("digits", 1.0, "paper"), ("digits", 0.1, "laptop"), ("mnist", 0.25, "released"), ("mnist", 1.0, "laptop")]
+ROWS += [("svhn", 0.5, "laptop"), ("cifar10", 1.0, "released"), ("cifar10", 0.1, "paper")]
+
+
+@pytest.mark.parametrize(("name", "width", "recipe"), ROWS)
+def test_every_split_of_every_dataset_has_networks_that_fit(name: str, width: float, recipe: str):
+    assert {row[0] for row in ROWS} == set(DATASETS)
+    made = space(basis(name, width, recipe))  # instantiates every split
+    for split, taps in SPLITS.items():
+        levels = [
+            s for _, s in plan(made.config(made.known_good() | {"split": split}, 0)).stages if isinstance(s, LevelStage)
+        ]
+        assert [level.low for level in levels][::-1] == ["image", *taps]
+
+
+def test_networks_that_do_not_fit_are_one_error_before_anything_runs():
+    row = DATASETS["digits"]
+    broken = dataclasses.replace(row, gan=dataclasses.replace(row.gan, map_convs=tuple(
+        dataclasses.replace(conv, kernel=99, padding=0) for conv in row.gan.map_convs
+    )))  # fmt: skip
+    of = dataclasses.replace(basis(), dataset=broken)
+    with pytest.raises(ConfigError, match=r"the networks of the level from .* do not fit digits"):
+        space(of)
+
+
+def test_no_memory_is_taken_for_the_networks():
+    before = torch.get_default_device()
+    check_networks(space(splits=("fc3",)).config(space(splits=("fc3",)).known_good(), 0))
+    assert torch.get_default_device() == before
+
+
+def test_distributions_are_those_asked_for():
+    of = basis()
+    varied = (parse_varied("gan.image_noise=0.0:0.5", of.recipe), parse_varied("gan.batch=16:64:log", of.recipe))
+    found = space(of, splits=("none", "pool1+fc3"), varied=varied).distributions
+    assert found == {
+        "split": CategoricalDistribution(("none", "pool1+fc3")),
+        "losses": CategoricalDistribution(("adv+cond+ent", "adv+ent", "adv+cond")),
+        "adversarial": FloatDistribution(0.1, 10.0, log=True),
+        "conditional": FloatDistribution(0.1, 10.0, log=True),
+        "entropy": FloatDistribution(1.0, 100.0, log=True),
+        "gan.image_noise": FloatDistribution(0.0, 0.5),
+        "gan.batch": IntDistribution(16, 64, log=True),
+    }
+
+
+def test_zero_is_a_choice_and_two_configs_that_differ_only_in_a_weight_left_out_are_one():
+    made = space(splits=("none", "fc3"))
+    base = made.known_good() | {"losses": "adv+ent"}
+    assert dataclasses.astuple(made.config(base, 0).variant.weights) == (1.0, 0.0, 10.0)
+    assert made.key(base) == made.key(base | {"conditional": 3.0})
+    for other in ({"adversarial": 3.0}, {"entropy": 3.0}, {"losses": "adv+cond+ent"}, {"split": "none"}):
+        assert made.key(base) != made.key(base | other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_a_space_and_the_papers_point_is_in_it(variant: str):
+    row = VARIANTS[variant].variant
+    some = tuple(split for split in ("none", "fc3", "pool1+fc3") if split in splits_of(variant))
+    made = space(variant=variant, splits=some)
+    known = made.known_good()
+    assert known.keys() == made.distributions.keys()
+    for param, distribution in made.distributions.items():
+        assert distribution._contains(distribution.to_internal_repr(known[param]))
+    assert made.config(known, 5).variant == made.template.variant
+    for split in some:
+        found = made.config(known | {"split": split}, 0).variant
+        assert (found.cuts, found.through) == (SPLITS[split] if row.cuts else (), SPLITS[split] if row.through else ())
+    for losses in made.losses:
+        weights = made.loss_weights(known | {"losses": losses})
+        assert sum(weight > 0 for weight in dataclasses.astuple(weights)) >= 1
+
+
+ONE = space(splits=("fc3",))
+
+
+@settings(max_examples=30)
+@given(st.tuples(*(st.floats(1e-3, 1e3) for _ in range(3))), st.sampled_from(list(SPLITS)), st.integers(0, 2**31 - 2))
+def test_params_reach_the_config_and_nothing_else_changes(weights: tuple, split: str, seed: int):
+    made = ONE
+    params = made.known_good() | dict(zip(("adversarial", "conditional", "entropy"), weights, strict=True))
+    config = made.config(params | {"split": split}, seed)
+    assert dataclasses.astuple(config.variant.weights) == weights
+    assert (config.variant.cuts, config.seed) == (SPLITS[split], seed)
+    same = dataclasses.replace(config, seed=0, variant=made.template.variant)
+    assert same == made.template
+
+
+def test_a_varied_field_reaches_the_recipe():
+    of = basis()
+    made = space(of, splits=("fc3",), varied=(parse_varied("gan.adam.learning_rate=1e-5:1e-2:log", of.recipe),))
+    config = made.config(made.known_good() | {"gan.adam.learning_rate": 2e-3}, 0)
+    assert config.recipe.gan.adam.learning_rate == 2e-3
+    assert config.recipe.joint == of.recipe.joint
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"splits": ("fc9",)}, "fc9"),
+        ({"splits": ("fc3+pool1",)}, r"fc3\+pool1"),
+        ({"splits": ()}, "--splits"),
+        ({"splits": ("fc3", "fc3")}, "fc3"),
+        ({"ranges": ((0.0, 1.0), *RANGES[1:])}, "--adversarial"),
+        ({"ranges": ((2.0, 1.0), *RANGES[1:])}, "upper end of --adversarial"),
+        ({"ranges": (*RANGES[:2], (1.0, math.inf))}, "--entropy"),
+        ({"ranges": (RANGES[0], (math.nan, 1.0), RANGES[2])}, "--conditional"),
+        ({"zeros": ("label",)}, "label"),
+        ({"variant": "full-gan", "splits": ("none",)}, "full-gan cannot be split at 'none'"),
+        ({"variant": "dcgan-adv", "splits": ("fc3",)}, "dcgan-adv cannot be split at 'fc3'"),
+    ],
+)
+def test_a_bad_space_is_one_error_that_names_its_value(changes: dict, named: str):
+    with pytest.raises(ConfigError, match=named):
+        space(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("gan.image_noise", "FIELD=LOW:HIGH"),
+        ("gan.image_noise=1", "FIELD=LOW:HIGH"),
+        ("gan.image_noise=0:1:linear", "linear"),
+        ("gan.nothing=0:1", "nothing"),
+        ("gan.adversarial=0:1", "only numbers"),
+        ("gan.image_noise=a:b", "a:b"),
+        ("gan.batch=1.5:2", "int"),
+        ("gan.image_noise=1:0.5", "upper end"),
+        ("gan.image_noise=0:1:log", "log scale"),
+        ("gan.image_noise=-1:1", "-1"),
+        ("gan.image_noise=0:nan", "nan"),
+    ],
+)
+def test_a_bad_field_to_vary_is_one_error_that_names_it(text: str, named: str):
+    with pytest.raises(ConfigError, match=named):
+        parse_varied(text, basis().recipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"variant": "gan"}, "gan"),
+        ({"trials": 2}, "--trials"),
+        ({"top": 0}, "--top"),
+        ({"confirm_seeds": 1}, "--confirm-seeds"),
+        ({"hours": 0.0}, "--hours"),
+        ({"hours": math.nan}, "--hours"),
+        ({"max_cost": 3.0}, "--gpu-hour-price"),
+        ({"max_cost": -3.0, "gpu_hour_price": 1.0}, "--max-cost"),
+        ({"seed": -1}, "--seed"),
+        ({"study_storage": "somewhere"}, "somewhere"),
+        ({"early_stop": True, "objective": "pareto"}, "--early-stop"),
+    ],
+)
+def test_a_bad_option_of_a_search_is_one_error(options: dict, named: str):
+    with pytest.raises(ConfigError, match=named):
+        Search(**options)
+
+
+def test_the_measured_seconds_name_every_stage_of_every_split(digits):
+    of = dataclasses.replace(basis(width=0.25), data=digits)
+    made = space(of, splits=("none", "fc3", "pool1+fc3"))
+    configs = [made.config(made.known_good() | {"split": split}, 0) for split in ("none", "fc3", "pool1+fc3")]
+    seconds = stage_seconds(configs, digits, len(digits.images), "cpu")
+    stages = list(itertools.chain(*(plan(config).stages for config in configs)))
+
+    assert set(seconds) == {name(stage) for _, stage in stages}
+    assert all(value > 0 for value in seconds.values())
+
+    many = stage_seconds(configs[1:2], digits, 10_000_000, "cpu")
+    ratios = {label: many[name(stage)] / seconds[name(stage)] for label, stage in plan(configs[1]).stages}
+    grown = {label for label, ratio in ratios.items() if ratio > 10}
+    assert grown == {"scorer"}  # it looks at every training image, and so many features are not kept by a level

@@ -1,0 +1,130 @@
+"""The config file of a search: what is written is what is read, and a damaged one is one error or means the same."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgan.checks import ConfigError, as_json
+from sgan.config import Weights
+from sgan.presets import VARIANTS
+from sweeps.planning import config_file as tuned
+from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.ablation_plan import Resolved, resolve
+from sweeps.planning.options import prepare
+
+CUTS, WEIGHTS, BASE, VARIED = (
+    ("pool1", "fc3"),
+    (2.0, 0.5, 3.0),
+    ("samples=500",),
+    ("samples=500", "gan.image_noise=0.1"),
+)
+CHOSEN = Sweep(dataset="digits", recipe="laptop", cuts=CUTS, weights=WEIGHTS, override=VARIED, scorer="classifier")
+
+
+def write(folder: Path) -> Path:
+    basis = prepare(CHOSEN, 0)
+    config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
+    provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
+    path = folder / "best.yaml"
+    tuned.Tuned("sgan", tuned.options_of(CHOSEN, basis), BASE, config, provenance).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("tuned"))
+
+
+def resolved(path: Path) -> Resolved:
+    return resolve(Sweep(**tuned.defaults(path), config=path), 0)
+
+
+def test_the_ablation_runs_what_the_file_says_and_knows_the_default_lambdas(written: Path):
+    found = resolved(written)
+    expected = resolve(CHOSEN, 0)
+    assert [trial.config for trial in found.trials] == [trial.config for trial in expected.trials]
+    assert found.key == expected.key
+    assert found.search is not None
+    assert found.search["study"] == "sgan-0123"
+    default = Sweep(dataset="digits", recipe="laptop", override=BASE)
+    assert found.default_key == resolve(default, 0).key
+    assert "--weights" not in found.default_command
+    assert "image_noise" not in found.default_command
+
+
+def test_an_option_beside_the_file_makes_it_another_sweep(written: Path):
+    other = dataclasses.replace(Sweep(**tuned.defaults(written), config=written), weights=(1.0, 1.0, 10.0))
+    assert resolve(other, 0).search is None
+
+
+def leaves(value: Any, path: tuple = ()) -> list[tuple]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for name, item in items for found in leaves(item, (*path, name)))]
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), st.text(max_size=5), st.just([]),
+    st.just({}), st.dictionaries(st.integers() | st.text(max_size=3), st.integers(), max_size=2), st.dates(),
+    st.sampled_from(["sgan-no-joint", "fc3", "paper", "mnist", "released", "classifier", "samples=100"]),
+)  # fmt: skip
+
+
+def means_the_same_or_is_one_error(path: Path, good: Resolved) -> None:
+    try:
+        found = resolved(path)
+    except ConfigError:
+        return
+    assert [trial.config for trial in found.trials] == [trial.config for trial in good.trials]
+    assert as_json(found.sweep.override) == list(VARIED)
+    json.dumps(found.search, allow_nan=False)  # it goes into the manifest
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_value_in_any_place(written: Path, data: st.DataObject):
+    content = yaml.safe_load(written.read_text())
+    good = resolved(written)
+    path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "scorer")]))
+    odd = data.draw(ODD)
+    if path:
+        inside = content
+        for name in path[:-1]:
+            inside = inside[name]
+        inside[path[-1]] = odd
+    damaged = written.with_name("damaged.yaml")
+    damaged.write_text(yaml.dump(content if path else odd))
+    means_the_same_or_is_one_error(damaged, good)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_bytes_cut_or_put_anywhere(written: Path, data: st.DataObject):
+    whole, good = written.read_bytes(), resolved(written)
+    first = data.draw(st.integers(0, len(whole)))
+    last = data.draw(st.integers(first, min(len(whole), first + 60)) | st.just(len(whole)))
+    damaged = written.with_name("damaged.yaml")
+    damaged.write_bytes(whole[:first] + data.draw(st.binary(max_size=4) | st.just(b"&a [*a]")) + whole[last:])
+    means_the_same_or_is_one_error(damaged, good)
+
+
+def test_no_file_at_all():
+    with pytest.raises(ConfigError, match="nowhere"):
+        tuned.read(Path("nowhere/best.yaml"))
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "2001-99-99", "- " * 2000, "\x00", "a: 2001-01-01", ".nan", ""])
+def test_text_that_is_no_such_file(text: str, tmp_path: Path):
+    (tmp_path / "best.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"best\.yaml"):
+        tuned.read(tmp_path / "best.yaml")
+
+
+def test_a_password_is_never_shown():
+    shown = tuned.without_password("cannot reach postgresql://me:secret@host:5432/name and //a:b@c")
+    assert shown == "cannot reach postgresql://me@host:5432/name and //a@c"

@@ -1,0 +1,72 @@
+"""Weights and scores of a tiny trial of every variant and recipe are those that were recorded.
+
+python tests/test_golden.py    records them anew, after a change that is meant to alter them
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, finish, released_recipe, tiny_recipe
+
+from sgan.config import Config, Recipe
+from sgan.data.datasets import read
+from sgan.host import processor
+from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.graph import plan
+from sgan.store.files import read_tensors
+from sgan.store.local import Store
+
+RECORDED = Path(__file__).with_suffix(".json")
+RECIPES = {"paper": tiny_recipe(), "released": released_recipe()}
+
+
+def configs() -> Iterator[tuple[str, Config]]:
+    digest = read(DATASETS["digits"], Path()).digest
+    for recipe_name, recipe in RECIPES.items():
+        for variant, row in VARIANTS.items():
+            yield f"{recipe_name} {variant}", config(recipe, row.variant, digest)
+
+
+def config(recipe: Recipe, variant: Any, digest: str) -> Config:
+    return configure(TINY, TINY, digest, recipe, variant, 0, None, ("fc3",), "")
+
+
+def outcome(trial: Config, root: Path) -> dict[str, Any]:
+    """The digest of a finished trial's weights, the mean size of each of its tensors, and its scores."""
+    finish(plan(trial), root)
+    store, name = Store(root), plan(trial).name
+    tensors = read_tensors(store.file(name, "model/last/generator.safetensors"))[0]
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(tensors[key].numpy().tobytes())
+    sizes = {key: tensor.double().abs().mean().item() for key, tensor in sorted(tensors.items())}
+    return {"weights": digest.hexdigest(), "sizes": sizes, "scores": store.facts(name)["scores"]}
+
+
+def machine() -> list[str]:
+    """Where bits are the same: kinds of processors round some sums in another order."""
+    return [processor(), torch.__version__]
+
+
+CONFIGS = dict(configs())
+
+
+@pytest.mark.parametrize("title", CONFIGS)
+def test_a_tiny_trial_ends_as_recorded(title, root):
+    recorded = json.loads(RECORDED.read_text())
+    expected, found = recorded["trials"][title], outcome(CONFIGS[title], root)
+    if recorded["machine"] == machine():
+        assert found == expected
+    assert found["sizes"] == pytest.approx(expected["sizes"], rel=0.02)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        trials = {title: outcome(each, Path(folder)) for title, each in CONFIGS.items()}
+    RECORDED.write_text(json.dumps({"machine": machine(), "trials": trials}, indent=1) + "\n")

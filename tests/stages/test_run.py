@@ -1,0 +1,390 @@
+"""Trials through the production path: every split, resumed, diverged, shared between trials and between processes."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    PAPER,
+    STACK,
+    TINY,
+    contents,
+    finish,
+    make_worker,
+    released_recipe,
+    tiny_plan,
+    tiny_recipe,
+)
+
+from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
+from sgan.data.datasets import read
+from sgan.models import networks
+from sgan.models.encoder import Encoder
+from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.graph import LevelStage, Plan, name, plan
+from sgan.stages.run import Event, run_trial
+from sgan.stages.runners import MODEL_FILE
+from sgan.store.files import StoreError, read_tensors
+from sgan.store.local import Store
+from sgan.store.record import RECORD_FILE, read_record
+from sgan.training import checkpoint
+from sgan.training.checkpoint import CHECKPOINTS
+from sgan.training.loop import START_FILE, Diverged, Progress, loop
+
+SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
+DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, classifiers) -> Path:
+    """One store for all splits, so that they share levels as in a sweep."""
+    path = tmp_path_factory.mktemp("shared") / "store"
+    shutil.copytree(classifiers, path)
+    return path
+
+
+def generators(trial: Plan, root: Path) -> list[Level]:
+    """The finished generators of a stack, put together from the files of its last stage."""
+    score, store, levels = trial.score, Store(root), []
+    for index, stage in enumerate(score.levels):
+        generator = networks.Generator(stage.dataset, stage.recipe, stage.low, stage.high, stage.labels)
+        holder, place = (score.joint, index) if score.joint else (stage, 0)
+        prefix = f"generator/{place}."
+        tensors = store.tensors(name(holder), MODEL_FILE)
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        generator.load_state_dict(found)
+        levels.append(Level(stage.low, stage.high, generator, stage.labels))
+    return levels
+
+
+@pytest.mark.parametrize("cuts", SPLITS, ids="-".join)
+def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
+    """All 32 splits, 1 to 6 levels, from the plan to the score."""
+    trial = tiny_plan(tiny_recipe(steps=2), replace(STACK, cuts=cuts))
+    assert finish(trial, shared)[-2:] == ["joint", "score"]
+    facts = Store(shared).facts(trial.name)
+    assert facts["status"] == "done"
+    scores = facts["scores"]
+    names = {"inception_score", "inception_score_split_std", "fid", "diversity", "scorer_accuracy", "accuracy"}
+    names |= {"collapsed_classes"}
+    assert set(scores) == names | {f"best_{name}" for name in names}
+    assert all(math.isfinite(value) for value in scores.values())
+    assert 1 <= scores["inception_score"] <= 10
+    assert 0 <= scores["accuracy"] <= 1
+    levels = generators(trial, shared)
+    assert len(levels) == len(cuts) + 1
+    labels = balanced_labels(20, 10)
+    made = torch.cat([part["image"] for part in sample(levels, label_condition(levels[-1], labels, 10), "running", 0)])
+    assert made.shape == (20, 1, 8, 8)
+    assert made.min() >= 0
+    assert made.max() <= 1
+    assert made.std() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_with_the_released_features(variant, shared):
+    row = VARIANTS[variant].variant
+    digest = read(DATASETS["digits"], Path()).digest
+    config = configure(TINY, TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
+    chosen, trial = config.variant, plan(config)
+    assert chosen.cuts + chosen.through == (("pool2", "fc3") if row.cuts or row.through else ())
+    finish(trial, shared)
+    scores = Store(shared).facts(trial.name)["scores"]
+    assert ("accuracy" in scores) == chosen.labels
+    assert all(math.isfinite(value) for value in scores.values())
+    for label, stage in trial.stages:
+        folder = Store(shared).stage(name(stage))
+        terms = {key.rpartition("/")[2] for line in read_record(folder) for key in line["metrics"]}
+        if label.startswith(("level", "joint")):
+            recovers = chosen.labels or not (isinstance(stage, LevelStage) and stage.high == LABEL)
+            assert ("g_conditional" in terms) == (chosen.weights.conditional > 0 and recovers)
+            assert ("conditional_ratio" in terms) == ("g_conditional" in terms)
+            assert ("entropy_ratio" in terms) == ("g_entropy" in terms)
+            assert "d_accuracy" in terms
+            assert ("g_entropy" in terms) == ("d_entropy" in terms) == (chosen.weights.entropy > 0)
+            assert {"g_adversarial", "d_adversarial"} <= terms
+            assert ("d_class" in terms) == chosen.labels
+        assert not (folder / CHECKPOINTS).exists()
+
+
+def test_a_score_is_what_the_parts_say_of_samples_drawn_by_hand(shared):
+    """Accuracy of the encoder on the samples of the published generators, with the noise of the trial's seed."""
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    levels = generators(trial, shared)
+    labels = torch.arange(200) % 10
+    noise = torch.Generator().manual_seed(0)
+    z = [torch.rand(200, level.generator.noise, generator=noise) for level in levels]
+    for level in levels:
+        level.generator.eval()
+    with torch.no_grad():
+        h = levels[1].generator(torch.eye(10)[labels], z[1])
+        pixels = (levels[0].generator(h, z[0]) * 255).round() / 255
+    encoder = Encoder(TINY, 0.1).requires_grad_(False)
+    tensors, _ = read_tensors(Store(shared).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE)
+    encoder.load_state_dict({key.removeprefix("encoder/"): value for key, value in tensors.items()})
+    by_hand = (encoder(pixels - encoder.mean).argmax(1) == labels).float().mean().item()
+    assert Store(shared).facts(trial.name)["scores"]["accuracy"] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_a_finished_trial_trains_nothing_again(shared):
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    before = {path: path.stat().st_mtime_ns for path in (shared / "stages").rglob("*")}
+    assert finish(trial, shared) == []
+    assert {path: path.stat().st_mtime_ns for path in (shared / "stages").rglob("*")} == before
+
+
+def test_sgan_after_sgan_no_joint_trains_only_joint_and_score(root):
+    without = dataclasses.replace(STACK, joint=False)
+    assert finish(tiny_plan(variant=without), root) == ["level1", "level0", "score"]
+    assert finish(tiny_plan(), root) == ["joint", "score"]
+    assert finish(tiny_plan(variant=DCGAN), root) == ["level0", "score"]
+    assert finish(tiny_plan(tiny_recipe(samples=300)), root) == ["score"]
+    assert finish(tiny_plan(seed=1, variant=DCGAN), root) == ["encoder", "level0", "score"]
+
+
+def test_facts_of_a_stage_say_what_made_it(shared):
+    trial = tiny_plan(tiny_recipe(steps=2))
+    finish(trial, shared)
+    for label, stage in trial.stages:
+        facts = Store(shared).facts(name(stage))
+        assert facts["name"] == name(stage)
+        assert facts["commit"] == "test"
+        assert facts["torch"] == torch.__version__
+        assert facts["seconds"] > 0
+        assert facts["status"] == "done"
+        if isinstance(stage, LevelStage):
+            assert facts["images"] == 2 * PAPER.batch
+            assert facts["fields"]["weights"] == {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
+            assert len(list((Store(shared).stage(name(stage)) / "grids").glob("*.png"))) == 2, label
+
+
+def closing(events: Iterator[Event]) -> None:
+    """End a trial where it stands."""
+    assert isinstance(events, Generator)
+    events.close()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variant"),
+    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK), (tiny_recipe(steps=12), DCGAN)],
+    ids=["paper", "released", "dcgan"],
+)
+def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root, tmp_path, monkeypatch):
+    """Killed after a random number of points until it is through, with and without a checkpoint at each point: the same
+    bytes of every weight (by the digests in stage.json), score and grid, and each point of the record once."""
+    trial = tiny_plan(recipe, variant)
+    shutil.copytree(root, tmp_path / "killed")
+    finish(trial, root)
+    dice, kills = random.Random(5), 0
+    while not Store(tmp_path / "killed").has(trial.name):
+        monkeypatch.setattr(checkpoint, "SPARSE", 0)
+        monkeypatch.setattr(loop, "__defaults__", (None, dice.choice((0.0, 0.0, 1e9))))
+        events = run_trial(make_worker(tmp_path / "killed", trial))
+        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 12 else None):
+            pass
+        closing(events)
+        kills += 1
+    assert kills > 4
+    whole, killed = contents(trial, root), contents(trial, tmp_path / "killed")
+    for label in whole:
+        assert killed[label] == whole[label], label
+        images = [line["images"] for line in whole[label]["record"]]
+        assert images == sorted(set(images))
+
+
+def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SPARSE", 0)
+    monkeypatch.setattr(loop, "__defaults__", (None, "", 0.0))
+    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
+    trial = tiny_plan(tiny_recipe(encoder=classifier, scorer=classifier))
+    digests = []
+    for parts in ((1000,), (7, 20, 1000)):
+        root = tmp_path / str(len(parts))
+        for part in parts:
+            events = run_trial(make_worker(root, trial))
+            for _ in itertools.islice(events, part):
+                if Store(root).has(name(dict(trial.stages)["encoder"])):
+                    break
+            closing(events)
+        facts = [Store(root).facts(name(stage))["files"] for _, stage in trial.stages[:2]]
+        digests.append([{key: each[key] for key in each if key != RECORD_FILE} for each in facts])
+    assert digests[0] == digests[1]
+    assert digests[0][0].keys() == {MODEL_FILE, "reference.safetensors"}
+
+
+def diverging() -> Recipe:
+    """Weights so large that the first loss is infinite or no number."""
+    return tiny_recipe(dataclasses.replace(PAPER, init_std=1e30))
+
+
+def test_a_diverged_stage_names_step_term_and_value_and_is_not_trained_again(root):
+    trial = tiny_plan(diverging())
+    with pytest.raises(Diverged, match=r"^level1: [dg]_\w+ is (nan|-?inf) in step 1$") as first:
+        finish(trial, root)
+    stage = dict(trial.stages)["level1"]
+    facts = Store(root).facts(name(stage))
+    assert facts["status"] == "diverged"
+    assert str(first.value) == f"level1: {facts['reason']}"
+    assert not (root / "work" / name(stage)).exists()
+    events = []
+    with pytest.raises(Diverged) as second:
+        events.extend(run_trial(make_worker(root, trial)))
+    assert events == []
+    assert str(second.value) == str(first.value)
+    other = tiny_plan(diverging(), dataclasses.replace(STACK, joint=False))
+    with pytest.raises(Diverged, match=r"^level1: "):
+        finish(other, root)
+
+
+def test_a_stage_that_diverges_later_names_the_step_at_which_it_did(root):
+    """Without eps and memory of the second moment, Adam's step is m / |g|: it grows without bound as g shrinks."""
+    wild = AdamRecipe(learning_rate=1.0, beta1=0.9, beta2=0.0, eps=1e-40)
+    recipe = tiny_recipe(dataclasses.replace(PAPER, adam=wild), steps=60)
+    trial = tiny_plan(recipe, DCGAN)
+    with pytest.raises(Diverged, match=r"^level0: [dg]_\w+ is (nan|-?inf) in step \d+$") as caught:
+        finish(trial, root)
+    step = int(str(caught.value).split()[-1])
+    assert 2 <= step <= 60
+    lines = read_record(Store(root).stage(name(dict(trial.stages)["level0"])))
+    assert [line["images"] for line in lines] == [PAPER.batch * number for number in range(step)]
+    assert all(math.isfinite(value) for line in lines for value in line["metrics"].values())
+
+
+def test_a_finished_stage_has_finite_weights(root):
+    """The very last update can spoil weights after the last loss was looked at."""
+    for size in (1e8, 1e9, 1e10):
+        trial = tiny_plan(tiny_recipe(dataclasses.replace(PAPER, init_std=size), steps=1), DCGAN)
+        with contextlib.suppress(Diverged):
+            finish(trial, root)
+            tensors = Store(root).tensors(name(dict(trial.stages)["level0"]), MODEL_FILE)
+            assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_diverged_encoder_ends_the_trial(tmp_path):
+    bad = EncoderRecipe(images=320, batch=32, init_std=1e30)
+    trial = tiny_plan(tiny_recipe(encoder=bad, scorer=dataclasses.replace(bad, init_std=0.1)))
+    with pytest.raises(Diverged, match=r"^encoder: class_loss is (nan|inf) in step 1$"):
+        finish(trial, tmp_path)
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+def test_a_damaged_parent_is_named(root):
+    trial = tiny_plan()
+    path = Store(root).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=rf"{path.parent.name}/{MODEL_FILE} is missing or damaged"):
+        finish(trial, root)
+
+
+def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(shared):
+    """Weights kept on the way to joint_start are those of a shorter training that ends there."""
+    recipe = released_recipe(steps=8)
+    short = dataclasses.replace(recipe, image_level=4 * recipe.gan.batch, joint_start=1.0)
+    variant = Variant(("fc3",), Weights(), joint=False)
+    for each in (recipe, short):
+        finish(tiny_plan(each, variant), shared)
+    stages = [dict(tiny_plan(each, variant).stages)["level0"] for each in (recipe, short)]
+    kept = Store(shared).tensors(name(stages[0]), START_FILE)
+    ended = Store(shared).tensors(name(stages[1]), MODEL_FILE)
+    kept = {key: tensor for key, tensor in kept.items() if not key.startswith("optimiser/")}
+    assert set(kept) == set(ended)
+    assert all(torch.equal(tensor, ended[key]) for key, tensor in kept.items())
+
+
+def test_a_stage_that_another_holder_trains_is_left_to_it(root):
+    """Meanwhile other stages run; after that the trial says what it waits for."""
+    trial = tiny_plan()
+    stage = name(dict(trial.stages)["level1"])
+    with Store(root).claim(stage) as mine:
+        assert mine
+        events = run_trial(make_worker(root, trial))
+        seen = list(itertools.takewhile(lambda event: event.progress is not None, events))
+        assert {event.label for event in seen} == {"level0"}
+        assert next(events).label == "level1"
+        assert next(events).progress is None
+    rest = {event.label for event in events if event.progress}
+    assert rest == {"level1", "joint", "score"}
+
+
+def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple[str, int] | None) -> None:
+    """Another process: run the trial and write down each event; at `kill_at` it kills itself, at once."""
+    torch.set_num_threads(1)
+    loop.__defaults__, checkpoint.SPARSE = (None, seconds), 0
+    trial = tiny_plan(tiny_recipe(steps=steps))
+    worker = make_worker(Path(root), trial)
+    ready.wait()
+    with open(log, "a", buffering=1) as file:
+        for event in run_trial(worker):
+            if event.progress:
+                file.write(f"{event.label} {event.progress.images}\n")
+                if (event.label, event.progress.images) == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _processes(root: Path, logs: list[Path], steps: int, seconds: float, kill_at: tuple[str, int] | None) -> list[int]:
+    """Run the trial in a process a log, all from the same moment; returns their exit codes."""
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Barrier(len(logs))
+    arguments = [(str(root), str(log), steps, seconds, ready, kill_at) for log in logs]
+    processes = [spawn.Process(target=_work, args=each) for each in arguments]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(100)
+        return [process.exitcode or 0 for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _events(log: Path) -> list[tuple[str, int]]:
+    rows = [line.split() for line in log.read_text().splitlines()]
+    return [(label, int(images)) for label, images in rows]
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
+    logs = [tmp_path / "first", tmp_path / "second"]
+    assert _processes(root, logs, 80, 20.0, None) == [0, 0]
+    rows = [_events(log) for log in logs]
+    starts = [[label for label, images in events if images == 0] for events in rows]
+    assert sorted(itertools.chain(*starts)) == ["joint", "level0", "level1", "score"]
+    assert all(starts), "one process took no part"
+    for _, stage in tiny_plan(tiny_recipe(steps=80)).stages:
+        images = [line["images"] for line in read_record(Store(root).stage(name(stage)))]
+        assert images == sorted(set(images))
+    assert list((root / "work").iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoint(root, tmp_path):
+    """And what comes out is what comes out of a run that nobody killed."""
+    steps, point, log = 80, 40 * PAPER.batch, tmp_path / "killed"
+    trial = tiny_plan(tiny_recipe(steps=steps))
+    shutil.copytree(root, tmp_path / "whole")
+    assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
+    assert list((root / "work" / name(dict(trial.stages)["level1"]) / CHECKPOINTS).iterdir())
+    events = run_trial(make_worker(root, trial))
+    first = next(events)
+    assert first.label == "level1"
+    assert first.progress == Progress(point, steps * PAPER.batch)
+    list(events)
+    finish(trial, tmp_path / "whole")
+    whole, resumed = contents(trial, tmp_path / "whole"), contents(trial, root)
+    for label in whole:
+        assert resumed[label] == whole[label], label

@@ -1,0 +1,279 @@
+"""Stages and their keys: what is shared, what a changed field trains anew, and what the code's version notices."""
+
+import ast
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, named_recipe, released_recipe, tiny_recipe
+
+import sgan
+from sgan.config import INNER_TAPS, Config, Variant, Weights
+from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.graph import SCORER_SEED, ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, name, plan
+
+PACKAGE = Path(sgan.__file__).parent
+DATA = "0123456789abcdef"
+
+
+def planned(variant: Variant = STACK, **recipe: Any) -> Plan:
+    return plan(Config(TINY, TINY, DATA, tiny_recipe(**recipe), variant, 0))
+
+
+def names(trial: Plan) -> dict[str, str]:
+    return {label: name(stage) for label, stage in trial.stages}
+
+
+def changed(first: Plan, second: Plan) -> set[str]:
+    """Labels of the stages that have another name in the second plan."""
+    before, after = names(first), names(second)
+    assert set(before) == set(after)
+    return {label for label in before if before[label] != after[label]}
+
+
+def row(variant: str, weights: Weights | None = None, cuts: tuple[str, ...] = ("fc3",), seed: int = 0) -> Plan:
+    chosen = VARIANTS[variant].variant
+    return plan(configure(TINY, TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
+
+
+def test_the_stages_of_each_variant_in_order():
+    stack = ["scorer", "encoder", "level1", "level0"]
+    assert list(names(row("sgan"))) == [*stack, "joint", "score"]
+    assert list(names(row("sgan-no-joint"))) == [*stack, "score"]
+    for variant in ("dcgan-adv-cond-ent", "dcgan-adv-cond"):
+        assert list(names(row(variant))) == ["scorer", "encoder", "level0", "score"]
+    for variant in ("dcgan-adv-ent", "dcgan-adv"):
+        assert list(names(row(variant))) == ["scorer", "level0", "score"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cuts", [("fc3",), INNER_TAPS])
+def test_every_stage_comes_after_its_parents(variant, cuts):
+    seen = set()
+    for _, stage in row(variant, cuts=cuts).stages:
+        assert {name(parent) for parent in stage.parents} <= seen
+        seen.add(name(stage))
+
+
+def test_levels_lie_between_neighbouring_cuts():
+    trial = plan(Config(TINY, TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
+    found = {label: (stage.low, stage.high) for label, stage in trial.stages if isinstance(stage, LevelStage)}
+    assert found == {"level0": ("image", "conv1"), "level1": ("conv1", "pool2"), "level2": ("pool2", "label")}
+
+
+def test_sgan_shares_all_but_joint_and_score_with_sgan_no_joint():
+    with_joint, without = names(row("sgan")), names(row("sgan-no-joint"))
+    assert {label for label in without if without[label] != with_joint[label]} == {"score"}
+    assert set(with_joint) - set(without) == {"joint"}
+
+
+def test_all_variants_of_a_seed_share_encoder_and_scorer_and_seeds_share_the_scorer():
+    trials = [row(variant, seed=seed) for variant in VARIANTS for seed in (0, 1)]
+    assert len({names(trial)["scorer"] for trial in trials}) == 1
+    encoders = {
+        (names(trial)["encoder"], trial.score.levels[0].labels) for trial in trials if "encoder" in names(trial)
+    }
+    assert sorted(labels for _, labels in encoders) == [False, False, True, True]
+    assert len({trial.name for trial in trials}) == len(trials)
+    scorer = dict(trials[0].stages)["scorer"]
+    assert isinstance(scorer, ClassifierStage)
+    assert scorer.seed == SCORER_SEED
+
+
+def test_splits_share_the_levels_that_they_have_in_common():
+    one, other = names(row("sgan", cuts=("pool1", "fc3"))), names(row("sgan", cuts=("pool2", "fc3")))
+    assert one["level2"] == other["level2"]
+    assert one["level1"] != other["level1"]
+    assert one["level0"] != other["level0"]
+
+
+GAN = {"level1", "level0", "joint", "score"}
+CHANGES: dict[str, tuple[Any, set[str]]] = {
+    "name": ("another", set()),
+    "encoder": (dataclasses.replace(CLASSIFIER, flips=True), {"encoder", *GAN}),
+    "scorer": (dataclasses.replace(CLASSIFIER, shifts=1), {"scorer", *GAN}),
+    "gan": (dataclasses.replace(PAPER, image_noise=0.1), GAN),
+    "joint": (dataclasses.replace(PAPER, dropout=0.3), {"joint", "score"}),
+    "image_level": (20 * BATCH, {"level0", "joint", "score"}),
+    "feature_level": (20 * BATCH, {"level1", "joint", "score"}),
+    "joint_images": (20 * BATCH, {"joint", "score"}),
+    "joint_start": (0.5, GAN),
+    "feedback": (0.5, {"joint", "score"}),
+    "fresh_adam": (False, GAN),
+    "sampling": ("batch", GAN),  # it is the scores while training, too, and they choose the best point
+    "samples": (500, {"score"}),
+    "evaluations": (2, GAN),
+    "best_by": ("fid", {"level0", "joint", "score"}),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_changed_field_trains_what_depends_on_it_and_nothing_else(field):
+    value, expected = CHANGES[field]
+    assert changed(planned(), planned(**{field: value})) == expected
+
+
+def test_every_field_of_a_recipe_is_in_that_table():
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(tiny_recipe())}
+
+
+@pytest.mark.parametrize("part", ["gan", "joint"])
+def test_every_field_of_gan_training_is_in_the_key(part):
+    """Each field changed by itself."""
+    other = {"batch": BATCH // 2, "adam": dataclasses.replace(PAPER.adam, beta1=0.6), "adversarial": "saturating"}
+    other |= {
+        "generator_steps": ((0.0, 2),),
+        "fresh_noise": True,
+        "flips": True,
+        "discriminator_scale": 0.5,
+        "precision": "bfloat16",
+    }
+    both = {"discriminator": "classes", "pixel_mean": True}  # gan and joint must agree in these
+    for field in (field.name for field in dataclasses.fields(PAPER)):
+        recipe = dataclasses.replace(PAPER, **{field: (other | both).get(field, 0.125)})
+        changes: dict[str, Any] = {"gan": recipe, "joint": recipe} if field in both else {part: recipe}
+        assert changed(planned(), planned(**changes)) == (GAN if "gan" in changes else {"joint", "score"}), field
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CLASSIFIER)])
+def test_every_field_of_classifier_training_is_in_the_key(field):
+    other = {"images": 9, "batch": 9, "adam": PAPER.adam, "init_std": 0.3, "pixel_mean": True, "flips": True}
+    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"shifts": 1, "objective": "rotation"})[field]})
+    unlabelled = dataclasses.replace(STACK, labels=False)
+    assert changed(planned(unlabelled), planned(unlabelled, encoder=recipe)) == {"encoder", *GAN}
+
+
+def test_seed_data_dataset_and_variant_are_in_the_keys():
+    base = Config(TINY, TINY, DATA, tiny_recipe(), STACK, 0)
+    whole = {"scorer", "encoder", *GAN}
+
+    def change(**fields: Any) -> set[str]:
+        return changed(plan(base), plan(dataclasses.replace(base, **fields)))
+
+    assert change(seed=1) == {"encoder", *GAN}
+    assert change(data=DATA[::-1]) == whole
+    wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
+    assert change(dataset=wider) == {"encoder", *GAN}
+    assert change(judge=wider) == {"scorer", *GAN}
+    for field in ("adversarial", "conditional", "entropy"):
+        assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
+
+
+def test_a_dcgan_without_encoder_does_not_depend_on_one():
+    adversarial = VARIANTS["dcgan-adv"].variant
+    encoder = dataclasses.replace(CLASSIFIER, flips=True)
+    assert changed(planned(adversarial), planned(adversarial, encoder=encoder)) == set()
+
+
+def test_the_weight_of_an_absent_loss_and_the_cuts_of_a_dcgan_change_nothing():
+    assert names(row("dcgan-adv")) == names(row("dcgan-adv", Weights(1, 5, 7), ("pool1",)))
+    assert names(row("dcgan-adv-ent")) == names(row("dcgan-adv-ent", Weights(1, 5, 10)))
+    assert names(row("dcgan-adv-cond")) == names(row("dcgan-adv-cond", Weights(1, 1, 7)))
+    assert names(row("dcgan-adv-ent")) != names(row("dcgan-adv-ent", Weights(1, 1, 7)))
+
+
+def test_a_name_says_the_kind_and_is_the_same_in_every_process():
+    trial = planned()
+    for label, stage in trial.stages:
+        kind, _, key = name(stage).partition("-")
+        assert kind == label.rstrip("0123456789")
+        assert len(key) == 16
+        assert set(key) <= set("0123456789abcdef")
+    script = (
+        "from sgan.presets import *; from sgan.stages.graph import plan\n"
+        "base = DATASETS['cifar10']; row = recipe_row('released', base, 50_000)\n"
+        "print(plan(configure(base, base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
+    )
+    command = [sys.executable, "-c", script]
+    seeds = [{"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(PACKAGE.parent)} for seed in (1, 2)]
+    said = {subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout for env in seeds}
+    base, recipe = DATASETS["cifar10"], named_recipe("released", "cifar10")
+    config = configure(base, base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
+    assert said == {plan(config).name + "\n"}
+
+
+def test_the_last_stage_is_the_score_and_gives_the_trial_its_name():
+    trial = planned()
+    assert isinstance(trial.score, ScoreStage)
+    assert isinstance(trial.score.joint, JointStage)
+    assert trial.name == name(trial.score)
+
+
+def version(package: Path, scoring: bool = True) -> str:
+    """code_version of a copy of the package, in a process of its own."""
+    command = [sys.executable, "-c", f"from sgan.stages.graph import code_version; print(code_version({scoring}))"]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=package.parent, env={"PYTHONPATH": str(package.parent)}
+    ).stdout.strip()
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / "sgan", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "sgan"
+
+
+class _OtherDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return ast.Expr(ast.Constant(node.value.value + " Said otherwise."))
+        return node
+
+
+def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
+    before = version(copied)
+    for path in copied.rglob("*.py"):
+        path.write_text("# A new comment.\n\n\n" + path.read_text().replace("\n\n", "\n\n\n").replace("#", "# Also:"))
+    assert version(copied) == before
+    for path in copied.rglob("*.py"):  # without comments, on other lines, with other docstrings
+        path.write_text(ast.unparse(_OtherDocstrings().visit(ast.parse(path.read_text()))))
+    assert version(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("models/networks", "LEAK = 0.2", "LEAK = 0.1"),
+        ("training/losses", "F.softplus(-logit).mean()", "F.softplus(-logit).sum()"),
+        ("training/optimizers", "1 - beta2**step", "1 - beta1**step"),
+        ("data/batches", "1_000_003", "1_000_033"),
+        ("models/encoder", "nn.MaxPool2d(2)", "nn.AvgPool2d(2)"),
+        ("models/stack", "torch.rand(count", "torch.randn(count"),
+        ("training/steps", "repeat > 0 or", "repeat >= 0 or"),
+        ("stages/runners", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5"),
+    ],
+)
+def test_changed_code_changes_the_codes_version(copied, module, old, new):
+    before, path = (version(copied), version(copied, scoring=False)), copied / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert version(copied) != before[0]
+    assert version(copied, scoring=False) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [("evaluation/scores", "RandomState", "Generator"), ("evaluation/evaluate", "GRID_SEED = 7", "GRID_SEED = 8")],
+)
+def test_changed_scoring_scores_anew_and_trains_nothing(copied, module, old, new):
+    before, path = [version(copied, scoring) for scoring in (True, False)], copied / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    after = [version(copied, scoring) for scoring in (True, False)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+def test_a_changed_rule_of_generator_steps_changes_the_codes_version(copied):
+    """The rule is code that training runs, wherever it stands."""
+    before, old = version(copied), "loss > threshold"
+    holders = [path for path in copied.rglob("*.py") if old in path.read_text()]
+    assert len(holders) == 1
+    holders[0].write_text(holders[0].read_text().replace(old, "loss >= threshold"))
+    assert version(copied) != before

@@ -1,0 +1,402 @@
+"""The store in a bucket, on a real S3 API: several hosts, killed processes, a server in trouble."""
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from conftest import TINY, finish, make_worker, tiny_plan, tiny_recipe
+from optuna.distributions import BaseDistribution, FloatDistribution
+from s3 import Api, serve
+from waiting import wait_for
+
+from sgan.checks import ConfigError
+from sgan.stages.graph import LevelStage, name
+from sgan.stages.run import run_trial
+from sgan.store import claims as lease
+from sgan.store import s3 as bucket
+from sgan.store.files import StoreError, read_tensors, sha256, write_json, write_tensors
+from sgan.store.local import Store
+from sgan.store.record import Record, read_record
+from sgan.store.s3 import BucketStore, open_store
+from sweeps.optimization.study import open_study
+
+TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
+SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
+HERE = Path(__file__).parents[1]
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    with serve() as found:
+        yield found
+
+
+@pytest.fixture
+def address(api: Api) -> Iterator[str]:
+    yield api.bucket(f"bucket-{next(NUMBERS)}")
+    api.faults.share = api.faults.delay = 0.0
+
+
+@pytest.fixture
+def host(address: str, tmp_path: Path, monkeypatch) -> Callable[[str], BucketStore]:
+    """Opens the store as a host with this name does."""
+
+    def open_there(name: str) -> BucketStore:
+        monkeypatch.setenv("SGAN_CACHE", str(tmp_path / name))
+        return BucketStore(address)
+
+    return open_there
+
+
+def publish(store: Store, name: str = "stage") -> None:
+    folder = store.begin(name)
+    write_tensors(folder / "model.safetensors", TENSORS)
+    (folder / "grids" / "000000010.png").write_bytes(b"picture")
+    Record(folder).add(10, {"loss": 1.0})
+    store.publish(name, {"status": "done"})
+
+
+def test_a_stage_that_one_host_finished_is_whole_on_another(host):
+    one, other = host("one"), host("other")
+    assert not other.has("stage")
+    publish(one)
+    end = time.monotonic() + 60  # a listing counts the longer, the longer it took
+    while not other.has("stage"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert other.facts("stage")["status"] == "done"
+    assert other.finished("st") == ["stage"]
+    assert other.finished("x") == []
+    assert torch.equal(other.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
+    assert read_record(other.look("stage"))[0]["metrics"] == {"loss": 1.0}
+    files = {str(path.relative_to(other.stage("stage"))) for path in other.stage("stage").rglob("*") if path.is_file()}
+    assert files == {"model.safetensors", "record.jsonl", "grids/000000010.png"}
+    assert not one.fs.find(f"{one.base}/work")
+    assert not (one.root / "work" / "stage").exists()
+
+
+def test_the_ledger_has_the_events_of_all_hosts(host):
+    one, other = host("one"), host("other")
+    other.begin("stage")
+    publish(one)
+    other.publish("stage", {"status": "done"})
+    other.uploads.submit(lambda: None).result()
+    one.uploads.submit(lambda: None).result()
+    events = ["stage begun", "stage begun", "stage published", "stage published", "stage discarded"]
+    assert [event["event"] for event in host("third").events()] == events
+
+
+def test_looking_at_a_stage_brings_no_weights(host):
+    publish(host("one"))
+    other = host("other")
+    assert {path.name for path in other.look("stage").rglob("*") if path.is_file()} == {
+        "record.jsonl",
+        "000000010.png",
+    }
+
+
+def test_a_damaged_file_is_named_and_never_read(host, address):
+    one = host("one")
+    publish(one)
+    path = next(path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors"))
+    whole = one.fs.cat_file(path)
+    one.fs.pipe_file(path, whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError, match=r"model\.safetensors in s3://.* is missing or damaged; delete done/stage"):
+        host("other").tensors("stage", "model.safetensors")
+    assert not list((host("other").root / "stages").rglob("*.safetensors"))
+
+
+def test_what_an_interrupted_upload_left_is_no_stage_and_is_sent_the_next_time(host, monkeypatch):
+    one, other = host("one"), host("other")
+    monkeypatch.setattr(one, "_put", lambda path, name: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        publish(one)
+    other._list()
+    assert not other.has("stage")
+    again = host("one")  # the process that comes after it
+    with again.claim("stage") as mine:
+        assert not mine  # there is nothing left to train
+    other._list()
+    assert torch.equal(other.tensors("stage", "model.safetensors")["b"], TENSORS["b"])
+
+
+def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
+    one, other = host("one"), host("other")
+    folder = other.begin("stage")
+    write_tensors(folder / "model.safetensors", {"a/weight": torch.zeros(1)})
+    publish(one)
+    other.publish("stage", {"status": "done"})
+    for store in (one, other, host("third")):
+        assert torch.equal(store.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
+    assert len([path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors")]) == 1
+
+
+def test_files_last_as_long_as_the_store(host):
+    one, other = host("one"), host("other")
+    write_json(one.sweep("key"), {"key": "key", "started": 1})
+    one.save(one.sweep("key"))
+    folder = one.root / "sweeps" / "key-plots"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a")
+    one.save(folder)
+    assert other.sweeps() == ["key"]
+    assert other.manifest("key") == {"key": "key", "started": 1}
+    other.fetch(other.root / "sweeps" / "key-plots")
+    assert (other.root / "sweeps" / "key-plots" / "a.png").read_bytes() == b"a"
+    weights = one.root / "given"
+    weights.write_bytes(b"weights")
+    one.keep_weights(weights, sha256(weights))
+    assert other.weights(sha256(weights)).read_bytes() == b"weights"
+    one.note_run("run", "score-1")
+    assert (other.shown("run"), other.shown("another")) == ("score-1", "")
+
+
+HOLD = """
+import sys, time
+from sgan.store import claims as lease
+lease.BEAT, lease.EXPIRY = 0.2, 2.0
+from sgan.store.s3 import open_store
+with open_store(sys.argv[1]).claim("stage") as mine:
+    print(mine, flush=True)
+    time.sleep(60 if mine else 0)
+"""
+
+
+def holder(address: str, cache: Path) -> subprocess.Popen[str]:
+    """Another process, on the host with this cache, that holds the claim if it gets it."""
+    environment = os.environ | {"SGAN_CACHE": str(cache)}
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, address], stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parent
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def taken(store: Store, name: str = "stage") -> bool:
+    with store.claim(name) as mine:
+        return mine
+
+
+def test_a_claim_excludes_every_host_until_its_holder_dies(host, address, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    monkeypatch.setattr(lease, "EXPIRY", 2.0)
+    same, other = host("one"), host("other")
+    first = holder(address, tmp_path / "one")
+    try:
+        assert said(first) == "True"
+        for _ in range(30):  # longer than a claim lasts that is not renewed
+            assert not taken(same)
+            assert not taken(other)
+            time.sleep(0.1)
+        assert taken(other, "another")
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        assert taken(same)  # the kernel says on the same host that it is dead
+        assert taken(other)  # it was released
+        second = holder(address, tmp_path / "one")
+        assert said(second) == "True"
+        assert not taken(other)
+        os.kill(second.pid, signal.SIGKILL)
+        second.wait()
+        died = time.monotonic()
+        wait_for(lambda: taken(other))
+        assert time.monotonic() - died > lease.EXPIRY - 2 * lease.BEAT - 0.5
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_an_outage_kills_nobody(host, monkeypatch):
+    """Where nobody could look for longer than a claim lasts unrenewed, its holder could not renew it either."""
+    one, other = host("one"), host("other")
+    assert one.leases.take("name") is not None
+    monkeypatch.setattr(lease, "EXPIRY", 0.4)
+    monkeypatch.setattr(lease, "APART", 0.2)
+    assert other.leases.take("name") is None
+    time.sleep(0.5)
+    assert other.leases.take("name") is None
+    began = time.monotonic()
+    while other.leases.take("name") is None:
+        time.sleep(0.05)
+    assert time.monotonic() - began > 0.3
+
+
+def test_one_of_many_hosts_gets_a_claim(host, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRY", 0.0)
+    stores = [host(f"host-{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for round_number in range(6):
+            together = threading.Barrier(len(stores))
+
+            def take(store: BucketStore, together: threading.Barrier = together) -> bool:
+                together.wait()
+                return store.leases.take("contended") is not None
+
+            got = list(pool.map(take, stores))
+            # The claims of the rounds before are held and never renewed: all hosts see them expire at the same time.
+            assert sum(got) <= 1
+            assert sum(got) == 1 or round_number > 0
+        found = stores[0].fs.find(f"{stores[0].base}/claims/contended")
+        assert len(found) >= 2
+
+
+def test_a_holder_that_was_silent_for_too_long_gives_up(host, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    one, other = host("one"), host("other")
+    number = one.leases.take("name")
+    assert number is not None
+    monkeypatch.setattr(lease, "EXPIRY", 0.0)
+    assert other.leases.take("name") is None  # seen for the first time
+    time.sleep(0.05)
+    next_number = other.leases.take("name")
+    assert next_number == number + 1
+    with one.leases.held("name", number):  # wakes up
+        time.sleep(0.3)
+    with other.leases.held("name", next_number):
+        monkeypatch.setattr(lease, "EXPIRY", 60.0)
+        assert one.leases.take("name") is None
+    assert one.leases.take("name") == next_number + 1
+
+
+TRAIN = """
+import sys
+sys.path[:0] = [{here!r}, {here!r} + '/store']
+from sgan.store import s3 as bucket
+bucket.SYNC = 0.0
+from sgan.store.s3 import open_store
+from test_bucket import long_plan, worker
+from sgan.stages.run import run_trial
+import sgan.stages.runners as runners
+import functools
+import sgan.training.checkpoint as checkpoint
+checkpoint.SPARSE = 0
+runners.loop = functools.partial(runners.loop, checkpoint_seconds=0.0)
+for event in run_trial(worker(open_store(sys.argv[1]), long_plan())):
+    if event.progress:
+        print(event.label, event.progress.images, flush=True)
+"""
+
+
+def long_plan():
+    return tiny_plan(tiny_recipe(steps=60), dataset=TINY)
+
+
+def worker(store: Store, trial):
+    return dataclasses.replace(make_worker(store.root, trial), store=store)
+
+
+def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host, address, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRY", 1.0)
+    trial = long_plan()
+    finish(trial, tmp_path / "folder")
+    quiet = Store(tmp_path / "folder")
+    environment = os.environ | {"SGAN_CACHE": str(tmp_path / "one"), "PYTHONUNBUFFERED": "1"}
+    script = TRAIN.format(here=str(HERE))
+    level = name(trial.score.levels[0])
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, address], stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parent
+    )
+    assert first.stdout is not None
+    other = host("other")
+    try:
+        for line in first.stdout:
+            label, images = line.split()
+            if label == "level0" and int(images) > 200 and other._find(f"work/{level}/checkpoints"):
+                break
+    finally:
+        first.kill()
+        first.communicate()
+    watched = other.look(level)
+    assert read_record(watched)  # as tracking sees it
+    assert not list(watched.glob("*.safetensors"))
+    trained = {}
+    for event in run_trial(worker(other, trial)):
+        if event.progress:
+            trained.setdefault(event.label, event.progress.images)
+    assert trained["level0"] > 0  # where the other host was killed
+    assert "encoder" not in trained
+    for _, stage in trial.stages:
+        for file in quiet.facts(name(stage))["files"]:
+            if file.endswith("model.safetensors"):
+                mine = read_tensors(other.stage(name(stage)) / file)[0]
+                theirs = read_tensors(quiet.stage(name(stage)) / file)[0]
+                assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert other.facts(trial.name)["scores"] == quiet.facts(trial.name)["scores"]
+    assert isinstance(trial.score.levels[0], LevelStage)
+
+
+def test_a_study_in_a_bucket_goes_on_on_another_host(host):
+    def opened(store: BucketStore) -> optuna.Study:
+        return open_study(store.root / "optuna.log", store, "toy", {"score": "maximize"}, "tpe", 0, None, {"x": 0.5})
+
+    study = opened(host("one"))
+    for value in (1.0, 2.0):
+        study.tell(study.ask(SPACE), value)
+    again = opened(host("other"))
+    again.tell(again.ask(SPACE), 3.0)
+    found = [trial.value for trial in opened(host("one")).trials]
+    assert found == [1.0, 2.0, 3.0]
+    assert study.trials[0].params == again.trials[0].params == {"x": 0.5}
+
+
+def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
+    monkeypatch.setattr(bucket, "PAUSES", (0.1,) * 40)
+    store = host("one")
+    api.faults.share, api.faults.delay = 0.15, 0.001
+    trial = tiny_plan(dataset=TINY)
+    list(run_trial(worker(store, trial)))
+    assert api.faults.failed > 10
+    api.faults.share = api.faults.delay = 0.0
+    other = host("other")
+    for _, stage in trial.stages:
+        assert other.facts(name(stage))["status"] == "done"
+        other.stage(name(stage))
+
+
+def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, api, monkeypatch, capsys):
+    store = host("one")
+    monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 3)
+    api.faults.share = 1.0
+    with pytest.raises(StoreError, match=r"the output store s3://.* does not answer"):
+        store.has("stage")
+    said = capsys.readouterr().err
+    assert said.startswith(f"the output store {store.address} does not answer")
+    assert said.count("waiting for it") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("s3://no-such-bucket/folder", r"no-such-bucket/folder cannot be written .*--store"),
+        ("s3:///folder", "names no bucket"),
+        ("ftq://host/folder", r"store ftq://host/folder cannot be opened"),
+        ("s3://bucket/folder?region=x", "has region; only endpoint_override and scheme"),
+    ],
+)
+def test_an_address_that_is_none_is_named(api, given, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        open_store(given)
+
+
+def test_an_endpoint_can_be_named_in_the_address(api, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    publish(BucketStore(f"{address}?endpoint_override={api.url.removeprefix('http://')}&scheme=http"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", api.url)
+    assert BucketStore(address).has("stage")

@@ -1,0 +1,358 @@
+"""The store: whole stages or none, torn files named, one claim whoever asks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sgan.store.files import StoreError, passing, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store.local import GRIDS, STAGE_FILE, Store
+from sgan.store.record import Record, grid_file, read_record
+
+TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
+NAMES = ("one", "other")
+HOLD = """
+import sys, time
+from sgan.store.local import Store
+with Store(sys.argv[1]).claim('stage') as mine:
+    print(mine, flush=True)
+    time.sleep(60 if mine else 0)
+"""
+
+PASSES = """
+import sys, time
+from pathlib import Path
+from sgan.store.files import passing
+with passing(Path(sys.argv[1]), 'a-') as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def publish(store: Store, name: str = "stage") -> Path:
+    """A finished stage with one file of tensors; returns that file."""
+    write_tensors(store.begin(name) / "model.safetensors", TENSORS)
+    store.publish(name, {"status": "done"})
+    return store.stage(name) / "model.safetensors"
+
+
+def claimer(store: Store) -> subprocess.Popen:
+    """Another process that tries to claim the stage, says whether it got it, and then holds it."""
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_passing_folder_goes_with_its_process_or_when_the_next_one_comes(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", PASSES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    theirs, other = Path(said(owner)), tmp_path / "a-file-of-somebody"
+    other.mkdir()
+    (theirs / "content").write_text("kept")
+    with passing(tmp_path, "a-") as ours:
+        assert (theirs / "content").read_text() == "kept"  # its process lives
+        assert sorted(tmp_path.iterdir()) == sorted([ours, theirs, other])
+    assert sorted(tmp_path.iterdir()) == sorted([theirs, other])
+    owner.kill()
+    owner.wait(20)
+    assert theirs.exists()
+    with passing(tmp_path, "a-") as ours:
+        assert sorted(tmp_path.iterdir()) == sorted([ours, other])
+
+
+def test_tensors_come_back_bit_for_bit_with_their_note(tmp_path):
+    odd = {
+        "nan": torch.tensor([float("nan"), -0.0, 1e-45]),
+        "last": torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last),
+    }
+    write_tensors(tmp_path / "x.safetensors", TENSORS | odd, {"step": "12"})
+    tensors, note = read_tensors(tmp_path / "x.safetensors")
+    assert note == {"step": "12"}
+    assert set(tensors) == set(TENSORS | odd)
+    for name, tensor in (TENSORS | odd).items():
+        assert tensors[name].dtype == tensor.dtype
+        assert tensors[name].contiguous().numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=40))
+def test_bytes_that_nobody_wrote_are_named(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "torn.json"
+    path.write_bytes(text)
+    with pytest.raises(StoreError, match=r"torn\.json (cannot be read|is not as it was written)"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, 40])
+def test_a_torn_stage_file_is_named(tmp_path, kept):
+    store = Store(tmp_path)
+    publish(store)
+    path = store.stage("stage") / STAGE_FILE
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(StoreError, match=r"stages/stage/stage\.json cannot be read"):
+        store.facts("stage")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 60, -1])
+def test_a_torn_file_of_tensors_is_named(tmp_path, kept):
+    path = publish(Store(tmp_path))
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (lambda: read_tensors(path), lambda: Store(tmp_path).tensors("stage", path.name)):
+        with pytest.raises(StoreError, match=r"stages/stage/model\.safetensors"):
+            read()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_one_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed(tmp_path, place, bit):
+    store = Store(tmp_path)
+    path = store.stage("stage") / "model.safetensors"
+    path = path if path.exists() else publish(store)
+    held = path.read_bytes()
+    flipped = bytearray(held)
+    flipped[int(place * len(held))] ^= 1 << bit
+    path.write_bytes(flipped)
+    with pytest.raises(StoreError, match=r"model\.safetensors is missing or damaged"):
+        store.tensors("stage", path.name)
+    path.write_bytes(held)
+    assert torch.equal(store.tensors("stage", path.name)["a/weight"], TENSORS["a/weight"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "other.safetensors"])
+def test_a_missing_file_of_tensors_is_named(tmp_path, file):
+    store = Store(tmp_path)
+    publish(store).unlink()
+    with pytest.raises(StoreError, match=file):
+        store.tensors("stage", file)
+
+
+def test_a_stage_is_there_once_it_is_whole(tmp_path):
+    store = Store(tmp_path)
+    folder = store.begin("stage")
+    write_tensors(folder / "model.safetensors", TENSORS)
+    write_tensors(folder / "checkpoints" / "1.safetensors", TENSORS)
+    Record(folder).add(10, {"loss": 1.0})
+    (folder / GRIDS / "000000010.png").write_bytes(b"an image")
+    assert not store.has("stage")
+    assert not store.stage("stage").exists()
+    store.publish("stage", {"status": "done", "reason": None}, drop=("checkpoints", "absent"))
+    assert store.has("stage")
+    assert not folder.exists()
+    assert {path.name for path in store.stage("stage").iterdir()} == {
+        "grids",
+        "model.safetensors",
+        "record.jsonl",
+        STAGE_FILE,
+    }
+    facts = store.facts("stage")
+    assert facts["status"] == "done"
+    files = ("grids/000000010.png", "model.safetensors", "record.jsonl")
+    assert facts["files"] == {file: sha256(store.stage("stage") / file) for file in files}
+    assert all(store.file("stage", file).exists() for file in files)
+
+
+def test_a_reader_never_sees_half_a_stage(tmp_path):
+    """While stages are published one after the other, whoever finds one can read all of it."""
+    store, names, stop = Store(tmp_path), [f"stage{number}" for number in range(30)], threading.Event()
+
+    def write() -> None:
+        for name in names:
+            publish(store, name)
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = set()
+    while not stop.is_set() or len(found) < len(names):
+        for name in set(names) - found:
+            if store.has(name):
+                assert torch.equal(store.tensors(name, "model.safetensors")["a/weight"], TENSORS["a/weight"])
+                found.add(name)
+    writer.join()
+
+
+def test_a_stage_that_lost_its_stage_file_can_be_published_again(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    (store.stage("stage") / STAGE_FILE).unlink()
+    assert not store.has("stage")
+    publish(store)
+    assert store.has("stage")
+
+
+def test_a_whole_file_of_another_stage_sweep_or_run_is_refused(tmp_path):
+    store = Store(tmp_path)
+    for name in NAMES:
+        publish(store, name)
+        write_json(store.sweep(name), {"key": name, "started": 1})
+        store.note_run(name, f"score-{name}")
+    assert (store.facts("one")["name"], store.manifest("one")["key"], store.shown("one")) == ("one", "one", "score-one")
+    pairs = [(store.stage(name) / STAGE_FILE, store.sweep(name), tmp_path / "runs" / f"{name}.json") for name in NAMES]
+    for (one, other), read in zip(zip(*pairs, strict=True), (store.facts, store.manifest, store.shown), strict=True):
+        shutil.copyfile(other, one)
+        with pytest.raises(StoreError, match=f"{one} is not as it was written"):
+            read("one")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "facts.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": 2, "b": object()})
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["facts.json"]
+
+
+def test_a_claim_excludes_other_processes_until_its_holder_is_killed(tmp_path):
+    store = Store(tmp_path)
+    holder, late = claimer(store), None
+    try:
+        assert said(holder) == "True"
+        late = claimer(store)
+        assert said(late) == "False"
+        with store.claim("stage") as mine:
+            assert not mine
+        with store.claim("other") as mine:
+            assert mine
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with store.claim("stage") as mine:
+            assert mine
+            last = claimer(store)
+            assert said(last) == "False"
+            last.wait()
+    finally:
+        for process in filter(None, (holder, late)):
+            process.kill()
+            process.communicate()
+
+
+def test_a_claim_excludes_a_second_one_in_the_same_process(tmp_path):
+    store = Store(tmp_path)
+    with store.claim("stage") as mine, store.claim("stage") as again:
+        assert (mine, again) == (True, False)
+    with pytest.raises(RuntimeError, match="stop"), store.claim("stage") as mine:
+        raise RuntimeError("stop")
+    with store.claim("stage") as mine:
+        assert mine
+
+
+def test_a_finished_stage_is_nobodys(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    with store.claim("stage") as mine:
+        assert not mine
+
+
+@pytest.mark.parametrize("place", ["file/store", "file"])
+def test_a_store_that_cannot_be_written_is_refused_and_named(tmp_path, place):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"output store .*file.* cannot be written .*--store"):
+        Store(tmp_path / place)
+
+
+def test_a_record_has_each_point_once_after_a_resume(tmp_path):
+    record = Record(tmp_path)
+    for images in (10, 20):
+        record.add(images, {"loss": images / 10})
+    checkpoint = record.text
+    record.add(30, {"loss": 3.0})
+    with open(record.path, "a") as file:
+        file.write('{"images": 40, "met')  # killed while writing
+    assert [line["images"] for line in read_record(tmp_path)] == [10, 20, 30]
+    resumed = Record(tmp_path, checkpoint)
+    resumed.add(30, {"loss": 3.5})
+    assert [(line["images"], line["metrics"]) for line in read_record(tmp_path)] == [
+        (10, {"loss": 1.0}),
+        (20, {"loss": 2.0}),
+        (30, {"loss": 3.5}),
+    ]
+    assert resumed.points == read_record(tmp_path)
+    Record(tmp_path)
+    assert read_record(tmp_path) == []
+    assert read_record(tmp_path / "absent") == []
+
+
+def damaged(held: bytes, place: float, bit: int, kind: str) -> bytes:
+    """The bytes with one bit of another value, cut off, or with garbage in them."""
+    at = int(place * len(held))
+    if kind == "flip":
+        return held[:at] + bytes([held[at] ^ 1 << bit]) + held[at + 1 :]
+    return held[:at] if kind == "cut" else held[:at] + os.urandom(3 + bit) + held[at:]
+
+
+def tried(read: Callable[[], Any]) -> Any:
+    """What is read, or the error that the store has for it."""
+    try:
+        return read()
+    except StoreError as error:
+        return error
+
+
+KINDS = st.sampled_from(["flip", "cut", "garbage"])
+ANYWHERE = {"place": st.floats(0, 1, exclude_max=True), "bit": st.integers(0, 7), "kind": KINDS}
+
+
+@settings(max_examples=150)
+@given(**ANYWHERE)
+def test_json_that_was_damaged_anywhere_is_what_was_written_or_named(tmp_path_factory, place, bit, kind):
+    """White space and the like may change, what it says may not."""
+    path = tmp_path_factory.getbasetemp() / "facts.json"
+    value = {"scores": {"fid": 12.345, "kid": float("inf")}, "status": "done", "files": {"ä": "0f"}, "none": [None, 1]}
+    write_json(path, value)
+    path.write_bytes(damaged(path.read_bytes(), place, bit, kind))
+    found = tried(lambda: read_json(path))
+    assert found == value or str(path) in str(found)
+
+
+@settings(max_examples=150)
+@given(**ANYWHERE)
+def test_tensors_that_were_damaged_anywhere_are_what_was_written_or_named(tmp_path_factory, place, bit, kind):
+    path = tmp_path_factory.getbasetemp() / "x.safetensors"
+    write_tensors(path, TENSORS, {"step": "12"})
+    path.write_bytes(damaged(path.read_bytes(), place, bit, kind))
+    found = tried(lambda: read_tensors(path))
+    if isinstance(found, StoreError):
+        assert str(path) in str(found)
+        return
+    assert found[1] == {"step": "12"}
+    said = ({name: (each.dtype, each.tolist()) for name, each in tensors.items()} for tensors in (found[0], TENSORS))
+    assert next(said) == next(said)
+
+
+@settings(max_examples=150)
+@given(**ANYWHERE)
+def test_a_record_that_was_damaged_anywhere_is_the_beginning_of_itself_or_named(tmp_path_factory, place, bit, kind):
+    folder = tmp_path_factory.getbasetemp()
+    record = Record(folder)
+    for images in (10, 20, 30):
+        record.add(images, {"loss": images / 7, "d/accuracy": float("nan")})
+    record.path.write_bytes(damaged(record.path.read_bytes(), place, bit, kind))
+    found = tried(lambda: read_record(folder))
+    if isinstance(found, StoreError):
+        assert str(record.path) in str(found)
+    else:
+        assert str(found) == str(record.points[: len(found)])
+
+
+def test_grids_sort_by_the_images_seen(tmp_path):
+    files = [grid_file(tmp_path, images) for images in (5, 60_000, 10_000_000)]
+    assert sorted(files) == files
+    assert files[1].name == "000060000.png"
+
+
+def test_the_readers_of_a_store_do_not_wait_for_torch():
+    command = "import sys, sgan.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

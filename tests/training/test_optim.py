@@ -1,0 +1,73 @@
+"""The optimisers against a few lines of numpy, and against torch's own plain loop."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sgan.config import AdamRecipe
+from sgan.training.optimizers import AdamEpsInRoot, adam
+
+RATE, BETAS, EPS = 0.01, (0.5, 0.999), 1e-8
+
+
+def gradients(size: float) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [size * random.normal(size=(4, 3)) for _ in range(6)]
+
+
+def lasagne(start: np.ndarray, steps: list[np.ndarray]) -> np.ndarray:
+    """Lasagne's adam with eps moved inside the root."""
+    parameter, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for t, gradient in enumerate(steps, 1):
+        a_t = RATE * np.sqrt(1 - BETAS[1] ** t) / (1 - BETAS[0] ** t)
+        m = BETAS[0] * m + (1 - BETAS[0]) * gradient
+        v = BETAS[1] * v + (1 - BETAS[1]) * gradient**2
+        parameter = parameter - a_t * m / np.sqrt(v + EPS)
+    return parameter
+
+
+def follow(optimiser: torch.optim.Optimizer, parameter: torch.Tensor, steps: list[np.ndarray]) -> None:
+    for gradient in steps:
+        parameter.grad = torch.from_numpy(gradient.copy()).to(parameter.dtype)
+        optimiser.step()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6], ids=["large", "near the root of eps", "small"])
+def test_eps_in_the_root_follows_lasagne(size):
+    start = np.random.default_rng(1).normal(size=(4, 3))
+    parameter = nn.Parameter(torch.from_numpy(start.copy()))
+    follow(AdamEpsInRoot([parameter], RATE, BETAS, EPS), parameter, gradients(size))
+    np.testing.assert_allclose(parameter.detach().numpy(), lasagne(start, gradients(size)), rtol=1e-12, atol=1e-15)
+
+
+def test_small_gradients_move_far_less_with_eps_in_the_root():
+    """From zero moments, one step is rate * g / sqrt(g^2 + eps / (1 - beta2)), written out; for g = 1e-6 that is
+    3e-4 of the rate, and about the whole rate in plain Adam."""
+    moved = []
+    for in_root in (True, False):
+        module = nn.Linear(1, 1, bias=False).double()
+        nn.init.zeros_(module.weight)
+        recipe = AdamRecipe(RATE, *BETAS, EPS, eps_in_root=in_root)
+        follow(adam(module, recipe), module.weight, [np.full((1, 1), 1e-6)])
+        moved.append(-module.weight.item())
+    assert moved[0] == pytest.approx(RATE * 1e-6 / np.sqrt(1e-12 + EPS / 1e-3), rel=1e-9)
+    assert moved[1] == pytest.approx(RATE * 1e-6 / (1e-6 + EPS), rel=1e-9)
+
+
+def test_plain_adam_is_torchs():
+    torch.manual_seed(0)
+    ours, reference = nn.Linear(3, 4, bias=False).double(), nn.Linear(3, 4, bias=False).double()
+    reference.load_state_dict(ours.state_dict())
+    follow(adam(ours, AdamRecipe(RATE, *BETAS, EPS)), ours.weight, gradients(1.0))
+    plain = torch.optim.Adam(reference.parameters(), lr=RATE, betas=BETAS, eps=EPS, fused=False, foreach=False)
+    follow(plain, reference.weight, gradients(1.0))
+    torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("in_root", [False, True])
+def test_a_parameter_without_a_gradient_stays(in_root):
+    module = nn.Linear(3, 4)
+    before = module.bias.detach().clone()
+    follow(adam(module, AdamRecipe(eps_in_root=in_root)), module.weight, gradients(1.0))
+    assert torch.equal(module.bias, before)

@@ -1,0 +1,297 @@
+"""A stage that is killed at any step and goes on is the stage that nobody killed, bit for bit; a damaged checkpoint is
+not used."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    CLASSIFIER,
+    PAPER,
+    STACK,
+    TINY,
+    contents,
+    finish,
+    make_worker,
+    released_recipe,
+    tiny_plan,
+    tiny_recipe,
+)
+
+from sgan.config import AdamRecipe, Recipe, Variant, Weights
+from sgan.models import export as model
+from sgan.stages import runners
+from sgan.stages.graph import Plan, name
+from sgan.stages.run import run_trial
+from sgan.store.files import StoreError, read_tensors, write_tensors
+from sgan.store.local import GRIDS, Store
+from sgan.training import checkpoint, loop
+from sgan.training import steps as train
+from sgan.training.checkpoint import CHECKPOINTS
+from sgan.training.loop import BEST_FILE, START_FILE, Diverged
+
+STEPS = 30
+RECIPES = {
+    "paper": tiny_recipe(steps=STEPS, fresh_adam=False, evaluations=2),
+    "released": released_recipe(steps=STEPS),
+}
+DEEP = Variant(("pool2", "fc3"), Weights(), joint=True)
+"""Levels of all three kinds: label to vector, vector to maps, maps to image."""
+
+
+def deep(recipe: str) -> Plan:
+    return tiny_plan(RECIPES[recipe], DEEP)
+
+
+def rare_points(patch=setattr) -> None:
+    """Records have points every tenth step, so that most kills and most checkpoints lie between two of them."""
+    patch(loop, "POINTS", 3)
+
+
+def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> None:
+    """A process that runs the trial and, in the stage `label`, kills itself in the middle of step `kill_at`; a score
+    stage, which has no steps, is killed when it writes its model."""
+    torch.set_num_threads(1)
+    rare_points()
+    checkpoint.SPARSE = 0
+    loop.loop.__defaults__ = (None, "", seconds)
+    trial, now = deep(recipe), [""]
+
+    def deadly(kind: type) -> None:
+        update = kind.step
+
+        def step(self, number: int):
+            result = update(self, number)
+            if (now[0], number) == (label, kill_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        kind.step = step
+
+    deadly(train.ClassifierTask)
+    deadly(train.GanTask)
+    save = model.save
+
+    def save_and_die(*arguments) -> None:
+        save(*arguments)
+        if label == "score":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.save = save_and_die
+    for event in run_trial(make_worker(Path(root), trial)):
+        now[0] = event.label
+
+
+def live(*arguments) -> int:
+    """The exit code of such a process."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["sgan.stages.run"])
+    process = server.Process(target=_life, args=arguments)
+    process.start()
+    process.join(100)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode or 0
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory) -> dict[str, Path]:
+    """A store for each recipe in which the trial ran undisturbed, from the scorer on."""
+    roots = {}
+    with pytest.MonkeyPatch.context() as patch:
+        rare_points(patch.setattr)
+        for recipe in RECIPES:
+            roots[recipe] = tmp_path_factory.mktemp("quiet") / recipe
+            finish(deep(recipe), roots[recipe])
+    return roots
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_random_steps_of_every_stage_it_ends_with_the_same_bytes(recipe, quiet, tmp_path):
+    """SIGKILL of a real process, once in each stage, with a checkpoint after every step, some or none."""
+    trial, dice, killed = deep(recipe), random.Random(recipe), []
+    for label, _ in trial.stages:
+        steps = CLASSIFIER.images // CLASSIFIER.batch if label in ("scorer", "encoder") else STEPS
+        seconds = dice.choice((0.0, 0.05, 1e9))
+        killed.append(live(str(tmp_path / "store"), recipe, label, dice.randrange(steps), seconds))
+    assert killed == [-signal.SIGKILL] * len(trial.stages)
+    assert live(str(tmp_path / "store"), recipe, "", 0, 0.0) == 0
+    whole, resumed = contents(trial, quiet[recipe]), contents(trial, tmp_path / "store")
+    for label in whole:
+        assert resumed[label] == whole[label], label
+    assert not list((tmp_path / "store" / "work").iterdir())
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory, quiet) -> dict[str, Path]:
+    """A store for each recipe whose image level was killed near its end: two checkpoints, weights put aside, grids."""
+    stores = {}
+    for recipe in RECIPES:
+        root = tmp_path_factory.mktemp("cut") / "store"
+        shutil.copytree(quiet[recipe], root)
+        for label, stage in deep(recipe).stages:
+            if label in ("level0", "joint", "score"):
+                shutil.rmtree(root / "stages" / name(stage))
+        assert live(str(root), recipe, "level0", STEPS - 3, 0.0) == -signal.SIGKILL
+        stores[recipe] = root
+    return stores
+
+
+def level0(recipe: str) -> str:
+    return name(dict(deep(recipe).stages)["level0"])
+
+
+def resumed(recipe: str, root: Path, monkeypatch) -> int:
+    """Goes on until level0 is finished; returns the step from which it did, after comparing with the quiet run."""
+    rare_points(monkeypatch.setattr)
+    trial, quiet = deep(recipe), root.parent / "quiet"
+    events = run_trial(make_worker(root, trial))
+    first = next(events)
+    assert (first.label, first.progress is not None) == ("level0", True)
+    for _ in events:
+        if Store(root).has(level0(recipe)):
+            break
+    found = [Store(place).facts(level0(recipe))["files"] for place in (root, quiet)]
+    for files in found:
+        files.pop("record.jsonl")
+    assert found[0] == found[1]
+    return first.progress.images // RECIPES[recipe].gan.batch if first.progress else -1
+
+
+@pytest.fixture
+def torn(cut_off, quiet, tmp_path):
+    """Makes a copy of such a store; returns it and the work folder in it. The quiet store lies beside it."""
+
+    def make(recipe: str) -> tuple[Path, Path]:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(cut_off[recipe], tmp_path / "store")
+        if not (tmp_path / "quiet").exists():
+            (tmp_path / "quiet").symlink_to(quiet[recipe])
+        return tmp_path / "store", tmp_path / "store" / "work" / level0(recipe)
+
+    return make
+
+
+def flip(path: Path, dice: random.Random) -> None:
+    held = bytearray(path.read_bytes())
+    held[dice.randrange(len(held))] ^= 1 << dice.randrange(8)
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_damaged_checkpoint_is_not_used_but_the_one_before(recipe, torn, monkeypatch):
+    dice = random.Random(recipe)
+    root, work = torn(recipe)
+    older, newer = sorted((work / CHECKPOINTS).glob("[0-9]*"))
+    assert (int(older.stem), int(newer.stem)) == (STEPS - 4, STEPS - 3)
+    assert resumed(recipe, root, monkeypatch) == STEPS - 3
+    for damage in (lambda path: flip(path, dice), lambda path: os.truncate(path, dice.randrange(1000))):
+        root, work = torn(recipe)
+        damage(work / CHECKPOINTS / newer.name)
+        assert resumed(recipe, root, monkeypatch) == STEPS - 4
+        root, work = torn(recipe)
+        damage(work / CHECKPOINTS / newer.name)
+        damage(work / CHECKPOINTS / older.name)
+        assert resumed(recipe, root, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(("recipe", "file"), [("paper", BEST_FILE), ("released", START_FILE), ("paper", GRIDS)])
+def test_weights_or_a_grid_put_aside_and_damaged_or_gone_begin_the_stage_anew(recipe, file, torn, monkeypatch):
+    for damage in (lambda path: flip(path, random.Random(1)), Path.unlink):
+        root, work = torn(recipe)
+        path = sorted((work / file).iterdir())[0] if file == GRIDS else work / file
+        damage(path)
+        assert resumed(recipe, root, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_any_file_of_a_stage_in_progress_damaged_anywhere_changes_nothing(recipe, torn, monkeypatch):
+    dice = random.Random(recipe)
+    for _ in range(8):
+        root, work = torn(recipe)
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        for path in dice.sample(files, dice.randint(1, 3)):
+            kind = dice.choice((flip, lambda path, dice: path.write_bytes(dice.randbytes(99)), None))
+            if kind:
+                kind(path, dice)
+            else:
+                path.unlink()
+        resumed(recipe, root, monkeypatch)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stage_whose_grid_is_changed_while_it_trains_is_made_anew_once(times, torn, quiet, monkeypatch):
+    root, work = torn("paper")
+    rare_points(monkeypatch.setattr)
+    trial, changed, seen = deep("paper"), 0, 0
+    events = run_trial(make_worker(root, trial))
+
+    def through() -> None:
+        nonlocal changed, seen
+        for event in events:
+            images = event.progress.images if event.progress and event.label == "level0" else seen
+            if changed < times and (changed == 0 or images < seen):  # it has begun anew
+                flip(sorted((work / GRIDS).iterdir())[0], random.Random(0))
+                changed += 1
+            seen = images
+
+    if times == 2:
+        with pytest.raises(StoreError, match=rf"a file in {work} is not as it was written; the same command"):
+            through()
+        assert resumed("paper", root, monkeypatch) == 0
+    else:
+        through()
+        whole, made = contents(trial, quiet["paper"]), contents(trial, root)
+        assert made == whole
+
+
+def test_another_stages_checkpoint_or_best_weights_are_not_used(torn, monkeypatch):
+    """Whole files, of the same shapes, which somebody has copied to the wrong place."""
+    for place, step in ((CHECKPOINTS, STEPS - 4), (BEST_FILE, 0)):
+        root, work = torn("paper")
+        path = sorted((work / CHECKPOINTS).iterdir())[-1] if place == CHECKPOINTS else work / place
+        tensors, note = read_tensors(path)
+        write_tensors(path, tensors, {**note, "stage": "level-0123456789abcdef"})
+        assert resumed("paper", root, monkeypatch) == step
+
+
+def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp_path):
+    """Closed, as Ctrl-C does, where the steps are slow, a stage goes on from the very step."""
+    root, work = torn("paper")
+    shutil.rmtree(work / CHECKPOINTS)
+    rare_points(monkeypatch.setattr)
+    monkeypatch.setattr(loop, "SILENCE", 0.0)
+    trial = deep("paper")
+    events = run_trial(make_worker(root, trial))
+    for event in events:
+        if event.progress and event.progress.images == 14 * RECIPES["paper"].gan.batch:
+            break
+    events.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert resumed("paper", root, monkeypatch) == 14
+
+
+def test_a_diverged_stage_keeps_its_last_good_checkpoint_and_grid(root, monkeypatch):
+    """Without eps and memory of the second moment, Adam's step is m / |g|: it grows without bound as g shrinks."""
+    wild = AdamRecipe(learning_rate=1.0, beta1=0.9, beta2=0.0, eps=1e-40)
+    recipe: Recipe = tiny_recipe(replace(PAPER, adam=wild), steps=60)
+    monkeypatch.setattr(checkpoint, "SPARSE", 0)
+    monkeypatch.setattr(loop.loop, "__defaults__", (None, "", 0.0))
+    rare_points(monkeypatch.setattr)
+    trial = tiny_plan(recipe, replace(STACK, cuts=(), joint=False), dataset=TINY)
+    with pytest.raises(Diverged, match=r"^level0: [dg]_\w+ is (nan|-?inf) in step \d+$") as caught:
+        finish(trial, root)
+    folder = Store(root).stage(name(dict(trial.stages)["level0"]))
+    kept = sorted((folder / CHECKPOINTS).iterdir())
+    assert 1 <= len(kept) <= checkpoint.KEPT
+    assert int(kept[-1].stem) < int(str(caught.value).split()[-1])
+    for path in kept:
+        assert all(tensor.isfinite().all() for tensor in read_tensors(path)[0].values())
+    assert sorted((folder / GRIDS).iterdir())
+    assert runners.MODEL_FILE not in {path.name for path in folder.iterdir()}
