@@ -22,7 +22,7 @@ from sweeps.planning.trials import Trial, ended, in_order
 
 if TYPE_CHECKING:
     from sgan.data.datasets import Arrays
-    from sgan.stages.runners import Worker
+    from sgan.stages.context import Context
 
 Given = TypeVar("Given")
 End = TypeVar("End")
@@ -71,7 +71,7 @@ class Job:
         since, label = time.monotonic(), None
         outcome, reason = "done", ""
         try:
-            for event in run_trial(self._worker(trial)):
+            for event in run_trial(trial.plan, self._context()):
                 changed = label is not None and event.label != label
                 label = event.label
                 if changed or time.monotonic() - since > seconds:
@@ -88,13 +88,13 @@ class Job:
             outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
         return {"outcome": outcome, "reason": reason}
 
-    def _worker(self, trial: Trial) -> "Worker":
+    def _context(self) -> "Context":
         """This process; ConfigError where it cannot run what the driver has planned."""
         import ray
         import torch
 
+        from sgan.stages.context import Context
         from sgan.stages.run import be_deterministic
-        from sgan.stages.runners import Worker
         from sweeps.execution import memory
 
         require(
@@ -109,7 +109,7 @@ class Job:
             torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
-        return Worker(store, data, device, trial.plan, self.commit)
+        return Context(store, data, device, self.commit)
 
 
 def while_asked(make: Callable[[], Generator[Given, None, End]], patience: float) -> Generator[Given, None, End]:
