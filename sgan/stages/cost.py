@@ -19,9 +19,10 @@ from sgan.models.encoder import Encoder
 from sgan.models.networks import Discriminator, new_generator, tap_shapes
 from sgan.shapes import Dataset
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, ScoreStage, Stage, name, plan
-from sgan.stages.runners import CLASSIFIER_EVALUATIONS, FORMAT, build
+from sgan.stages.kinds.classifier import CLASSIFIER_EVALUATIONS
+from sgan.stages.kinds.level import build
 from sgan.training.cuda_graphs import EAGER
-from sgan.training.steps import VARIANCE_IMAGES, ClassifierTask, GanTask
+from sgan.training.steps import FORMAT, VARIANCE_IMAGES, ClassifierTask, GanTask
 
 STEPS, STEP_SECONDS = 3, 0.1
 """Steps are measured, after one that is not, until there are so many and they have taken so long."""
@@ -71,6 +72,7 @@ def stage_seconds(
     """
     probe, found = _Probe(data, images, device, inception_weights), {}
     for config in configs:
+        probe.scorer = config.judge
         for _, stage in plan(config).stages:
             if name(stage) not in found:
                 found[name(stage)] = probe.seconds(stage)
@@ -91,6 +93,7 @@ class _Probe:
     def __init__(self, data: Data, images: int, device: str, inception_weights: Path | None):
         self.data, self.images, self.device, self.inception_weights = data, images, device, inception_weights
         self.tests = len(data.test_images)
+        self.scorer: Dataset
         self.measured: dict[Hashable, float] = {}
         self.levels: dict[LevelStage, _Level] = {}
 
@@ -110,13 +113,13 @@ class _Probe:
                 return (
                     steps * sum(level.step for level in levels)
                     + max(level.before for level in levels) * self._look(stages[0].dataset)
-                    + (stage.evaluations.count + 1) * self._evaluation(stages)
+                    + (stage.evaluations + 1) * self._evaluation(stages)
                 )
             case ScoreStage():
                 sample = self._evaluation(stage.levels) / EVALUATION_SAMPLES
                 sample += self._inception() if stage.inception else 0.0
                 # The weights at the best evaluation are scored too, where it was not the last.
-                times = 2 if stage.levels[0].evaluations.count > 1 else 1
+                times = 2 if stage.levels[0].evaluations > 1 else 1
                 return times * stage.samples * sample + self._figures(stage.levels)
             case InceptionStage():
                 return (self.images + self.tests) * self._inception()
@@ -175,9 +178,9 @@ class _Probe:
         """What evaluates a level or a stack."""
         levels, _ = build(stages, stages[0].recipe, self.data, self.device)
         encoder = self._classifier(stages[0].dataset) if any(stage.encoder for stage in stages) else None
-        scorer = self._classifier(stages[0].evaluations.scorer.dataset)
+        scorer = self._classifier(self.scorer)
         reference = metrics.Reference(metrics.classify(scorer, self.data.images))
-        return Evaluation(levels, stages[0].evaluations.sampling, self.data, encoder, scorer, reference)
+        return Evaluation(levels, stages[0].sampling, self.data, encoder, scorer, reference)
 
     def _look(self, dataset: Dataset) -> float:
         """Of one image through a classifier."""

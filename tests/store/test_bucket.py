@@ -15,14 +15,14 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from conftest import TINY, finish, make_worker, tiny_plan, tiny_recipe
+from conftest import TINY, finish, make_context, tiny_plan, tiny_recipe
 from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
 from waiting import wait_for
 
 from sgan.checks import ConfigError
 from sgan.stages.graph import LevelStage, name
-from sgan.stages.run import run_trial
+from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
 from sgan.store.files import StoreError, read_tensors, sha256, write_json, write_tensors
@@ -279,14 +279,11 @@ sys.path[:0] = [{here!r}, {here!r} + '/store']
 from sgan.store import s3 as bucket
 bucket.SYNC = 0.0
 from sgan.store.s3 import open_store
-from test_bucket import long_plan, worker
+from test_bucket import context, long_plan
 from sgan.stages.run import run_trial
-import sgan.stages.runners as runners
-import functools
 import sgan.training.checkpoint as checkpoint
-checkpoint.SPARSE = 0
-runners.loop = functools.partial(runners.loop, checkpoint_seconds=0.0)
-for event in run_trial(worker(open_store(sys.argv[1]), long_plan())):
+checkpoint.SPARSE, checkpoint.SECONDS = 0, 0.0
+for event in run_trial(long_plan(), context(open_store(sys.argv[1]))):
     if event.progress:
         print(event.label, event.progress.images, flush=True)
 """
@@ -296,8 +293,8 @@ def long_plan():
     return tiny_plan(tiny_recipe(steps=60), dataset=TINY)
 
 
-def worker(store: Store, trial):
-    return dataclasses.replace(make_worker(store.root, trial), store=store)
+def context(store: Store) -> Context:
+    return dataclasses.replace(make_context(store.root), store=store)
 
 
 def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host, address, tmp_path, monkeypatch):
@@ -325,7 +322,7 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     assert read_record(watched)  # as tracking sees it
     assert not list(watched.glob("*.safetensors"))
     trained = {}
-    for event in run_trial(worker(other, trial)):
+    for event in run_trial(trial, context(other)):
         if event.progress:
             trained.setdefault(event.label, event.progress.images)
     assert trained["level0"] > 0  # where the other host was killed
@@ -359,7 +356,7 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
     store = host("one")
     api.faults.share, api.faults.delay = 0.15, 0.001
     trial = tiny_plan(dataset=TINY)
-    list(run_trial(worker(store, trial)))
+    list(run_trial(trial, context(store)))
     assert api.faults.failed > 10
     api.faults.share = api.faults.delay = 0.0
     other = host("other")
