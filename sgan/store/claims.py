@@ -16,8 +16,6 @@ from typing import Any
 
 from s3fs import S3FileSystem
 
-from sgan.store.files import parse_json, sealed
-
 BEAT, EXPIRY = 10.0, 60.0
 APART = 30.0
 """Looks that are further apart begin the wait for EXPIRY anew."""
@@ -103,15 +101,16 @@ class Leases:
         return now - first > EXPIRY
 
     def _read(self, name: str) -> tuple[str, dict[str, Any]]:
-        """ETag and content of a claim, "" and {} where there is none. A newer content may come with an older ETag; then
-        a write on the condition of that ETag is refused."""
-        path = f"{self.folder}/{name}"
-        try:
-            etag = self.fs.info(path).get("ETag", "")
-            return etag, parse_json(self.fs.cat_file(path), path)
-        except FileNotFoundError:
-            return "", {}
+        """ETag and content of a claim, "" and {} where there is none.
+
+        A newer content may come with an older ETag; then a write on the condition of that ETag is refused.
+        """
+        etag, claim = "", {}
+        with suppress(FileNotFoundError, ValueError, TypeError):  # the last two: somebody damaged it, so it is free
+            etag = self.fs.info(f"{self.folder}/{name}").get("ETag", "")
+            claim = dict(json.loads(self.fs.cat_file(f"{self.folder}/{name}")))
+        return etag, claim
 
     def _write(self, name: str, etag: str, token: str, free: bool = False) -> bool:
         claim = {"host": self.host, "token": token, "free": free, "beat": uuid.uuid4().hex}
-        return swap(self.fs, f"{self.folder}/{name}", json.dumps(sealed(claim)).encode(), etag)
+        return swap(self.fs, f"{self.folder}/{name}", json.dumps(claim).encode(), etag)

@@ -118,17 +118,9 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
         its: entries by which it is known from others of its kind; with other values it is another's.
     """
     try:
-        return parse_json(path.read_bytes(), str(path), **its)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
-
-
-def parse_json(text: bytes, path: str, **its: Any) -> dict[str, Any]:
-    """The content of the sealed JSON object that was read from `path`; errors and `its` as in `read_json`."""
-    try:
-        value = json.loads(text)
+        value = json.loads(path.read_bytes())
         whole = isinstance(value, dict) and sealed(value) == value
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
     if not whole or any(value.get(name) != item for name, item in its.items()):
         raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")

@@ -80,12 +80,12 @@ def absolute(address: str) -> str:
 
 def _connect(address: str) -> tuple[S3FileSystem, str]:
     """The file system of an address, and the folder in it."""
-    plain, _, query = address.removeprefix("s3://").partition("?")
+    folder, _, query = address.removeprefix("s3://").partition("?")
     given = dict(parse_qsl(query))
     scheme, endpoint = given.pop("scheme", "https"), given.pop("endpoint_override", "")
-    known = "only endpoint_override and scheme are known"
-    require(not given, f"the store's address {address} has {', '.join(given)}; {known}")
-    return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), plain
+    wrong = f"the store's address {address} has {', '.join(given)}; only endpoint_override and scheme are known"
+    require(not given, wrong)
+    return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), folder
 
 
 class BucketStore(Store):
@@ -116,14 +116,13 @@ class BucketStore(Store):
         mark = f"{self.base}/hosts/{host}"
         try:
             self.fs.pipe_file(mark, b"")
-            conditional = not swap(self.fs, mark, self.writer.encode(), etag='"none"')
+            if swap(self.fs, mark, self.writer.encode(), etag='"none"'):
+                raise OSError("its server ignores If-Match, so that two hosts would claim one stage")
         except Exception as error:
             raise StoreError(
                 f"the output store {address} cannot be written ({_first_line(error)}); name a bucket that is there "
                 "and that this host's credentials may write with --store"
             ) from error
-        if not conditional:
-            raise StoreError(f"the server of {address} ignores If-Match, so that no stage can be claimed; use another")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.address,)
@@ -282,7 +281,7 @@ class BucketStore(Store):
 
     def _find(self, folder: str) -> dict[str, str]:
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> ETag."""
-        found = self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True))
+        found = dict(self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True)))
         # s3fs finds the folder itself where its first object appears between two of its requests.
         files = {path: info["ETag"] for path, info in found.items() if info["type"] == "file"}
         return {path.removeprefix(f"{self.base}/"): tag for path, tag in files.items()}
@@ -315,15 +314,15 @@ class BucketStore(Store):
         return False
 
     def _remove(self, folder: str) -> None:
-        for name in self._find(folder):
-            self._patiently(lambda name=name: self.fs.rm_file(f"{self.base}/{name}"))
+        with suppress(FileNotFoundError):
+            self._patiently(lambda: self.fs.rm(f"{self.base}/{folder}", recursive=True))
 
     def _patiently(self, call: Callable[[], Found]) -> Found:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
         for number, pause in enumerate((*PAUSES, None)):
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError, StoreError):
+            except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
                 trouble = f"the output store {self.address} does not answer ({_first_line(error)})"
