@@ -30,6 +30,7 @@ from sweeps.execution.scheduler import Slots
 from sweeps.execution.sharing import mark
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view.verify import differences
+from sweeps.planning import manifest
 from sweeps.planning.trials import Trial
 from sweeps.tracking import default_uri
 
@@ -140,7 +141,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     assert driver.returncode == 0, rest
     assert [line.split("|")[1].strip() for line in table(rest)] == ["Variant", "DCGAN (adv)", "Real data"]
     assert table(complete(store, *options)) == table(rest)
-    (key,) = Store(store).sweeps()
+    (key,) = manifest.keys(Store(store))
     assert not list(differences(Store(store), key, default_uri(Store(store))))
 
 
