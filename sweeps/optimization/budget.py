@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 EXPLORE = 0.7
 """Share of the budget that explores; the rest confirms on seeds that the search never saw."""
-SIMULATIONS = 400
+NOISE, DRAWS = 0.2, 400
+"""Standard deviation of the logarithm of actual over predicted time, and draws of it for each split."""
 
 
 @dataclass(frozen=True)
@@ -34,58 +35,47 @@ def confirmations(trials: float, top: int | None, seeds: int | None, configs: in
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """A phase that is still to run.
+
+    Attributes:
+        known: of each trial whose config is known, seconds of the stages that it is the first to need.
+        drawn: number of trials whose config is not known yet.
+        shared: of each stage that all trials wait for, its seconds.
+    """
+
+    known: Sequence[float] = ()
+    drawn: int = 0
+    shared: Sequence[float] = ()
+
+    def wall(self, seconds: float, slots: int) -> float:
+        """Seconds of wall time on so many slots, where each trial drawn takes `seconds`."""
+        known = max(sum(self.known) / slots, max(self.known, default=0.0))
+        shared = max(sum(self.shared) / slots, max(self.shared, default=0.0))
+        return shared + known + math.ceil(self.drawn / slots) * seconds
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Seconds of wall time: the median of simulated searches, with the range that nine in ten of them fall into."""
+    """Seconds of wall time: the median, and the range that nine in ten searches fall into."""
 
     median: float
     low: float
     high: float
 
-    def times(self, factor: float) -> "Estimate":
-        """The estimate of so many times as much."""
-        return Estimate(factor * self.median, factor * self.low, factor * self.high)
 
-    def after(self, seconds: float) -> "Estimate":
-        """The estimate of what begins so many seconds later."""
-        return Estimate(self.median + seconds, self.low + seconds, self.high + seconds)
-
-
-def simulate(
-    splits: Sequence[float],
-    explore: Sequence[float | None],
-    confirm: Sequence[float | None],
-    shared: Sequence[Sequence[float]],
-    slots: int,
-) -> Estimate:
-    """Simulate searches over splits of unknown merit: half of the trials explore any, half return to a favourite, which
-    is then confirmed.
+def estimate(splits: Sequence[float], explore: Ahead, confirm: Ahead, slots: int) -> Estimate:
+    """The time of searches over splits of unknown merit: half of the configs have any split, half a favourite one,
+    which is then confirmed.
 
     Args:
         splits: of each split, seconds of the stages that every trial of it runs itself.
-        explore, confirm: the trials of each phase that have not ended: seconds of the stages of their own that the
-            store has not, or None where the config is not known yet.
-        shared: of each phase, seconds of each stage that several trials share and that the store has not: its trials
-            go on when they are done.
-        slots: trials at the same time.
+        slots: stages at the same time.
     """
-    rng, walls = random.Random(0), []
-    waited = sum(_wall(each, slots) for each in shared)
-    for _ in range(SIMULATIONS):
-        favourite = rng.choice(splits)
-        unknown = (rng.choice(splits) if rng.random() < 0.5 else favourite for _ in explore)
-        first = [each if known is None else known for each, known in zip(unknown, explore, strict=True)]
-        second = [favourite if known is None else known for known in confirm]
-        noise = rng.lognormvariate(0.0, 0.2)  # between a few measured steps and hours of training
-        walls.append((_wall(first, slots) + _wall(second, slots) + waited) * noise)
-    walls.sort()
-    low, high = walls[SIMULATIONS // 20], walls[-SIMULATIONS // 20]
-    return Estimate(statistics.median(walls), low, high)
-
-
-def _wall(costs: Sequence[float], slots: int) -> float:
-    """Wall time of trials that start in order, each on the slot that is free first."""
-    free = [0.0] * max(1, slots)
-    for cost in costs:
-        index = free.index(min(free))
-        free[index] += cost
-    return max(free)
+    rng, mean = random.Random(0), statistics.fmean(splits)
+    walls = sorted(
+        (explore.wall((mean + favourite) / 2, slots) + confirm.wall(favourite, slots)) * rng.lognormvariate(0.0, NOISE)
+        for favourite in splits
+        for _ in range(DRAWS)
+    )
+    return Estimate(statistics.median(walls), walls[len(walls) // 20], walls[-len(walls) // 20])

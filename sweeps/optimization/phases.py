@@ -1,118 +1,81 @@
-"""A search in progress: its plan, and its two phases. Explore: many configs at one seed. Confirm: the best of them on
-seeds that the first phase never saw."""
+"""A search in two phases. Explore: many configs at one seed. Confirm: the best of them on seeds that the first phase
+never saw."""
 
-import itertools
+import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import optuna
-from optuna.trial import FrozenTrial
+from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.config import Config
-from sgan.host import processor
-from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Stage, code_version, name, plan
-from sgan.store.files import remove
+from sgan.presets import REAL_DATA_PAPER
+from sgan.stages.cost import cost, recorded_rate
+from sgan.stages.fit import check_networks
+from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, code_version, name, plan
+from sgan.store.files import sha256
 from sgan.store.local import Store
-from sweeps.execution import scheduler as schedule
-from sweeps.execution import worker as job
-from sweeps.execution.cluster import Slots
-from sweeps.execution.progress import ProgressLines
-from sweeps.optimization import best_config as publish
-from sweeps.optimization import bridge
-from sweeps.optimization.budget import EXPLORE, Estimate, Limits, confirmations, simulate
-from sweeps.optimization.objective import FLOOR, OBJECTIVES, SganObjective, outcome, variant
-from sweeps.optimization.space import Space
-from sweeps.optimization.study import SECONDS, best_first, finished, mean_seconds, open_study
-from sweeps.planning import trials
-from sweeps.planning.manifest import commit
+from sgan.store.record import read_record
+from sweeps.optimization.budget import EXPLORE, Ahead, Estimate, Limits, confirmations, estimate
+from sweeps.optimization.objective import DONE, OBJECTIVES, PRUNED, Outcome, outcome_of
+from sweeps.optimization.search_options import Search
+from sweeps.optimization.searcher import Row, Searcher
+from sweeps.optimization.space import SPLITS, Space
+from sweeps.optimization.study import SAMPLERS, DistinctSampler, StoredStudy, best_first, new_study
+from sweeps.planning import config_file, manifest
+from sweeps.planning.ablation_options import Sweep
 from sweeps.planning.options import Basis
-from sweeps.planning.trials import Trial, trial
+from sweeps.planning.state import state_of
+from sweeps.planning.trials import Trial, clock, trial
 
-if TYPE_CHECKING:
-    from sweeps.search import Search
-
-STUDIES = "optuna.log"
-DECIDED = "confirm"
-"""User attribute of a study: how many configs and seeds its second phase has, and what was asked for then."""
+STUDY = "optuna.log"
+"""In the folder of a search's record: Optuna's study, unless --study-storage names a database."""
 ENDLESS = 10**9
-SIMULATED = 1000
-"""Of more configs that are still to be drawn, so many stand for all in the plan."""
-SHARED = ("scorer", "encoder")
-"""Labels of the stages that all trials of a seed share."""
+RECENT = 20
+"""The times of so many trials predict those of the next."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search is going to do, as printed before it.
+    """The plan of a search, as printed before it.
 
     Attributes:
         explored: configs of the first phase; best, seeds: configs and seeds of the second.
         estimate: of what is still to run.
-        saved: seconds of the stages of trials still to run that the store has, or that they share.
-        trial_seconds: of a trial on its slot (mean over the splits).
-        made: when the plan was made, on `time.monotonic`'s clock.
+        trial_seconds: of a trial (mean over the splits).
     """
 
     explored: int
     best: int
     seeds: int
     estimate: Estimate
-    saved: float
     trial_seconds: float
-    made: float = field(default_factory=time.monotonic)
 
 
-def still(ahead: Sequence[Sequence[tuple[Stage, float]]], store: Store) -> tuple[list[float], list[list[float]], float]:
-    """What trials still to run take, where a stage that the store has costs nothing and every other one is run once.
+class SearchRun:
+    """A search with everything chosen; a `Configs` for its searcher.
 
     Args:
-        ahead: the stages of each trial, with their seconds.
-    Returns:
-        Seconds of each trial's own stages; of each classifier that it is the first to need, and for which trials that
-        share it wait; and of all that need not be run.
+        store: None where there is none yet, for a dry run.
+        slots: stages at the same time.
+        units: GPUs, or nodes where there is no GPU: what is paid for.
     """
-    own, shared, saved, counted = [], [], 0.0, set()
-    for stages in ahead:
-        own.append(0.0)
-        shared.append([])
-        for stage, seconds in stages:
-            if name(stage) in counted or store.has(name(stage)):
-                saved += seconds
-            elif isinstance(stage, ClassifierStage):
-                shared[-1].append(seconds)
-            else:
-                own[-1] += seconds
-            counted.add(name(stage))
-    return own, shared, saved
 
-
-def _taps(config: Config) -> tuple[str, ...]:
-    return config.variant.cuts or config.variant.through
-
-
-class Running:
-    """A search with everything chosen."""
-
-    def __init__(self, search: "Search", basis: Basis, space: Space, store: Store, slots: Slots):
-        self.search, self.basis, self.space, self.store, self.slots = search, basis, space, store, slots
+    def __init__(self, search: Search, basis: Basis, space: Space, store: Store | None, slots: int, units: int):
+        self.options, self.basis, self.space, self.slots, self.units = search, basis, space, slots, units
         parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
         space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
         self.key = content_key([*parts, as_json(space_parts)])
-        self.directions = OBJECTIVES[search.objective]
-        self.commit, self.machine = commit(), f"{processor()}, {slots.where}"
-        given = (basis.data, store.address, self.key, self.commit, code_version())
-        work = job.Job(*given, slots, search.deterministic)
-        self.objective = SganObjective(space, work, search.seed, tuple(self.directions), search.early_stop)
+        self.saved_store, self.scores = store, tuple(OBJECTIVES[search.objective])
+        self.stop_by = self.scores[0] if search.early_stop else ""
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
-        self.units = slots.all_gpus or slots.nodes
-        self.limits: Limits = search.limits(self.units)
+        self.limits: Limits = search.limits(units)
+        self.templates = {split: self._template(split, search.seed) for split in space.splits}
+        check_networks(self.templates.values())
+        self.rows: list[Row] = []
+        self.decided: dict[str, Any] = {}
         self.began, self.before = time.monotonic(), 0.0
-        self._explored: dict[int, Trial] = {}
 
     @property
     def name(self) -> str:
@@ -120,165 +83,205 @@ class Running:
         return f"sgan-{self.key}"
 
     @property
-    def place(self) -> str | Path:
-        """Where the study is kept: address of a database or path of a journal file."""
-        return self.search.study_storage or self.store.root / STUDIES
+    def store(self) -> Store:
+        assert self.saved_store is not None
+        return self.saved_store
 
-    def open(self) -> optuna.Study:
-        """The study; ConfigError where its storage does not answer."""
-        lasts = [plan(self._config(split)).stages[-2][1] for split in self.space.splits]
+    @property
+    def study_place(self) -> str | Path:
+        """Address of the database, or path of the journal file, in which Optuna's dashboard finds the study."""
+        return self.options.study_storage or manifest.folder(self.store, self.key) / STUDY
+
+    def _template(self, split: str, seed: int):
+        return self.space.config(self.space.known_good() | {"split": split}, seed)
+
+    def searcher(self) -> Searcher:
+        """The first phase, with all that the record holds of it."""
+        if self.saved_store and self.key in manifest.keys(self.store):
+            record = manifest.read(self.store, self.key)
+            self.rows, self.decided = record["trials"], record["decided"]
+            self.before = max([record["spent"], *(row["spent"] for row in self.rows)])
+        lasts = [plan(config).stages[-2][1] for config in self.templates.values()]
         images = min(stage.images for stage in lasts if isinstance(stage, (JointStage, LevelStage)))
-        search, grace = self.search, images // 2 if self.search.early_stop else None
-        first = self.space.known_good()
-        kind = (self.directions, search.sampler, search.seed, grace, first)
-        study = open_study(self.place, self.store, self.name, *kind, kept=not search.dry_run)
-        self.before = study.user_attrs.get(SECONDS, 0.0)
-        return study
+        options, space = self.options, self.space
+        sampler = DistinctSampler(SAMPLERS[options.sampler], options.seed, space.distributions, space.key)
+        ways = tuple(OBJECTIVES[options.objective].values())
+        study = new_study(ways, sampler, images // 2 if options.early_stop else None)
+        return Searcher(study, sampler, self, self.phase("explore"), space.known_good())
 
-    def _config(self, split: str):
-        return self.space.config(self.space.known_good() | {"split": split}, self.search.seed)
+    def phase(self, phase: str) -> list[Row]:
+        """The rows of a phase."""
+        return [row for row in self.rows if row["phase"] == phase]
 
-    def complete(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The trials whose params are all written."""
-        return [
-            each for each in study.get_trials(deepcopy=False) if each.params.keys() >= self.space.distributions.keys()
-        ]
+    def trial(self, number: int, params: Mapping[str, Any], seed: int | None = None) -> tuple[Trial, Row]:
+        """The trial of a config, and its row; without a seed that of the first phase."""
+        phase, seed = ("explore", self.options.seed) if seed is None else ("confirm", seed)
+        one = trial(f"config-{number}", seed, self.space.config(dict(params), seed))
+        title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params, seed)
+        row = manifest.trial_row(one, phase, words, number, title)
+        return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
-    def explored(self, each: FrozenTrial) -> Trial:
-        """The trial of the first phase that a trial of the study is."""
-        if each.number not in self._explored:
-            self._explored[each.number] = self.objective.trial(each.params, each.number)
-        return self._explored[each.number]
+    def ablation_options(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A config as options of sweeps/ablation.py, as JSON values."""
+        return config_file.options_of(
+            self.options,
+            self.basis,
+            cuts=SPLITS[params["split"]],
+            weights=dataclasses.astuple(self.space.loss_weights(dict(params))),
+            override=[*self.options.override, *(f"{one.field}={params[one.field]!r}" for one in self.space.varied)],
+        )
 
-    def plan(self, study: optuna.Study) -> Plan:
-        """Measure a few steps on the hardware, and work out trials, hours and cost of what is still to run.
+    def rerun(self, params: Mapping[str, Any], seed: int) -> str:
+        """The options of sweeps/ablation.py that run a config again."""
+        options = self.ablation_options(params)
+        values = {each: tuple(value) if isinstance(value, list) else value for each, value in options.items()}
+        values |= {"variants": (self.options.variant,), "seeds": 1, "first_seed": seed, "data": self.options.data}
+        return config_file.words(Sweep(**values))
 
+    def write(self, row: Row) -> None:
+        """Write a row into the record."""
+        self.store.when_there_is_room(lambda: manifest.write_trial(self.store, self.key, row))
+
+    def outcome(self, row: Row) -> Outcome | None:
+        """How a trial of the record ended; None where it has not, or failed."""
+        if "stopped" in row:
+            return Outcome(PRUNED, points=dict(row["stopped"]))
+        found = outcome_of(state_of(self.store, row), self.scores)
+        if found is None or found.tag != DONE or not self.stop_by:
+            return found
+        judge = next(stage["name"] for stage in row["stages"] if stage["label"] == "scorer")
+        lines = read_record(self.store.look(row["stages"][-2]["name"]))
+        points = {
+            line["images"]: line["metrics"][self.stop_by]
+            for line in lines
+            if line["images"] > 0 and self.stop_by in line["metrics"] and line.get("judge", judge) == judge
+        }
+        return Outcome(found.tag, found.values, points=points)
+
+    def spent(self) -> float:
+        """Seconds of wall time of all commands of this search."""
+        return self.before + time.monotonic() - self.began
+
+    def in_time(self, seconds: float) -> bool:
+        """Whether a config of the first phase that takes so many seconds may still begin."""
+        seconds = max(self.expected_seconds, seconds)
+        return self.spent() + seconds < EXPLORE * self.limits.seconds
+
+    def plan(self, searcher: Searcher, probe: Callable[[], float]) -> Plan:
+        """Work out trials and hours of what is still to run.
+
+        Args:
+            probe: measures the seconds of a unit of cost, where the store has no stages of this search.
         Raises:
             ConfigError: --hours or --max-cost carry fewer than three trials.
         """
-        configs = [self._config(split) for split in self.space.splits]
-        measured, start = schedule.measure(configs, self.basis.data, self.slots, self.basis.inception_weights)
-        seconds = {
-            _taps(config): {label: measured[name(stage)] for label, stage in plan(config).stages} for config in configs
-        }
-        splits = [sum(each for label, each in row.items() if label not in SHARED) for row in seconds.values()]
-        mean = sum(splits) / len(splits)
-        limits, held, search = self.limits, len(finished(study)), self.search
-        carried = min(limits.seconds / mean * self.slots.count, ENDLESS)
+        recent = [self.trial(row["number"], row["params"])[0] for row in self.phase("explore")[-RECENT:]]
+        stages = [stage for one in recent for _, stage in one.plan.stages]
+        rate = (recorded_rate(self.store, stages) if stages else None) or probe()
+        own = [[stage for _, stage in plan(config).stages] for config in self.templates.values()]
+        splits = [rate * sum(cost(each) for each in stages if not isinstance(each, ClassifierStage)) for stages in own]
+        self.expected_seconds = mean = sum(splits) / len(splits)
+        limits, search = self.limits, self.options
+        carried = min(limits.seconds / mean * self.slots, ENDLESS)
         require(
-            held > 0 or carried >= 3,
-            f"--hours or --max-cost carry {carried:.1f} trials of about {trials.clock(mean)}, and a search needs 3; "
+            searcher.ended > 0 or carried >= 3,
+            f"--hours or --max-cost carry {carried:.1f} trials of about {clock(mean)}, and a search needs 3; "
             "allow more, or make the trials shorter with --budget or --width",
         )
         count = min(limits.trials, max(3, carried))
         target = int(Limits(count, limits.seconds).explored())
-        best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, held))
-        explore: list[Trial | int] = [
-            self.explored(each) for each in self.complete(study) if not each.state.is_finished()
-        ]
-        drawn = max(0, target - held - len(explore))
-        explore += [search.seed] * min(drawn, SIMULATED)  # of which the seed is known
-        factor = max(1.0, drawn / SIMULATED)
-        confirm: list[Trial | int] = [*self.best(study, best, seeds)]
-        if explore:
-            confirm = [search.seed + 1 + index % seeds for index in range(best * seeds)]
+        best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, searcher.ended))
+        drawn = max(0, target - searcher.count)
+        searcher.expected = drawn + len(searcher.waiting)
+        searcher.target = ENDLESS if math.isinf(limits.trials) else target
+        explore, counted = self._ahead(searcher.ahead, drawn, [search.seed], set(), rate)
+        chosen = [] if searcher.expected else [one for one, _ in self.best(searcher, best, seeds)]
+        fresh = range(search.seed + 1, search.seed + 1 + seeds)
+        drawn = best * seeds if searcher.expected else 0
+        confirm, _ = self._ahead(chosen, drawn, fresh, counted, rate)
+        return Plan(target, best, seeds, estimate(splits, explore, confirm, self.slots), mean)
 
-        def stages(one: Trial | int) -> list[tuple[Stage, float]]:
-            config = self.space.config(self.space.known_good(), one) if isinstance(one, int) else one.config
-            return [
-                (stage, seconds[_taps(config)][label])
-                for label, stage in plan(config).stages
-                if label in SHARED or not isinstance(one, int)
-            ]
+    def _ahead(
+        self, known: Sequence[Trial], drawn: int, seeds: Sequence[int], counted: set[str], rate: float
+    ) -> tuple[Ahead, set[str]]:
+        """A phase that is still to run, and the names of the stages that it or an earlier one counts: each of them
+        runs once, and none that the store has."""
+        split = self.space.splits[0]
+        shared = [stage for seed in seeds for _, stage in plan(self._template(split, seed)).stages]
+        groups = [[stage for stage in shared if isinstance(stage, ClassifierStage)] if known or drawn else []]
+        groups += [[stage for _, stage in one.plan.stages] for one in known]
+        sums: list[list[float]] = []
+        for stages in groups:
+            new = {name(stage): rate * cost(stage) for stage in stages if name(stage) not in counted}
+            sums.append([s for each, s in new.items() if not (self.saved_store and self.store.has(each))])
+            counted = counted | new.keys()
+        return Ahead([*map(sum, sums[1:])], drawn, sums[0]), counted
 
-        ahead = [
-            [one for one in phase if isinstance(one, int) or not trials.ended(one, self.store)]
-            for phase in (explore, confirm)
-        ]
-        own, shared, saved = still([stages(one) for phase in ahead for one in phase], self.store)
-        costs = [None if isinstance(one, int) else each for one, each in zip([*ahead[0], *ahead[1]], own, strict=True)]
-        first = len(ahead[0])
-        classifiers = [list(itertools.chain(*of)) for of in (shared[:first], shared[first:])]
-        phases = simulate(splits, costs[:first], costs[first:], classifiers, self.slots.count)
-        estimate = phases.times(factor).after(start * sum(map(bool, ahead)))  # each phase starts workers of its own
-        return Plan(target, best, seeds, estimate, factor * saved, mean)
+    def begin(self, searcher: Searcher, command: str, commit: str, machine: str) -> None:
+        """Write the search's head into the record, and open the copy of the study."""
+        self.head = {"command": command, "commit": commit, "machine": machine}
+        self.write_head(searcher)
+        if isinstance(self.study_place, Path):
+            self.store.fetch(self.study_place)
+        searcher.copy = StoredStudy(searcher.study, self.name, self.study_place)
 
-    def spent(self, study: optuna.Study) -> float:
-        """Seconds of wall time of all commands of this search, which the study notes."""
-        now = self.before + time.monotonic() - self.began
-        study.set_user_attr(SECONDS, now)
-        return now
+    def write_head(self, searcher: Searcher) -> None:
+        """Write what the record says of the whole search."""
+        names = ("variant", "objective", "sampler", "seed", "adversarial", "conditional", "entropy", "zeros", "vary")
+        settings = {
+            "dataset": self.basis.dataset.name,
+            "recipe": self.basis.recipe.name,
+            "study": self.name,
+            "splits": " ".join(self.space.splits),
+            **{each: getattr(self.options, each) for each in (*names, "budget", "width", "override")},
+        }
+        head = {
+            "key": self.key,
+            "title": self.title,
+            **self.head,
+            "started": time.time(),
+            "settings": as_json(settings),
+            "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
+            "paper_real": REAL_DATA_PAPER,
+            "search": None,
+            "default": "",
+            "explored": searcher.ended,
+            "decided": self.decided,
+            "spent": self.spent(),
+            # Their digests, so that tracking sees that they have changed.
+            "plotted": {file.name: sha256(file)[:16] for file in sorted(self.plots.glob("*.png"))},
+            "trials": [],
+        }
+        self.store.when_there_is_room(lambda: manifest.write(self.store, head))
 
-    def explore(self, study: optuna.Study, plan: Plan) -> list[int]:
-        """The first phase; returns the numbers of the trials that failed for good."""
-        share = 1.0 if math.isinf(self.limits.seconds) else EXPLORE
+    @property
+    def plots(self) -> Path:
+        """The folder of a search's plots."""
+        return manifest.folder(self.store, self.key) / "plots"
 
-        def ready() -> bool:
-            # Steps that were measured leave out what a worker's start takes, and other work on the machine.
-            trial_seconds = max(plan.trial_seconds, mean_seconds(study))
-            return self.spent(study) + trial_seconds < share * self.limits.seconds
-
-        def known(params: Mapping[str, Any]) -> bridge.Outcome | None:
-            return outcome(self.objective.trial(params, 0), self.store, self.objective.scores)
-
-        def asked(each: optuna.Trial) -> None:
-            mine = self.objective.trial(each.params, each.number)
-            remove(self.store.failure(mine.plan.name))
-            each.set_user_attr("config", self.space.title(each.params))
-            each.set_user_attr("trial", mine.plan.name)
-            self.store.when_there_is_room(lambda: publish.record(self, study))
-
-        return bridge.explore(
-            study,
-            self.space.distributions,
-            self.objective,
-            ENDLESS if math.isinf(self.limits.trials) else plan.explored,
-            self.slots,
-            self.store.root,
-            [FLOOR[score] for score in self.directions],
-            self.space.key,
-            known,
-            ready,
-            asked,
-            [
-                ProgressLines(
-                    lambda config: self.objective.trial(config["params"], config["number"]),
-                    self.store,
-                    expected=plan.explored,
-                    finished=len(finished(study)),
-                )
-            ],
-        )
-
-    def confirm(self, study: optuna.Study, plan: Plan) -> list[Trial]:
-        """The second phase; returns its trials. What was decided stands when the command goes on after a kill."""
-        asked = repr([self.limits, self.search.top, self.search.confirm_seeds, len(finished(study))])
-        decided = study.user_attrs.get(DECIDED, {})
-        if decided.get("asked") != asked:
-            best, seeds = plan.best, plan.seeds
-            if not math.isinf(self.limits.seconds):
-                left = max(0.0, self.limits.seconds - self.spent(study))
-                carried = max(2.0, left / max(plan.trial_seconds, mean_seconds(study), 1e-9) * self.slots.count)
-                now = confirmations(carried, self.search.top, self.search.confirm_seeds, best)
+    def confirm(self, searcher: Searcher, made: Plan) -> list[tuple[Trial, Row]]:
+        """Choose and record the trials of the second phase. An earlier command's choice stands."""
+        search, limits = self.options, self.limits
+        asked = as_json([repr(limits), search.top, search.confirm_seeds, searcher.ended])
+        if self.decided.get("asked") != asked:
+            best, seeds = made.best, made.seeds
+            if not math.isinf(limits.seconds):
+                left, seconds = limits.seconds - self.spent(), max(made.trial_seconds, searcher.mean_seconds(), 1e-9)
+                carried = max(2.0, left / seconds * self.slots)
+                now = confirmations(carried, search.top, search.confirm_seeds, best)
                 best, seeds = min(best, now[0]), min(seeds, now[1])
-            decided = {"asked": asked, "best": best, "seeds": seeds}
-            study.set_user_attr(DECIDED, decided)
-        chosen = self.best(study, decided["best"], decided["seeds"])
-        self.store.when_there_is_room(lambda: publish.record(self, study, chosen))
-        if chosen:
-            configs, seeds = (
-                ", ".join(dict.fromkeys(each))
-                for each in zip(*((one.variant, str(one.seed)) for one in chosen), strict=True)
-            )
-            print(f"confirming {configs} on seeds {seeds}", flush=True)
-        job.run(chosen, self.objective.job, self.store, self.slots)
+            self.decided = {"asked": asked, "best": best, "seeds": seeds}
+            self.write_head(searcher)
+        chosen = self.best(searcher, self.decided["best"], self.decided["seeds"])
+        for _, row in chosen:
+            self.write(row)
         return chosen
 
-    def best(self, study: optuna.Study, best: int, seeds: int) -> list[Trial]:
+    def best(self, searcher: Searcher, best: int, seeds: int) -> list[tuple[Trial, Row]]:
         """The trials that confirm the best configs."""
-        first = self.search.seed + 1
+        first = self.options.seed + 1
         return [
-            trial(variant(each.number), seed, self.space.config(each.params, seed))
+            self.trial(each.number, each.params, seed)
             for seed in range(first, first + seeds)
-            for each in best_first(study)[:best]
+            for each in best_first(searcher.study)[:best]
         ]

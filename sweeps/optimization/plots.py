@@ -3,34 +3,31 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import optuna
+from matplotlib import pyplot
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.visualization import matplotlib as plots
 
-from sweeps.optimization.bridge import DONE_WELL, OUTCOME
-
-if TYPE_CHECKING:
-    from sweeps.optimization.space import Space
+from sweeps.optimization.objective import DONE
+from sweeps.optimization.space import Space
+from sweeps.optimization.study import OUTCOME
 
 FEWEST = 2
 """Trials that a plot needs."""
 SIZE = (12.0, 5.0)  # inches: parallel coordinates of five params do not fit matplotlib's default
 
 
-def draw(study: optuna.Study, space: "Space", folder: Path, scores: Sequence[str]) -> list[str]:
+def draw(study: optuna.Study, space: Space, folder: Path, scores: Sequence[str]) -> list[str]:
     """Draw into a folder: for each score the history, the importance of params, parallel coordinates, and for each
     split with enough trials a slice against each weight; with several scores the Pareto front. Trials that went wrong
     count in the importance alone: beside the worst value, which they are told as, all others look the same. Returns the
     names of the files.
     """
-    import matplotlib
-
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib as plots
-
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
 
@@ -44,7 +41,7 @@ def draw(study: optuna.Study, space: "Space", folder: Path, scores: Sequence[str
         names.append(f"{file}.png")
 
     told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    done = [trial for trial in told if trial.user_attrs.get(OUTCOME) == DONE_WELL]
+    done = [trial for trial in told if trial.user_attrs.get(OUTCOME) == DONE]
     if len(done) < FEWEST:
         return names
     varied = [name for name in space.distributions if len({trial.params[name] for trial in done}) > 1]
@@ -85,7 +82,7 @@ def _study(directions: list[StudyDirection], trials: Sequence[FrozenTrial], indi
     return found
 
 
-def _without_dropped(trial: FrozenTrial, space: "Space") -> FrozenTrial:
+def _without_dropped(trial: FrozenTrial, space: Space) -> FrozenTrial:
     """A trial without the weights of losses that it left out: what the sampler said of them had no effect."""
     kept = [name for name in trial.params if name not in space.weights or name in space.losses[trial.params["losses"]]]
     return create_trial(

@@ -1,215 +1,290 @@
-"""Optuna's study of a search: where it is kept, who suggests, which trials are best."""
+"""Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
 
-import json
-import os
-import statistics
-from collections.abc import Callable, Generator, Mapping
+import itertools
+import math
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sgan.checks import ConfigError, content_key
-from sgan.store.files import SEAL, StoreError, sealed
-from sgan.store.local import Store
-from sweeps.optimization.bridge import DONE_WELL, OUTCOME, Among
+from sweeps.optimization.objective import DONE, PRUNED, Outcome
 from sweeps.planning.config_file import without_password
 
-SECONDS = "seconds"
-"""User attribute of a study: seconds of wall time that its search has taken so far."""
+Params = dict[str, Any]
+OUTCOME, REASON = "outcome", "reason"
+"""User attributes of a trial: how it ended, and why."""
 FEWEST_PEERS = 4
 """Trials that must have ended before one is stopped early."""
+DRAWS = 20
+"""A sampler is asked so often for a config that is new; then ten times as often for a random one."""
+ENUMERATED = 2000
+"""Of a finite space with at most so many configs, all are listed."""
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def open_study(
-    place: str | Path,
-    store: Store,
-    name: str,
-    directions: Mapping[str, str],
-    sampler: str,
-    seed: int,
-    grace: int | None,
-    first: Mapping[str, Any],
-    kept: bool = True,
-) -> optuna.Study:
-    """The study, made if it is not there; ConfigError where its storage does not answer or is damaged.
-
-    Args:
-        place: address of a database, or the path of a journal file in the store.
-        directions: score -> "maximize" or "minimize".
-        sampler: a name of SAMPLERS.
-        grace: stop trials early, none before it has seen so many images in its last training stage; None: never.
-        first: the params that are tried first.
-        kept: in its storage; otherwise the study is a copy in memory, and what is done to it leaves no trace.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(
-            storage=_storage(place, store) if kept else _copy(place, store, name),
-            study_name=name,
-            directions=[StudyDirection[way.upper()] for way in directions.values()],
-            load_if_exists=True,
-        )
-    except ConfigError:
-        raise
-    except Exception as error:  # SQLAlchemy's, the driver's, the file system's and the journal's
-        said = " ".join(str(error).split("(Background on")[0].split())[:300]
-        raise ConfigError(
-            f"Optuna's study cannot be opened at {without_password(str(place))} ({without_password(said)}); "
-            + ("" if isinstance(place, str) else f"if it is damaged, {_advice(place)}; or ")
-            + "check --study-storage"
-        ) from error
-    study.sampler = Seeded(SAMPLERS[sampler], seed)
-    study.pruner = optuna.pruners.NopPruner()
-    if grace is not None:
-        study.pruner = Among(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
-    study.enqueue_trial(dict(first), skip_if_exists=True)
-    return study
+def _configs(space: Mapping[str, BaseDistribution]) -> list[Params]:
+    """All configs of a finite space; none where it is not finite, or has more than ENUMERATED."""
+    choices: list[Sequence[Any]] = []
+    for distribution in space.values():
+        if isinstance(distribution, CategoricalDistribution):
+            choices.append(distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            choices.append(range(distribution.low, distribution.high + 1, distribution.step))
+        else:
+            assert isinstance(distribution, FloatDistribution)
+            choices.append([distribution.low] if distribution.single() else range(ENUMERATED + 1))
+    if math.prod(map(len, choices)) > ENUMERATED:
+        return []
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
 
 
-class Seeded(BaseSampler):
-    """Suggests each trial's config by a sampler made for it, whose seed is that of the search and the trial's number:
-    what is suggested depends on what the study holds alone, so that a search goes on after a kill as it would have.
+class DistinctSampler(BaseSampler):
+    """Suggests configs that are new, each by a sampler made for its trial alone.
+
+    That sampler's seed is made of the search's seed and the trial's number. So a suggestion depends only on what the
+    study holds, and a search that was interrupted goes on as it would have.
 
     Args:
-        make: a sampler from its seed.
+        make: makes a sampler from its seed.
         seed: the search's.
+        space: name -> distribution; every config has all of them.
+        key: params -> a key that equal configs share.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int):
-        self.make, self.seed = make, seed
-        self.number, self.sampler = -1, make(seed)
+    def __init__(
+        self,
+        make: Callable[[int], BaseSampler],
+        seed: int,
+        space: dict[str, BaseDistribution],
+        key: Callable[[Params], str],
+    ):
+        self.make, self.seed, self.space, self.key = make, seed, space, key
+        self.taken: set[str] = set()
+        self.left = {key(params): params for params in _configs(space)}
+        self.finite = bool(self.left)
 
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
-        if trial.number != self.number:  # asked again for the same trial, it goes on with other numbers
-            self.number = trial.number
-            self.sampler = self.make(int(content_key([self.seed, trial.number])[:8], 16))
-        return self.sampler
+    def take(self, key: str) -> None:
+        """Never suggest the config with this key."""
+        self.taken.add(key)
+        self.left.pop(key, None)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether the space is finite and all of it is taken."""
+        return self.finite and not self.left
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return self.space
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
+    ) -> Params:
+        inner = self.make(int(content_key([self.seed, trial.number])[:8], 16))
+        anything = RandomSampler(seed=trial.number)
+        for draw in range(11 * DRAWS):
+            sampler = inner if draw < DRAWS else anything
+            params = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+            for name, distribution in search_space.items():
+                if name not in params:
+                    params[name] = sampler.sample_independent(study, trial, name, distribution)
+            if self.key(params) not in self.taken:
+                return params
+        return random.Random(trial.number).choice(list(self.left.values())) if self.left else params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        raise AssertionError(f"{param_name} is not in the space")
 
 
-class _Kept(JournalFileBackend):
-    """A journal that lasts as long as the store in which it lies, waits for room there, and knows its own lines."""
+class PeersPruner(BasePruner):
+    """Lets another pruner compare a trial only with those that have the same value of a param: scores of different
+    splits at the same point of training mean different budgets."""
 
-    def __init__(self, path: Path, store: Store):
-        super().__init__(str(path))
-        self.path, self.store, self.torn = path, store, True
-        self._cut()
+    def __init__(self, inner: BasePruner, param: str):
+        self.inner, self.param = inner, param
 
-    def _cut(self) -> None:
-        """Cut half a line off, which a power cut or a full disk has left: nothing behind it would be read."""
-        self._lock.acquire()
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        peers, value = optuna.create_study(direction=study.direction), trial.params[self.param]
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        peers.add_trials([each for each in ended if each.params[self.param] == value])
+        return self.inner.prune(peers, trial)
+
+
+def new_study(directions: Sequence[str], sampler: BaseSampler, grace: int | None) -> optuna.Study:
+    """An empty study in memory.
+
+    Args:
+        directions: "maximize" or "minimize" for each objective.
+        grace: trials are stopped early, none before it has seen so many images in its last training stage; None: never.
+    """
+    pruner: BasePruner = optuna.pruners.NopPruner()
+    if grace is not None:
+        pruner = PeersPruner(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
+    return optuna.create_study(directions=list(directions), sampler=sampler, pruner=pruner)
+
+
+def replay(
+    study: optuna.Study,
+    space: dict[str, BaseDistribution],
+    rows: Sequence[Mapping[str, Any]],
+    outcomes: Mapping[int, Outcome],
+) -> dict[int, optuna.Trial]:
+    """Fill an empty study from a search's record.
+
+    Args:
+        rows: of the configs that were asked for, with "number", "params", "title" and "name".
+        outcomes: number -> outcome, of those that have ended.
+    Returns:
+        number -> trial, of those that have not: each asked for again with its params, under its number.
+    """
+    numbered, open_trials = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
+    for number in range(max(numbered, default=-1) + 1):
+        row, outcome = numbered.get(number), outcomes.get(number)
+        if row is None:  # its file was deleted; the others keep their numbers
+            study.add_trial(create_trial(state=TrialState.FAIL))
+        elif outcome is None:
+            study.enqueue_trial(row["params"])
+            open_trials[number] = study.ask(space)
+            note(open_trials[number], _attributes(row))
+        else:
+            study.add_trial(_ended_trial(row, space, outcome))
+    return open_trials
+
+
+def _ended_trial(row: Mapping[str, Any], space: dict[str, BaseDistribution], outcome: Outcome) -> FrozenTrial:
+    pruned = outcome.tag == PRUNED
+    return create_trial(
+        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        values=[outcome.points[max(outcome.points)]] if pruned else outcome.values,
+        params=row["params"],
+        distributions=space,
+        user_attrs=_attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason},
+        intermediate_values=dict(outcome.points),
+    )
+
+
+def _attributes(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"config": row["title"], "trial": row["name"]}
+
+
+def note(trial: optuna.Trial, attributes: Mapping[str, str]) -> None:
+    """Set user attributes of a trial."""
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, row: Mapping[str, Any], outcome: Outcome) -> None:
+    """Tell the study how a trial ended."""
+    note(trial, _attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason})
+    if outcome.tag == PRUNED:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, outcome.values)
+
+
+class StoredStudy:
+    """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended.
+
+    A copy that does not agree with the study, or cannot be read, is made anew.
+
+    Args:
+        place: address of a database, or path of a journal file that holds no other study.
+    Raises:
+        ConfigError: the place does not answer.
+    """
+
+    def __init__(self, study: optuna.Study, name: str, place: str | Path):
+        self.study, self.place, self.count = study, place, 0
         try:
-            whole = self.path.read_bytes().rpartition(b"\n")
-            if whole[2]:
-                os.truncate(self.path, len(whole[0]) + len(whole[1]))
-            self.torn = False
-        finally:
-            self._lock.release()
+            if isinstance(place, Path) and place.exists() and not _is_whole(place):
+                place.unlink()
+            storage = RDBStorage(place) if isinstance(place, str) else _journal(place)
+            if name in optuna.get_all_study_names(storage):
+                there = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+                here = study.get_trials(deepcopy=False)[: len(there)]
+                if [*map(_content, here)] == [*map(_content, there)]:
+                    self.count = len(there)
+                else:
+                    optuna.delete_study(study_name=name, storage=storage)
+            ways = {"study_name": name, "directions": study.directions, "load_if_exists": True}
+            self.copy: optuna.Study | None = optuna.create_study(storage=storage, **ways)
+            self._add(())
+        except Exception as error:  # SQLAlchemy's, the driver's and the file system's
+            raise ConfigError(f"{self._reason(error)}; check --study-storage") from error
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = [sealed(json.loads(json.dumps(log))) for log in logs]
+    def update(self, failed: Collection[int] = ()) -> None:
+        """Add the trials that have ended since, and as failed those with the numbers `failed`. Where the place does not
+        answer, the copy stays as it is."""
+        try:
+            self._add(failed)
+        except Exception as error:  # as above; a view must not end the search
+            print(f"{self._reason(error)}; the same command makes it again", flush=True)
+            self.copy = None
 
-        def write() -> None:
-            if self.torn:
-                self._cut()
-            self.torn = True
-            super(_Kept, self).append_logs(lines)
-            self.torn = False
+    def _add(self, failed: Collection[int]) -> None:
+        for trial in self.study.get_trials(deepcopy=False)[self.count :]:
+            if trial.number in failed:
+                about = {"distributions": trial.distributions, "user_attrs": trial.user_attrs}
+                trial = create_trial(state=TrialState.FAIL, params=trial.params, **about)
+            if self.copy is None or not trial.state.is_finished():
+                return
+            self.copy.add_trial(trial)
+            self.count += 1
 
-        self.store.when_there_is_room(write)
-        self.store.save(self.path)
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        for log in super().read_logs(log_number_from):
-            # Lines of other tools, such as Optuna's dashboard, have no seal.
-            if SEAL in log and sealed(log) != log:
-                raise StoreError(f"{self.path} is not as it was written; {_advice(self.path)}")
-            yield log
-
-
-def _advice(journal: Path) -> str:
-    return f"delete {journal}, and the same command makes the study again from the trials in the store"
-
-
-def _storage(place: str | Path, store: Store) -> BaseStorage:
-    if isinstance(place, str):
-        return RDBStorage(place)
-    store.fetch(place)
-    return JournalStorage(_Kept(place, store))
-
-
-def _copy(place: str | Path, store: Store, name: str) -> BaseStorage:
-    """A storage in memory with a copy of the study, if there is one."""
-    memory = InMemoryStorage()
-    if isinstance(place, Path):
-        store.fetch(place)
-    if isinstance(place, str) or place.exists():
-        there = _storage(place, store)
-        if name in optuna.get_all_study_names(there):
-            optuna.copy_study(from_study_name=name, from_storage=there, to_storage=memory)
-    return memory
+    def _reason(self, error: Exception) -> str:
+        reason = " ".join(str(error).split("(Background on")[0].split())[:300]
+        return without_password(f"Optuna's study cannot be kept at {self.place} ({reason})")
 
 
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have ended."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+def _journal(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
-def mean_seconds(study: optuna.Study) -> float:
-    """Mean wall time of the trials that have ended, on their slots; 0 before there are any."""
-    took = [each.duration.total_seconds() for each in finished(study) if each.duration]
-    return statistics.fmean(took) if took else 0.0
+def _is_whole(path: Path) -> bool:
+    """Whether Optuna can read a journal file, and go on with it."""
+    try:
+        optuna.get_all_study_names(_journal(path))
+    except Exception:  # of Optuna's reader
+        return False
+    return path.read_bytes().endswith(b"\n")
+
+
+def _content(trial: FrozenTrial) -> tuple[Any, ...]:
+    return trial.state, trial.values, trial.params, trial.intermediate_values
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that did not go wrong, best first; with several scores front after front, each by the second score,
-    which is FID."""
+    """The trials that did not go wrong, best first."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == DONE_WELL]
-    return [trials[index] for index in order([costs(study.directions, trial.values) for trial in trials])]
+    trials = [trial for trial in trials if trial.user_attrs[OUTCOME] == DONE]
+    return [trials[index] for index in order(study.directions, [trial.values for trial in trials])]
 
 
-def costs(directions: list[StudyDirection], values: list[float]) -> list[float]:
-    """Values as costs: less is better in each."""
+def order(directions: Sequence[StudyDirection], rows: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of rows of values, best first. With several values a row is the better, the fewer rows dominate it; then
+    its second value counts, which is FID."""
     signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in directions]
-    return [sign * value for sign, value in zip(signs, values, strict=True)]
+    costs = [[sign * value for sign, value in zip(signs, row, strict=True)] for row in rows]
+    if len(signs) == 1:
+        return sorted(range(len(costs)), key=costs.__getitem__)
 
+    def dominate(row: list[float]) -> int:
+        return sum(other != row and all(a <= b for a, b in zip(other, row, strict=True)) for other in costs)
 
-def order(rows: list[list[float]]) -> list[int]:
-    """Indices of rows of costs, best first; of several costs Pareto front after front, each by the second."""
-    left, found = list(range(len(rows))), []
-    if rows and len(rows[0]) == 1:
-        return sorted(left, key=lambda index: rows[index])
-    while left:
-        front = [one for one in left if not any(_dominates(rows[other], rows[one]) for other in left)]
-        found += sorted(front, key=lambda index: rows[index][1])
-        left = [index for index in left if index not in front]
-    return found
-
-
-def _dominates(one: list[float], other: list[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+    return sorted(range(len(costs)), key=lambda index: (dominate(costs[index]), costs[index][1]))

@@ -1,7 +1,6 @@
 """The search space over all splits: every config of it has networks, and what tells two configs apart."""
 
 import dataclasses
-import itertools
 import math
 
 import pytest
@@ -11,13 +10,13 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sgan.checks import ConfigError
-from sgan.config import INNER_TAPS, TAPS
+from sgan.config import INNER_TAPS, TAPS, Config
 from sgan.presets import DATASETS, VARIANTS, recipe_row
-from sgan.stages.cost import check_networks, stage_seconds
-from sgan.stages.graph import LevelStage, name, plan
+from sgan.stages.fit import check_networks
+from sgan.stages.graph import LevelStage, plan
+from sweeps.optimization.search_options import Search
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
 from sweeps.planning.options import Basis
-from sweeps.search import Search
 
 RANGES = ((0.1, 10.0), (0.1, 10.0), (1.0, 100.0))
 
@@ -43,6 +42,11 @@ def space(of: Basis | None = None, variant: str = "sgan", **changes) -> Space:
     return Space(variant, of.config(VARIANTS[variant].variant, 0), of.recipe, **fields)
 
 
+def configs_of(of: Space) -> list[Config]:
+    """A config of every split."""
+    return [of.config(of.known_good() | {"split": split}, 0) for split in of.splits]
+
+
 def test_the_splits_are_the_subsets_of_the_taps_each_in_the_encoders_order():
     assert len(SPLITS) == 2 ** len(INNER_TAPS) == len(set(SPLITS.values()))
     for split, taps in SPLITS.items():
@@ -57,7 +61,8 @@ ROWS += [("svhn", 0.5, "laptop"), ("cifar10", 1.0, "released"), ("cifar10", 0.1,
 @pytest.mark.parametrize(("name", "width", "recipe"), ROWS)
 def test_every_split_of_every_dataset_has_networks_that_fit(name: str, width: float, recipe: str):
     assert {row[0] for row in ROWS} == set(DATASETS)
-    made = space(basis(name, width, recipe))  # instantiates every split
+    made = space(basis(name, width, recipe))
+    check_networks(configs_of(made))
     for split, taps in SPLITS.items():
         levels = [
             s for _, s in plan(made.config(made.known_good() | {"split": split}, 0)).stages if isinstance(s, LevelStage)
@@ -72,12 +77,12 @@ def test_networks_that_do_not_fit_are_one_error_before_anything_runs():
     )))  # fmt: skip
     of = dataclasses.replace(basis(), dataset=broken)
     with pytest.raises(ConfigError, match=r"the networks of the level from .* do not fit digits"):
-        space(of)
+        check_networks(configs_of(space(of)))
 
 
 def test_no_memory_is_taken_for_the_networks():
     before = torch.get_default_device()
-    check_networks(space(splits=("fc3",)).config(space(splits=("fc3",)).known_good(), 0))
+    check_networks(configs_of(space(splits=("fc3",))))
     assert torch.get_default_device() == before
 
 
@@ -207,19 +212,3 @@ def test_a_bad_field_to_vary_is_one_error_that_names_it(text: str, named: str):
 def test_a_bad_option_of_a_search_is_one_error(options: dict, named: str):
     with pytest.raises(ConfigError, match=named):
         Search(**options)
-
-
-def test_the_measured_seconds_name_every_stage_of_every_split(digits):
-    of = dataclasses.replace(basis(width=0.25), data=digits)
-    made = space(of, splits=("none", "fc3", "pool1+fc3"))
-    configs = [made.config(made.known_good() | {"split": split}, 0) for split in ("none", "fc3", "pool1+fc3")]
-    seconds = stage_seconds(configs, digits, len(digits.images), "cpu")
-    stages = list(itertools.chain(*(plan(config).stages for config in configs)))
-
-    assert set(seconds) == {name(stage) for _, stage in stages}
-    assert all(value > 0 for value in seconds.values())
-
-    many = stage_seconds(configs[1:2], digits, 10_000_000, "cpu")
-    ratios = {label: many[name(stage)] / seconds[name(stage)] for label, stage in plan(configs[1]).stages}
-    grown = {label for label, ratio in ratios.items() if ratio > 10}
-    assert grown == {"scorer"}  # it looks at every training image, and so many features are not kept by a level

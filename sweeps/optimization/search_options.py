@@ -1,0 +1,118 @@
+"""The options of a search."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sgan.checks import number, require
+from sgan.presets import VARIANTS
+from sweeps.optimization.budget import Limits
+from sweeps.optimization.space import ALL, Space, check, parse_varied, splits_of
+from sweeps.planning.options import Basis, Options, valid
+
+DEFAULT_TRIALS = 20
+
+
+@dataclass(frozen=True)
+class Search(Options):
+    """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
+
+    It ends in best.yaml in the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
+    with more --trials or --hours a finished search is extended.
+    """
+
+    variant: str = "sgan"
+    """The variant whose config is searched."""
+    splits: tuple[str, ...] = (ALL,)
+    """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
+    adversarial: tuple[float, float] = (0.1, 10.0)
+    """Range of the adversarial loss's weight, sampled on a log scale; twice the same number pins it."""
+    conditional: tuple[float, float] = (0.1, 10.0)
+    """Range of the conditional loss's weight."""
+    entropy: tuple[float, float] = (1.0, 100.0)
+    """Range of the entropy loss's weight."""
+    zeros: tuple[str, ...] = ("conditional", "entropy")
+    """Weights that may be zero as well, at most one of them in a config."""
+    vary: tuple[str, ...] = ()
+    """Numeric fields of the recipe to search too: FIELD=LOW:HIGH, or FIELD=LOW:HIGH:log."""
+    objective: Literal["inception-score", "fid", "pareto"] = "inception-score"
+    """What is best; pareto: Inception score, FID and diversity (up to that of real data) at once."""
+    sampler: Literal["tpe", "gp", "random"] = "tpe"
+    """Optuna's sampler."""
+    early_stop: bool = False
+    """Stop a trial whose score, at the same point of its last training stage, is below the median of the trials with
+    the same split."""
+    trials: int | None = None
+    """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
+    hours: float | None = None
+    """About so many hours of wall time in all, of which the last trial may take a little more."""
+    max_cost: float | None = None
+    """About this cost in all; needs --gpu-hour-price."""
+    gpu_hour_price: float | None = None
+    """Price of an hour of one GPU, or of one node where there is no GPU."""
+    top: int | None = None
+    """How many of the best configs are confirmed; without it as many as the budget carries, at most 5."""
+    confirm_seeds: int | None = None
+    """On how many fresh seeds each; without it 2 to 5, by the budget."""
+    seed: int = 1000
+    """The seed that explores; the next ones confirm. Another one is another search."""
+    study_storage: str | None = None
+    """Address of a database for Optuna's study, such as postgresql://user@host/name; without it a journal file in the
+    store."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.variant in VARIANTS,
+            f"unknown variant {self.variant!r} in --variant; choose from {', '.join(VARIANTS)}",
+        )
+        for name, value, low, high in (
+            ("--trials", self.trials, 3, math.inf),
+            ("--top", self.top, 1, math.inf),
+            ("--confirm-seeds", self.confirm_seeds, 2, 100),
+            ("--seed", self.seed, 0, 2**31 - 200),
+        ):
+            require(value is None or low <= value <= high, f"{name} must be from {low} to {high}, but got {value}")
+        for name in ("hours", "max_cost", "gpu_hour_price"):
+            if getattr(self, name) is not None:
+                number(f"--{name.replace('_', '-')}", getattr(self, name), 0.0, open_low=True)
+        require(
+            self.max_cost is None or self.gpu_hour_price is not None,
+            f"--max-cost {self.max_cost} needs --gpu-hour-price, the price of an hour of one GPU",
+        )
+        require(
+            self.study_storage is None or "://" in self.study_storage,
+            f"--study-storage takes an address such as postgresql://user@host/name, but got {self.study_storage!r}",
+        )
+        require(
+            not (self.early_stop and self.objective == "pareto"),
+            "--early-stop compares one score; choose --objective inception-score or fid, or leave it out",
+        )
+        check(self.variant, self.chosen_splits, self.ranges, self.zeros)
+        for text in self.vary:
+            valid(functools.partial(parse_varied, text, recipe) for recipe in self.recipes())
+
+    @property
+    def chosen_splits(self) -> tuple[str, ...]:
+        """The splits by name, also where all are chosen."""
+        return splits_of(self.variant) if self.splits == (ALL,) else self.splits
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The range of each weight."""
+        return self.adversarial, self.conditional, self.entropy
+
+    def limits(self, units: int) -> Limits:
+        """What the search may use where so many GPUs, or nodes without one, are paid for."""
+        seconds = math.inf if self.hours is None else self.hours * 3600
+        if self.max_cost is not None and self.gpu_hour_price is not None:
+            seconds = min(seconds, self.max_cost / (self.gpu_hour_price * units) * 3600)
+        trials = self.trials or (DEFAULT_TRIALS if math.isinf(seconds) else math.inf)
+        return Limits(trials, seconds)
+
+    def space(self, basis: Basis) -> Space:
+        """The search space on a basis; ConfigError where it is not valid."""
+        template = basis.config(VARIANTS[self.variant].variant, self.seed)
+        varied = tuple(parse_varied(text, basis.recipe) for text in self.vary)
+        return Space(self.variant, template, basis.recipe, self.chosen_splits, self.ranges, self.zeros, varied)

@@ -1,0 +1,177 @@
+"""A search's first phase as a source of trials: Optuna suggests configs, and is told how they end."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+
+from sweeps.optimization.objective import PRUNED, Outcome
+from sweeps.optimization.study import REASON, DistinctSampler, StoredStudy, note, replay, tell
+from sweeps.planning.trials import End, Point, Trial
+
+Row = Mapping[str, Any]
+
+
+class Configs(Protocol):
+    """A searcher's view of the search whose configs it suggests.
+
+    Attributes:
+        stop_by: the score by which trials are stopped early; "" where none is.
+    """
+
+    stop_by: str
+
+    def trial(self, number: int, params: Mapping[str, Any]) -> tuple[Trial, Row]:
+        """The trial of a config, and its row in the record."""
+        ...
+
+    def write(self, row: Row) -> None:
+        """Write a row into the record."""
+        ...
+
+    def outcome(self, row: Row) -> Outcome | None:
+        """How a trial of the record ended; None where it has not, or failed."""
+        ...
+
+    def in_time(self, seconds: float) -> bool:
+        """Whether a config that takes so many seconds may still begin."""
+        ...
+
+
+@dataclass
+class Running:
+    """A trial that runs: Optuna's, its row, when it began, and its evaluations (images -> score) so far."""
+
+    trial: optuna.Trial
+    row: Row
+    began: float = field(default_factory=time.monotonic)
+    points: dict[int, float] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class Searcher:
+    """A `TrialSource`.
+
+    A trial that diverged or collapsed is told with the floor, one that was stopped early as pruned. Of one that failed
+    or was stopped with the command nothing is told: the next command runs it under the same number.
+
+    Args:
+        study: an empty study in memory; `sampler` suggests its configs.
+        rows: of this phase in the record: what earlier commands have asked for.
+        first: params of the first config.
+        target: number of configs in all.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        sampler: DistinctSampler,
+        configs: Configs,
+        rows: Sequence[Row],
+        first: Mapping[str, Any],
+        target: float = math.inf,
+    ):
+        self.study, self.sampler, self.configs, self.target = study, sampler, configs, target
+        found = {row["number"]: configs.outcome(row) for row in rows}
+        self.waiting = replay(study, sampler.space, rows, {each: how for each, how in found.items() if how})
+        self.ended = len(found) - len(self.waiting)
+        self.count = max(found, default=-1) + 1
+        for row in rows:
+            sampler.take(row["config_key"])
+        if not rows:
+            study.enqueue_trial(dict(first))
+        self.live: dict[str, Running] = {}
+        self.failed: set[int] = set()
+        self.seconds: list[float] = []
+        self.copy: StoredStudy | None = None
+        self.over, self.expected = False, len(self.waiting)
+
+    @property
+    def ahead(self) -> list[Trial]:
+        """The trials that earlier commands have left open."""
+        return [self.configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
+
+    def mean_seconds(self) -> float:
+        """Mean wall time of the trials that have ended; 0 before there are any."""
+        return statistics.fmean(self.seconds) if self.seconds else 0.0
+
+    def next(self) -> Trial | None:
+        while not self.exhausted():
+            if not self.waiting:
+                asked = self.study.ask(self.sampler.space)
+                self.waiting[asked.number], self.count = asked, asked.number + 1
+            number = min(self.waiting)
+            asked = self.waiting[number]
+            trial, row = self.configs.trial(number, asked.params)
+            self.sampler.take(row["config_key"])
+            self.configs.write(row)
+            del self.waiting[number]  # not before it is written: a full disk may refuse it
+            outcome = self.configs.outcome(row)
+            if outcome is None:
+                self.live[trial.variant] = Running(asked, row)
+                return trial
+            self._tell(asked, row, outcome)
+        return None
+
+    def exhausted(self) -> bool:
+        if not self.over and not self.waiting:
+            full = self.count >= self.target or self.sampler.used_up
+            self.over = full or not self.configs.in_time(self.mean_seconds())
+        return self.over and not self.waiting
+
+    def report(self, trial: Trial, point: Point) -> bool:
+        running, score = self.live[trial.variant], point.scores.get(self.configs.stop_by, math.nan)
+        last = trial.plan.stages[-2][0]  # the points of stages before it say nothing of the score
+        if point.label == last and point.images > 0 and point.images not in running.points and math.isfinite(score):
+            running.points[point.images] = score
+            running.trial.report(score, point.images)
+            running.stopped = running.stopped or running.trial.should_prune()
+        return running.stopped
+
+    def end(self, trial: Trial, end: End) -> None:
+        running = self.live.pop(trial.variant)
+        if end.outcome == "stopped" and running.stopped:
+            row = {**running.row, "stopped": sorted(running.points.items())}
+            self.configs.write(row)
+            self._tell(running.trial, row, Outcome(PRUNED, points=running.points))
+        elif end.outcome != "stopped":
+            self.seconds.append(time.monotonic() - running.began)
+            outcome = self.configs.outcome(running.row)
+            if outcome:
+                self._tell(running.trial, running.row, outcome)
+            else:
+                self.failed.add(running.trial.number)
+                note(running.trial, {REASON: end.reason})
+                self._copy()
+
+    def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome) -> None:
+        tell(self.study, asked, row, outcome)
+        self.ended += 1
+        self._copy()
+
+    def _copy(self) -> None:
+        if self.copy:
+            self.copy.update(self.failed)
+
+
+class TrialList:
+    """A `TrialSource` of trials that are known."""
+
+    def __init__(self, trials: Sequence[Trial]):
+        self.ahead, self.left, self.expected = trials, list(trials), len(trials)
+
+    def next(self) -> Trial | None:
+        return self.left.pop(0) if self.left else None
+
+    def exhausted(self) -> bool:
+        return not self.left
+
+    def report(self, trial: Trial, point: Point) -> bool:
+        return False
+
+    def end(self, trial: Trial, end: End) -> None:
+        """Nothing: the store has it."""

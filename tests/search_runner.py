@@ -1,0 +1,79 @@
+"""A scheduler in this process, and a search whose configs end by plan."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from conftest import tiny_plan
+
+from sgan.checks import content_key
+from sweeps.optimization.objective import Outcome
+from sweeps.optimization.searcher import Row
+from sweeps.planning.trials import End, Point, Trial, TrialSource
+
+PLAN = tiny_plan()
+LAST = PLAN.stages[-2][0]
+"""The label of the last training stage."""
+
+
+def run(
+    source: TrialSource,
+    end_of: Callable[[Trial], End],
+    slots: int = 1,
+    points: Callable[[Trial], Iterable[Point]] = lambda trial: (),
+    stop_after: float = float("inf"),
+    seed: int = 0,
+) -> int:
+    """Run a source's trials, `slots` at a time, which end in random order; returns how many ended.
+
+    Args:
+        end_of: called where a trial ends.
+        points: the evaluations of a trial.
+        stop_after: the command is stopped after so many ends: nothing of the trials in progress is told.
+    """
+    live: list[Trial] = []
+    ended, rng = 0, random.Random(seed)
+    while ended < stop_after:
+        while len(live) < slots and (trial := source.next()):
+            live.append(trial)
+        if not live:
+            assert source.exhausted()
+            break
+        trial = live.pop(rng.randrange(len(live)))
+        early = any([source.report(trial, point) for point in points(trial)][-1:])
+        source.end(trial, End("stopped") if early else end_of(trial))
+        ended += 1
+    return ended
+
+
+class Toy:
+    """A search's record in memory; configs end as `outcomes` says: params -> outcome, None for a failure."""
+
+    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], stop_by: str = ""):
+        self.outcomes, self.stop_by = outcomes, stop_by
+        self.rows: dict[int, Row] = {}
+        self.ended: set[int] = set()
+        self.time = True
+
+    def trial(self, number: int, params: Mapping[str, Any]) -> tuple[Trial, Row]:
+        one = Trial(f"config-{number}", 0, PLAN.score, PLAN)  # pyright: ignore[reportArgumentType]
+        key = content_key(dict(params))
+        return one, {"number": number, "params": dict(params), "title": str(number), "name": key, "config_key": key}
+
+    def write(self, row: Row) -> None:
+        self.rows[row["number"]] = row
+
+    def outcome(self, row: Row) -> Outcome | None:
+        if "stopped" in row:
+            return Outcome("pruned", points=dict(row["stopped"]))
+        return self.outcomes(row["params"]) if row["number"] in self.ended else None
+
+    def in_time(self, seconds: float) -> bool:
+        return self.time
+
+    def end(self, trial: Trial) -> End:
+        """The end of a trial's last stage."""
+        number = int(trial.variant.removeprefix("config-"))
+        self.ended.add(number)
+        found = self.outcomes(self.rows[number]["params"])
+        return End(found.tag if found and found.tag != "collapsed" else "done" if found else "failed", "planned")
