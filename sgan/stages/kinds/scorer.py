@@ -9,8 +9,8 @@ from sgan.checks import as_json
 from sgan.evaluation import scores as metrics
 from sgan.models.encoder import Encoder
 from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator
+from sgan.stages.graph import ClassifierStage
 from sgan.stages.kinds import classifier
-from sgan.stages.kinds.classifier import ClassifierStage
 from sgan.store.files import sha256, write_tensors
 from sgan.training.loop import Progress
 
