@@ -10,6 +10,7 @@ the hash of that and of the code that makes it.
 import functools
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, Weights
 from sgan.shapes import Dataset
@@ -20,8 +21,19 @@ SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
 
 
+class _Stage:
+    kind: str
+
+    @property
+    def parents(self) -> tuple[Any, ...]:
+        """The stages among the fields, and their parents before them, each once."""
+        values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
+        stages = [each for value in values for each in value if isinstance(each, _Stage)]
+        return tuple(dict.fromkeys(parent for stage in stages for parent in (*stage.parents, stage)))
+
+
 @dataclass(frozen=True)
-class ClassifierStage:
+class ClassifierStage(_Stage):
     """Trains a classifier on the real data; `kind` is "encoder", of one seed, or "scorer"."""
 
     kind: str
@@ -30,13 +42,9 @@ class ClassifierStage:
     recipe: EncoderRecipe
     seed: int
 
-    @property
-    def parents(self) -> "tuple[Stage, ...]":
-        return ()
-
 
 @dataclass(frozen=True)
-class InceptionStage:
+class InceptionStage(_Stage):
     """Computes the real images' features by the Inception network with these weights (SHA-256)."""
 
     dataset: str
@@ -45,13 +53,9 @@ class InceptionStage:
 
     kind = "inception"
 
-    @property
-    def parents(self) -> "tuple[Stage, ...]":
-        return ()
-
 
 @dataclass(frozen=True)
-class LevelStage:
+class LevelStage(_Stage):
     """Trains the level between taps `low` and `high` on real features; fields as in Recipe and Variant.
 
     Attributes:
@@ -79,13 +83,9 @@ class LevelStage:
 
     kind = "level"
 
-    @property
-    def parents(self) -> "tuple[Stage, ...]":
-        return (self.encoder,) if self.encoder else ()
-
 
 @dataclass(frozen=True)
-class JointStage:
+class JointStage(_Stage):
     """Goes on training all levels together; fields as in Recipe."""
 
     levels: tuple[LevelStage, ...]
@@ -98,13 +98,9 @@ class JointStage:
 
     kind = "joint"
 
-    @property
-    def parents(self) -> "tuple[Stage, ...]":
-        return (*self.levels[0].parents, *self.levels)
-
 
 @dataclass(frozen=True)
-class ScoreStage:
+class ScoreStage(_Stage):
     """Samples from the whole stack, at its end and at its best, and scores the samples.
 
     Attributes:
@@ -128,11 +124,6 @@ class ScoreStage:
     def trained(self) -> tuple[JointStage | LevelStage, ...]:
         """The stages whose weights are scored."""
         return (self.joint,) if self.joint else self.levels
-
-    @property
-    def parents(self) -> "tuple[Stage, ...]":
-        encoders = dict.fromkeys((self.encoder, self.levels[0].encoder, self.inception))
-        return (self.scorer, *(each for each in encoders if each), *self.trained)
 
 
 Stage = ClassifierStage | InceptionStage | LevelStage | JointStage | ScoreStage

@@ -2,13 +2,12 @@
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sgan.data.batches import pixel_mean, turned
 from sgan.models.encoder import Encoder
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import ClassifierStage
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
@@ -53,9 +52,7 @@ def train(stage: ClassifierStage, context: Context, folder: Path) -> Generator[P
     return encoder
 
 
-def run(
-    stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train an encoder."""
     yield from train(stage, context, folder)
     return {}

@@ -1,9 +1,8 @@
 """The Inception network as a judge: its features of the real images, made once for all trials."""
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from sgan.checks import as_json
 from sgan.evaluation import inception
 from sgan.evaluation import scores as metrics
-from sgan.stages.context import REFERENCE_FILE, Context, Evaluator
+from sgan.stages.context import REFERENCE_FILE, Context, Evaluator, Running
 from sgan.stages.graph import InceptionStage
 from sgan.store.files import write_tensors
 from sgan.training.loop import Progress
@@ -20,9 +19,7 @@ PART = 256
 """Real images between two reports of progress."""
 
 
-def run(
-    stage: InceptionStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: InceptionStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Keep the network's features and logits of the training images, and score the test images against them."""
     network, data = inception.load(context.store.weights(stage.weights), context.device), context.data
     total, parts = len(data.images), []

@@ -1,24 +1,19 @@
 """Trains all levels together, each on what the one above makes (paper, section 3.2: joint training)."""
 
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from sgan.data.batches import pixel_mean
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage
 from sgan.stages.kinds.level import START_FILE, build, generators, load_encoder, train
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, load_optimisers, module_tensors
-from sgan.training.loop import Progress
 from sgan.training.steps import GanTask, role_seed
 
 
-def run(
-    stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the stack from its levels' weights, and from their Adam states where the recipe says so."""
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE

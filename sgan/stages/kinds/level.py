@@ -1,8 +1,7 @@
 """Trains one level of a stack on real features (paper, section 3.2: each generator is trained independently)."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from sgan.data.batches import Data, pixel_mean
 from sgan.models.encoder import Encoder
 from sgan.models.networks import Discriminator, new_generator
 from sgan.models.stack import Level
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage
 from sgan.stages.kinds import classifier
 from sgan.store.files import write_tensors
@@ -54,9 +53,7 @@ def load_encoder(stage: LevelStage, context: Context) -> Encoder | None:
     return classifier.load(stage.encoder, context) if stage.encoder else None
 
 
-def run(
-    stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the level; its weights and, in the middle, the state for the joint stage are kept."""
     recipe, data = stage.recipe, context.data
     levels, discriminators = build((stage,), recipe, data, context.device)

@@ -1,9 +1,8 @@
 """Scores a finished stack, at its end and at its best evaluation, and draws the paper's figures of it."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sgan.checks import as_json
 from sgan.config import IMAGE
@@ -12,7 +11,7 @@ from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
 from sgan.models import export as model
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
-from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage, ScoreStage
 from sgan.stages.kinds import classifier, inception, scorer
 from sgan.stages.kinds.level import WEIGHTS, build, generators, load_encoder
@@ -24,9 +23,7 @@ from sgan.training.loop import Progress
 LOWER_IS_BETTER = ("fid", "feature_fid")
 
 
-def run(
-    stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Score the last and the best weights; both become models in the stage's folder."""
     yield Progress(0, stage.samples)
     first, recipe = stage.levels[0], stage.joint.recipe if stage.joint else stage.levels[0].recipe
