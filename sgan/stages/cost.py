@@ -15,8 +15,9 @@ from sgan.data.batches import Data, pixel_mean
 from sgan.evaluation import figures, inception
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.evaluate import EVALUATION_SAMPLES, REAL_SAMPLES, Evaluation
-from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, new_generator, tap_shapes
+from sgan.models.discriminator import Discriminator
+from sgan.models.encoder import Encoder, tap_shapes
+from sgan.models.generator import new_generator
 from sgan.shapes import Dataset
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, ScoreStage, Stage, name, plan
 from sgan.stages.runners import CLASSIFIER_EVALUATIONS, FORMAT, build

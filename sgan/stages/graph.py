@@ -23,7 +23,7 @@ SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
 _TRAINING = (
     "data/batches",
-    *("models/encoder", "models/networks", "models/stack"),
+    *("models/encoder", "models/generator", "models/discriminator", "models/stack"),
     *(f"training/{name}" for name in ("losses", "optimizers", "checkpoint", "loop", "cuda_graphs", "steps")),
     *("stages/runners", "stages/run"),
 )

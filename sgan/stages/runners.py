@@ -15,8 +15,9 @@ from sgan.evaluation import figures, grid, inception
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.evaluate import Evaluation, InceptionJudge
 from sgan.models import export as model
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, name
 from sgan.store.files import read_tensors, sha256, write_tensors

@@ -15,8 +15,9 @@ from sgan.checks import ConfigError
 from sgan.config import IMAGE, INNER_TAPS, LABEL
 from sgan.data import datasets
 from sgan.data.image_folder import FolderError, class_names, read
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, Generator
+from sgan.models.generator import Generator
 from sgan.presets import folder_row
 from sweeps.planning.ablation_options import Sweep
 from sweeps.planning.ablation_plan import resolve

@@ -13,8 +13,9 @@ from sgan.config import IMAGE, LABEL, Codes
 from sgan.data.batches import to_input
 from sgan.evaluation import figures
 from sgan.evaluation.figures import COLUMNS, Painter, nearest, real
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Chain, Discriminator, Generator
+from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, descend, label_condition, unfolded
 
 K = 10

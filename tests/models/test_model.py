@@ -18,7 +18,7 @@ from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data.batches import to_pixels
 from sgan.models import export as model
 from sgan.models.export import ModelError, save
-from sgan.models.networks import new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.store.files import StoreError, write_json

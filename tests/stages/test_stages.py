@@ -237,7 +237,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_codes_version(copied):
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("models/networks", "LEAK = 0.2", "LEAK = 0.1"),
+        ("models/discriminator", "LEAK = 0.2", "LEAK = 0.1"),
         ("training/losses", "F.softplus(-logit).mean()", "F.softplus(-logit).sum()"),
         ("training/optimizers", "1 - beta2**step", "1 - beta1**step"),
         ("data/batches", "1_000_003", "1_000_033"),

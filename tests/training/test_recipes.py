@@ -28,8 +28,9 @@ from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
 from sgan.data.batches import to_input, turned
 from sgan.data.datasets import read
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Chain, Discriminator, Generator
+from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, draw, sample, sampling
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.stages import run, runners
