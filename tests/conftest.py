@@ -97,7 +97,7 @@ def named_recipe(name: str, dataset: str) -> Recipe:
 
 def make_worker(root: Path, trial: Plan) -> Worker:
     """A worker on the store `root`."""
-    return Worker(Store(root), read(DATASETS["digits"], Path()).tensors(), "cpu", trial, "test")
+    return Worker(Store(root), read(DATASETS["digits"], Path()), "cpu", trial, "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
@@ -125,7 +125,7 @@ def contents(trial: Plan, root: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
-    return read(DATASETS["digits"], Path()).tensors()
+    return read(DATASETS["digits"], Path())
 
 
 @pytest.fixture(scope="session")

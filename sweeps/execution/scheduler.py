@@ -32,7 +32,7 @@ from sweeps.execution.cluster import Slots
 
 if TYPE_CHECKING:
     from sgan.config import Config
-    from sgan.data.datasets import Arrays
+    from sgan.data.batches import Data
 
 # Ray has a process ready for each CPU by now, and takes none of them for an actor with variables of its own, as Tune
 # gives them for the sake of PyTorch Lightning.
@@ -173,7 +173,7 @@ def fit(
 
 
 def measure(
-    configs: "Sequence[Config]", data: "Arrays", slots: Slots, inception_weights: Path | None = None
+    configs: "Sequence[Config]", data: "Data", slots: Slots, inception_weights: Path | None = None
 ) -> tuple[dict[str, float], float]:
     """`sgan.stages.cost.stage_seconds` on as many workers at once as there are slots, the mean of what they say; and
     the seconds that these workers took to start.
@@ -195,7 +195,7 @@ def measure(
             path = Path(folder) / "weights" if inception_weights else None
             if path:
                 path.write_bytes(ray.get(weights))
-            found = stage_seconds(list(configs), ray.get(few).tensors().to(device), images, device, path)
+            found = stage_seconds(list(configs), ray.get(few).to(device), images, device, path)
         return found, time.monotonic() - began
 
     few = ray.put(dataclasses.replace(data, images=data.images[:PROBED], labels=data.labels[:PROBED]))

@@ -21,7 +21,7 @@ from sweeps.execution.sharing import see
 from sweeps.planning.trials import Trial, ended, in_order
 
 if TYPE_CHECKING:
-    from sgan.data.datasets import Arrays
+    from sgan.data.batches import Data
     from sgan.stages.runners import Worker
 
 Given = TypeVar("Given")
@@ -40,7 +40,7 @@ class Job:
     trial, and whether GPUs are to be deterministic.
     """
 
-    data: "Arrays"
+    data: "Data"
     store: str
     mark: str
     commit: str
@@ -108,7 +108,7 @@ class Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
+        store, data = see(self.store, self.mark, platform.node()), self.data.to(device)
         return Worker(store, data, device, trial.plan, self.commit)
 
 

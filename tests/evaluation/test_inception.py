@@ -180,8 +180,8 @@ def test_a_broken_image_is_named_before_the_network_runs(folders, weights, tmp_p
 def test_what_cannot_be_scored_is_refused(folders, tmp_path):
     assert "neither a folder nor one of the datasets digits, mnist" in refused("nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no images" in refused(tmp_path / "empty")
-    assert "needs as many images, not 3" in refused(draw(tmp_path / "few", 3, 0))
+    assert "empty holds 0 images" in refused(tmp_path / "empty")
+    assert "holds 3 images, but an Inception score of 10 splits" in refused(draw(tmp_path / "few", 3, 0))
     assert "--samples must be at least 10" in refused(folders[0], samples=9)
 
 
@@ -265,7 +265,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
-    data = resolved.basis.data.tensors()
+    data = resolved.basis.data
     worker = Worker(store, data, "cpu", plan, "test")
     for _ in run_trial(worker):
         pass

@@ -16,7 +16,8 @@ from test_ablation import complete, start, table, trains
 from waiting import wait_for
 
 from sgan.config import Config
-from sgan.data.datasets import Arrays, read
+from sgan.data.batches import Data
+from sgan.data.datasets import read
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages import run
 from sgan.stages.graph import code_version, name
@@ -215,7 +216,7 @@ print(last["outcome"], last["reason"])
 """
 
 
-def digits() -> Arrays:
+def digits() -> Data:
     return read(DATASETS["digits"], Path())
 
 

@@ -205,7 +205,7 @@ def test_an_encoder_without_labels_learns_by_how_much_images_are_turned(digits, 
 def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     """Trained with other labels, its levels have the same weights."""
     row = VARIANTS["sgan-unsupervised"].variant
-    digits = read(DATASETS["digits"], Path()).tensors()
+    digits = read(DATASETS["digits"], Path())
     found = []
     for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
         root = tmp_path / str(index)
