@@ -25,7 +25,7 @@ from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
 from sgan.data.image_folder import image_files, read_image
 from sgan.evaluation import inception
-from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_score, network_scores
+from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_score, join, network_scores
 from sgan.presets import DATASETS
 from sgan.stages.graph import code_version
 from sgan.store.files import StoreError, read_tensors, write_json, write_tensors
@@ -124,7 +124,7 @@ def describe(source: Source, network: inception.Inception, cache: Path) -> Featu
         for images in source.batches():
             parts.append(network.describe(images))
             progress.advance(bar, len(images))
-    found = Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+    found = join(parts)
     write_tensors(file, {"features": found.features, "logits": found.logits})
     return found
 

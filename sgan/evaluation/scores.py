@@ -32,10 +32,15 @@ COLLAPSED = 1 / 3
 
 @dataclass(frozen=True)
 class Features:
-    """What a network says of images: the features before its last layer (n, F) and its logits (n, K)."""
+    """A network's outputs for images: the features before its last layer (n, F) and its logits (n, K)."""
 
     features: Tensor
     logits: Tensor
+
+
+def join(parts: list[Features]) -> Features:
+    """The outputs for parts of a set of images as those for the whole set."""
+    return Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
 
 
 def classify(classifier: Encoder, images: Tensor) -> Features:
