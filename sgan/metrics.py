@@ -25,7 +25,7 @@ from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
 from sgan.data.image_folder import image_files, read_image
 from sgan.evaluation import inception
-from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_score, join, network_scores
+from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_scores, join, network_scores
 from sgan.presets import DATASETS
 from sgan.stages.graph import code_version
 from sgan.store.files import StoreError, read_tensors, write_json, write_tensors
@@ -150,8 +150,7 @@ def main(options: Options) -> int:
     if real:
         scores = network_scores(found, describe(real, network, options.cache))
     else:
-        score, split_std = inception_score(found.logits)
-        scores = {"inception_score": score, "inception_score_split_std": split_std}
+        scores = inception_scores(found.logits)
     reference = f"{real.name} ({real.digest})" if real else "none"
     fingerprint = Fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
     print(source.name)

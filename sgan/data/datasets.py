@@ -4,14 +4,15 @@ import contextlib
 import functools
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision.datasets
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, MNIST, SVHN
+from torch import Tensor
 
 from sgan.data import image_folder
 from sgan.data.batches import Data
@@ -35,7 +36,7 @@ def download_patience() -> Iterator[None]:
         socket.setdefaulttimeout(default)
 
 
-def _digest(tensors: Parts) -> str:
+def _digest(tensors: tuple[Tensor, ...]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -73,43 +74,37 @@ def _mnist(root: Path) -> Parts:
             path = raw / f"{part}-{kind}-ubyte"
             if path.exists():
                 _check_idx(path, dimensions)
-    train, test = (_torchvision(MNIST, root, train=part) for part in (True, False))
-    for rows in (train, test):
-        images, labels = rows.data, rows.targets
-        if len(images) != len(labels) or images.shape[1:] != (28, 28) or int(labels.max()) > 9:
+    parts = _torchvision("MNIST", root)
+    for images, labels in (parts[:2], parts[2:]):
+        if len(images) != len(labels) or images.shape[1:] != (1, 28, 28) or int(labels.max()) > 9:
             raise DataError(
                 f"the files in {raw} do not belong together: {tuple(images.shape)} images, {len(labels)} labels up to "
                 f"{int(labels.max())}; delete them and get them again"
             )
-    return train.data[:, None], train.targets, test.data[:, None], test.targets
+    return parts
 
 
-def _cifar10(root: Path) -> Parts:
-    train, test = (_torchvision(CIFAR10, root, train=part) for part in (True, False))
-    images = [torch.from_numpy(rows.data).permute(0, 3, 1, 2) for rows in (train, test)]
-    return images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets)
-
-
-def _svhn(root: Path) -> Parts:
-    train, test = (_torchvision(SVHN, root, split=part) for part in ("train", "test"))
-    labels = [torch.from_numpy(rows.labels).long() for rows in (train, test)]
-    return torch.from_numpy(train.data), labels[0], torch.from_numpy(test.data), labels[1]
-
-
-def _torchvision(kind: type, root: Path, **part: Any) -> Any:
-    """A part of a torchvision dataset from `root`; absent files are downloaded into it."""
-    try:
-        with download_patience():
-            try:
-                return kind(root, **part)
-            except RuntimeError:  # torchvision's error for "not found or corrupted"
-                return kind(root, **part, download=True)
-    except Exception as error:  # a reader or a download raises almost anything; the advice is the same
-        raise DataError(
-            f"{kind.__name__} cannot be read from {root} nor downloaded into it ({error!r:.200}); "
-            f"get its files on a machine with a network (torchvision.datasets.{kind.__name__}(root, download=True)), "
-            "copy the folder here and name it with --data, or run --dataset digits, which needs no files"
-        ) from error
+def _torchvision(name: str, root: Path) -> Parts:
+    """A torchvision dataset from `root`; absent files are downloaded into it."""
+    kind, parts = getattr(torchvision.datasets, name), []
+    for split in ("train", "test"):
+        options = {"split": split} if name == "SVHN" else {"train": split == "train"}
+        try:
+            with download_patience():
+                try:
+                    rows = kind(root, **options)
+                except RuntimeError:  # torchvision's error for "not found or corrupted"
+                    rows = kind(root, **options, download=True)
+        except Exception as error:  # a reader or a download raises almost anything; the advice is the same
+            raise DataError(
+                f"{name} cannot be read from {root} nor downloaded into it ({error!r:.200}); "
+                f"get its files on a machine with a network (torchvision.datasets.{name}(root, download=True)), "
+                "copy the folder here and name it with --data, or run --dataset digits, which needs no files"
+            ) from error
+        images = torch.as_tensor(rows.data)
+        images = {"MNIST": images[:, None], "CIFAR10": images.movedim(-1, 1)}.get(name, images)
+        parts += [images, torch.as_tensor(rows.labels if name == "SVHN" else rows.targets).long()]
+    return tuple(parts)  # pyright: ignore[reportReturnType]
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,11 +117,12 @@ def read(dataset: Dataset, root: Path) -> Data:
     Raises:
         DataError: files are absent and cannot be downloaded, or damaged.
     """
-    if dataset.name == "folder":
-        parts = image_folder.read(root, dataset.size, dataset.channels)
-    elif dataset.name == "digits":
-        parts = _digits()
-    else:
-        parts = {"mnist": _mnist, "svhn": _svhn, "cifar10": _cifar10}[dataset.name](root)
-    images, labels, test_images, test_labels = (part.contiguous() for part in parts)
-    return Data(images, labels, test_images, test_labels, _digest((images, labels, test_images, test_labels)))
+    readers: dict[str, Callable[[], Parts]] = {
+        "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
+        "digits": _digits,
+        "mnist": lambda: _mnist(root),
+        "cifar10": lambda: _torchvision("CIFAR10", root),
+        "svhn": lambda: _torchvision("SVHN", root),
+    }
+    images, labels, test_images, test_labels = parts = tuple(part.contiguous() for part in readers[dataset.name]())
+    return Data(images, labels, test_images, test_labels, _digest(parts))

@@ -49,13 +49,7 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        recipe: GanRecipe,
-        low: str,
-        high: str,
-        labels: bool = True,
-        codes: Codes | None = None,
+        self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True, codes: Codes | None = None
     ):
         super().__init__()
         shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
@@ -119,12 +113,13 @@ class Generator(nn.Module):
 class Chain(nn.Module):
     """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
 
-    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first.
+    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first. `parts` are the
+    generators, from the lowest up.
     """
 
     def __init__(self, generators: list[Generator]):
         super().__init__()
-        self.generators = nn.ModuleList(generators)
+        self.generators, self.parts = nn.ModuleList(generators), generators
         self.low, self.sizes = generators[0].low, [generator.noise for generator in generators]
         self.noise = sum(self.sizes)
 
@@ -132,11 +127,6 @@ class Chain(nn.Module):
     def mean(self) -> Tensor:
         """The mean image, (1, C, S, S), that is subtracted from the images."""
         return self.parts[0].mean
-
-    @property
-    def parts(self) -> list[Generator]:
-        """The generators, from the lowest up."""
-        return list(self.generators)  # pyright: ignore[reportReturnType]
 
     def forward(self, condition: Tensor, z: Tensor) -> Tensor:
         for generator, noise in zip(reversed(self.parts), reversed(z.split(self.sizes, 1)), strict=True):

@@ -247,11 +247,10 @@ def _run_inception(stage: InceptionStage, worker: Worker, folder: Path, outcome:
     for part in data.images.split(INCEPTION_PART):
         yield Progress(sum(len(found.logits) for found in parts), total)
         parts.append(network.describe(part))
-    real = metrics.Features(torch.cat([p.features for p in parts]), torch.cat([p.logits for p in parts]))
+    real = metrics.join(parts)
     statistics = metrics.statistics(real.features)
     on_test = metrics.network_scores(network.describe(data.test_images), real, statistics)
-    mean, split_std = metrics.inception_score(real.logits)
-    outcome["scores"] = on_test | {"inception_score": mean, "inception_score_split_std": split_std}
+    outcome["scores"] = on_test | metrics.inception_scores(real.logits)
     outcome["fingerprint"] = {"scores": as_json(_inception_fingerprint(stage, total))}
     tensors = {"features": real.features, "logits": real.logits}
     tensors |= {key: torch.from_numpy(value) for key, value in statistics.items()}

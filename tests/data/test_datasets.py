@@ -130,8 +130,8 @@ def test_a_file_with_a_wrong_magic_number_is_named(tmp_path, magic):
         (FILES[1], np.full(50, 10, np.uint8), "up to 10"),
         (FILES[3], np.full(20, 255, np.uint8), "up to 255"),
         (FILES[1], np.zeros(49, np.uint8), "49 labels"),
-        (FILES[2], np.zeros((21, 28, 28), np.uint8), "(21, 28, 28) images"),
-        (FILES[0], np.zeros((50, 32, 32), np.uint8), "(50, 32, 32) images"),
+        (FILES[2], np.zeros((21, 28, 28), np.uint8), "(21, 1, 28, 28) images"),
+        (FILES[0], np.zeros((50, 32, 32), np.uint8), "(50, 1, 32, 32) images"),
     ],
     ids=["label 10", "label 255", "a label too few", "an image too many", "wrong size"],
 )
