@@ -65,7 +65,7 @@ def probe(run: SearchRun, slots: Slots) -> float:
     """Seconds of a unit of cost on this machine."""
     device = "cuda" if slots.gpus and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(slots.cpus)
-    return seconds_per_unit(next(iter(run.templates.values())), run.basis.data.tensors().to(device), device)
+    return seconds_per_unit(next(iter(run.templates.values())), run.basis.data.to(device), device)
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:

@@ -88,7 +88,7 @@ class Evaluation:
         made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
         if self.low != IMAGE:
             some = self.data.images[:EVALUATION_SAMPLES]
-            made = grid.nearest(made, self._features(some, self.low), some)
+            made = some[grid.nearest(made, self._features(some, self.low))]
         grid.save(made, path, GRID_COLUMNS)
 
     def made(self, labels: Tensor, seed: int) -> Tensor:

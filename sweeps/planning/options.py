@@ -32,7 +32,7 @@ from sgan.store.local import NO_ROOM
 from sgan.store.s3 import is_bucket
 
 if TYPE_CHECKING:
-    from sgan.data.datasets import Arrays
+    from sgan.data.batches import Data
 
 AUTO = "auto"
 Made = TypeVar("Made")
@@ -172,7 +172,7 @@ class Options:
         return self.scorer == "inception" or (self.scorer == AUTO and wanted)
 
     def row(self, name: str) -> Dataset:
-        """The row of a dataset, at full width; FolderError where the image folder is none."""
+        """The row of a dataset, at full width; DataError where the image folder is none."""
         if name != FOLDER:
             return DATASETS[name]
         from sgan.data.image_folder import class_names
@@ -261,7 +261,7 @@ class Basis:
     row: Dataset
     dataset: Dataset
     recipe: Recipe
-    data: "Arrays"
+    data: "Data"
     inception_weights: Path | None
     inception: str
     why: str

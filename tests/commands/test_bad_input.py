@@ -187,7 +187,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
         victim.write_bytes(damaged(held, data))
         try:
             images = folder.read(tmp_path / "set", 8, 3)[0]
-        except folder.FolderError as error:
+        except folder.DataError as error:
             return named(error, str(victim))
         assert images.shape[1:] == (3, 8, 8)
 

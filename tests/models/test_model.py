@@ -18,7 +18,7 @@ from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data.batches import to_pixels
 from sgan.models import export as model
 from sgan.models.export import ModelError, save
-from sgan.models.networks import new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.store.files import StoreError, write_json
@@ -163,7 +163,7 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     ("words", "said"),
     [
         (("nothing",), "'nothing' is no folder, and no run or stage in the store"),
-        ((".", "--n", "0"), "--n must be at least 1, but got 0"),
+        ((".", "--n", "0"), "--n must be a whole number >= 1, but got 0"),
         ((".", "--out", "x.jpg"), "--out must be a .png file"),
         ((".",), "there is no model at"),
     ],

@@ -241,7 +241,8 @@ DEPENDENTS: dict[str, set[str]] = {
     "models/__init__.py": set(),
     "models/encoder.py": ALL,
     "models/export.py": {"score"},
-    "models/networks.py": ALL,
+    "models/generator.py": ALL,
+    "models/discriminator.py": ALL,
     "models/stack.py": ALL,
     "presets.py": set(),
     "sample.py": set(),
@@ -361,7 +362,7 @@ def test_comments_docstrings_and_layout_change_no_name(copied):
 @pytest.mark.parametrize(
     ("module", "old", "new", "kinds"),
     [
-        ("models/networks", "LEAK = 0.2", "LEAK = 0.1", STACKS),
+        ("models/discriminator", "LEAK = 0.2", "LEAK = 0.1", STACKS),
         ("training/losses", "F.softplus(-logit).mean()", "F.softplus(-logit).sum()", STACKS),
         ("training/losses", "loss > threshold", "loss >= threshold", STACKS),
         ("training/optimizers", "1 - beta2**step", "1 - beta1**step", {"encoder", *STACKS}),

@@ -8,8 +8,9 @@ from torch import nn
 
 from sgan.config import IMAGE, GanRecipe
 from sgan.data.batches import Data, pixel_mean
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage
