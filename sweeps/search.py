@@ -5,21 +5,20 @@ python sweeps/search.py [--help]
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from sgan.checks import ConfigError, number, require
-from sgan.host import end
+from sgan.checks import ConfigError, one_of, require, validated
 from sgan.presets import VARIANTS
 from sgan.store.s3 import open_store
 from sweeps.execution import jobs as detach
 from sweeps.execution import start
 from sweeps.optimization.budget import Limits
-from sweeps.planning.config_file import without_password
-from sweeps.planning.manifest import command
-from sweeps.planning.options import INTERRUPTED, Basis, Options, prepare, status, valid
+from sweeps.planning.manifest import command, without_password
+from sweeps.planning.options import INTERRUPTED, Address, Options, flag, status, valid
 
 if TYPE_CHECKING:
     import optuna
@@ -27,13 +26,14 @@ if TYPE_CHECKING:
     from sweeps.mlflow_view import follow as uploader
     from sweeps.optimization.phases import Plan, Running
     from sweeps.optimization.space import Space
+    from sweeps.planning.basis import Basis
     from sweeps.planning.trials import Trial
 
 TABLE = "SEARCH.md"
 DEFAULT_TRIALS = 20
 
 
-@dataclass(frozen=True)
+@validated(flag)
 class Search(Options):
     """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
 
@@ -41,7 +41,7 @@ class Search(Options):
     with more --trials or --hours a finished search is extended.
     """
 
-    variant: str = "sgan"
+    variant: Annotated[str, one_of(*VARIANTS)] = "sgan"
     """The variant whose config is searched."""
     splits: tuple[str, ...] = ("all",)
     """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
@@ -62,47 +62,29 @@ class Search(Options):
     early_stop: bool = False
     """Stop a trial whose score, at the same point of its last training stage, is below the median of the trials with
     the same split."""
-    trials: int | None = None
+    trials: Annotated[int, Field(ge=3)] | None = None
     """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
-    hours: float | None = None
+    hours: PositiveFloat | None = None
     """About so many hours of wall time in all, of which the last trial may take a little more."""
-    max_cost: float | None = None
+    max_cost: PositiveFloat | None = None
     """About this cost in all; needs --gpu-hour-price."""
-    gpu_hour_price: float | None = None
+    gpu_hour_price: PositiveFloat | None = None
     """Price of an hour of one GPU, or of one node where there is no GPU."""
-    top: int | None = None
+    top: PositiveInt | None = None
     """How many of the best configs are confirmed; without it as many as the budget carries, at most 5."""
-    confirm_seeds: int | None = None
+    confirm_seeds: Annotated[int, Field(ge=2, le=100)] | None = None
     """On how many fresh seeds each; without it 2 to 5, by the budget."""
-    seed: int = 1000
+    seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
     """The seed that explores; the next ones confirm. Another one is another search."""
-    study_storage: str | None = None
+    study_storage: Address | None = None
     """Address of a database for Optuna's study, such as postgresql://user@host/name; without it a journal file in the
     store."""
 
     def __post_init__(self):
         super().__post_init__()
         require(
-            self.variant in VARIANTS,
-            f"unknown variant {self.variant!r} in --variant; choose from {', '.join(VARIANTS)}",
-        )
-        for name, value, least in (("--trials", self.trials, 3), ("--top", self.top, 1)):
-            require(value is None or value >= least, f"{name} must be at least {least}, but got {value}")
-        require(
-            self.confirm_seeds is None or 2 <= self.confirm_seeds <= 100,
-            f"--confirm-seeds must be from 2 to 100, but got {self.confirm_seeds}",
-        )
-        for name in ("hours", "max_cost", "gpu_hour_price"):
-            if getattr(self, name) is not None:
-                number(f"--{name.replace('_', '-')}", getattr(self, name), 0.0, open_low=True)
-        require(
             self.max_cost is None or self.gpu_hour_price is not None,
             f"--max-cost {self.max_cost} needs --gpu-hour-price, the price of an hour of one GPU",
-        )
-        require(0 <= self.seed <= 2**31 - 200, f"--seed must be from 0 to {2**31 - 200}, but got {self.seed}")
-        require(
-            self.study_storage is None or "://" in self.study_storage,
-            f"--study-storage takes an address such as postgresql://user@host/name, but got {self.study_storage!r}",
         )
         require(
             not (self.early_stop and self.objective == "pareto"),
@@ -134,7 +116,7 @@ class Search(Options):
         trials = self.trials or (DEFAULT_TRIALS if math.isinf(seconds) else math.inf)
         return Limits(trials, seconds)
 
-    def space(self, basis: Basis) -> "Space":
+    def space(self, basis: "Basis") -> "Space":
         """The search space on a basis; ConfigError where it is not valid."""
         from sweeps.optimization.space import Space, parse_varied
 
@@ -177,6 +159,8 @@ def main(search: Search) -> int:
 
 
 def _chosen(search: Search, gpus: int) -> "tuple[Basis, Space]":
+    from sweeps.planning.basis import prepare
+
     basis = prepare(search, gpus)
     return basis, search.space(basis)
 
@@ -330,4 +314,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    end(run())
+    sys.exit(run())

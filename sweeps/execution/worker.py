@@ -18,7 +18,7 @@ from sgan.store.files import remove
 from sgan.store.local import Store
 from sweeps.execution.cluster import Slots
 from sweeps.execution.sharing import see
-from sweeps.planning.trials import Trial, ended, in_order
+from sweeps.planning.trials import ListSource, Trial
 
 if TYPE_CHECKING:
     from sgan.data.datasets import Arrays
@@ -149,7 +149,7 @@ class _Listed:
 
 def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
     """Run the trials that have not ended; what one could not finish for is in its failure file in the store."""
-    todo = in_order([trial for trial in trials if not ended(trial, store)], store, slots.count)
+    todo = ListSource(trials, store).ahead
     if not todo:
         return
     for each in todo:

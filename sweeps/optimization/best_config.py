@@ -17,10 +17,11 @@ from sgan.store.files import sha256
 from sweeps.optimization.objective import FLOOR, outcome, variant
 from sweeps.optimization.space import SPLITS
 from sweeps.optimization.study import SECONDS, costs, finished, order
-from sweeps.planning import config_file as tuned
 from sweeps.planning import manifest
-from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.basis import chosen_options
+from sweeps.planning.config_file import BestConfig, ChosenOptions, words
 from sweeps.planning.manifest import command
+from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial, clock
 
 if TYPE_CHECKING:
@@ -82,26 +83,19 @@ def record(running: "Running", study: optuna.Study, confirm: Sequence[Trial] = (
     )
 
 
-def options(running: "Running", params: Mapping[str, Any]) -> dict[str, Any]:
+def options(running: "Running", params: Mapping[str, Any]) -> ChosenOptions:
     """A config as options of sweeps/ablation.py."""
     weights = running.space.loss_weights(dict(params))
     varied = [f"{one.field}={params[one.field]!r}" for one in running.space.varied]
-    return tuned.options_of(
-        running.search,
-        running.basis,
-        cuts=SPLITS[params["split"]],
-        weights=dataclasses.astuple(weights),
-        override=[*running.search.override, *varied],
-    )
+    override = [*running.search.override, *varied]
+    return chosen_options(running.search, running.basis, SPLITS[params["split"]], weights, override)
 
 
 def rerun(running: "Running", params: Mapping[str, Any], seed: int) -> str:
     """The options of sweeps/ablation.py that run a config again."""
-    values: dict[str, Any] = {
-        each: tuple(value) if isinstance(value, list) else value for each, value in options(running, params).items()
-    }
+    values = dataclasses.asdict(options(running, params))
     values |= {"variants": (running.search.variant,), "seeds": 1, "first_seed": seed, "data": running.search.data}
-    return tuned.words(Sweep(**values))
+    return words(Sweep(**values))
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,7 @@ def write_best(running: "Running", study: optuna.Study, confirm: Sequence[Trial]
         "confirmed": summary,
     }
     path, override = running.store.root / BEST, tuple(running.search.override)
-    found = tuned.Tuned(
-        running.search.variant, options(running, best.params), override, confirmed[0].config, provenance
-    )
+    found = BestConfig(running.search.variant, options(running, best.params), override, confirmed[0].config, provenance)
     found.write(path)
     running.store.save(path)
     return Best(path, winner, wrong)

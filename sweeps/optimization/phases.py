@@ -29,8 +29,8 @@ from sweeps.optimization.objective import FLOOR, OBJECTIVES, SganObjective, outc
 from sweeps.optimization.space import Space
 from sweeps.optimization.study import SECONDS, best_first, finished, mean_seconds, open_study
 from sweeps.planning import trials
+from sweeps.planning.basis import Basis
 from sweeps.planning.manifest import commit
-from sweeps.planning.options import Basis
 from sweeps.planning.trials import Trial, trial
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from sgan.checks import ConfigError, content_key
 from sgan.store.files import SEAL, StoreError, sealed
 from sgan.store.local import Store
 from sweeps.optimization.bridge import DONE_WELL, OUTCOME, Among
-from sweeps.planning.config_file import without_password
+from sweeps.planning.manifest import without_password
 
 SECONDS = "seconds"
 """User attribute of a study: seconds of wall time that its search has taken so far."""

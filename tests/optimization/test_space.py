@@ -16,7 +16,7 @@ from sgan.presets import DATASETS, VARIANTS, recipe_row
 from sgan.stages.cost import check_networks, stage_seconds
 from sgan.stages.graph import LevelStage, name, plan
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
-from sweeps.planning.options import Basis
+from sweeps.planning.basis import Basis
 from sweeps.search import Search
 
 RANGES = ((0.1, 10.0), (0.1, 10.0), (1.0, 100.0))

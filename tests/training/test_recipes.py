@@ -38,7 +38,7 @@ from sgan.stages.runners import MODEL_FILE
 from sgan.store.local import Store
 from sgan.training.loop import START_FILE
 from sgan.training.steps import ClassifierTask, GanTask, step_seed
-from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.options import Sweep
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
