@@ -15,7 +15,7 @@ from sweeps.execution import cluster
 from sweeps.execution import scheduler as schedule
 from sweeps.optimization.phases import Running
 from sweeps.optimization.study import finished
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
 from sweeps.search import Search
 
 

@@ -21,8 +21,8 @@ from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
 from sgan.presets import folder_row
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import resolve
+from sweeps.planning.ablation import plan_ablation
+from sweeps.planning.options import Sweep
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
@@ -213,9 +213,9 @@ def test_sizes_and_channels_that_cannot_be_are_refused(root, options, words):
 def test_a_sweep_over_a_folder_says_what_it_is(root):
     sweep = Sweep(dataset="folder", data=root, image_size=12, channels=1, seeds=1, override=("gan.batch=8",))
     with pytest.raises(ConfigError, match="at most the 16 training images"):
-        resolve(sweep, gpus=0)
+        plan_ablation(sweep, gpus=0)
     batches = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
-    resolved = resolve(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
+    resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
     assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
     bad: dict[str, Any]

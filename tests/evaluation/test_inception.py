@@ -27,8 +27,8 @@ from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps import report, tracking
 from sweeps.mlflow_view import connection
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import record, resolve
+from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.options import Sweep
 from sweeps.reporting import results
 
 
@@ -263,7 +263,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
         "seeds": 1,
     }
     sweep = Sweep(**options, variants=("dcgan-adv",), inception_weights=weights, override=tuple(changes))
-    resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
+    resolved, store = plan_ablation(sweep, gpus=0), Store(tmp_path / "store")
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
     data = resolved.basis.data

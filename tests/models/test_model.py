@@ -122,7 +122,7 @@ def test_damage_is_named(folder, tmp_path):
         ({"format": 2}, "no model of format 1"),
         ({"levels": said["levels"][:1]}, "do not fit"),
         ({"dataset": None}, "dataset must be an object"),
-        ({"sampling": 3}, "sampling must be of type str, but got 3"),
+        ({"sampling": 3}, "sampling must be a valid string, but got 3"),
     ):
         write_json(facts, said | change)
         with pytest.raises(ConfigError, match=words):
@@ -235,15 +235,15 @@ def test_json_that_is_no_config_is_refused_by_name():
     config = configure(base, base, "", named_recipe("laptop", "digits"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
     plain = as_json(config)
     for path, value, words in (
-        (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be of type int, but got '64'"),
-        (("recipe", "gan", "adversarial"), "x", "recipe.gan.adversarial must be one of"),
+        (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be a valid integer, but got '64'"),
+        (("recipe", "gan", "adversarial"), "x", "recipe.gan.adversarial must be 'non-saturating' or 'saturating'"),
         (("recipe", "gan", "adam"), 3, "recipe.gan.adam must be an object"),
-        (("variant", "cuts"), "fc3", "variant.cuts must be a list"),
-        (("variant", "cuts"), ["fc9"], "unknown tap 'fc9'"),
-        (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps must have 2 entries"),
-        (("recipe", "gan", "odd"), 1, "look at odd"),
-        (("seed",), 1.5, "seed must be of type int"),
-        (("seed",), True, "seed must be of type int"),
+        (("variant", "cuts"), "fc3", "variant.cuts must be a valid array"),
+        (("variant", "cuts"), ["fc9"], "variant.cuts: unknown tap 'fc9'"),
+        (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps.1 is missing"),
+        (("recipe", "gan", "odd"), 1, "recipe.gan.odd is no known field"),
+        (("seed",), 1.5, "seed must be a valid integer"),
+        (("seed",), True, "seed must be a valid integer"),
     ):
         broken = json.loads(json.dumps(plain))
         inner = broken

@@ -12,7 +12,7 @@ from sgan.store.s3 import open_store
 from sweeps.execution import cluster, sharing
 from sweeps.optimization.phases import Plan, Running
 from sweeps.optimization.study import FEWEST_PEERS
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
 from sweeps.search import Search
 
 IMAGES, EVALUATIONS = 2560, 4

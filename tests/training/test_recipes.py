@@ -40,7 +40,7 @@ from sgan.stages.kinds.level import START_FILE
 from sgan.stages.run import run_trial
 from sgan.store.local import Store
 from sgan.training.steps import ClassifierTask, GanTask, step_seed
-from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.options import Sweep
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
