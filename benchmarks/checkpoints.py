@@ -43,30 +43,30 @@ def task(name: str) -> GanTask:
 def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:
     """Train for so many seconds; the result in words, and the share of the time that checkpoints took."""
     spent: list[float] = []
-    save = checkpoint.write_tensors
+    write = checkpoint.write_json
 
     def slow_write(*arguments) -> None:
         time.sleep(slower)
-        save(*arguments)
+        write(*arguments)
 
     class Timed(checkpoint.Checkpoints):
         def save(self, *arguments) -> None:
             super().save(*arguments)
             spent.append(self.cost)
 
-    checkpoint.write_tensors, loop.__globals__["Checkpoints"] = slow_write, Timed
+    checkpoint.write_json, loop.__globals__["Checkpoints"] = slow_write, Timed
     try:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             began, steps, last = time.monotonic(), 0, 0
             trained = task(name)
-            for progress in loop(trained, 10**6, trained.recipe.batch, work, lambda images: {}, evaluations=1):
+            for progress in loop(trained, 10**6, trained.recipe.batch, work, lambda images: {}, ()):
                 steps, last = progress.images // trained.recipe.batch, time.monotonic()
                 if last - began > seconds:
                     break
             size = max((path.stat().st_size for path in work.rglob("*.safetensors")), default=0)
     finally:
-        checkpoint.write_tensors, loop.__globals__["Checkpoints"] = save, checkpoint.Checkpoints
+        checkpoint.write_json, loop.__globals__["Checkpoints"] = write, checkpoint.Checkpoints
     wall, spent = last - began, spent[: len(spent) - 1]  # the last one is that of stopping
     each = sum(spent) / len(spent) if spent else 0.0
     said = (

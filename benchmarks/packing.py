@@ -34,9 +34,8 @@ from sgan.config import LABEL
 from sgan.models.stack import draw
 from sgan.presets import DATASETS
 from sgan.training.cuda_graphs import EAGER, Phases
-from sgan.training.loop import in_layout_of
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
-from sgan.training.optimizers import adam
+from sgan.training.optimizers import adam, in_layout_of
 from sgan.training.steps import GanTask, seed_step
 
 STEPS = 3

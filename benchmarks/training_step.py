@@ -41,10 +41,9 @@ from sgan.models.encoder import Encoder
 from sgan.models.networks import Discriminator, Generator
 from sgan.models.stack import Level, label_condition
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
-from sgan.stages.runners import FORMAT
 from sgan.training.cuda_graphs import EAGER
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
-from sgan.training.steps import GanTask
+from sgan.training.steps import FORMAT, GanTask
 
 IMAGES = 2000
 """Random images, of which an epoch is made."""

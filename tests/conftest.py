@@ -20,8 +20,7 @@ from sgan.data.datasets import read
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.shapes import Dataset
 from sgan.stages.graph import Plan, name, plan
-from sgan.stages.run import run_trial
-from sgan.stages.runners import Worker
+from sgan.stages.run import Context, run_trial
 from sgan.store.files import read_json
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
@@ -95,14 +94,14 @@ def named_recipe(name: str, dataset: str) -> Recipe:
     return recipe_row(name, DATASETS[dataset], TRAINING_IMAGES[dataset])
 
 
-def make_worker(root: Path, trial: Plan) -> Worker:
-    """A worker on the store `root`."""
-    return Worker(Store(root), read(DATASETS["digits"], Path()).tensors(), "cpu", trial, "test")
+def make_context(root: Path) -> Context:
+    """What stages on the digits run with, in the store `root`."""
+    return Context(Store(root), read(DATASETS["digits"], Path()).tensors(), "cpu", "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
     """Run a trial to its end; returns the labels of the stages that were trained."""
-    events = list(run_trial(make_worker(root, trial)))
+    events = list(run_trial(trial, make_context(root)))
     return list(dict.fromkeys(event.label for event in events if event.progress))
 
 
@@ -134,7 +133,7 @@ def classifiers(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("classifiers")
     for pixel_mean in (False, True):
         encoder = dataclasses.replace(CLASSIFIER, pixel_mean=pixel_mean)
-        for event in run_trial(make_worker(root, tiny_plan(tiny_recipe(encoder=encoder)))):
+        for event in run_trial(tiny_plan(tiny_recipe(encoder=encoder)), make_context(root)):
             if event.label.startswith("level"):
                 break
     shutil.rmtree(root / "work")

@@ -14,10 +14,14 @@ from werkzeug.serving import make_server
 
 
 class Faults:
-    """WSGI middleware: answers 503 to a share of all requests, and waits before each."""
+    """WSGI middleware: answers 503 to a share of all requests, and waits before each.
+
+    Attributes:
+        lost: so many of the next writes are done, but answered with 503.
+    """
 
     def __init__(self, app: Any):
-        self.app, self.share, self.delay, self.failed = app, 0.0, 0.0, 0
+        self.app, self.share, self.delay, self.failed, self.lost = app, 0.0, 0.0, 0, 0
         self.random = random.Random(0)
 
     def __call__(self, environ, start_response):
@@ -25,6 +29,11 @@ class Faults:
         if self.random.random() < self.share:
             self.failed += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        if self.lost and environ["REQUEST_METHOD"] == "PUT":
+            self.lost -= 1
+            b"".join(self.app(environ, lambda *ignored: None))
             start_response("503 Slow Down", [("Content-Length", "0")])
             return [b""]
         return self.app(environ, start_response)

@@ -10,8 +10,7 @@ from dataclasses import replace
 from sgan.config import IMAGE, Config
 from sgan.data.batches import Data
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, ScoreStage, Stage, name, plan
-from sgan.stages.run import run_trial
-from sgan.stages.runners import Worker
+from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
 
 STEPS, IMAGES = 24, 1000
@@ -68,7 +67,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
     )
     trial, times = plan(replace(config, recipe=small, inception="")), dict[str, list[tuple[float, int]]]()
     with tempfile.TemporaryDirectory() as folder:
-        events = run_trial(Worker(Store(folder), few, device, trial, ""))
+        events = run_trial(trial, Context(Store(folder), few, device, ""))
         for event in events:
             if event.progress:
                 times.setdefault(event.label, []).append((time.perf_counter(), event.progress.images))

@@ -1,124 +1,149 @@
-"""Runs stages: one, or all that a trial still needs, sharing them with every other process on the same store."""
+"""Runs stages: one, or one after the other all that a trial still needs."""
 
+import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sgan.checks import as_json
 from sgan.config import IMAGE
+from sgan.evaluation.evaluate import Evaluation
 from sgan.host import processor
-from sgan.stages.graph import LevelStage, Stage, name
-from sgan.stages.runners import RUNNERS, Worker
+from sgan.models.encoder import Encoder
+from sgan.models.stack import Level
+from sgan.stages.context import Context as Context
+from sgan.stages.context import Evaluator
+from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Plan, Stage, name
+from sgan.stages.kinds import classifier, inception, joint, level, score, scorer
 from sgan.store.local import NO_ROOM, ROOM_WAIT
-from sgan.training.loop import WORK, Diverged, Progress, Spoiled
+from sgan.training.checkpoint import CHECKPOINTS
+from sgan.training.loop import Diverged, Progress
+
+RUN: dict[str, Callable[..., Generator[Progress, None, dict[str, Any]]]] = {
+    "encoder": classifier.run,
+    "scorer": scorer.run,
+    "inception": inception.run,
+    "level": level.run,
+    "joint": joint.run,
+    "score": score.run,
+}
+"""Kind of a stage -> its run function, which returns further facts of the stage."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a trial is doing: the label of a stage, and its progress; None while it waits: for another process that
-    trains it, or for what the label says."""
+    """Progress of the stage `label` of a trial; None while another process trains it."""
 
     label: str
     progress: Progress | None
 
 
-def run_trial(worker: Worker) -> Iterator[Event]:
-    """Bring every stage of a trial into the store, each trained once whoever needs it.
+def run_trial(plan: Plan, context: Context) -> Iterator[Event]:
+    """Bring every stage of a trial into the store, one after the other; one that another process trains is waited for.
 
-    A stage that another process trains is left to it; meanwhile any other stage of the trial that is ready runs. Where
-    the store's disk is full or read-only, the trial waits, and goes on from its last checkpoint when there is room.
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
         StoreError: something in the store is damaged.
     """
+    for (label, stage), stage_name in zip(plan.stages, plan.names, strict=True):
+        while not context.store.has(stage_name):
+            with context.store.claim(stage_name) as mine:
+                if mine:
+                    for progress in run_stage(stage, plan.score.scorer, context):
+                        yield Event(label, progress)
+                    continue
+            if not context.store.has(stage_name):
+                yield Event(label, None)
+                time.sleep(context.store.poll)
+        facts = context.store.facts(stage_name)
+        if facts["status"] == "diverged":
+            raise Diverged(f"{label}: {facts['reason']}")
+
+
+def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> Iterator[Progress]:
+    """Run one stage whose parents are finished, and publish it; the caller holds its claim. Closed between two points
+    of progress, it leaves a checkpoint.
+
+    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
+    Where the store's disk is full or read-only, the stage waits, and goes on from its checkpoint when there is room.
+
+    Args:
+        judge: the finished stage that scores levels while they train; None trains them without scores.
+    Raises:
+        StoreError: something in the store is damaged.
+    """
+    progress = Progress(0, 0)
     while True:
         try:
-            yield from _run_trial(worker)
+            for progress in _run(stage, judge, context):
+                yield progress
             return
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            trouble = f"room in the store {worker.store.address} ({error.strerror})"
-        waited = False
-        while not waited or not worker.store.has_room():
-            yield Event(trouble, None)
+            with contextlib.suppress(OSError):  # the output may go to that disk, too
+                print(f"waiting for room in the store {context.store.address} ({error.strerror})", flush=True)
+        while True:
+            yield progress
             time.sleep(ROOM_WAIT)
-            waited = True
+            if context.store.has_room():
+                break
 
 
-def _run_trial(worker: Worker) -> Iterator[Event]:
-    store, finished = worker.store, set()
-    while len(finished) < len(worker.plan.stages):
-        for label, stage in worker.plan.stages:
-            if stage not in finished and store.has(name(stage)):
-                facts = store.facts(name(stage))
-                if facts["status"] == "diverged":
-                    raise Diverged(f"{label}: {facts['reason']}")
-                finished.add(stage)
-        waiting = None
-        for label, stage in worker.plan.stages:
-            if stage in finished or not finished.issuperset(stage.parents):
-                continue
-            with store.claim(name(stage)) as mine:
-                if mine:
-                    for progress in run(stage, worker):
-                        yield Event(label, progress)
-                    break
-            waiting = waiting or label
-        else:
-            if waiting and len(finished) < len(worker.plan.stages):
-                yield Event(waiting, None)
-                time.sleep(store.poll)
-
-
-def run(stage: Stage, worker: Worker) -> Iterator[Progress]:
-    """Run one stage whose parents are finished, and publish it; the caller holds its claim.
-
-    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again. One
-    whose files somebody changed is made anew, once.
-    Raises:
-        StoreError: somebody changes them again, or those of a finished stage.
-    """
-    stage_name = name(stage)
-    folder = worker.store.begin(stage_name)
-    began = time.monotonic()
-    outcome: dict[str, Any] = {"status": "done", "reason": None}
+def _run(stage: Stage, judge: ClassifierStage | None, context: Context) -> Iterator[Progress]:
+    store, stage_name, began = context.store, name(stage), time.monotonic()
+    folder = store.begin(stage_name)
+    evaluator = None
+    if judge and isinstance(stage, LevelStage | JointStage):
+        evaluator = Evaluator(name(judge), functools.partial(_prepare, stage.sampling, judge, context))
+    running = RUN[stage.kind](stage, context, folder, evaluator)
+    facts: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
-    for last in (False, True):
-        states = RUNNERS[stage.kind](stage, worker, folder, outcome)
-        try:
-            for progress in states:
-                worker.store.keep(stage_name)
-                if progress.images < progress.total:  # what is through is published, not shown
-                    yield progress
-            break
-        except Diverged as error:
-            outcome = {"status": "diverged", "reason": str(error)}
-            break
-        except Spoiled:
-            if last:
-                raise
-        except GeneratorExit:
-            states.close()  # leaves a checkpoint
-            worker.store.keep(stage_name, now=True)
-            raise
-    facts = {
+    try:
+        while True:
+            progress = next(running)
+            store.keep(stage_name)
+            if progress.images < progress.total:  # the end is published instead
+                yield progress
+    except StopIteration as end:
+        facts |= end.value
+    except Diverged as error:
+        facts = {"status": "diverged", "reason": str(error)}
+    except GeneratorExit:
+        running.close()  # leaves a checkpoint
+        store.keep(stage_name, now=True)
+        raise
+    facts |= {
         "kind": stage.kind,
         "images": progress.images,
-        "makes_images": stage.kind == "joint" or (isinstance(stage, LevelStage) and stage.low == IMAGE),
+        "makes_images": isinstance(stage, JointStage) or (isinstance(stage, LevelStage) and stage.low == IMAGE),
         "seconds": progress.before + time.monotonic() - began,
-        "commit": worker.commit,
-        "machine": machine(worker.device),
+        "commit": context.commit,
+        "machine": machine(context.device),
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fields": as_json(stage),
     }
-    worker.store.publish(stage_name, facts | outcome, drop=WORK if outcome["status"] == "done" else ())
+    store.publish(stage_name, facts, drop=(CHECKPOINTS,) if facts["status"] == "done" else ())
+
+
+def _prepare(
+    sampling: str,
+    judge: ClassifierStage,
+    context: Context,
+    levels: list[Level],
+    encoder: Encoder | None,
+    folder: Path,
+) -> Callable[[int], dict[str, float]]:
+    """What evaluates levels while they train."""
+    evaluation = Evaluation(levels, sampling, context.data, encoder, *scorer.load(judge, context))
+    return lambda images: evaluation(images, folder)
 
 
 def be_deterministic(wanted: bool) -> None:

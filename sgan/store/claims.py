@@ -1,10 +1,9 @@
 """Claims between hosts that share a bucket: at most one process holds a name, and one whose holder died is taken over.
 
-A bucket has no locks, but an object can be created on the condition that there is none of its name (S3:
-If-None-Match). Each claim of a name is an object with the next number, `<folder>/<name>/<number>`; the highest one
-rules. Its holder renews it every `BEAT` seconds; who has looked at it for `EXPIRY` seconds, and seen no change, creates
-the next one, which only one process can. No two hosts' clocks are compared; and where nobody reached the bucket, nobody
-is taken for dead, since looks that are far apart begin the wait anew.
+A bucket has no locks, but an object can be written on the condition that it is still the one that was read (S3:
+If-Match with its ETag), or that there is none (If-None-Match). A claim is one object. Its holder writes it again every
+`BEAT` seconds. A process that has watched it for `EXPIRY` seconds without a change takes it over. No two hosts' clocks
+are compared. Where nobody reached the bucket, nobody is taken for dead: looks that are far apart begin the wait anew.
 """
 
 import json
@@ -13,104 +12,105 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
+
+from s3fs import S3FileSystem
 
 BEAT, EXPIRY = 10.0, 60.0
 APART = 30.0
 """Looks that are further apart begin the wait for EXPIRY anew."""
 
 
-@dataclass
-class _Seen:
-    """A claim, its beat, and when this process saw it first and last without a change."""
+def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
+    """Write an object if it is still the one with this ETag, or, without an ETag, if there is none.
 
-    number: int
-    beat: str
-    first: float
-    last: float
+    Returns whether the object is now `body`, which no other writer writes. After an error it is read again: the answer
+    to a write that succeeded may be lost, and s3fs names a refusal by three exceptions.
+    """
+    try:
+        fs.pipe_file(path, body, **({"IfMatch": etag} if etag else {"mode": "create"}))
+        return True
+    except PermissionError:
+        raise
+    except Exception as error:
+        try:
+            return fs.cat_file(path) == body
+        except FileNotFoundError:
+            if etag:
+                return False
+            raise error from None
 
 
 class Leases:
     """Claims in one folder of a bucket.
 
     Args:
-        fs: fsspec's file system, which does not cache listings.
-        folder: where claims lie.
-        host: names this host: among the processes of one host, the caller lets only one at a time ask for a name, so
-            that a claim which this host holds is that of a process that died.
+        fs: it does not cache listings.
+        folder: of the claims, with the bucket.
+        host: names this host. Its callers hold a lock of the host while they ask for a name, so that a claim of this
+            host that they find is that of a process that died.
     """
 
-    def __init__(self, fs: Any, folder: str, host: str):
+    def __init__(self, fs: S3FileSystem, folder: str, host: str):
         self.fs, self.folder, self.host = fs, folder, host
-        self.seen: dict[str, _Seen] = {}
+        self.watched: dict[str, tuple[str, float, float]] = {}  # ETag, first and last look that found it
+
+    def take(self, name: str) -> str | None:
+        """Try to become the holder; returns a token for `kept`, None where another process holds it. Never waits."""
+        etag, claim = self._read(name)
+        if not self._is_free(name, etag, claim):
+            return None
+        token = uuid.uuid4().hex
+        return token if self._write(name, etag, token) else None
+
+    def held(self, name: str) -> bool:
+        """Whether a process of another host holds a name, as far as this process has seen. Never waits."""
+        return not self._is_free(name, *self._read(name))
 
     @contextmanager
-    def held(self, name: str, number: int) -> Iterator[None]:
-        """Renew a claim that `take` gave, and release it at the end."""
+    def kept(self, name: str, token: str) -> Iterator[None]:
+        """Renew the claim that `take` gave, and release it at the end."""
         released = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(name, number, released), daemon=True)
+        beating = threading.Thread(target=self._beat, args=(name, token, released), daemon=True)
         beating.start()
         try:
             yield
         finally:
             released.set()
             beating.join()
-            with suppress(Exception):  # the bucket does not answer: the claim expires
-                self._write(name, number, free=True)
-                # The one that says "free" stays: were the highest number deleted, two could hold different numbers.
-                for older in self._numbers(name):
-                    if older < number:
-                        self._remove(name, older)
 
-    def take(self, name: str) -> int | None:
-        """Try to become the holder; returns the claim's number, None where another process holds it. Never waits."""
-        top = max(self._numbers(name), default=0)
-        if top and not self._dead(name, top):
-            return None
-        try:
-            self._write(name, top + 1, mode="create")
-        except FileExistsError:
-            return None
-        if max(self._numbers(name), default=0) > top + 1:  # our look at the numbers was an old one
-            self._remove(name, top + 1)
-            return None
-        return top + 1
+    def _beat(self, name: str, token: str, released: threading.Event) -> None:
+        free = False
+        while not free:
+            free = released.wait(BEAT)
+            with suppress(Exception):  # the bucket does not answer: the next beat may reach it, or the claim expires
+                etag, claim = self._read(name)
+                if claim.get("token") != token:
+                    return  # taken over: this process was silent for too long
+                self._write(name, etag, token, free)
 
-    def _dead(self, name: str, number: int) -> bool:
-        """Whether a claim is released, or its holder has died."""
-        try:
-            claim = json.loads(self.fs.cat_file(self._path(name, number)))
-        except FileNotFoundError:  # just followed by a higher one
-            return False
-        if claim["free"] or claim["host"] == self.host:
+    def _is_free(self, name: str, etag: str, claim: dict[str, Any]) -> bool:
+        """Whether nobody has a claim, it is released, or its holder has died."""
+        if not claim or claim["free"] or claim["host"] == self.host:
             return True
         now = time.monotonic()
-        known = self.seen.get(name)
-        same = known is not None and (known.number, known.beat) == (number, claim["beat"])
-        if known is None or not same or now - known.last > APART:
-            known = self.seen[name] = _Seen(number, claim["beat"], now, now)
-        known.last = now
-        return now - known.first > EXPIRY
+        known, first, last = self.watched.get(name, ("", now, now))
+        if known != etag or now - last > APART:
+            first = now
+        self.watched[name] = etag, first, now
+        return now - first > EXPIRY
 
-    def _beat(self, name: str, number: int, released: threading.Event) -> None:
-        while not released.wait(BEAT):
-            with suppress(Exception):  # the bucket does not answer: the next beat may reach it
-                if max(self._numbers(name), default=0) > number:
-                    return  # taken over: this process was silent for too long
-                self._write(name, number)
+    def _read(self, name: str) -> tuple[str, dict[str, Any]]:
+        """ETag and content of a claim, "" and {} where there is none.
 
-    def _write(self, name: str, number: int, free: bool = False, mode: str = "overwrite") -> None:
-        claim = {"host": self.host, "beat": uuid.uuid4().hex, "free": free}
-        self.fs.pipe_file(self._path(name, number), json.dumps(claim).encode(), mode=mode)
+        A newer content may come with an older ETag; then a write on the condition of that ETag is refused.
+        """
+        etag, claim = "", {}
+        with suppress(FileNotFoundError, ValueError, TypeError):  # the last two: somebody damaged it, so it is free
+            etag = self.fs.info(f"{self.folder}/{name}").get("ETag", "")
+            claim = dict(json.loads(self.fs.cat_file(f"{self.folder}/{name}")))
+        return etag, claim
 
-    def _numbers(self, name: str) -> list[int]:
-        found = (path.rpartition("/")[2] for path in self.fs.find(f"{self.folder}/{name}"))
-        # s3fs finds the folder itself where its first object appears between two of its requests.
-        return [int(number) for number in found if number.isdigit()]
-
-    def _remove(self, name: str, number: int) -> None:
-        self.fs.rm_file(self._path(name, number))
-
-    def _path(self, name: str, number: int) -> str:
-        return f"{self.folder}/{name}/{number}"
+    def _write(self, name: str, etag: str, token: str, free: bool = False) -> bool:
+        claim = {"host": self.host, "token": token, "free": free, "beat": uuid.uuid4().hex}
+        return swap(self.fs, f"{self.folder}/{name}", json.dumps(claim).encode(), etag)

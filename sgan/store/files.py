@@ -1,5 +1,7 @@
-"""Files that say whether they are whole: JSON and tensors have a SHA-256 inside, a line has a CRC. They are written
-under another name and renamed, so that a reader finds all of a file or none of it; nothing in them is unpickled."""
+"""Files that say whether they are whole: JSON and tensors hold a SHA-256 of themselves, a line holds a CRC.
+
+Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled.
+"""
 
 import fcntl
 import hashlib
@@ -7,22 +9,32 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
 
 from sgan.checks import ConfigError
-
-if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
-    from torch import Tensor
 
 SEAL, NOTE = "sha256", "note"
 
 
 class StoreError(ConfigError):
-    """The store cannot be written, or something in it is torn; the message names the path and what to do."""
+    """The store cannot be written, or a file in it is damaged; the message names the path and what to do."""
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path `root / name`; StoreError where a name from outside would lead out of `root`."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
+    return root / name
 
 
 def sha256(path: Path) -> str:
@@ -46,6 +58,25 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; the file or folder that is made there is renamed to `path`, whole and on the disk.
+
+    An error in the block leaves `path` as it was. A folder cannot replace another one that is not empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        for each in (temporary, *temporary.rglob("*")):
+            sync(each)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):
+            remove(temporary)
 
 
 @contextmanager
@@ -74,19 +105,10 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, sealed, whole or not at all: a temporary name in the same folder, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(sealed(value), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a sealed JSON object, whole or not at all; OSError where the disk is full or cannot be written."""
+    text = json.dumps(sealed(value), indent=1)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
 
 
 def read_json(path: Path, **its: Any) -> dict[str, Any]:
@@ -96,7 +118,7 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
         its: entries by which it is known from others of its kind; with other values it is another's.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
         whole = isinstance(value, dict) and sealed(value) == value
     except (ValueError, RecursionError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
@@ -136,10 +158,8 @@ def _crc(value: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _tensors_digest(tensors: "Mapping[str, Tensor]", note: Mapping[str, str]) -> str:
+def _tensors_digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
     """SHA-256 of tensors with their names, types and shapes, and of the note beside them."""
-    import torch
-
     digest = hashlib.sha256(json.dumps(dict(note), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -148,34 +168,21 @@ def _tensors_digest(tensors: "Mapping[str, Tensor]", note: Mapping[str, str]) ->
     return digest.hexdigest()
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, with their SHA-256 in the note, whole or not at all.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors with their SHA-256 and a note, whole or not at all.
 
     Raises OSError where the disk is full or cannot be written.
     """
-    import safetensors.torch
-
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = dict(note or {})
-    said = json.dumps({**notes, SEAL: _tensors_digest(plain, notes)}, sort_keys=True)
-    content = safetensors.torch.save(plain, {NOTE: said})  # several entries would stand in any order
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    text = json.dumps({**notes, SEAL: _tensors_digest(plain, notes)}, sort_keys=True)
+    content = safetensors.torch.save(plain, {NOTE: text})  # several entries would stand in any order
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors of a safetensors file and its note; StoreError with its name where they are not what was written."""
-    import safetensors
-
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,44 +1,55 @@
 """The output store: a folder that holds every finished stage once, whole, under its content key.
 
-    stages/<name>/     a finished stage, renamed into place: stage.json, record.jsonl, *.safetensors, grids/<images>.png
-    work/<name>/       the same stage while it trains, with its checkpoint
-    claims/<name>.lock held (flock) by the process that trains the stage; the kernel frees it when that process dies
-    weights/<sha256>.pth weights of the Inception network that scores
-    runs/<id>.json    name of the score stage that an MLflow run shows
-    sweeps/<key>.json what a sweep or a search consists of
-    failures/<name>.json the last error of a trial that could not finish; removed when it does
-    ledger/<process>.jsonl what a process did when: begun, resumed, published (`Store.note`)
-    drivers/<time>-<key>.log what a command on a cluster has printed (sweeps.execution.jobs)
+    stages/<name>/         a finished stage, renamed into place: stage.json, record.jsonl, *.safetensors, grids/*.png
+    work/<name>/           the same stage while it trains, with its checkpoints
+    claims/<name>.lock     held (flock) by the process that trains the stage; the kernel frees it when the process dies
+    weights/<sha256>.pth   weights of the Inception network that scores
+    runs/<id>.json         name of the score stage that an MLflow run shows
+    sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
+    failures/<name>.json   the last error of a trial that could not finish; removed when it does
+    ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
+    drivers/<time>-<key>.log the output of a command on a cluster (sweeps.execution.jobs)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
 JSON and tensors have a SHA-256 inside, a line of a record or the ledger has a CRC, and stage.json has the SHA-256 of
-every file of its stage. What is in stages/ is the truth: all else may be deleted, and the same command makes it again,
-but for the ledger's and the logs' account of the past. `sgan.store.local.s3` keeps the same in a bucket.
+every file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it again, but for
+the ledger's and the logs' account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno
 import fcntl
 import os
-import platform
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sgan.store.files import StoreError, checked_line, read_json, read_lines, read_tensors, sha256, sync, write_json
+from torch import Tensor
 
-if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
-    from torch import Tensor
+from sgan.store import ledger
+from sgan.store.files import (
+    StoreError,
+    atomic_write,
+    inside,
+    read_json,
+    read_tensors,
+    remove,
+    sha256,
+    sync,
+    write_json,
+)
 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
-GRIDS, FIGURES, MODELS = "grids", "figures", "model"
+GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps")
+"""Folders that every process may have to write."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What a write fails with where the disk is full, a quota is used up, or the disk has become read-only."""
+"""Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
 ROOM_WAIT = 3.0
 """Seconds between two looks at a disk that was full."""
 PROBE = 2**20
@@ -51,26 +62,25 @@ class Store:
     Raises StoreError where the folder cannot be made or written.
 
     Attributes:
-        address: what names the store on every host.
+        address: names the store on every host.
         poll: seconds between two looks at a stage that another process trains.
     """
 
     poll = 0.2
+    advice = "name a writable folder with --store"
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
         self.address = str(self.root)
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
-            for name in ("stages", "work", "claims", "failures", "sweeps"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
         except OSError as error:
-            raise StoreError(
-                f"the output store {self.root} cannot be written ({error.strerror}); "
-                "name a writable folder with --store"
-            ) from error
+            reason = error.strerror or error
+            raise StoreError(f"the output store {self.root} cannot be written ({reason}); {self.advice}") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and self.address == other.address
@@ -79,19 +89,8 @@ class Store:
         return hash(self.address)
 
     def note(self, event: str, **about: Any) -> None:
-        """Add an event to the ledger: a line in the file of this process, which none other writes.
-
-        It says who did what when, for people. Nothing depends on it: where it cannot be written, it is left out.
-        """
-        path = self._own_ledger()
-        who = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
-        line = checked_line({**who, "event": event, **about}).encode()
-        with suppress(OSError):
-            path.parent.mkdir(exist_ok=True)
-            with open(path, "ab", buffering=0) as file:
-                before = file.tell()
-                if file.write(line) < len(line):  # the disk is full: half a line would spoil the next
-                    file.truncate(before)
+        """Add an event to the ledger, if it can be written."""
+        ledger.append(self._own_ledger(), event, about)
 
     def _own_ledger(self) -> Path:
         return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
@@ -99,16 +98,7 @@ class Store:
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; StoreError where a file of it is damaged."""
         self.fetch(self.root / LEDGER)
-        found = []
-        for path in (self.root / LEDGER).glob("*.jsonl"):
-            advice = "delete it: it is an account of the past, and no result depends on it"
-            try:
-                found += read_lines(path.read_text(), path, advice)
-            except (ValueError, OSError) as error:
-                if isinstance(error, StoreError):
-                    raise
-                raise StoreError(f"{path} cannot be read ({error}); {advice}") from error
-        return sorted(found, key=lambda event: event["time"])
+        return ledger.read(self.root / LEDGER)
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
@@ -129,7 +119,7 @@ class Store:
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
-                with suppress(OSError):  # what is printed may go to that disk too
+                with suppress(OSError):  # the output may go to that disk too
                     print(f"waiting for room in the store {self.address} ({error.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
@@ -140,7 +130,7 @@ class Store:
         return self._folder(name)
 
     def _folder(self, name: str) -> Path:
-        return self.root / "stages" / name
+        return inside(self.root / "stages", name)
 
     def look(self, name: str) -> Path:
         """Folder with the record and the grids of a stage, finished or in progress; absent before it began."""
@@ -148,28 +138,34 @@ class Store:
 
     def work(self, name: str) -> Path:
         """Folder of a stage in progress."""
-        return self.root / "work" / name
+        return inside(self.root / "work", name)
+
+    def checkpoint(self, name: str) -> str:
+        """Name of the newest checkpoint of a stage in progress; "" if it has none."""
+        folder = self.work(name) / CHECKPOINTS
+        return newest(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
 
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
-        return self.root / "failures" / f"{name}.json"
+        return inside(self.root / "failures", f"{name}.json")
 
     def weights(self, digest: str) -> Path:
         """File of the Inception weights with this SHA-256."""
-        return self.root / "weights" / f"{digest}.pth"
+        path = inside(self.root / "weights", f"{digest}.pth")
+        if not path.exists():
+            self.fetch(path)
+        return path
 
     def keep_weights(self, path: Path, digest: str) -> None:
         """Copy Inception weights into the store, where every node finds them."""
         kept = self.weights(digest)
         if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file, open(path, "rb") as given:
-                shutil.copyfileobj(given, file)
-            os.replace(file.name, kept)
+            with atomic_write(kept) as temporary:
+                shutil.copyfile(path, temporary)
             self.save(kept)
 
     def note_run(self, run: str, name: str) -> None:
-        """Remember which score stage an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
+        """Remember the score stage that an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
         path = self._run(run)
         if not path.exists():
             write_json(path, {"run": run, "stage": name})
@@ -182,38 +178,28 @@ class Store:
         return read_json(path, run=run)["stage"] if path.exists() else ""
 
     def _run(self, run: str) -> Path:
-        return self.root / "runs" / f"{run}.json"
-
-    def sweep(self, key: str) -> Path:
-        """File that lists what a sweep consists of: its settings, its trials and their stages."""
-        return self.root / "sweeps" / f"{key}.json"
-
-    def manifest(self, key: str) -> dict[str, Any]:
-        """What `sweep` holds."""
-        self.fetch(self.sweep(key))
-        return read_json(self.sweep(key), key=key)
-
-    def sweeps(self) -> list[str]:
-        """Keys of all sweeps in the store, in the order in which they were started."""
-        keys = [file.stem for file in (self.root / "sweeps").glob("*.json")]
-        return sorted(keys, key=lambda key: read_json(self.sweep(key), key=key)["started"])
+        return inside(self.root / "runs", f"{run}.json")
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
 
     def fetch(self, path: Path) -> None:
-        """Bring a file below `root` to what the store has under its name, if it has it."""
+        """Bring a file below `root`, or all files of a folder, to the content that the store has, if it has it."""
 
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
-        return (self.stage(name) / STAGE_FILE).exists()
+        return (self._folder(name) / STAGE_FILE).exists()
+
+    def renew(self) -> None:
+        """Let every answer from now on know what other hosts have finished by now."""
 
     def finished(self, beginning: str) -> list[str]:
         """Names of the finished stages that begin so."""
-        return sorted(path.parent.name for path in (self.root / "stages").glob(f"{beginning}*/{STAGE_FILE}"))
+        names = (path.parent.name for path in (self.root / "stages").glob(f"*/{STAGE_FILE}"))
+        return sorted(name for name in names if name.startswith(beginning))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What stage.json says of a finished stage."""
+        """The content of a finished stage's stage.json."""
         return read_json(self.stage(name) / STAGE_FILE, name=name)
 
     def file(self, name: str, file: str) -> Path:
@@ -221,29 +207,43 @@ class Store:
 
         Raises StoreError where the file is missing or its bytes have changed.
         """
-        path = self._file(name, file)
-        expected = self.facts(name)["files"].get(file)
-        if not path.is_file() or expected != sha256(path):
-            raise StoreError(f"{path} is missing or damaged; delete {self.stage(name)}, and the stage is trained again")
-        return path
+        path, expected = self._file(name, file), self.facts(name)["files"].get(file)
+        with suppress(OSError):  # also where the disk cannot read it
+            if expected and sha256(path) == expected:
+                return path
+        raise StoreError(f"{path} is missing or damaged; delete {self._folder(name)}, and the stage is trained again")
 
-    def tensors(self, name: str, file: str) -> "dict[str, Tensor]":
-        """Tensors of a finished stage, as `file` finds them."""
+    def tensors(self, name: str, file: str) -> dict[str, Tensor]:
+        """Tensors of a finished stage, checked as by `file`."""
         return read_tensors(self.file(name, file))[0]
 
     def _file(self, name: str, file: str) -> Path:
-        return self._folder(name) / file
+        return inside(self._folder(name), file)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Try to become the one process that trains stage `name`; yields whether it is ours. Never waits."""
+        """Try to become the one process that trains stage `name`; yields whether it is. Never waits."""
         with self.alone(name) as ours:
             yield ours and not self.has(name)
+
+    def held(self, name: str) -> bool:
+        """Whether a process holds the claim now. Never waits.
+
+        A process that claims the stage at this very moment may be refused, as by another claim.
+        """
+        try:
+            with open(self._lock_file(name)) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
-        with open(self.root / "claims" / f"{name}.lock", "w") as file:
+        with open(self._lock_file(name), "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -254,37 +254,53 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Wait for, and hold, a lock that is no stage's."""
-        with open(self.root / "claims" / f"{name}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        while True:
+            with self.alone(name) as ours:
+                if ours:
+                    yield
+                    return
+            time.sleep(self.poll / 4)
+
+    def _lock_file(self, name: str) -> Path:
+        return inside(self.root / "claims", f"{name}.lock")
 
     def begin(self, name: str) -> Path:
-        """The work folder of a claimed stage, with what an interrupted run left in it."""
+        """The work folder of a claimed stage, with the files that an interrupted run left in it."""
         folder = self.work(name)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
+        _remove_hidden(folder)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
-        """Called while a stage trains, and `now` where it stops: let what is in its work folder outlive this host."""
+        """Let the work folder of a stage outlive this host: called while it trains, and with `now` where it stops."""
         if now:
             self.note("stage stopped", stage=name)
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
-        """Turn the work folder into the finished stage in one rename; `drop` names what only the work needed."""
-        folder = self.work(name)
-        for path in (folder / file for file in drop):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for leftover in folder.rglob(".*"):  # of a write that was killed
-            leftover.unlink()
-        (folder / STAGE_FILE).unlink(missing_ok=True)
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+        """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`."""
+        folder, finished = self.work(name), self._folder(name)
+        for file in (*drop, STAGE_FILE):
+            remove(folder / file)
+        _remove_hidden(folder)
+        paths = sorted(folder.rglob("*"))
+        digests = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
-        for path in (*files, *(file for file in folder.rglob("*") if file.is_dir()), folder):
+        for path in (*paths, folder):
             sync(path)  # a power cut leaves the whole stage or none
-        if self._folder(name).exists():  # damaged: it has no stage.json, or it would not have been trained again
-            shutil.rmtree(self._folder(name))
-        os.rename(folder, self._folder(name))
-        sync(self.root / "stages")
+        remove(finished)  # damaged: it has no stage.json, or it would not have been trained again
+        os.rename(folder, finished)
+        sync(finished.parent)
         self.note("stage published", stage=name, status=facts["status"])
+
+
+def newest(checkpoints: Iterable[str]) -> str:
+    """The name with the highest number of steps; "" where there is none."""
+    steps = {name: name.partition(".")[0] for name in checkpoints}
+    return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
+
+
+def _remove_hidden(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed."""
+    for path in list(folder.rglob(".*")):
+        remove(path)

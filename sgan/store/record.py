@@ -31,9 +31,10 @@ class Record:
         temporary.write_text(self.text)
         temporary.replace(self.path)
 
-    def add(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Append one point: metric name -> value, after `images` images were seen."""
-        point = {"images": images, "time": time.time(), "metrics": dict(metrics)}
+    def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
+        """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
+        scored there."""
+        point = {"images": images, "time": time.time(), "metrics": dict(metrics)} | ({"judge": judge} if judge else {})
         line = checked_line(point)
         with open(self.path, "a") as file:
             file.write(line)

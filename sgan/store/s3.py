@@ -2,8 +2,8 @@
 
     done/<name>.json            stage.json of a finished stage: created once, and last, it makes the stage finished
     stages/<name>/<upload>/     its files; stage.json names the upload that counts and the digest of each file
-    work/<name>/                a stage in progress, as of a few seconds ago: its checkpoint last
-    claims/<name>/<number>      who trains it (sgan.lease)
+    work/<name>/                a stage in progress, as of a few seconds ago: its checkpoints last
+    claims/<name>               the process that trains it (sgan.store.claims)
     all else                    as in a folder
 
 Each host mirrors what it needs in a folder of its own, $SGAN_CACHE or ~/.cache/sgan, which may be deleted at any time
@@ -13,21 +13,22 @@ when nothing runs there. The bucket is the truth.
 import functools
 import json
 import os
-import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from sgan.checks import ConfigError, content_key, require
-from sgan.store.claims import Leases
-from sgan.store.files import StoreError, read_json, sealed, sha256, write_json
-from sgan.store.local import LEDGER, STAGE_FILE, Store
+from s3fs import S3FileSystem
+
+from sgan.checks import content_key, require
+from sgan.store.claims import Leases, swap
+from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
+from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store, newest
 
 Found = TypeVar("Found")
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
@@ -37,18 +38,17 @@ PATIENT = 2
 SYNC = 10.0
 """Seconds between two uploads of a stage in progress."""
 FRESH = 1.0
-"""Seconds for which a listing counts, or twenty times what it took."""
-LAST = "checkpoints/"
-"""Files of a stage in progress that are uploaded after the others, which may be newer than they."""
+"""Seconds for which a listing counts, or twenty times as long as it took."""
 HEAVY = ".safetensors"
+"""Files that nobody needs who only watches a stage."""
 
 
 @functools.cache
 def open_store(address: str) -> Store:
-    """The store at an address: a folder's path, or scheme://bucket/folder for what fsspec reaches.
+    """The store at an address: a folder's path, or s3://bucket/folder.
 
-    s3:// is reached with the credentials that botocore finds; another endpoint than AWS's is named by AWS_ENDPOINT_URL
-    or in the address: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
+    A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
+    the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
 
     Raises:
         StoreError: it cannot be reached, or not written.
@@ -66,19 +66,11 @@ def find_store(address: str) -> Store | None:
 def is_bucket(address: str) -> bool:
     """Whether an address names a bucket; ConfigError where it names neither that nor a folder."""
     scheme, separator, rest = address.partition("://")
-    if not separator:
-        return False
-    from fsspec.registry import get_filesystem_class
-
-    try:
-        get_filesystem_class(scheme)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"the store {address} cannot be opened ({error}); name a folder that all hosts share, or s3://bucket/folder"
-        ) from error
+    advice = "name a folder that all hosts share, or s3://bucket/folder"
+    require(not separator or scheme == "s3", f"the store {address} cannot be opened; {advice}")
     named = rest.partition("?")[0].partition("/")[0]
-    require(bool(named), f"the store {address} names no bucket; name it as s3://bucket/folder")
-    return True
+    require(not separator or bool(named), f"the store {address} names no bucket; {advice}")
+    return bool(separator)
 
 
 def absolute(address: str) -> str:
@@ -86,20 +78,14 @@ def absolute(address: str) -> str:
     return address if is_bucket(address) else str(Path(address).absolute())
 
 
-def _connect(address: str) -> tuple[Any, str]:
-    """fsspec's file system, and the folder in it."""
-    from fsspec.core import url_to_fs
-
-    plain, _, query = address.partition("?")
-    options: dict[str, Any] = {"use_listings_cache": False}
+def _connect(address: str) -> tuple[S3FileSystem, str]:
+    """The file system of an address, and the folder in it."""
+    folder, _, query = address.removeprefix("s3://").partition("?")
     given = dict(parse_qsl(query))
-    if "endpoint_override" in given:
-        options["endpoint_url"] = f"{given.pop('scheme', 'https')}://{given.pop('endpoint_override')}"
-    require(
-        not given,
-        f"the store's address {address} has {', '.join(given)}; only endpoint_override and scheme are known",
-    )
-    return url_to_fs(plain, **options)
+    scheme, endpoint = given.pop("scheme", "https"), given.pop("endpoint_override", "")
+    wrong = f"the store's address {address} has {', '.join(given)}; only endpoint_override and scheme are known"
+    require(not given, wrong)
+    return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), folder
 
 
 class BucketStore(Store):
@@ -109,30 +95,29 @@ class BucketStore(Store):
     """
 
     poll = 2.0
+    advice = "name a writable folder for the host's copies in SGAN_CACHE"
 
     def __init__(self, address: str):
-        fs, self.base = _connect(address)
-        self.fs = fs
+        self.fs, self.base = _connect(address)
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
         self.address = address
         identity = self.root / "host"
-        with super().lock("host"):
-            if not identity.exists():
-                write_json(identity, {"host": uuid.uuid4().hex})
-        self.host = read_json(identity)["host"]
-        self.leases = Leases(fs, f"{self.base}/claims", self.host)
-        self.listed: set[str] = set()
-        self.fresh_until = 0.0
-        self.in_progress: dict[str, dict[str, str]] = {}
-        self.in_progress_until = 0.0
-        self.seen: dict[Path, str] = {}  # what this process has of the stages that others train: path -> ETag
-        self.kept: dict[str, tuple[int, int]] = {}  # what this process has uploaded of those it trains
+        if not identity.exists():
+            write_json(identity, {"host": uuid.uuid4().hex})
+        host = read_json(identity)["host"]
+        self.leases = Leases(self.fs, f"{self.base}/claims", host)
+        self.listings: dict[str, tuple[dict[str, str], float]] = {}  # folder -> its files, and how long they count
+        self.mirrored: dict[Path, tuple[str, tuple[int, int]]] = {}  # ETag and identity of what this process fetched
+        self.kept: dict[str, tuple[int, int]] = {}  # identity of what this process has uploaded of a stage in progress
         self.kept_at = 0.0
         self.uploads = ThreadPoolExecutor(1)
-        self.upload: Future[None] | None = None
+        self.upload = self.uploads.submit(lambda: None)
+        mark = f"{self.base}/hosts/{host}"
         try:
-            fs.pipe_file(f"{self.base}/hosts/{self.host}", b"")
+            self.fs.pipe_file(mark, b"")
+            if swap(self.fs, mark, self.writer.encode(), etag='"none"'):
+                raise OSError("its server ignores If-Match, so that two hosts would claim one stage")
         except Exception as error:
             raise StoreError(
                 f"the output store {address} cannot be written ({_first_line(error)}); name a bucket that is there "
@@ -147,26 +132,24 @@ class BucketStore(Store):
         return self._folder(name)
 
     def look(self, name: str) -> Path:
-        watched = self.root / "watched" / name
+        watched = inside(self.root / "watched", name)
         if self.has(name):
-            shutil.rmtree(watched, ignore_errors=True)
+            remove(watched)
             self._pull(name, [file for file in self.facts(name)["files"] if not file.endswith(HEAVY)])
             return self._folder(name)
-        for file, tag in self._works().get(name, {}).items():
-            path = watched / file
-            if not file.endswith(HEAVY) and self.seen.get(path) != tag and self._get(f"work/{name}/{file}", path):
-                self.seen[path] = tag
+        for file, tag in self._in_progress(name).items():
+            if not file.endswith(HEAVY):
+                self._mirror(f"work/{name}/{file}", tag, inside(watched, file))
         return watched
 
-    def weights(self, digest: str) -> Path:
-        path = super().weights(digest)
-        if not path.exists():
-            self.fetch(path)
-        return path
+    def checkpoint(self, name: str) -> str:
+        paths = (file.split("/") for file in self._in_progress(name) if file.startswith(f"{CHECKPOINTS}/"))
+        return newest(path[1] for path in paths if len(path) == 2 or path[-1].endswith(".json"))
 
-    def sweeps(self) -> list[str]:
-        self.fetch(self.root / "sweeps")
-        return super().sweeps()
+    def _in_progress(self, name: str) -> dict[str, str]:
+        """Files of a stage in progress: path in its folder -> ETag."""
+        folder = f"work/{name}/"
+        return {file.removeprefix(folder): tag for file, tag in self._list("work").items() if file.startswith(folder)}
 
     def note(self, event: str, **about: Any) -> None:
         super().note(event, **about)
@@ -174,31 +157,27 @@ class BucketStore(Store):
         self.uploads.submit(lambda: self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}"))
 
     def save(self, path: Path) -> None:
-        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        for file in files:
-            self._put(file, str(file.relative_to(self.root)))
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                self._put(file, file.relative_to(self.root).as_posix())
 
     def fetch(self, path: Path) -> None:
-        relative = str(path.relative_to(self.root))
-        for found in self._find(relative):
-            self._get(found, self.root / found)
+        for found, tag in self._find(path.relative_to(self.root).as_posix()).items():
+            self._mirror(found, tag, inside(self.root, found))
 
     def has(self, name: str) -> bool:
-        if name not in self.listed and time.monotonic() > self.fresh_until:
-            self._list()
-        return name in self.listed
+        path = f"done/{name}.json"
+        return path in self.listings.get("done", ({}, 0))[0] or path in self._list("done")
 
-    def _list(self) -> None:
-        began = time.monotonic()
-        self.listed = {Path(found).stem for found in self._find("done")}
-        self.fresh_until = time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
+    def renew(self) -> None:
+        self.listings.pop("done", None)
 
     def finished(self, beginning: str) -> list[str]:
-        self._list()
-        return sorted(name for name in self.listed if name.startswith(beginning))
+        self.renew()
+        return sorted(Path(path).stem for path in self._list("done") if path.startswith(f"done/{beginning}"))
 
     def facts(self, name: str) -> dict[str, Any]:
-        path = self.root / "done" / f"{name}.json"
+        path = inside(self.root / "done", f"{name}.json")
         if not path.exists() and not self._get(f"done/{name}.json", path):
             raise StoreError(f"the stage {name} is not in {self.address}: its done/{name}.json was deleted")
         return read_json(path, name=name)
@@ -206,7 +185,7 @@ class BucketStore(Store):
     def _file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:
             self._pull(name, [file])
-        return self._folder(name) / file
+        return super()._file(name, file)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -214,166 +193,144 @@ class BucketStore(Store):
             if ours:
                 if (self._folder(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
                     self._finish(name)
-                self._list()
+                self.renew()
             yield ours and not self.has(name)
+
+    def held(self, name: str) -> bool:
+        return super().held(name) or self._patiently(lambda: self.leases.held(name))
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         with super().alone(name) as here:
-            if not here:
+            token = self._patiently(lambda: self.leases.take(name)) if here else None
+            if token is None:
                 yield False
                 return
-            number = self._patiently(lambda: self.leases.take(name))
-            if number is None:
-                yield False
-                return
-            with self.leases.held(name, number):
+            with self.leases.kept(name, token):
                 yield True
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        while True:
-            with self.alone(name) as ours:
-                if ours:
-                    yield
-                    return
-            time.sleep(self.poll / 4)
-
     def begin(self, name: str) -> Path:
-        """What the bucket has of the stage replaces what this host has: another one may have gone on with it."""
-        folder = self.work(name)
-        shutil.rmtree(folder, ignore_errors=True)
+        """The bucket's files of the stage replace this host's: another host may have gone on with it."""
+        remove(self.work(name))
         self.kept.clear()
         for found in self._find(f"work/{name}"):
-            if self._get(found, self.root / found):
-                self.kept[found] = _identity(self.root / found)
+            path = inside(self.root, found)
+            if self._get(found, path):
+                self.kept[found] = _identity(path)
         self.kept_at = time.monotonic()
         return super().begin(name)
 
     def keep(self, name: str, now: bool = False) -> None:
-        if now and self.upload:
-            self.upload.result()
-        if not now and (time.monotonic() - self.kept_at < SYNC or (self.upload and not self.upload.done())):
-            return
-        self.kept_at = time.monotonic()
-        self.upload = self.uploads.submit(self._keep, name)
+        if now or (time.monotonic() - self.kept_at > SYNC and self.upload.done()):
+            self.kept_at = time.monotonic()
+            self.upload = self.uploads.submit(self._keep, name)
         if now:
             self.upload.result()
             super().keep(name, now)
 
     def _keep(self, name: str) -> None:
-        """Bring the bucket's copy of a work folder up to date."""
+        """Bring the bucket's copy of a work folder up to date.
+
+        Checkpoints come after the files that may be newer than they, and a checkpoint's digest, its JSON file, last.
+        """
         folder = self.work(name)
         with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
-            files = [str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file()]
-            for file in sorted(files, key=lambda file: (file.startswith(LAST), file)):
-                key, now = f"work/{name}/{file}", _identity(folder / file)
-                if self.kept.get(key) != now:
+            paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+            files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+            for file in sorted(files, key=lambda file: (file.startswith(CHECKPOINTS), file.endswith(".json"), file)):
+                key, identity = f"work/{name}/{file}", _identity(folder / file)
+                if self.kept.get(key) != identity:
                     self.fs.put_file(str(folder / file), f"{self.base}/{key}")
-                    self.kept[key] = now
+                    self.kept[key] = identity
             for key in [key for key in self.kept if not (self.root / key).exists()]:
                 self.fs.rm_file(f"{self.base}/{key}")
                 del self.kept[key]
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
-        if self.upload:
-            self.upload.result()
-        folder = self._folder(name)
-        if folder.exists():  # of a stage that was deleted in the bucket
-            shutil.rmtree(folder)
+        self.upload.result()
         super().publish(name, facts, drop)
         self._finish(name)
 
     def _finish(self, name: str) -> None:
         """Upload a stage that this host finished. Where another host was faster, its stage is the one."""
         folder, upload = self._folder(name), uuid.uuid4().hex[:12]
-        facts = read_json(folder / STAGE_FILE)
+        facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
             self._put(folder / file, f"stages/{name}/{upload}/{file}")
-        body = json.dumps(sealed(facts | {"upload": upload}), indent=1).encode()
-        try:
-            self._patiently(lambda: self.fs.pipe_file(f"{self.base}/done/{name}.json", body, mode="create"))
-        except FileExistsError:
+        done, body = f"done/{name}.json", json.dumps(sealed(facts), indent=1).encode()
+        if not self._patiently(lambda: swap(self.fs, f"{self.base}/{done}", body)):
             self.note("stage discarded", stage=name)
             self._remove(f"stages/{name}/{upload}")
-            shutil.rmtree(folder)
-        (folder / STAGE_FILE).unlink(missing_ok=True)  # what is left is a mirror
-        self.listed.add(name)
+            remove(folder)
+        remove(folder / STAGE_FILE)  # the rest is a mirror
+        remove(self.root / done)
+        self._list("done")[done] = ""
         self._remove(f"work/{name}")
 
-    def _pull(self, name: str, files: Any) -> None:
+    def _pull(self, name: str, files: Iterable[str]) -> None:
         """Bring files of a finished stage here, each checked against its digest."""
         facts = self.facts(name)
         for file in files:
-            path = self._folder(name) / file
-            if path.exists():
-                continue
-            source = f"stages/{name}/{facts['upload']}/{file}"
-            if not self._get(source, path, facts["files"][file]):
+            path, source = inside(self._folder(name), file), f"stages/{name}/{facts['upload']}/{file}"
+            if not path.exists() and not self._get(source, path, facts["files"][file]):
+                remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
                 raise StoreError(
                     f"{source} in {self.address} is missing or damaged; delete done/{name}.json there, and the stage "
                     "is trained again"
                 )
 
-    def _works(self) -> dict[str, dict[str, str]]:
-        """The stages in progress: name -> file -> ETag."""
-        if time.monotonic() > self.in_progress_until:
-            began, found = time.monotonic(), {}
-            for path, info in self._find("work").items():
-                _, name, file = path.split("/", 2)
-                found.setdefault(name, {})[file] = str(info.get("ETag") or info.get("mtime") or info["size"])
-            self.in_progress = found
-            self.in_progress_until = time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
-        return self.in_progress
+    def _find(self, folder: str) -> dict[str, str]:
+        """Files below a folder of the bucket, or the file of that name: path from the store's root -> ETag."""
+        found = dict(self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True)))
+        # s3fs finds the folder itself where its first object appears between two of its requests.
+        files = {path: info["ETag"] for path, info in found.items() if info["type"] == "file"}
+        return {path.removeprefix(f"{self.base}/"): tag for path, tag in files.items()}
 
-    def _find(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Files below a folder of the bucket, or the file of that name: path from the store's root -> what fsspec says
-        of it."""
-        found = self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True))
-        files = {path: info for path, info in found.items() if info["type"] == "file"}  # see Leases._numbers
-        return {path.removeprefix(f"{self.base}/"): info for path, info in files.items()}
+    def _list(self, folder: str) -> dict[str, str]:
+        """The same as of a moment ago."""
+        files, until = self.listings.get(folder, ({}, 0.0))
+        began = time.monotonic()
+        if began > until:
+            files = self._find(folder)
+            self.listings[folder] = files, time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
+        return files
+
+    def _mirror(self, source: str, tag: str, path: Path) -> None:
+        """Bring a file here, unless this process has done so and neither has changed since."""
+        fresh = path.exists() and self.mirrored.get(path) == (tag, _identity(path))
+        if not fresh and self._get(source, path):
+            self.mirrored[path] = tag, _identity(path)
 
     def _put(self, path: Path, name: str) -> None:
         self._patiently(lambda: self.fs.put_file(str(path), f"{self.base}/{name}"))
 
     def _get(self, name: str, path: Path, digest: str = "") -> bool:
         """Bring a file here, whole or not at all; False where it is not there or has another digest."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
+        with suppress(FileNotFoundError), atomic_write(path) as temporary:
             self._patiently(lambda: self.fs.get_file(f"{self.base}/{name}", str(temporary)))
             if digest and sha256(temporary) != digest:
-                return False
-            os.replace(temporary, path)
-        except FileNotFoundError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
+                raise FileNotFoundError(name)
+            return True
+        return False
 
     def _remove(self, folder: str) -> None:
-        for name in self._find(folder):
-            self._patiently(lambda name=name: self.fs.rm_file(f"{self.base}/{name}"))
+        with suppress(FileNotFoundError):
+            self._patiently(lambda: self.fs.rm(f"{self.base}/{folder}", recursive=True))
 
-    def _patiently(self, call: "Callable[[], Found]") -> Found:
+    def _patiently(self, call: Callable[[], Found]) -> Found:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
         for number, pause in enumerate((*PAUSES, None)):
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError):
+            except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
+                trouble = f"the output store {self.address} does not answer ({_first_line(error)})"
                 if pause is None or isinstance(error, PermissionError):
-                    raise StoreError(
-                        f"the output store {self.address} does not answer ({_first_line(error)}); what is finished "
-                        "stays there, and the same command goes on"
-                    ) from error
+                    advice = "what is finished stays there, and the same command goes on"
+                    raise StoreError(f"{trouble}; {advice}") from error
                 if number == PATIENT:
-                    print(
-                        f"the output store {self.address} does not answer ({_first_line(error)}); waiting for it",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
                 time.sleep(pause)
         raise AssertionError
 

@@ -1,63 +1,194 @@
-"""Checkpoints of a stage in progress: the last two are kept, each is known to be whole or is not used, and taking them
-costs no more than its share of the time."""
+"""Checkpoints of a stage in progress. Each is a folder with all that the stage needs to go on, renamed into place:
 
+checkpoints/<step>/state.safetensors   weights, states of the optimisers, losses since the record's last point
+checkpoints/<step>/record.jsonl        the record so far
+checkpoints/<step>/checkpoint.json     the SHA-256 of both, and of every other file that the stage has written so far
+"""
+
+import hashlib
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from torch import Tensor
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
-from sgan.store.files import StoreError, read_tensors, remove, write_tensors
+from sgan.store.files import StoreError, read_json, remove, sha256, sync, write_json
+from sgan.store.record import RECORD_FILE
+from sgan.training.optimizers import in_layout_of
 
 CHECKPOINTS = "checkpoints"
+STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"
 KEPT = 2
+"""Checkpoints kept: the newest ones."""
 SECONDS = 20.0
-"""Between two checkpoints, at least."""
+"""Time between two checkpoints, at least."""
 SPARSE = 50
-"""The next checkpoint is no sooner than so many times what the last one took: all of them cost less than 2 %."""
+"""The next checkpoint waits for this multiple of the time that the last one took: all of them cost less than 2 %."""
+
+
+class Task(Protocol):
+    """A training problem: modules, their optimisers under the same names, and a step."""
+
+    modules: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One step; returns its losses as scalars."""
+        ...
+
+
+def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of all modules under "module/name"."""
+    return {f"{key}/{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()}
+
+
+def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Give modules the tensors that `module_tensors` took."""
+    for key, module in modules.items():
+        prefix = f"{key}/"
+        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+
+
+def task_tensors(task: Task) -> dict[str, Tensor]:
+    """The state of a task: its modules as in `module_tensors`, and "optimiser/module/parameter/field"."""
+    tensors = module_tensors(task.modules)
+    for key, optimiser in task.optimisers.items():
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{key}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    return tensors
+
+
+def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[str, int] | None = None) -> None:
+    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters.
+
+    Args:
+        first: name of an optimiser -> index of the parameter where these states begin, for a task that continues
+            several others; its other states stay.
+    """
+    for key, optimiser in task.optimisers.items():
+        state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimiser/{key}/"):
+                index, entry = name.split("/")[2:]
+                place = int(index) + (first[key] if first else 0)
+                state[place] = {**state.get(place, {}), entry: tensor}
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for parameter, values in optimiser.state.items():
+            for entry, value in values.items():
+                # A fused Adam walks both through memory in one order; a CUDA graph counts steps on the GPU alone.
+                same = value.shape == parameter.shape
+                values[entry] = in_layout_of(parameter, value) if same else value.to(parameter.device)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a stage in progress.
+
+    Attributes:
+        step: steps done.
+        seconds: training time so far.
+        record: text of the record.
+        files: the other files in the work folder, path in it -> SHA-256.
+        tensors: of the task and of the losses since the record's last point; empty before the first step.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    record: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Checkpoints:
-    """The checkpoints in a stage's work folder.
+    """The checkpoints in a stage's work folder."""
 
-    Args:
-        seconds: between two of them, at least.
-    """
-
-    def __init__(self, folder: Path, seconds: float = SECONDS):
-        self.folder, self.stage, self.seconds = folder / CHECKPOINTS, folder.name, seconds
+    def __init__(self, work: Path):
+        self.work, self.folder = work, work / CHECKPOINTS
         self.last, self.cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time for one."""
-        return time.monotonic() - self.last > max(self.seconds, SPARSE * self.cost)
+        """Whether it is time for the next one."""
+        return time.monotonic() - self.last > max(SECONDS, SPARSE * self.cost)
 
-    def save(self, step: int, tensors: Callable[[], Mapping[str, Tensor]], note: Mapping[str, str]) -> None:
-        """Keep the state after a step, unless a value in it is not finite: then the one before stays the last."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, unless a value in it is not finite: then the one before stays the newest.
+
+        Raises OSError where the disk is full or cannot be written.
+        """
         began = time.monotonic()
-        state = {name: tensor.detach().cpu() for name, tensor in tensors().items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         if all(tensor.isfinite().all() for tensor in state.values()):
-            said = {**note, "step": str(step), "stage": self.stage}
-            write_tensors(self.folder / f"{step:09d}.safetensors", state, said)
-            for path in self._files()[KEPT:]:
-                path.unlink()
+            self._write(
+                checkpoint, {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
+            )
+            for folder in self._folders()[KEPT:]:
+                remove(folder)
         self.last = time.monotonic()
         self.cost = self.last - began
 
-    def load(self) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
-        """Tensors and note of each whole one, the latest first. Those that are damaged, or another stage's, are
-        deleted."""
-        for path in self._files():
-            try:
-                tensors, note = read_tensors(path)
-                whole = note.get("stage") == self.stage
-            except StoreError:
-                whole = False
-            if whole:
-                yield tensors, note
-            else:
-                remove(path)
+    def _write(self, checkpoint: Checkpoint, own: Mapping[str, bytes]) -> None:
+        folder = self.folder / f"{checkpoint.step:09d}"
+        temporary = self.folder / f".{folder.name}"
+        try:
+            temporary.mkdir(parents=True)
+            for name, content in own.items():
+                (temporary / name).write_bytes(content)
+                sync(temporary / name)
+            digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+            head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
+            write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
+            os.rename(temporary, folder)
+            sync(self.folder)
+        finally:
+            remove(temporary)
 
-    def _files(self) -> list[Path]:
-        """The latest first."""
-        return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
+    def load(self) -> Checkpoint:
+        """The newest whole checkpoint, or an empty one where none is whole. All that is not part of it is removed from
+        the work folder: damaged checkpoints, and what was written after it."""
+        checkpoint = Checkpoint()
+        for folder in self._folders():
+            try:
+                checkpoint = self._read(folder)
+                break
+            except (OSError, StoreError):
+                remove(folder)
+        for path in (*self.work.glob("*/*"), *self.work.glob("*")):
+            listed = path.relative_to(self.work).as_posix() in checkpoint.files or path in self._folders()
+            if not listed and (path.parent == self.folder or not path.is_dir()):
+                remove(path)
+        return checkpoint
+
+    def _read(self, folder: Path) -> Checkpoint:
+        """StoreError or OSError where a part of the checkpoint is missing, damaged or another stage's."""
+        head = read_json(folder / HEAD_FILE, stage=self.work.name)
+        check(folder, head["own"])
+        check(self.work, head["files"])
+        record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
+        return Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
+
+    def _folders(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.folder.glob("[0-9]*"), reverse=True)
+
+
+def check(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise StoreError, or OSError, unless each file has its SHA-256."""
+    for file, digest in digests.items():
+        if sha256(folder / file) != digest:
+            raise StoreError(f"{folder / file} is not as it was written; the same command makes the stage anew")
+
+
+def new_files(work: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of the files in a work folder, but for record, checkpoints and those that are known."""
+    return {file: sha256(work / file) for file in _files(work) if file not in known}
+
+
+def _files(work: Path) -> Iterator[str]:
+    for path in sorted((*work.glob("[!.]*"), *work.glob("[!.]*/[!.]*"))):
+        if path.is_file() and path.parent.name != CHECKPOINTS and path.name != RECORD_FILE:
+            yield path.relative_to(work).as_posix()

@@ -54,3 +54,8 @@ def adam(module: nn.Module, recipe: AdamRecipe) -> torch.optim.Optimizer:
         return AdamEpsInRoot(module.parameters(), **settings)
     on_gpu = any(parameter.is_cuda for parameter in module.parameters())
     return torch.optim.Adam(module.parameters(), fused=True, capturable=on_gpu, **settings)
+
+
+def in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """The same values with the parameter's strides."""
+    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data.batches import Batches, Data, random_flips, random_shift, to_input, turned
 from sgan.models.encoder import Encoder
@@ -15,13 +16,21 @@ from sgan.models.networks import Discriminator
 from sgan.models.stack import Level, draw, label_condition
 from sgan.training import losses
 from sgan.training.cuda_graphs import Phases
-from sgan.training.loop import in_layout_of
-from sgan.training.optimizers import adam
+from sgan.training.optimizers import adam, in_layout_of
 
 VARIANCE_IMAGES = 2000
 """Real images from which the variance of their features is taken."""
 CACHE_BYTES = 2**29
 """Real features are computed once and kept up to this size, else anew each batch."""
+
+FORMAT = torch.channels_last
+"""Convolutions are faster with channels last, on CPUs and on GPUs."""
+
+
+def role_seed(seed: int, role: str) -> int:
+    """The seed of one stage of a trial: the same for every variant, another for every role, so that the joint stage
+    does not see the levels' batches and noise again."""
+    return int(content_key([seed, role])[:12], 16)
 
 
 def step_seed(seed: int, step: int) -> int:

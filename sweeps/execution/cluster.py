@@ -1,126 +1,122 @@
-"""The cluster: whether there is one, how to join it, its nodes and those that its autoscaler may start.
+"""The cluster: whether there is one, how a command joins it, and how many stages it runs at the same time."""
 
-Ray is imported where it is needed, since that takes a second.
-"""
-
-import contextlib
 import logging
 import os
-import signal
-import threading
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgan.checks import ConfigError
-from sweeps.execution.alone import alone
+import ray
+import torch
+import yaml
 
-# For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on CPUs
-# a tenth faster (docs/performance.md). It is read where a process starts.
-os.environ.setdefault(
-    "GLIBC_TUNABLES",
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184",
-)
+from sgan.checks import ConfigError
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
 
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
+"""For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
+CPUs a tenth faster (docs/performance.md)."""
+ANSWER_SECONDS = 10.0
+"""A cluster's head answers within so many seconds."""
 
 
-def on_cluster() -> bool:
-    """Whether `ray.init()` would join a cluster here, by the rules of `ray._private.services`: RAY_ADDRESS, or else
-    what `ray start` left."""
-    address = os.environ.get("RAY_ADDRESS")
-    left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/ray_current_cluster")
-    return address != "local" if address else left.exists()
+def cluster_address() -> str:
+    """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else what
+    `ray start` has left on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    if address in ("", "auto") and left.exists():
+        return left.read_text().strip()
+    return "" if address == "local" else address
 
 
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS or of `ray start` on this machine; where there is none, start Ray here, for this
-    process alone and on the loopback address alone.
+def join_cluster() -> None:
+    """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
 
     Raises:
-        ConfigError: there is an address, and no cluster answers there; or Ray does not start here.
+        ConfigError: no cluster answers at its address, or Ray does not start here.
     """
-    import ray
-    from ray._private import services
-
-    asked = os.environ.get("RAY_ADDRESS", "")
-    here = asked == "local" or not (asked or services.find_bootstrap_address(None))
-    terminated = signal.getsignal(signal.SIGTERM)
+    address = cluster_address()
+    if address:
+        _require_answer(address)
     try:
-        with alone() if here else contextlib.nullcontext():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
+        )
     except Exception as error:  # Ray raises Exception itself where a start takes too long
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if here:
-            raise ConfigError(
-                f"Ray does not start on this machine ({said}); give the command again, when the machine has less to do "
-                "if it is overloaded"
-            ) from error
-        address = asked or "left by an earlier `ray start`"
-        raise ConfigError(
-            f"no Ray cluster answers at the address {address} ({said}); start it, or set "
-            "RAY_ADDRESS=local to use this machine alone"
-        ) from error
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:  # with which Ray answers that signal
-            raise
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminated)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address:
+            raise _no_cluster(address, reason) from error
+        advice = "give the command again when the machine has less to do"
+        if "AF_UNIX" in reason:
+            advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
+        raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
 
 
-def leave() -> None:
-    """Leave the cluster; Ray ends where `connect` has started it."""
-    import ray
+def _require_answer(address: str) -> None:
+    """Raise ConfigError where nothing listens at host:port: Ray itself would try for minutes."""
+    server, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (server and port.isdigit()):
+        return
+    try:
+        socket.create_connection((server.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from error
 
-    ray.shutdown()
+
+def _no_cluster(address: str, reason: str) -> ConfigError:
+    origin = "of RAY_ADDRESS" if os.environ.get("RAY_ADDRESS", "auto") != "auto" else "that `ray start` has left here"
+    return ConfigError(
+        f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "
+        "RAY_ADDRESS=local to use this machine alone"
+    )
 
 
 def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that Ray has, and of each one that work would make it start."""
-    import ray
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-
+    """The resources of each node that Ray has, and of each one that work would make it start; of this machine where Ray
+    has not been started."""
     if not ray.is_initialized():
-        mine = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
-        return [{kind: float(count or 0) for kind, count in mine.items()}]
-    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     path = Path.home() / CONFIG
-    if not (on_cluster() and path.exists()):
-        return there
-    import yaml
-
-    return there + to_come(yaml.safe_load(path.read_text()), len(there))
+    if not (cluster_address() and path.exists()):
+        return nodes
+    return nodes + to_come(yaml.safe_load(path.read_text()), len(nodes))
 
 
-def to_come(config: dict[str, Any], there: int) -> list[dict[str, float]]:
+def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     """The resources of the workers that a cluster of this configuration may still start, as if all were of the type
     that it starts first. Those of a local cluster are not known before they are there.
 
     Args:
-        there: nodes, the head among them.
+        nodes: number of nodes, the head among them.
     """
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
     if not types:
         return []
     first = max(types, key=lambda row: row.get("priority", 0))
-    return [first["resources"]] * max(0, config["max_workers"] - max(0, there - 1))
+    return [first["resources"]] * max(0, config["max_workers"] - max(0, nodes - 1))
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What runs at the same time.
+    """Stages that run at the same time.
 
     Attributes:
-        count: trials at the same time.
-        cpus: CPUs, and torch threads, a trial.
-        gpus: GPUs a trial; a fraction packs several onto one.
+        count: number of slots.
+        cpus: CPUs, and torch threads, of one.
+        gpus: GPUs of one; a fraction packs several onto one GPU.
         all_gpus: GPUs in all.
         where: the machine or cluster, in words.
         nodes: machines.
@@ -134,24 +130,20 @@ class Slots:
     nodes: int = 1
 
 
-def slots(limit: int | None, trials_per_gpu: int) -> Slots:
-    """How many trials Ray runs at the same time: one a CPU, or `trials_per_gpu` a GPU.
+def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
+    """The slots that Ray has: one a CPU, or `trials_per_gpu` a GPU, at most `limit`.
 
-    CPUs a trial are what the node with the fewest a GPU can give, so that a trial fits on every GPU. Where Ray has not
-    been started, it is what it would be on this machine alone.
+    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU.
     """
     nodes = _nodes()
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    share = 1
+    share, count = 1, cpus
     if gpus:
         with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
         share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
         count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
-    else:
-        count = cpus
     models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
     counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
     where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
-    return Slots(
-        max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes)
-    )
+    count = max(1, min(count, limit or count))
+    return Slots(count, share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes))

@@ -1,12 +1,14 @@
 """What to say where a trial ran out of memory: what would fit."""
 
 import math
+import os
 import re
+import resource
 
 import ray
 import torch
 
-from sgan.config import Config
+from sgan.stages.graph import InceptionStage, ScoreStage, Stage
 
 GIB = 2**30
 CONTEXT = GIB // 2
@@ -48,40 +50,34 @@ def asked_for(error: BaseException) -> int:
     return round(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
-def advice(label: str, config: Config, needed: int, there: int, sharing: int) -> str:
-    """One line: what lacked memory, how much it needs, and what would fit.
+def advice(stage: Stage, needed: int, there: int, sharing: int) -> str:
+    """One line: the stage that lacked memory, how much it needs, and what would fit.
 
     Args:
-        label: the stage.
-        needed: bytes that the trial had at most and the allocation that failed asked for.
+        needed: bytes that the stage had at most and the allocation that failed asked for.
         there: bytes of the GPU, or of the machine.
-        sharing: trials that share it.
+        sharing: stages that share it.
     """
-    recipe = config.recipe
-    parts = {"scorer": recipe.scorer, "encoder": recipe.encoder, "joint": recipe.joint, "level": recipe.gan}
-    kind = label.rstrip("0123456789")
-    said = f"out of memory in {label}: a trial needs at least {needed / GIB:.1f} GiB of {there / GIB:.1f} GiB"
+    said = f"out of memory in {stage.kind}: it needs at least {needed / GIB:.1f} GiB of {there / GIB:.1f} GiB"
     said += f", which {sharing} share" if sharing > 1 else ""
     fit = min(sharing - 1, would_fit(max(needed, 1), there))
     if fit >= 1:
         return f"{said}; {fit} at a time would fit: --trials-per-gpu {fit}, or --slots on a CPU"
-    if kind not in parts:
-        return f"{said}; it needs a machine with more memory, or --override samples={max(100, recipe.samples // 2)}"
-    part, batch = "gan" if kind == "level" else kind, parts[kind].batch
+    if isinstance(stage, (ScoreStage, InceptionStage)):
+        return f"{said}; it needs a machine with more memory, or a smaller --override samples"
+    part, batch = "gan" if stage.kind == "level" else stage.kind, stage.recipe.batch
     smaller = max(2, 2 ** int(math.log2(max(2, min(batch / 2, batch * SAFE * there / max(needed, 1))))))
     both = f" joint.batch={smaller}" if part == "gan" else ""
     return f"{said}; a batch of {smaller} may fit: --override {part}.batch={smaller}{both}, which is another config"
 
 
-def lack(error: BaseException, label: str, config: Config) -> str:
+def lack(error: BaseException, stage: Stage) -> str:
     """`advice` on this process, where an allocation has just failed."""
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
         share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
         needed = peak()[0] + asked_for(error)
-        return advice(label, config, needed, torch.cuda.mem_get_info()[1], max(1, round(1 / share)))
-    with open("/proc/meminfo") as file:
-        there = int(file.readline().split()[1]) * 1024
-    with open("/proc/self/status") as file:
-        most = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+        return advice(stage, needed, torch.cuda.mem_get_info()[1], max(1, round(1 / share)))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     slots = int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else 1
-    return advice(label, config, min(most, there) + asked_for(error), there, slots)
+    return advice(stage, min(most, there) + asked_for(error), there, slots)

@@ -1,134 +1,98 @@
-"""What is printed while trials run: a line for every one that changes, with the share done and the time left."""
+"""Lines about the trials that run: one for each that changes, with the share of the work done and the time left."""
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.result import DONE
-
-from sgan.stages.graph import name
+from sgan.stages.cost import cost
+from sgan.stages.graph import Stage, name
 from sgan.store.files import write_json
 from sgan.store.local import Store
-from sweeps.execution.scheduler import failure
-from sweeps.planning.trials import Trial, clock, missing, work
+from sweeps.planning.trials import End, Trial, TrialSource, clock
 
-SILENCE_SECONDS = 60.0
-"""A trial that goes on and on is heard of this often."""
+SILENCE = 60.0
+"""Seconds after which a trial that goes on has a line again."""
 
 
-class ProgressLines(tune.Callback):
-    """One line for every trial that changes, with the share done and the time left; and a file in the store for a
-    trial that failed.
+class Progress:
+    """Prints the lines, and writes a file into the store for a trial that failed.
 
-    Args:
-        trial_of: the trial that a Tune trial's config means.
-        trials: those known before.
-        expected: how many there will be in all, where trials come up on the way; those to come count as much as the
-            mean of those known.
-        finished: how many of those expected had ended before.
+    Trials that are still to come count as much as the mean of those known.
     """
 
-    def __init__(
-        self,
-        trial_of: Callable[[dict[str, Any]], Trial],
-        store: Store,
-        trials: Sequence[Trial] = (),
-        expected: int = 0,
-        finished: int = 0,
-    ):
-        self.trial_of, self.store, self.expected = trial_of, store, max(expected, len(trials))
-        self.trials = {each.plan.name: each for each in trials}
-        self.stages = missing(trials, store)
-        self.began, self.before, self.finished = time.monotonic(), finished, 0
-        self.said: dict[str, tuple[str, float]] = {}
+    def __init__(self, store: Store, source: TrialSource):
+        self.store, self.source = store, source
+        self.began, self.ended = time.monotonic(), 0
+        self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
-        self.done: set[str] = set()
+        self.trials: set[str] = set()
+        self.last: dict[str, tuple[str, float]] = {}
         self.peak = 0
+        for trial in source.ahead:
+            self.begin(trial)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for a restore that nobody does, with the data that `trial_of` may hold
+    def begin(self, trial: Trial) -> None:
+        """Take a trial in."""
+        if trial.id not in self.trials:
+            self.trials.add(trial.id)
+            with suppress(OSError):
+                self.store.failure(trial.plan.name).unlink(missing_ok=True)
+            new = {name(stage): stage for _, stage in trial.plan.stages if name(stage) not in self.stages}
+            self.stages |= {each: stage for each, stage in new.items() if not self.store.has(each)}
 
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        self._trial(trial)
-
-    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info) -> None:
-        if result[DONE] or "label" not in result:
-            return
-        mine, label, now = self._trial(trial), result["label"], time.monotonic()
-        if result["share"] >= 0:
-            self.shares[name(dict(mine.plan.stages)[label])] = result["share"]
-        else:
-            label = f"waiting for {label}"
+    def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        """A trial's stage has gone on, or waits."""
+        label, now = result.get("label", ""), time.monotonic()
+        if label:
+            stages = dict(trial.plan.stages)
+            self.shares |= dict.fromkeys(self._before(trial, label), 1.0)
+            self.shares[name(stages[label])] = result.get("share", 0.0)
         peak, fit = result.get("peak", (0, 0))
         if peak > 1.1 * self.peak:
             self.peak = peak
-            self._say(mine, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
-        before, when = self.said.get(trial.trial_id, ("", 0.0))
-        if before != label or now - when > SILENCE_SECONDS:
-            self.said[trial.trial_id] = label, now
-            self._say(mine, label)
+            self._line(trial, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
+        what = label or f"waits for {result.get('waiting', '')}"
+        before, when = self.last.get(trial.id, ("", 0.0))
+        if (what != before and label) or now - when > SILENCE:
+            self.last[trial.id] = what, now
+            self._line(trial, what)
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        result = trial.last_result
-        self._end(self._trial(trial), result.get("outcome", "stopped early"), result.get("reason", ""))
+    def end(self, trial: Trial, end: End) -> None:
+        """A trial has ended."""
+        self.ended += 1
+        self.store.note(f"trial {end.outcome}", trial=trial.title, name=trial.plan.name, reason=end.reason)
+        self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
+        what = f"{end.outcome}: {end.reason}" if end.reason else end.outcome
+        with suppress(OSError):  # a full disk must not end the trials that run
+            if end.outcome == "done":
+                scores = self.store.facts(trial.plan.name)["scores"]
+                what = f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}"
+            if end.outcome == "failed":
+                content = {"trial": trial.plan.name, "error": end.reason, "time": time.time()}
+                write_json(self.store.failure(trial.plan.name), content)
+        self._line(trial, what)
 
-    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        mine = self._trial(trial)
-        self.store.note("trial retried", trial=mine.title, name=mine.plan.name, reason=_reason(trial))
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        with suppress(OSError):
+            print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info) -> None:
-        self._end(self._trial(trial), "failed", _reason(trial))
-
-    def _end(self, trial: Trial, outcome: str, reason: str) -> None:
-        self.finished += 1
-        self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
-        self.done |= {name(stage) for _, stage in trial.plan.stages}  # a trial that was stopped leaves stages open
-        if self.store.has(trial.plan.name):
-            scores = self.store.facts(trial.plan.name)["scores"]
-            self._say(trial, f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}")
-            return
-        if outcome == "failed":
-            said = {"trial": trial.plan.name, "error": reason, "time": time.time()}
-            with contextlib.suppress(OSError):  # a full disk must not end the trials that run
-                write_json(self.store.failure(trial.plan.name), said)
-        self._say(trial, f"{outcome}: {reason}" if reason else outcome)
-
-    def _trial(self, trial: TuneTrial) -> Trial:
-        mine = self.trial_of(trial.config)
-        if mine.plan.name not in self.trials:
-            self.trials[mine.plan.name] = mine
-            self.stages |= missing([mine], self.store)
-        return mine
+    def _before(self, trial: Trial, label: str) -> list[str]:
+        """Names of the stages that a stage needs."""
+        stages = dict(trial.plan.stages)
+        return [name(stages[each]) for each in trial.plan.needs[label]]
 
     def _share(self) -> float:
         """The share of the work that is done."""
-        total, done = 0.0, 0.0
-        for stage_name, stage in self.stages.items():
-            total += work(stage)
-            if self.store.has(stage_name) or stage_name in self.done:
-                done += work(stage)
-            else:
-                done += work(stage) * self.shares.get(stage_name, 0.0)
+        total = sum(map(cost, self.stages.values()))
+        done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
         known = max(1, len(self.trials))
-        return done / max(total * max(known, self.expected - self.before) / known, 1e-9)
+        return done / max(total * max(known, self.source.expected) / known, 1e-9)
 
-    def _say(self, trial: Trial, what: str) -> None:
+    def _line(self, trial: Trial, what: str) -> None:
         share, spent = self._share(), time.monotonic() - self.began
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
-        ended = self.before + self.finished
-        with contextlib.suppress(OSError):  # a full disk, to which this goes, must not end the trials that run
-            print(
-                f"{clock(spent)} {bar} {share:4.0%}, {left} | {ended}/{max(self.expected, ended)} trials | "
-                f"{trial.title}: {what}",
-                flush=True,
-            )
-
-
-def _reason(trial: TuneTrial) -> str:
-    """Why a trial failed, in one line."""
-    lines = failure(trial).splitlines()
-    return lines[-1].strip() if lines else "its worker died"
+        count = f"{self.ended}/{max(self.source.expected, self.ended)} trials"
+        self.say(f"{bar} {share:4.0%}, {left} | {count} | {trial.title}: {what}")

@@ -1,102 +1,54 @@
-"""How trials run on Ray: what every worker is given, and what it does with it.
+"""The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
-The code that trains is imported where it trains, and Ray Tune where trials run: the driver plans without them.
-"""
-
-import inspect
 import platform
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
 
 from sgan.checks import ConfigError, require
-from sgan.host import importing
-from sgan.stages.graph import code_version
-from sgan.store.files import remove
-from sgan.store.local import Store
+from sgan.data.datasets import Arrays
+from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.run import Context, be_deterministic, run_stage
+from sgan.store.local import NO_ROOM
+from sgan.training.loop import Progress
+from sweeps.execution import memory
 from sweeps.execution.cluster import Slots
-from sweeps.execution.sharing import see
-from sweeps.planning.trials import Trial, ended, in_order
+from sweeps.execution.shared_store import open_shared_store
 
-if TYPE_CHECKING:
-    from sgan.data.datasets import Arrays
-    from sgan.stages.runners import Worker
-
-Given = TypeVar("Given")
-End = TypeVar("End")
-REPORT_SECONDS = 2.0
-"""A trial reports to Tune this often, so that a short step costs the driver nothing."""
-UNASKED = 20.0
-"""A trial that nobody asks for so many seconds to go on frees its stage: its machine may be off the network, and then
-it is as good as dead to the driver, which has another one go on with the trial."""
+SILENCE = 20.0
+"""A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
+network, and then another one goes on with the stage."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given: the data, read by the driver alone, the store's address and the mark that the driver
-    left there, the commit to note, the version of the code by which the trials were planned, the CPUs and GPUs of a
-    trial, and whether GPUs are to be deterministic.
+    """What every worker of a sweep is given.
+
+    Attributes:
+        data: the data set, which the driver alone has read; workers of a node share one copy.
+        store, mark: the store's address, and the mark that the driver has left there.
+        commit: noted with every stage.
+        code: version of the code that the sweep was planned with.
+        deterministic: GPUs sum in one order.
+        run: runs a stage; benchmarks have one that sleeps.
     """
 
-    data: "Arrays"
+    data: Arrays
     store: str
     mark: str
     commit: str
     code: str
     slots: Slots
     deterministic: bool = False
+    run: Callable[[Stage, Stage | None, Context], Generator[Progress]] = run_stage
 
-    def results(self, trial: Trial, seconds: float = REPORT_SECONDS) -> Generator[dict[str, Any]]:
-        """Run a trial. Results have `label` (the stage), `share` of it that is done (-1 while another process trains
-        it), and `peak`, what `memory.peak` says; the last one has `outcome` "done", "diverged" or "failed", and the
-        reason. A trial that is not asked for the next one within UNASKED leaves a checkpoint, from which it goes on
-        when it is.
-
-        Args:
-            seconds: between two results, at least.
-        """
-        with importing():
-            from ray.tune.result import DONE
-        yield {"label": "", **(yield from while_asked(lambda: self._results(trial, seconds), UNASKED)), DONE: True}
-
-    def _results(self, trial: Trial, seconds: float) -> Generator[dict[str, Any], None, dict[str, str]]:
-        """The results on the way; returns the outcome and the reason."""
-        with importing():
-            from sgan.stages.run import run_trial
-            from sgan.training.loop import Diverged
-            from sweeps.execution import memory
-
-        since, label = time.monotonic(), None
-        outcome, reason = "done", ""
-        try:
-            for event in run_trial(self._worker(trial)):
-                changed = label is not None and event.label != label
-                label = event.label
-                if changed or time.monotonic() - since > seconds:
-                    since = time.monotonic()
-                    share = event.progress.images / max(1, event.progress.total) if event.progress else -1.0
-                    yield {"label": event.label, "share": share, "peak": memory.peak()}
-        except Diverged as error:
-            outcome, reason = "diverged", str(error)
-        except ConfigError as error:  # it would be the same again: no retry
-            outcome, reason = "failed", str(error)
-        except (RuntimeError, MemoryError) as error:
-            if not memory.is_lack(error):
-                raise
-            outcome, reason = "failed", memory.lack(error, label or trial.plan.stages[0][0], trial.config)
-        return {"outcome": outcome, "reason": reason}
-
-    def _worker(self, trial: Trial) -> "Worker":
-        """This process; ConfigError where it cannot run what the driver has planned."""
-        import ray
-        import torch
-
-        from sgan.stages.run import be_deterministic
-        from sgan.stages.runners import Worker
-        from sweeps.execution import memory
-
+    def context(self) -> Context:
+        """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""
         require(
             code_version() == self.code,
             "this worker has other code than the driver: the checkout changed during the sweep or differs between "
@@ -105,57 +57,72 @@ class Job:
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
         memory.cap(self.slots.gpus)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what the trial before has left
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        store, data = see(self.store, self.mark, platform.node()), self.data.tensors().to(device)
-        return Worker(store, data, device, trial.plan, self.commit)
+        store = open_shared_store(self.store, self.mark, platform.node())
+        return Context(store, self.data.tensors().to(device), device, self.commit)
 
 
-def while_asked(make: Callable[[], Generator[Given, None, End]], patience: float) -> Generator[Given, None, End]:
-    """What a generator yields and returns; it is closed where nobody asks for more within `patience` seconds, and made
-    anew, to go on from what it kept, when somebody does: who is slow and not gone is then waited for twice as long."""
-    made = make()
+class _Reports:
+    """What a worker tells the scheduler while its stage runs.
+
+    At most one report is on its way, so that a step never waits for the network.
+    """
+
+    def __init__(self, stage_name: str, scheduler: ActorHandle):
+        self.stage_name, self.scheduler = stage_name, scheduler
+        self.answer: ray.ObjectRef | None = None
+        self.sent, self.news = time.monotonic(), {}
+
+    def go_on(self, **progress: Any) -> bool:
+        """Report progress; whether the stage is to go on."""
+        self.news |= progress
+        if self.answer:
+            ready, _ = ray.wait([self.answer], timeout=0)
+            if not ready:
+                return time.monotonic() - self.sent < SILENCE
+            if not ray.get(self.answer):
+                return False
+        self.answer, self.sent = self.scheduler.report.remote(self.stage_name, self.news), time.monotonic()
+        self.news = {}
+        return True
+
+
+def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler: ActorHandle) -> dict[str, str]:
+    """Run a stage whose parents are finished.
+
+    Returns:
+        `status`: done, diverged or failed; stopped, where it left a checkpoint; held, where another process trains it
+        or has finished it; or full, where the store has no room; and the `reason`.
+    """
+    reports = _Reports(name(stage), scheduler)
+    reports.go_on(share=0.0)
     try:
-        while True:
-            try:
-                each = next(made)
-            except StopIteration as end:
-                return end.value
-            closing = threading.Timer(patience, made.close)
-            closing.daemon = True
-            closing.start()
-            try:
-                yield each
-            finally:
-                closing.cancel()
-                closing.join()
-            if inspect.getgeneratorstate(made) == inspect.GEN_CLOSED:
-                made, patience = make(), 2 * patience
-    finally:
-        made.close()
+        context = job.context()
+        with context.store.claim(name(stage)) as mine:
+            if not mine:
+                return {"status": "held", "reason": "another process trains it"}
+            steps = job.run(stage, judge, context)
+            for progress in steps:
+                if not reports.go_on(**_news(progress)):
+                    steps.close()  # leaves a checkpoint
+                    return {"status": "stopped"}
+        facts = context.store.facts(name(stage))
+        return {"status": facts["status"], "reason": facts["reason"] or ""}
+    except ConfigError as error:  # it would be the same again
+        return {"status": "failed", "reason": str(error)}
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return {"status": "full", "reason": f"waiting for room in the store {job.store} ({error.strerror})"}
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_lack(error):
+            raise
+        return {"status": "failed", "reason": memory.lack(error, stage)}
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """Runs the trials of a list."""
-
-    job: Job
-    trials: tuple[Trial, ...]
-
-    def __call__(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
-        return self.job.results(self.trials[config["trial"]])
+run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)
 
 
-def run(trials: Sequence[Trial], job: Job, store: Store, slots: Slots) -> None:
-    """Run the trials that have not ended; what one could not finish for is in its failure file in the store."""
-    todo = in_order([trial for trial in trials if not ended(trial, store)], store, slots.count)
-    if not todo:
-        return
-    for each in todo:
-        remove(store.failure(each.plan.name))
-    from sweeps.execution.progress import ProgressLines
-    from sweeps.execution.scheduler import fit
-
-    lines = ProgressLines(lambda config: todo[config["trial"]], store, todo)
-    fit(_Listed(job, tuple(todo)), slots, store.root, range(len(todo)), [lines])
+def _news(progress: Progress) -> dict[str, Any]:
+    news: dict[str, Any] = {"share": progress.images / max(1, progress.total), "peak": memory.peak()}
+    return news | ({"images": progress.images, "scores": progress.metrics} if progress.metrics else {})

@@ -23,7 +23,13 @@ class Trial:
 
     @property
     def title(self) -> str:
+        """The trial for people."""
         return f"{self.variant} seed {self.seed}"
+
+    @property
+    def id(self) -> str:
+        """The trial among all of its sweep: under some options two variants have one and the same plan."""
+        return f"{self.variant}-{self.seed}-{self.plan.name}"
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class TrialSource(Protocol):
 
     Attributes:
         expected: number of trials in all, as far as it is known.
+        ahead: trials that are known before the first one runs: their stages can be put in the best order.
     """
 
     expected: int
+    ahead: Sequence[Trial]
 
     def next(self) -> Trial | None:
         """The next trial to start; None where there is none now."""

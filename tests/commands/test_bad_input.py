@@ -28,7 +28,7 @@ from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
 from sgan.store.files import StoreError, read_json, read_tensors, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
-from sgan.training.checkpoint import Checkpoints
+from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
 from sweeps.planning import config_file as tuned
 from sweeps.planning.ablation_options import Sweep
 from sweeps.planning.options import status
@@ -248,7 +248,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
     work = store.begin("level-1")
     write_tensors(work / "model.safetensors", {"a": torch.ones(2)})
     Record(work).add(1, {"loss": 1.0})
-    Checkpoints(work).save(1, lambda: {"a": torch.ones(2)}, {})
+    Checkpoints(work).save(Checkpoint(1, tensors={"a": torch.ones(2)}))
     store.publish("level-1", {"status": "done"})
     write_json(store.sweep("ab"), {"key": "ab"})
     stage = store.stage("level-1")
@@ -260,7 +260,8 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
         stage / "record.jsonl": lambda path: read_record(path.parent),
         store.sweep("ab"): read_json,
         tmp_path / "best.yaml": tuned.read,
-        checkpoint: read_tensors,
+        checkpoint / HEAD_FILE: read_json,
+        checkpoint / STATE_FILE: read_tensors,
     }
     (tmp_path / "model").mkdir()
     readers[tmp_path / "model" / "model.json"] = lambda path: model.load(path.parent)
@@ -270,7 +271,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
             with pytest.raises((StoreError, ConfigError)):
                 read(path)
             assert not mark.exists()
-    assert list(Checkpoints(stage).load()) == []
+    assert Checkpoints(stage).load() == Checkpoint()
     for text in ("!!python/object/apply:os.mkdir ['{mark}']", "variant: !!python/object/apply:os.mkdir ['{mark}']"):
         (tmp_path / "best.yaml").write_text(text.replace("{mark}", str(mark)))
         with pytest.raises(ConfigError):

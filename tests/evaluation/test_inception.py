@@ -22,8 +22,7 @@ from sgan.checks import ConfigError
 from sgan.evaluation import inception
 from sgan.evaluation import scores as metrics
 from sgan.stages.graph import name
-from sgan.stages.run import run_trial
-from sgan.stages.runners import Worker
+from sgan.stages.run import Context, run_trial
 from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps import report, tracking
@@ -266,8 +265,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
     data = resolved.basis.data.tensors()
-    worker = Worker(store, data, "cpu", plan, "test")
-    for _ in run_trial(worker):
+    for _ in run_trial(plan, Context(store, data, "cpu", "test")):
         pass
     facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
     network = inception.load(weights, "cpu")

@@ -21,7 +21,7 @@ from conftest import (
     TINY,
     contents,
     finish,
-    make_worker,
+    make_context,
     released_recipe,
     tiny_plan,
     tiny_recipe,
@@ -33,15 +33,17 @@ from sgan.models import networks
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, Plan, name, plan
-from sgan.stages.run import Event, run_trial
-from sgan.stages.runners import MODEL_FILE
+from sgan.stages.kinds.level import START_FILE, WEIGHTS
+from sgan.stages.kinds.score import best_point
+from sgan.stages.run import Event, run_stage, run_trial
 from sgan.store.files import StoreError, read_tensors
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
 from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS
-from sgan.training.loop import START_FILE, Diverged, Progress, loop
+from sgan.training.loop import Diverged, Progress
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
@@ -192,8 +194,8 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
     dice, kills = random.Random(5), 0
     while not Store(tmp_path / "killed").has(trial.name):
         monkeypatch.setattr(checkpoint, "SPARSE", 0)
-        monkeypatch.setattr(loop, "__defaults__", (None, dice.choice((0.0, 0.0, 1e9))))
-        events = run_trial(make_worker(tmp_path / "killed", trial))
+        monkeypatch.setattr(checkpoint, "SECONDS", dice.choice((0.0, 0.0, 1e9)))
+        events = run_trial(trial, make_context(tmp_path / "killed"))
         for _ in itertools.islice(events, dice.randint(2, 5) if kills < 12 else None):
             pass
         closing(events)
@@ -208,14 +210,14 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
-    monkeypatch.setattr(loop, "__defaults__", (None, "", 0.0))
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
     trial = tiny_plan(tiny_recipe(encoder=classifier, scorer=classifier))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
         root = tmp_path / str(len(parts))
         for part in parts:
-            events = run_trial(make_worker(root, trial))
+            events = run_trial(trial, make_context(root))
             for _ in itertools.islice(events, part):
                 if Store(root).has(name(dict(trial.stages)["encoder"])):
                     break
@@ -242,7 +244,7 @@ def test_a_diverged_stage_names_step_term_and_value_and_is_not_trained_again(roo
     assert not (root / "work" / name(stage)).exists()
     events = []
     with pytest.raises(Diverged) as second:
-        events.extend(run_trial(make_worker(root, trial)))
+        events.extend(run_trial(trial, make_context(root)))
     assert events == []
     assert str(second.value) == str(first.value)
     other = tiny_plan(diverging(), dataclasses.replace(STACK, joint=False))
@@ -306,29 +308,26 @@ def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(
 
 
 def test_a_stage_that_another_holder_trains_is_left_to_it(root):
-    """Meanwhile other stages run; after that the trial says what it waits for."""
+    """The trial waits for it, and then goes on."""
     trial = tiny_plan()
     stage = name(dict(trial.stages)["level1"])
     with Store(root).claim(stage) as mine:
         assert mine
-        events = run_trial(make_worker(root, trial))
-        seen = list(itertools.takewhile(lambda event: event.progress is not None, events))
-        assert {event.label for event in seen} == {"level0"}
-        assert next(events).label == "level1"
-        assert next(events).progress is None
+        events = run_trial(trial, make_context(root))
+        assert [next(events) for _ in range(2)] == [Event("level1", None)] * 2
     rest = {event.label for event in events if event.progress}
-    assert rest == {"level1", "joint", "score"}
+    assert rest == {"level1", "level0", "joint", "score"}
 
 
 def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple[str, int] | None) -> None:
     """Another process: run the trial and write down each event; at `kill_at` it kills itself, at once."""
     torch.set_num_threads(1)
-    loop.__defaults__, checkpoint.SPARSE = (None, seconds), 0
+    checkpoint.SECONDS, checkpoint.SPARSE = seconds, 0
     trial = tiny_plan(tiny_recipe(steps=steps))
-    worker = make_worker(Path(root), trial)
+    context = make_context(Path(root))
     ready.wait()
     with open(log, "a", buffering=1) as file:
-        for event in run_trial(worker):
+        for event in run_trial(trial, context):
             if event.progress:
                 file.write(f"{event.label} {event.progress.images}\n")
                 if (event.label, event.progress.images) == kill_at:
@@ -364,7 +363,6 @@ def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
     rows = [_events(log) for log in logs]
     starts = [[label for label, images in events if images == 0] for events in rows]
     assert sorted(itertools.chain(*starts)) == ["joint", "level0", "level1", "score"]
-    assert all(starts), "one process took no part"
     for _, stage in tiny_plan(tiny_recipe(steps=80)).stages:
         images = [line["images"] for line in read_record(Store(root).stage(name(stage)))]
         assert images == sorted(set(images))
@@ -379,7 +377,7 @@ def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoin
     shutil.copytree(root, tmp_path / "whole")
     assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
     assert list((root / "work" / name(dict(trial.stages)["level1"]) / CHECKPOINTS).iterdir())
-    events = run_trial(make_worker(root, trial))
+    events = run_trial(trial, make_context(root))
     first = next(events)
     assert first.label == "level1"
     assert first.progress == Progress(point, steps * PAPER.batch)
@@ -388,3 +386,71 @@ def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoin
     whole, resumed = contents(trial, tmp_path / "whole"), contents(trial, root)
     for label in whole:
         assert resumed[label] == whole[label], label
+
+
+@pytest.mark.parametrize(
+    ("values", "lower", "best"),
+    [
+        ((2.0, 7.0, 7.0, 5.0), False, 2),  # of equal ones the first
+        ((4.0, 2.0, 3.0, 2.0), True, 2),
+        ((4.0, 5.0, 6.0, 8.0), False, 4),
+        ((4.0, 5.0, 6.0, 8.0), True, 1),
+        ((math.nan, 3.0, math.nan, 2.0), False, 2),
+        ((math.nan, math.inf, -math.inf, math.nan), False, 4),
+    ],
+)
+def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, lower, best):
+    assert best_point(dict(enumerate(values, 1)), lower) == best
+
+
+@pytest.mark.parametrize("best_by", ["inception_score", "fid"])
+def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
+    """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
+    model has the weights."""
+    unsteady = replace(PAPER, adam=AdamRecipe(learning_rate=0.03))
+    recipe = tiny_recipe(unsteady, steps=40, evaluations=4, best_by=best_by)
+    before_the_end = [
+        images < 40 * PAPER.batch for joint in (True, False) for images in best_points(recipe, joint, shared)
+    ]
+    assert any(before_the_end)
+
+
+def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
+    """The best points of the trained stages of a trial, compared with the record's scores and the best model."""
+    trial, store = tiny_plan(recipe, replace(STACK, joint=joint)), Store(root)
+    finish(trial, root)
+    best = store.facts(trial.name)["best_images"]
+    assert set(best) == {name(stage) for stage in trial.score.trained}
+    weights = read_tensors(store.file(trial.name, "model/best/generator.safetensors"))[0]
+    for index, stage in enumerate(trial.score.trained):
+        score = recipe.best_by if joint or stage == trial.score.levels[0] else "feature_fid"
+        lines = [line for line in read_record(store.stage(name(stage))) if line["images"] > 0 and "judge" in line]
+        assert [line["judge"] for line in lines] == [name(trial.score.scorer)] * 4
+        scores = {line["images"]: line["metrics"][score] for line in lines}
+        images, last = best[name(stage)], max(scores)
+        assert (min if "fid" in score else max)(scores, key=scores.__getitem__) == images
+        kept = {path.name for path in (store.stage(name(stage)) / WEIGHTS).iterdir()}
+        assert kept == {f"{images:09d}.safetensors" for images in scores if images < last}
+        tensors = store.tensors(name(stage), MODEL_FILE if images == last else f"{WEIGHTS}/{images:09d}.safetensors")
+        for key, tensor in tensors.items():
+            if key.startswith("generator/"):
+                level, _, rest = key.removeprefix("generator/").partition(".")
+                assert torch.equal(tensor, weights[f"{level if joint else index}/{rest}"])
+    return list(best.values())
+
+
+def test_levels_and_the_joint_stage_train_the_same_with_and_without_evaluation(shared, tmp_path):
+    """All files but the record and the grids have the same bytes."""
+    trial = tiny_plan(released_recipe(steps=6))
+    finish(trial, shared)
+    shutil.copytree(shared, tmp_path / "store")
+    context = make_context(tmp_path / "store")
+    for label in ("level1", "level0", "joint"):
+        stage = dict(trial.stages)[label]
+        shutil.rmtree(context.store.stage(name(stage)))
+        list(run_stage(stage, None, context))
+        files = [store.facts(name(stage))["files"] for store in (Store(shared), context.store)]
+        assert not any(file.startswith("grids/") for file in files[1])
+        weights = [{file: each[file] for file in each if file.endswith(".safetensors")} for each in files]
+        assert weights[0] == weights[1]
+        assert not any("judge" in line for line in read_record(context.store.stage(name(stage))))

@@ -15,17 +15,18 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from conftest import TINY, finish, make_worker, tiny_plan, tiny_recipe
+from conftest import TINY, finish, make_context, tiny_plan, tiny_recipe
 from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
 from waiting import wait_for
 
 from sgan.checks import ConfigError
 from sgan.stages.graph import LevelStage, name
-from sgan.stages.run import run_trial
+from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
-from sgan.store.files import StoreError, read_tensors, sha256, write_json, write_tensors
+from sgan.store.claims import swap
+from sgan.store.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
 from sgan.store.s3 import BucketStore, open_store
@@ -123,12 +124,12 @@ def test_what_an_interrupted_upload_left_is_no_stage_and_is_sent_the_next_time(h
     monkeypatch.setattr(one, "_put", lambda path, name: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         publish(one)
-    other._list()
+    other.renew()
     assert not other.has("stage")
     again = host("one")  # the process that comes after it
     with again.claim("stage") as mine:
         assert not mine  # there is nothing left to train
-    other._list()
+    other.renew()
     assert torch.equal(other.tensors("stage", "model.safetensors")["b"], TENSORS["b"])
 
 
@@ -145,16 +146,22 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
 
 def test_files_last_as_long_as_the_store(host):
     one, other = host("one"), host("other")
-    write_json(one.sweep("key"), {"key": "key", "started": 1})
-    one.save(one.sweep("key"))
-    folder = one.root / "sweeps" / "key-plots"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(b"a")
-    one.save(folder)
-    assert other.sweeps() == ["key"]
-    assert other.manifest("key") == {"key": "key", "started": 1}
-    other.fetch(other.root / "sweeps" / "key-plots")
-    assert (other.root / "sweeps" / "key-plots" / "a.png").read_bytes() == b"a"
+    folder = Path("sweeps", "key")
+    write_json(one.root / folder / "sweep.json", {"key": "key"})
+    (one.root / folder / "plots").mkdir()
+    (one.root / folder / "plots" / "a.png").write_bytes(b"a")
+    one.save(one.root / folder)
+    other.fetch(other.root / folder)
+    assert read_json(other.root / folder / "sweep.json") == {"key": "key"}
+    assert (other.root / folder / "plots" / "a.png").read_bytes() == b"a"
+    for key in ("new", "newer"):  # what changed in the bucket, or here, is brought again
+        write_json(one.root / folder / "sweep.json", {"key": key})
+        one.save(one.root / folder)
+        other.fetch(other.root / folder)
+        assert read_json(other.root / folder / "sweep.json") == {"key": key}
+        write_json(other.root / folder / "sweep.json", {"key": "not saved"})
+    other.fetch(other.root / folder)
+    assert read_json(other.root / folder / "sweep.json") == {"key": "newer"}
     weights = one.root / "given"
     weights.write_bytes(b"weights")
     one.keep_weights(weights, sha256(weights))
@@ -202,10 +209,15 @@ def test_a_claim_excludes_every_host_until_its_holder_dies(host, address, tmp_pa
         for _ in range(30):  # longer than a claim lasts that is not renewed
             assert not taken(same)
             assert not taken(other)
+            assert same.held("stage")
+            assert other.held("stage")
             time.sleep(0.1)
         assert taken(other, "another")
+        assert not other.held("another")
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+        assert not same.held("stage")
+        assert other.held("stage")  # as far as it can know
         assert taken(same)  # the kernel says on the same host that it is dead
         assert taken(other)  # it was released
         second = holder(address, tmp_path / "one")
@@ -219,6 +231,33 @@ def test_a_claim_excludes_every_host_until_its_holder_dies(host, address, tmp_pa
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_checkpoint_counts_in_the_bucket_once_it_is_whole(host, monkeypatch):
+    one, other = host("one"), host("other")
+    folder = one.begin("stage") / "checkpoints"
+    (folder / "000000010").mkdir(parents=True)
+    put, sent = one.fs.put_file, []
+
+    def watched(source: str, target: str) -> None:
+        put(source, target)
+        other.listings.clear()
+        sent.append((Path(target).name, other.checkpoint("stage")))
+
+    monkeypatch.setattr(one.fs, "put_file", watched)
+    write_json(folder / "000000010" / "digests.json", {})
+    write_tensors(folder / "000000010" / "weights.safetensors", TENSORS)
+    (folder / ".000000020.half").mkdir()
+    (folder / ".000000020.half" / "weights.safetensors").write_bytes(b"half")
+    one.keep("stage", now=True)
+    assert [each for each in sent if not each[0].endswith(".jsonl")] == [
+        ("weights.safetensors", ""),
+        ("digests.json", "000000010"),
+    ]
+    assert sorted(path.name for path in other.begin("stage").glob("checkpoints/*/*")) == [
+        "digests.json",
+        "weights.safetensors",
+    ]
 
 
 def test_an_outage_kills_nobody(host, monkeypatch):
@@ -251,42 +290,84 @@ def test_one_of_many_hosts_gets_a_claim(host, monkeypatch):
             # The claims of the rounds before are held and never renewed: all hosts see them expire at the same time.
             assert sum(got) <= 1
             assert sum(got) == 1 or round_number > 0
-        found = stores[0].fs.find(f"{stores[0].base}/claims/contended")
-        assert len(found) >= 2
+        assert len(stores[0].fs.find(f"{stores[0].base}/claims")) == 1
 
 
 def test_a_holder_that_was_silent_for_too_long_gives_up(host, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.1)
     one, other = host("one"), host("other")
-    number = one.leases.take("name")
-    assert number is not None
+    token = one.leases.take("name")
+    assert token is not None
     monkeypatch.setattr(lease, "EXPIRY", 0.0)
     assert other.leases.take("name") is None  # seen for the first time
     time.sleep(0.05)
-    next_number = other.leases.take("name")
-    assert next_number == number + 1
-    with one.leases.held("name", number):  # wakes up
+    next_token = other.leases.take("name")
+    assert next_token is not None
+    with one.leases.kept("name", token):  # wakes up
         time.sleep(0.3)
-    with other.leases.held("name", next_number):
+    assert other.leases._read("name")[1]["token"] == next_token
+    with other.leases.kept("name", next_token):
         monkeypatch.setattr(lease, "EXPIRY", 60.0)
         assert one.leases.take("name") is None
-    assert one.leases.take("name") == next_number + 1
+    assert one.leases.take("name") is not None
+
+
+def test_an_object_is_swapped_by_the_writer_that_read_it_last(host):
+    store = host("one")
+    path = f"{store.base}/object"
+    assert not swap(store.fs, path, b"absent", etag='"0"')
+    assert swap(store.fs, path, b"first")
+    assert not swap(store.fs, path, b"second")
+    etag = store.fs.info(path)["ETag"]
+    assert swap(store.fs, path, b"second", etag)
+    assert not swap(store.fs, path, b"stale", etag)
+    assert store.fs.cat_file(path) == b"second"
+
+
+@pytest.mark.parametrize("etag", [False, True])
+def test_a_write_whose_answer_was_lost_is_known_for_ones_own(host, api, etag):
+    """The server writes and answers 503; the client's own second try is refused."""
+    store = host("one")
+    path = f"{store.base}/object"
+    if etag:
+        store.fs.pipe_file(path, b"before")
+    tag = store.fs.info(path)["ETag"] if etag else ""
+    api.faults.lost = 1
+    assert swap(store.fs, path, b"mine", tag)
+    assert api.faults.lost == 0
+    assert store.fs.cat_file(path) == b"mine"
+
+
+def test_a_stage_whose_last_answer_was_lost_is_published(host, api):
+    one, other = host("one"), host("other")
+    folder = one.begin("stage")
+    write_tensors(folder / "model.safetensors", TENSORS)
+    Store.publish(one, "stage", {"status": "done"})
+    put, upload = one._put, []
+
+    def then_lose(path: Path, name: str) -> None:
+        put(path, name)
+        upload.append(name)
+        api.faults.lost = 1
+
+    one._put = then_lose
+    one._finish("stage")
+    assert api.faults.lost == 0
+    assert torch.equal(other.tensors("stage", "model.safetensors")["b"], TENSORS["b"])
 
 
 TRAIN = """
 import sys
 sys.path[:0] = [{here!r}, {here!r} + '/store']
 from sgan.store import s3 as bucket
+from sgan.store.claims import swap
 bucket.SYNC = 0.0
 from sgan.store.s3 import open_store
-from test_bucket import long_plan, worker
+from test_bucket import context, long_plan
 from sgan.stages.run import run_trial
-import sgan.stages.runners as runners
-import functools
 import sgan.training.checkpoint as checkpoint
-checkpoint.SPARSE = 0
-runners.loop = functools.partial(runners.loop, checkpoint_seconds=0.0)
-for event in run_trial(worker(open_store(sys.argv[1]), long_plan())):
+checkpoint.SPARSE, checkpoint.SECONDS = 0, 0.0
+for event in run_trial(long_plan(), context(open_store(sys.argv[1]))):
     if event.progress:
         print(event.label, event.progress.images, flush=True)
 """
@@ -296,8 +377,8 @@ def long_plan():
     return tiny_plan(tiny_recipe(steps=60), dataset=TINY)
 
 
-def worker(store: Store, trial):
-    return dataclasses.replace(make_worker(store.root, trial), store=store)
+def context(store: Store) -> Context:
+    return dataclasses.replace(make_context(store.root), store=store)
 
 
 def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host, address, tmp_path, monkeypatch):
@@ -325,7 +406,7 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     assert read_record(watched)  # as tracking sees it
     assert not list(watched.glob("*.safetensors"))
     trained = {}
-    for event in run_trial(worker(other, trial)):
+    for event in run_trial(trial, context(other)):
         if event.progress:
             trained.setdefault(event.label, event.progress.images)
     assert trained["level0"] > 0  # where the other host was killed
@@ -359,7 +440,7 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
     store = host("one")
     api.faults.share, api.faults.delay = 0.15, 0.001
     trial = tiny_plan(dataset=TINY)
-    list(run_trial(worker(store, trial)))
+    list(run_trial(trial, context(store)))
     assert api.faults.failed > 10
     api.faults.share = api.faults.delay = 0.0
     other = host("other")

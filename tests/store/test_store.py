@@ -1,5 +1,6 @@
 """The store: whole stages or none, torn files named, one claim whoever asks."""
 
+import errno
 import os
 import shutil
 import signal
@@ -15,8 +16,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgan.store.files import StoreError, passing, read_json, read_tensors, sha256, write_json, write_tensors
-from sgan.store.local import GRIDS, STAGE_FILE, Store
+from sgan.store.files import (
+    StoreError,
+    atomic_write,
+    inside,
+    passing,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+)
+from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, Store
 from sgan.store.record import Record, grid_file, read_record
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
@@ -70,6 +81,67 @@ def test_a_passing_folder_goes_with_its_process_or_when_the_next_one_comes(tmp_p
     assert theirs.exists()
     with passing(tmp_path, "a-") as ours:
         assert sorted(tmp_path.iterdir()) == sorted([ours, other])
+
+
+def test_names_from_outside_stay_inside(tmp_path):
+    store = Store(tmp_path / "store")
+    assert inside(tmp_path, "a/b.png") == tmp_path / "a" / "b.png"
+    for name in ("../a", "a/../../b", "/etc/passwd", "", ".", "..", "a\0b"):
+        with pytest.raises(StoreError, match="is no name of a file or folder below"):
+            inside(tmp_path, name)
+    publish(store)
+    for use in (store.stage, store.work, store.has, store.failure, store.weights, store.shown, store.held, store.begin):
+        with pytest.raises(StoreError, match="no name of"):
+            use("../../other")
+    with pytest.raises(StoreError, match="no name of"):
+        store.file("stage", "../../../other")
+
+
+def test_another_user_may_read_what_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        store = Store(tmp_path / "store")
+        publish(store)
+        (tmp_path / "given").write_bytes(b"weights")
+        store.keep_weights(tmp_path / "given", sha256(tmp_path / "given"))
+        store.note_run("run", "score-1")
+        with store.claim("other"):
+            pass
+    finally:
+        os.umask(before)
+    paths = [path for path in store.root.rglob("*") if path.is_file()]
+    assert len(paths) == 6
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    def write(stops: bool) -> None:
+        with atomic_write(tmp_path / "deep" / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / "a").write_text("a")
+            if stops:
+                raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write(stops=True)
+    assert not list((tmp_path / "deep").iterdir())
+    write(stops=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("a")] == ["deep/folder/a"]
+
+
+def test_the_newest_checkpoint_names_itself(tmp_path):
+    store = Store(tmp_path)
+    assert store.checkpoint("stage") == ""
+    checkpoints = store.begin("stage") / CHECKPOINTS
+    assert store.checkpoint("stage") == ""
+    for step in ("000000009", "000000100", "1000000000"):
+        write_json(checkpoints / step / "digests.json", {})
+        (checkpoints / f".{int(step) + 1}.half").mkdir()
+        assert store.checkpoint("stage") == step
+    write_tensors(checkpoints / "1000000001.safetensors", TENSORS)
+    assert store.checkpoint("stage") == "1000000001.safetensors"
+    store.begin("stage")
+    assert not list(checkpoints.glob(".*"))
 
 
 def test_tensors_come_back_bit_for_bit_with_their_note(tmp_path):
@@ -192,15 +264,14 @@ def test_a_stage_that_lost_its_stage_file_can_be_published_again(tmp_path):
     assert store.has("stage")
 
 
-def test_a_whole_file_of_another_stage_sweep_or_run_is_refused(tmp_path):
+def test_a_whole_file_of_another_stage_or_run_is_refused(tmp_path):
     store = Store(tmp_path)
     for name in NAMES:
         publish(store, name)
-        write_json(store.sweep(name), {"key": name, "started": 1})
         store.note_run(name, f"score-{name}")
-    assert (store.facts("one")["name"], store.manifest("one")["key"], store.shown("one")) == ("one", "one", "score-one")
-    pairs = [(store.stage(name) / STAGE_FILE, store.sweep(name), tmp_path / "runs" / f"{name}.json") for name in NAMES]
-    for (one, other), read in zip(zip(*pairs, strict=True), (store.facts, store.manifest, store.shown), strict=True):
+    assert (store.facts("one")["name"], store.shown("one")) == ("one", "score-one")
+    pairs = [(store.stage(name) / STAGE_FILE, tmp_path / "runs" / f"{name}.json") for name in NAMES]
+    for (one, other), read in zip(zip(*pairs, strict=True), (store.facts, store.shown), strict=True):
         shutil.copyfile(other, one)
         with pytest.raises(StoreError, match=f"{one} is not as it was written"):
             read("one")
@@ -224,10 +295,14 @@ def test_a_claim_excludes_other_processes_until_its_holder_is_killed(tmp_path):
         assert said(late) == "False"
         with store.claim("stage") as mine:
             assert not mine
+        assert store.held("stage")
+        assert not store.held("other")
         with store.claim("other") as mine:
             assert mine
+        assert not store.held("other")
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
+        assert not store.held("stage")
         with store.claim("stage") as mine:
             assert mine
             last = claimer(store)
@@ -254,6 +329,17 @@ def test_a_finished_stage_is_nobodys(tmp_path):
     publish(store)
     with store.claim("stage") as mine:
         assert not mine
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE])
+def test_a_disk_in_trouble_is_one_clear_error(number, tmp_path, monkeypatch):
+    def fail(**arguments):
+        raise OSError(number, os.strerror(number))
+
+    publish(Store(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with pytest.raises(StoreError, match=rf"cannot be written \({os.strerror(number)}\); name a writable folder"):
+        Store(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file/store", "file"])
@@ -351,8 +437,3 @@ def test_grids_sort_by_the_images_seen(tmp_path):
     files = [grid_file(tmp_path, images) for images in (5, 60_000, 10_000_000)]
     assert sorted(files) == files
     assert files[1].name == "000060000.png"
-
-
-def test_the_readers_of_a_store_do_not_wait_for_torch():
-    command = "import sys, sgan.store; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -8,8 +8,8 @@ from conftest import CLASSIFIER, TINY
 from test_train import STEPS, few, gan_task  # noqa: F401  # a fixture
 
 from sgan.models.encoder import Encoder
+from sgan.training.checkpoint import task_tensors
 from sgan.training.cuda_graphs import EAGER
-from sgan.training.loop import task_tensors
 from sgan.training.steps import ClassifierTask, GanTask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs")

@@ -17,7 +17,7 @@ from conftest import (
     STACK,
     TINY,
     finish,
-    make_worker,
+    make_context,
     named_recipe,
     released_recipe,
     tiny_plan,
@@ -32,11 +32,12 @@ from sgan.models.encoder import Encoder
 from sgan.models.networks import Chain, Discriminator, Generator
 from sgan.models.stack import Level, draw, sample, sampling
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
-from sgan.stages import run, runners
+from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, name, plan
-from sgan.stages.runners import MODEL_FILE
+from sgan.stages.kinds import joint
+from sgan.stages.kinds.level import START_FILE
+from sgan.stages.run import run_trial
 from sgan.store.local import Store
-from sgan.training.loop import START_FILE
 from sgan.training.steps import ClassifierTask, GanTask, step_seed
 from sweeps.planning.ablation_options import Sweep
 
@@ -137,20 +138,19 @@ def test_the_joint_stage_goes_on_with_the_levels_adam_or_starts_it_afresh(recipe
     begun: list[tuple[GanTask, dict[str, list[dict[str, torch.Tensor]]]]] = []
 
     def train(task: GanTask, *rest: Any):
-        if len(task.levels) > 1:
-            states = {
-                side: [
-                    {key: value.clone() for key, value in optimiser.state[parameter].items()}
-                    for parameter in task.modules[side].parameters()
-                    if parameter in optimiser.state
-                ]
-                for side, optimiser in task.optimisers.items()
-            }
-            begun.append((task, states))
+        states = {
+            side: [
+                {key: value.clone() for key, value in optimiser.state[parameter].items()}
+                for parameter in task.modules[side].parameters()
+                if parameter in optimiser.state
+            ]
+            for side, optimiser in task.optimisers.items()
+        }
+        begun.append((task, states))
         yield from original(task, *rest)
 
-    original = runners._train
-    monkeypatch.setattr(runners, "_train", train)
+    original = joint.train
+    monkeypatch.setattr(joint, "train", train)
     finish(trial, root)
     ((task, states),) = begun
     file = START_FILE if recipe == "released" else MODEL_FILE
@@ -213,8 +213,8 @@ def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
         assert config.recipe.encoder.objective == "rotation"
         assert config.recipe.gan.discriminator == "binary"
         trial = plan(config)
-        worker = replace(make_worker(root, trial), data=replace(digits, labels=labels))
-        for _ in run.run_trial(worker):
+        context = replace(make_context(root), data=replace(digits, labels=labels))
+        for _ in run_trial(trial, context):
             pass
         stages = [stage for label, stage in trial.stages if label.startswith(("encoder", "level", "joint"))]
         found.append([Store(root).facts(name(stage))["files"][MODEL_FILE] for stage in stages])

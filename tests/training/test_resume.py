@@ -18,23 +18,26 @@ from conftest import (
     TINY,
     contents,
     finish,
-    make_worker,
+    make_context,
     released_recipe,
     tiny_plan,
     tiny_recipe,
 )
+from safetensors.torch import load_file
 
 from sgan.config import AdamRecipe, Recipe, Variant, Weights
 from sgan.models import export as model
-from sgan.stages import runners
+from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import Plan, name
+from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.run import run_trial
-from sgan.store.files import StoreError, read_tensors, write_tensors
+from sgan.store.files import StoreError, read_json, write_json
 from sgan.store.local import GRIDS, Store
+from sgan.store.record import RECORD_FILE
 from sgan.training import checkpoint, loop
 from sgan.training import steps as train
-from sgan.training.checkpoint import CHECKPOINTS
-from sgan.training.loop import BEST_FILE, START_FILE, Diverged
+from sgan.training.checkpoint import CHECKPOINTS, HEAD_FILE, STATE_FILE
+from sgan.training.loop import Diverged
 
 STEPS = 30
 RECIPES = {
@@ -59,8 +62,7 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
     stage, which has no steps, is killed when it writes its model."""
     torch.set_num_threads(1)
     rare_points()
-    checkpoint.SPARSE = 0
-    loop.loop.__defaults__ = (None, "", seconds)
+    checkpoint.SPARSE, checkpoint.SECONDS = 0, seconds
     trial, now = deep(recipe), [""]
 
     def deadly(kind: type) -> None:
@@ -84,7 +86,7 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.save = save_and_die
-    for event in run_trial(make_worker(Path(root), trial)):
+    for event in run_trial(trial, make_context(Path(root))):
         now[0] = event.label
 
 
@@ -152,7 +154,7 @@ def resumed(recipe: str, root: Path, monkeypatch) -> int:
     """Goes on until level0 is finished; returns the step from which it did, after comparing with the quiet run."""
     rare_points(monkeypatch.setattr)
     trial, quiet = deep(recipe), root.parent / "quiet"
-    events = run_trial(make_worker(root, trial))
+    events = run_trial(trial, make_context(root))
     first = next(events)
     assert (first.label, first.progress is not None) == ("level0", True)
     for _ in events:
@@ -194,19 +196,21 @@ def test_a_damaged_checkpoint_is_not_used_but_the_one_before(recipe, torn, monke
     assert resumed(recipe, root, monkeypatch) == STEPS - 3
     for damage in (lambda path: flip(path, dice), lambda path: os.truncate(path, dice.randrange(1000))):
         root, work = torn(recipe)
-        damage(work / CHECKPOINTS / newer.name)
-        assert resumed(recipe, root, monkeypatch) == STEPS - 4
+        for file in (STATE_FILE, RECORD_FILE, HEAD_FILE):
+            root, work = torn(recipe)
+            damage(work / CHECKPOINTS / newer.name / file)
+            assert resumed(recipe, root, monkeypatch) == STEPS - 4
         root, work = torn(recipe)
-        damage(work / CHECKPOINTS / newer.name)
-        damage(work / CHECKPOINTS / older.name)
+        damage(work / CHECKPOINTS / newer.name / STATE_FILE)
+        damage(work / CHECKPOINTS / older.name / HEAD_FILE)
         assert resumed(recipe, root, monkeypatch) == 0
 
 
-@pytest.mark.parametrize(("recipe", "file"), [("paper", BEST_FILE), ("released", START_FILE), ("paper", GRIDS)])
+@pytest.mark.parametrize(("recipe", "file"), [("paper", WEIGHTS), ("released", START_FILE), ("paper", GRIDS)])
 def test_weights_or_a_grid_put_aside_and_damaged_or_gone_begin_the_stage_anew(recipe, file, torn, monkeypatch):
     for damage in (lambda path: flip(path, random.Random(1)), Path.unlink):
         root, work = torn(recipe)
-        path = sorted((work / file).iterdir())[0] if file == GRIDS else work / file
+        path = work / file if file == START_FILE else sorted((work / file).iterdir())[0]
         damage(path)
         assert resumed(recipe, root, monkeypatch) == 0
 
@@ -226,40 +230,33 @@ def test_any_file_of_a_stage_in_progress_damaged_anywhere_changes_nothing(recipe
         resumed(recipe, root, monkeypatch)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_stage_whose_grid_is_changed_while_it_trains_is_made_anew_once(times, torn, quiet, monkeypatch):
+def test_a_stage_whose_grid_is_changed_while_it_trains_is_not_published_but_made_anew(torn, quiet, monkeypatch):
     root, work = torn("paper")
     rare_points(monkeypatch.setattr)
-    trial, changed, seen = deep("paper"), 0, 0
-    events = run_trial(make_worker(root, trial))
-
-    def through() -> None:
-        nonlocal changed, seen
-        for event in events:
-            images = event.progress.images if event.progress and event.label == "level0" else seen
-            if changed < times and (changed == 0 or images < seen):  # it has begun anew
-                flip(sorted((work / GRIDS).iterdir())[0], random.Random(0))
-                changed += 1
-            seen = images
-
-    if times == 2:
-        with pytest.raises(StoreError, match=rf"a file in {work} is not as it was written; the same command"):
-            through()
-        assert resumed("paper", root, monkeypatch) == 0
-    else:
-        through()
-        whole, made = contents(trial, quiet["paper"]), contents(trial, root)
-        assert made == whole
+    events = run_trial(deep("paper"), make_context(root))
+    next(events)
+    grid = sorted((work / GRIDS).iterdir())[0]
+    flip(grid, random.Random(0))
+    with pytest.raises(StoreError, match=rf"{grid} is not as it was written; the same command makes the stage anew"):
+        list(events)
+    assert resumed("paper", root, monkeypatch) == 0
 
 
-def test_another_stages_checkpoint_or_best_weights_are_not_used(torn, monkeypatch):
-    """Whole files, of the same shapes, which somebody has copied to the wrong place."""
-    for place, step in ((CHECKPOINTS, STEPS - 4), (BEST_FILE, 0)):
-        root, work = torn("paper")
-        path = sorted((work / CHECKPOINTS).iterdir())[-1] if place == CHECKPOINTS else work / place
-        tensors, note = read_tensors(path)
-        write_tensors(path, tensors, {**note, "stage": "level-0123456789abcdef"})
-        assert resumed("paper", root, monkeypatch) == step
+def test_another_stages_checkpoint_is_not_used(torn, monkeypatch):
+    """A whole one, of the same shapes, which somebody has copied to the wrong place."""
+    root, work = torn("paper")
+    path = sorted((work / CHECKPOINTS).iterdir())[-1] / HEAD_FILE
+    write_json(path, {**read_json(path), "stage": "level-0123456789abcdef"})
+    assert resumed("paper", root, monkeypatch) == STEPS - 4
+
+
+def test_files_that_the_checkpoint_does_not_list_are_removed(torn, monkeypatch):
+    root, work = torn("paper")
+    extra = [work / "rest.txt", work / GRIDS / "999999999.png", work / CHECKPOINTS / ".000000099" / STATE_FILE]
+    for path in extra:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("left over")
+    assert resumed("paper", root, monkeypatch) == STEPS - 3
 
 
 def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp_path):
@@ -269,7 +266,7 @@ def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp
     rare_points(monkeypatch.setattr)
     monkeypatch.setattr(loop, "SILENCE", 0.0)
     trial = deep("paper")
-    events = run_trial(make_worker(root, trial))
+    events = run_trial(trial, make_context(root))
     for event in events:
         if event.progress and event.progress.images == 14 * RECIPES["paper"].gan.batch:
             break
@@ -282,7 +279,7 @@ def test_a_diverged_stage_keeps_its_last_good_checkpoint_and_grid(root, monkeypa
     wild = AdamRecipe(learning_rate=1.0, beta1=0.9, beta2=0.0, eps=1e-40)
     recipe: Recipe = tiny_recipe(replace(PAPER, adam=wild), steps=60)
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
-    monkeypatch.setattr(loop.loop, "__defaults__", (None, "", 0.0))
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     rare_points(monkeypatch.setattr)
     trial = tiny_plan(recipe, replace(STACK, cuts=(), joint=False), dataset=TINY)
     with pytest.raises(Diverged, match=r"^level0: [dg]_\w+ is (nan|-?inf) in step \d+$") as caught:
@@ -292,6 +289,6 @@ def test_a_diverged_stage_keeps_its_last_good_checkpoint_and_grid(root, monkeypa
     assert 1 <= len(kept) <= checkpoint.KEPT
     assert int(kept[-1].stem) < int(str(caught.value).split()[-1])
     for path in kept:
-        assert all(tensor.isfinite().all() for tensor in read_tensors(path)[0].values())
+        assert all(tensor.isfinite().all() for tensor in load_file(path / STATE_FILE).values())
     assert sorted((folder / GRIDS).iterdir())
-    assert runners.MODEL_FILE not in {path.name for path in folder.iterdir()}
+    assert MODEL_FILE not in {path.name for path in folder.iterdir()}

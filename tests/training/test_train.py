@@ -20,12 +20,12 @@ from sgan.data.batches import Data, pixel_mean, random_flips, random_shift
 from sgan.models import networks
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, sample
-from sgan.store.files import read_tensors
+from sgan.store.files import write_tensors
 from sgan.store.record import read_record
 from sgan.training import checkpoint
-from sgan.training.checkpoint import CHECKPOINTS
+from sgan.training.checkpoint import CHECKPOINTS, Task, module_tensors
 from sgan.training.cuda_graphs import EAGER, Phases, _Recorded
-from sgan.training.loop import BEST_FILE, START_FILE, Diverged, Progress, Task, loop, module_tensors
+from sgan.training.loop import Diverged, Progress, loop, marks
 from sgan.training.steps import ClassifierTask, GanTask, step_seed
 
 SEED = 3
@@ -383,46 +383,21 @@ class Toy:
 
 def run(task: Task, folder: Path, steps: int = 100, **settings) -> list[Progress]:
     """The loop with an evaluation that says what it was called with."""
-    return list(loop(task, steps, BATCH, folder, lambda images: {"images": float(images)}, 4, **settings))
+    evaluations = marks(steps, 4)
+    return list(loop(task, steps, BATCH, folder, lambda images: {"images": float(images)}, evaluations, **settings))
 
 
 def test_the_record_has_the_mean_of_each_window_and_scores_at_the_start_and_each_quarter(tmp_path):
-    progress = run(Toy(), tmp_path, steps=400)
+    progress = run(Toy(), tmp_path, steps=400, judge="scorer-0123456789abcdef")
     lines = read_record(tmp_path)
     assert [line["images"] for line in lines] == [BATCH * 10 * point for point in range(41)]
     assert [line["metrics"]["loss"] for line in lines[1:]] == [10 * point - 4.5 for point in range(1, 41)]
     scored = {line["images"]: line["metrics"]["images"] for line in lines if "images" in line["metrics"]}
     assert scored == {BATCH * number: BATCH * number for number in (0, 100, 200, 300, 400)}
+    judged = {line["images"]: line["judge"] for line in lines if "judge" in line}
+    assert judged == dict.fromkeys(scored, "scorer-0123456789abcdef")
     assert progress == [Progress(BATCH * 10 * point, BATCH * 400) for point in range(41)]
-
-
-def test_a_snapshot_is_the_state_after_its_step(tmp_path):
-    run(Toy(), tmp_path, snapshot=93)
-    assert read_tensors(tmp_path / START_FILE)[0]["toy/weight"].item() == 93
-
-
-@pytest.mark.parametrize(
-    ("scores", "best_by", "best"),
-    [
-        ((9.0, 2.0, 7.0, 7.0, 5.0), "inception_score", 50),  # before the first step there is nothing to keep
-        ((9.0, 4.0, 2.0, 3.0, 2.0), "fid", 50),  # of equal ones the first
-        ((9.0, 4.0, 5.0, 6.0, 8.0), "inception_score", 100),
-        ((1.0, 4.0, 5.0, 6.0, 8.0), "feature_fid", 25),
-        ((9.0, math.nan, 3.0, math.nan, 2.0), "inception_score", 50),
-        ((9.0, math.nan, math.nan, math.nan, math.nan), "inception_score", None),
-    ],
-)
-def test_the_weights_of_the_best_evaluation_are_kept(tmp_path, scores, best_by, best):
-    def evaluate(images: int) -> dict[str, float]:
-        return {best_by: scores[images // (25 * BATCH)]}
-
-    for _ in loop(Toy(), 100, BATCH, tmp_path, evaluate, 4, best_by=best_by):
-        pass
-    assert (tmp_path / BEST_FILE).exists() == (best is not None)
-    if best:
-        tensors, note = read_tensors(tmp_path / BEST_FILE)
-        assert tensors["toy/weight"].item() == best
-        assert note == {"images": str(best * BATCH), "stage": tmp_path.name}
+    assert [each.metrics for each in progress] == [line["metrics"] for line in lines]
 
 
 @pytest.mark.parametrize(("bad", "word"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
@@ -467,17 +442,19 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path, monkeypa
     steps, build = 20, TASKS[kind]
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
 
-    def evaluate(task: Task) -> Callable[[int], dict[str, float]]:
+    def evaluate(task: Task, folder: Path) -> Callable[[int], dict[str, float]]:
         def draw(images: int) -> dict[str, float]:
             if isinstance(task, GanTask):
                 list(sample(task.levels, torch.rand(9, *_condition(task)), "batch", seed=1))
+            write_tensors(folder / "weights" / f"{images}.safetensors", module_tensors(task.modules))
             return {"images": float(images), "wave": math.sin(images)}
 
         return draw
 
     def part(folder: Path, points: int, seconds: float) -> Task:
         task = build(few)
-        points_of = loop(task, steps, BATCH, folder, evaluate(task), 3, 12, "wave", seconds)
+        monkeypatch.setattr(checkpoint, "SECONDS", seconds)
+        points_of = loop(task, steps, BATCH, folder, evaluate(task, folder), marks(steps, 3) | {12})
         for _ in itertools.islice(points_of, points + 1):
             pass
         assert isinstance(points_of, Generator)
@@ -505,10 +482,12 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path, monkeypa
         assert [(line["images"], line["metrics"]) for line in found] == [
             (line["images"], line["metrics"]) for line in lines
         ]
-        for file in (START_FILE, BEST_FILE):
-            kept = [read_tensors(path / file)[0] for path in (tmp_path / "whole", folder)]
-            assert set(kept[0]) == set(kept[1])
-            assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
+        kept = [
+            {path.name: path.read_bytes() for path in (root / "weights").iterdir()}
+            for root in (tmp_path / "whole", folder)
+        ]
+        assert kept[0] == kept[1]
+        assert set(kept[0]) == {f"{BATCH * number}.safetensors" for number in (0, 7, 12, 13, 20)}
 
 
 def _condition(task: GanTask) -> tuple[int, ...]:

@@ -1,0 +1,55 @@
+"""What every stage runs with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sgan.data.batches import Data
+from sgan.models.encoder import Encoder
+from sgan.models.stack import Level
+from sgan.stages.naming import name
+from sgan.store.local import Store
+
+MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
+"""In a finished stage: its weights, and of a judge the features and logits of the real images."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where stages run.
+
+    Attributes:
+        store: holds the finished stages.
+        data: the dataset, on `device`.
+        device: torch's name of the device.
+        commit: noted with every stage.
+    """
+
+    store: Store
+    data: Data = field(compare=False)
+    device: str
+    commit: str = field(compare=False)
+
+    def tensors(self, stage: Any, file: str = MODEL_FILE) -> dict[str, Tensor]:
+        """Tensors of a finished stage; StoreError where they are missing or damaged."""
+        return self.store.tensors(name(stage), file)
+
+    def facts(self, stage: Any) -> dict[str, Any]:
+        """The stage.json of a finished stage."""
+        return self.store.facts(name(stage))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores levels while they train. It is handed in, so that levels do not depend on its code.
+
+    Attributes:
+        judge: name of the stage that scores.
+        prepare: given the levels, their encoder and a folder for grids, returns a function from images seen to scores.
+    """
+
+    judge: str
+    prepare: Callable[[list[Level], Encoder | None, Path], Callable[[int], dict[str, float]]]

@@ -1,0 +1,78 @@
+"""Trains a classifier: an encoder, or the scorer (see sgan.stages.kinds.scorer)."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgan.config import EncoderRecipe
+from sgan.data.batches import pixel_mean, turned
+from sgan.models.encoder import Encoder
+from sgan.shapes import Dataset
+from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.store.files import write_tensors
+from sgan.training.checkpoint import load_modules, module_tensors
+from sgan.training.loop import Progress, loop, marks
+from sgan.training.steps import FORMAT, ClassifierTask, role_seed
+
+CLASSIFIER_EVALUATIONS = 4
+"""Test accuracies while a classifier trains, after one before it does."""
+
+
+@dataclass(frozen=True)
+class ClassifierStage:
+    """Trains a classifier on the real data; `kind` is "encoder", of one seed, or "scorer"."""
+
+    kind: str
+    dataset: Dataset
+    data: str
+    recipe: EncoderRecipe
+    seed: int
+
+    @property
+    def parents(self) -> tuple:
+        return ()
+
+
+def _build(stage: ClassifierStage) -> Encoder:
+    return Encoder(stage.dataset, stage.recipe.init_std, 4 if stage.recipe.objective == "rotation" else None)
+
+
+def load(stage: ClassifierStage, context: Context) -> Encoder:
+    """The trained classifier, frozen."""
+    encoder = _build(stage).to(context.device)
+    load_modules({"encoder": encoder}, context.tensors(stage))
+    return encoder.eval().requires_grad_(False).to(memory_format=FORMAT)
+
+
+def train(stage: ClassifierStage, context: Context, folder: Path) -> Generator[Progress, None, Encoder]:
+    """Train the classifier and write its weights; returns it."""
+    seed, data = role_seed(stage.seed, stage.kind), context.data
+    torch.manual_seed(seed)
+    encoder = _build(stage).to(context.device).to(memory_format=FORMAT)
+    encoder.mean.copy_(pixel_mean(data.images, stage.recipe.pixel_mean))
+    task = ClassifierTask(encoder, data, stage.recipe, seed)
+
+    images, labels = data.test_images, data.test_labels
+    if stage.recipe.objective == "rotation":
+        labels = torch.arange(len(images), device=images.device) % 4
+        images = turned(images, labels)
+
+    def evaluate(_: int) -> dict[str, float]:
+        predicted = encoder.features(images, ("fc4",))["fc4"].argmax(1)
+        return {"test_accuracy": (predicted == labels).float().mean().item()}
+
+    steps = max(1, stage.recipe.images // stage.recipe.batch)
+    yield from loop(task, steps, stage.recipe.batch, folder, evaluate, marks(steps, CLASSIFIER_EVALUATIONS))
+    write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
+    return encoder
+
+
+def run(
+    stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Train an encoder."""
+    yield from train(stage, context, folder)
+    return {}

@@ -1,0 +1,71 @@
+"""The Inception network as a judge: its features of the real images, made once for all trials."""
+
+import functools
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgan.checks import as_json
+from sgan.evaluation import inception
+from sgan.evaluation import scores as metrics
+from sgan.evaluation.evaluate import InceptionJudge
+from sgan.stages.context import REFERENCE_FILE, Context, Evaluator
+from sgan.store.files import write_tensors
+from sgan.training.loop import Progress
+
+PART = 256
+"""Real images between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class InceptionStage:
+    """Computes the real images' features by the Inception network with these weights (SHA-256)."""
+
+    dataset: str
+    data: str
+    weights: str
+
+    kind = "inception"
+
+    @property
+    def parents(self) -> tuple:
+        return ()
+
+
+def run(
+    stage: InceptionStage, context: Context, folder: Path, evaluator: Evaluator | None
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Keep the network's features and logits of the training images, and score the test images against them."""
+    network, data = inception.load(context.store.weights(stage.weights), context.device), context.data
+    total, parts = len(data.images), []
+    for part in data.images.split(PART):
+        yield Progress(sum(len(each.logits) for each in parts), total)
+        parts.append(network.describe(part))
+    real = metrics.Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+    statistics = metrics.statistics(real.features)
+    on_test = metrics.network_scores(network.describe(data.test_images), real, statistics)
+    mean, split_std = metrics.inception_score(real.logits)
+    tensors = {"features": real.features, "logits": real.logits}
+    tensors |= {key: torch.from_numpy(value) for key, value in statistics.items()}
+    write_tensors(folder / REFERENCE_FILE, tensors)
+    yield Progress(total, total)
+    scores = on_test | {"inception_score": mean, "inception_score_split_std": split_std}
+    return {"scores": scores, "fingerprint": {"scores": as_json(fingerprint(stage, total))}}
+
+
+def fingerprint(stage: InceptionStage, samples: int) -> metrics.Fingerprint:
+    """What the network's scores of `samples` images are computed with."""
+    reference = f"{stage.dataset}, training images ({stage.data})"
+    return metrics.Fingerprint(inception.NETWORK, stage.weights, inception.RESIZE, samples, reference)
+
+
+@functools.lru_cache(maxsize=1)
+def load(stage: InceptionStage, context: Context) -> InceptionJudge:
+    """The network and its reference; kept, since every score in a process needs it."""
+    tensors = context.tensors(stage, REFERENCE_FILE)
+    real = metrics.Features(tensors["features"], tensors["logits"])
+    statistics = {key: tensors[key].numpy() for key in ("mu", "root")}
+    return InceptionJudge(inception.load(context.store.weights(stage.weights), context.device), real, statistics)

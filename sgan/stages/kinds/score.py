@@ -1,0 +1,131 @@
+"""Scores a finished stack, at its end and at its best evaluation, and draws the paper's figures of it."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgan.checks import as_json
+from sgan.config import IMAGE
+from sgan.evaluation import figures, grid
+from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
+from sgan.models import export as model
+from sgan.models.encoder import Encoder
+from sgan.models.stack import Level
+from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator
+from sgan.stages.kinds import classifier, inception, scorer
+from sgan.stages.kinds.classifier import ClassifierStage
+from sgan.stages.kinds.inception import InceptionStage
+from sgan.stages.kinds.joint import JointStage
+from sgan.stages.kinds.level import WEIGHTS, LevelStage, build, generators, load_encoder
+from sgan.stages.naming import name
+from sgan.store.local import FIGURES, MODELS
+from sgan.training.checkpoint import load_modules
+from sgan.training.loop import Progress
+
+LOWER_IS_BETTER = ("fid", "feature_fid")
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """Samples from the whole stack, at its end and at its best, and scores the samples.
+
+    Attributes:
+        encoder: None for a stack without labels.
+        inception: None where the dataset's classifier gives all scores.
+        best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
+    """
+
+    levels: tuple[LevelStage, ...]
+    joint: JointStage | None
+    encoder: ClassifierStage | None
+    scorer: ClassifierStage
+    inception: InceptionStage | None
+    samples: int
+    sampling: str
+    best_by: str
+
+    kind = "score"
+
+    @property
+    def trained(self) -> tuple[JointStage | LevelStage, ...]:
+        """The stages whose weights are scored."""
+        return (self.joint,) if self.joint else self.levels
+
+    @property
+    def parents(self) -> tuple:
+        encoders = dict.fromkeys((self.encoder, self.levels[0].encoder, self.inception))
+        return (self.scorer, *(each for each in encoders if each), *self.trained)
+
+
+def run(
+    stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator | None
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Score the last and the best weights; both become models in the stage's folder."""
+    yield Progress(0, stage.samples)
+    first, recipe = stage.levels[0], stage.joint.recipe if stage.joint else stage.levels[0].recipe
+    levels, _ = build(stage.levels, recipe, context.data, context.device)
+    parts = [levels] if stage.joint else [[level] for level in levels]
+    encoder = classifier.load(stage.encoder, context) if stage.encoder else None
+    judge = inception.load(stage.inception, context) if stage.inception else None
+    evaluation = _evaluation(stage, levels, encoder, context)
+    last = [context.facts(trained)["images"] for trained in stage.trained]
+    best = [_best(stage, *each, context) for each in zip(stage.trained, parts, strict=True)]
+    scores: dict[str, float] = {}
+    for title, points in ((model.LAST, last), (model.BEST, best)):
+        if points != last or title == model.LAST:
+            for trained, part, images in zip(stage.trained, parts, points, strict=True):
+                _load(trained, part, images, context)
+            values = evaluation.score(stage.samples, first.seed, judge)
+        scores |= {f"best_{score}": value for score, value in values.items()} if title == model.BEST else values
+        about = {"trial": name(stage), "seed": first.seed, "commit": context.commit, "scores": values}
+        model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
+        if title == model.LAST:
+            features = context.tensors(stage.scorer, REFERENCE_FILE)["features"]
+            known = (context.data, evaluation.scorer, features, evaluation.classes)
+            for figure, drawn in figures.draw_all(levels, stage.sampling, *known).items():
+                grid.save(drawn.images, folder / FIGURES / f"{figure}.png", drawn.columns)
+    weights = context.facts(stage.scorer)["files"][MODEL_FILE]
+    by_classes = scorer.fingerprint(stage.scorer, weights, stage.samples)
+    judged = inception.fingerprint(stage.inception, stage.samples) if stage.inception else by_classes
+    yield Progress(stage.samples, stage.samples)
+    return {
+        "scores": scores,
+        "best_images": {name(trained): images for trained, images in zip(stage.trained, best, strict=True)},
+        "fingerprint": {"scores": as_json(judged), "classes": as_json(by_classes)},
+    }
+
+
+def _evaluation(stage: ScoreStage, levels: list[Level], encoder: Encoder | None, context: Context) -> Evaluation:
+    return Evaluation(levels, stage.sampling, context.data, encoder, *scorer.load(stage.scorer, context))
+
+
+def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Level], context: Context) -> int:
+    """Images that a trained stage had seen at its best evaluation."""
+    last = context.facts(trained)["images"]
+    kept = [int(Path(file).stem) for file in context.facts(trained)["files"] if file.startswith(f"{WEIGHTS}/")]
+    if not kept:
+        return last
+    lowest = stage.levels[0] if isinstance(trained, JointStage) else trained
+    evaluation = _evaluation(stage, levels, load_encoder(lowest, context), context)
+    score = stage.best_by if lowest.low == IMAGE else "feature_fid"
+    values = {}
+    for images in (*sorted(kept), last):
+        _load(trained, levels, images, context)
+        values[images] = evaluation.score(EVALUATION_SAMPLES, GRID_SEED)[score]
+    return best_point(values, score in LOWER_IS_BETTER)
+
+
+def best_point(values: Mapping[int, float], lower: bool) -> int:
+    """The earliest point with the best finite value, the lowest or the highest; the last one where none is finite."""
+    finite = {images: value for images, value in sorted(values.items()) if math.isfinite(value)}
+    pick = min if lower else max
+    return pick(finite, key=finite.__getitem__) if finite else max(values)
+
+
+def _load(trained: JointStage | LevelStage, levels: Sequence[Level], images: int, context: Context) -> None:
+    """Give levels the weights that they had after so many images."""
+    file = f"{WEIGHTS}/{images:09d}.safetensors"
+    tensors = context.tensors(trained, file if file in context.facts(trained)["files"] else MODEL_FILE)
+    load_modules(generators(levels), tensors)

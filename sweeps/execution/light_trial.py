@@ -1,0 +1,31 @@
+"""A trial as Tune sees it: a small process without CPU or GPU that follows its stages. It imports Ray alone."""
+
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+
+class LightTrial(tune.Trainable):
+    """Asks the scheduler of stages where a trial stands until it has ended.
+
+    A class, so that one process serves many trials. Results are what `StageScheduler.follow` answers.
+    """
+
+    def setup(self, config: dict[str, Any], scheduler: ActorHandle) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.scheduler, self.trial = scheduler, config["trial"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.trial = new_config["trial"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        standing: dict[str, Any] = ray.get(self.scheduler.follow.remote(self.trial))
+        return {**standing, "done": "outcome" in standing}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: stages keep their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a trial that starts again follows the same stages."""

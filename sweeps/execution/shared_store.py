@@ -1,0 +1,95 @@
+"""Whether all nodes of a cluster have one output store: each reads what the others wrote, and claims hold between
+them."""
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError, TaskUnschedulableError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sgan.checks import ConfigError, require
+from sgan.store.local import Store
+from sgan.store.s3 import find_store
+
+ANSWER_SECONDS = 120.0
+"""Every node answers within so many seconds."""
+ADVICE = "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
+
+
+def leave_mark(store: Store, mark: str) -> None:
+    """Leave a mark in the store for the other nodes."""
+    path = store.root / "hosts" / mark
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(mark)
+    store.save(path)
+
+
+def has_mark(store: Store, mark: str) -> bool:
+    """Whether the store has a mark."""
+    path = store.root / "hosts" / mark
+    store.fetch(path)
+    return path.exists()
+
+
+def open_shared_store(address: str, mark: str, node: str) -> Store:
+    """The store, on a node that is not the driver's; ConfigError where the driver's mark is not in it."""
+    store = find_store(address)
+    if store is None or not has_mark(store, mark):
+        raise ConfigError(
+            f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "
+            f"{ADVICE}"
+        )
+    return store
+
+
+@ray.remote(num_cpus=0)
+def answer(address: str, mark: str, node: str, name: str) -> bool:
+    """Leave this node's mark; whether a claim that the driver holds is refused here."""
+    store = open_shared_store(address, mark, name)
+    leave_mark(store, f"{mark}-{node}")
+    with store.alone(f"sharing-{mark}") as mine:
+        return not mine
+
+
+def require_shared_store(store: Store, mark: str) -> None:
+    """Have every node read the driver's mark, try a claim that the driver holds, and leave a mark for the driver.
+
+    Raises:
+        ConfigError: a node has another store, or could train what another one trains; the message names it.
+    """
+    leave_mark(store, mark)
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
+        answers = {
+            node: answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                store.address, mark, node, name
+            )
+            for node, name in nodes.items()
+        }
+        for node, name in nodes.items():
+            require(
+                _answer_of(answers[node], name, store.address),
+                f"claims in the output store {store.address} do not hold between the driver and the node {name}, so "
+                "both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
+                "s3://bucket/folder with --store",
+            )
+            require(
+                has_mark(store, f"{mark}-{node}"),
+                f"the output store {store.address} is not shared: what the node {name} wrote there is not seen here; "
+                f"{ADVICE}",
+            )
+            (store.root / "hosts" / f"{mark}-{node}").unlink()
+
+
+def _answer_of(task: ray.ObjectRef, node: str, address: str) -> bool:
+    try:
+        return ray.get(task, timeout=ANSWER_SECONDS)
+    except RayTaskError as error:
+        if isinstance(error.cause, ConfigError):
+            raise error.cause from None
+        raise
+    except (GetTimeoutError, TaskUnschedulableError) as error:
+        raise ConfigError(
+            f"the node {node} did not say within {ANSWER_SECONDS:g} s whether it sees the output store {address}; look "
+            "at `ray status`, or give the command again"
+        ) from error

@@ -1,0 +1,281 @@
+"""Runs each stage of a sweep once: an actor holds the graph of stages, and Ray runs those that are ready as tasks.
+
+A stage is ready when all that it needs has finished. Of the ready ones the stage with the longest way to go starts
+first. The actor never trains: it submits tasks, takes their results, and answers the trials that follow it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import NodeDiedError, RayError
+
+from sgan.stages.cost import cost
+from sgan.stages.graph import Stage, name
+from sgan.store.files import StoreError
+from sgan.store.s3 import open_store
+from sweeps.execution.cluster import Slots
+from sweeps.execution.worker import run_stage_task
+from sweeps.planning.trials import Trial
+
+Found = TypeVar("Found")
+RETRIES = 3
+"""A stage whose process dies, or that raises, starts again this many times without a newer checkpoint between."""
+MOST_STARTS = 20
+"""A stage starts this many times at most, also where its nodes die."""
+TICK = 1.0
+"""Seconds between two looks at stages that wait for another process, or for room; and between two answers to a trial
+that follows."""
+GRACE, LONGEST_STEP = 5.0, 60.0
+"""Seconds within which a stage that is stopped ends by itself: one without steps, and one that ends its step first."""
+WITHOUT_STEPS = ("score", "inception")
+"""Kinds of stages that keep no checkpoint."""
+ENDED = ("done", "diverged", "failed")
+
+
+@dataclass
+class Node:
+    """A stage in the graph.
+
+    Attributes:
+        judge: the stage that scores it while it trains; None where nothing does.
+        needs: names of the stages that must have finished before.
+        trials: ids of the trials that need it.
+        status: unknown (whether the store has it), waiting, running, done, diverged or failed.
+        blocked: why it cannot start although it is ready; "" where it can; `full`: the store has no room for it.
+        attempts: starts since its checkpoint has moved last; `starts`: all of them.
+        progress: the latest that its process has reported.
+    """
+
+    stage: Stage
+    judge: Stage | None
+    needs: tuple[str, ...]
+    trials: set[str] = field(default_factory=set)
+    status: str = "unknown"
+    reason: str = ""
+    blocked: str = ""
+    full: bool = False
+    attempts: int = 0
+    starts: int = 0
+    checkpoint: str = ""
+    task: ray.ObjectRef | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class StageScheduler:
+    """The actor.
+
+    Args:
+        job: a list with one reference, to what every stage's process is given.
+        address: of the store.
+        slots: stages that run at the same time, and what each of them takes.
+    """
+
+    def __init__(self, job: list[ray.ObjectRef], address: str, slots: Slots):
+        (self.job,), self.slots, self.store = job, slots, open_store(address)
+        self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
+        self.nodes: dict[str, Node] = {}
+        self.trials: dict[str, Trial] = {}
+        self.ends: dict[str, asyncio.Event] = {}
+        self.running: set[asyncio.Task[None]] = set()
+        self.changed = asyncio.Event()
+        self.stopping = False
+        self.loop = asyncio.ensure_future(self._schedule())
+
+    async def add(self, trial: Trial) -> None:
+        """Take a trial into the graph."""
+        if trial.id in self.trials:
+            return
+        self.trials[trial.id], self.ends[trial.id] = trial, asyncio.Event()
+        stages = dict(trial.plan.stages)
+        for label, stage in trial.plan.stages:
+            needs = tuple(name(stages[each]) for each in trial.plan.needs[label])
+            judge = trial.plan.score.scorer if stage.kind in ("level", "joint") else None
+            self.nodes.setdefault(name(stage), Node(stage, judge, needs)).trials.add(trial.id)
+        self.changed.set()
+
+    async def follow(self, trial_id: str) -> dict[str, Any]:
+        """Where a trial stands, within TICK or as soon as it ends: `label` and `share` of the stage that runs, or
+        `waiting`, why none does; `images` and `scores` of its last evaluation; and at the end `outcome` and `reason`.
+        `lost` where the trial is not known: the actor was begun anew."""
+        if trial_id not in self.trials:
+            await asyncio.sleep(TICK)
+            return {"lost": True}
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
+        return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
+
+    async def leave(self, trial_id: str) -> None:
+        """Forget a trial that has ended or is stopped, and stop what it alone needs."""
+        self.trials.pop(trial_id, None)
+        self.ends.pop(trial_id, None)
+        for stage_name, node in list(self.nodes.items()):
+            node.trials.discard(trial_id)
+            if not node.trials and not node.task:
+                del self.nodes[stage_name]
+        self.changed.set()
+
+    async def report(self, stage_name: str, progress: dict[str, Any]) -> bool:
+        """Take what a stage's process reports; returns whether it goes on."""
+        node = self.nodes.get(stage_name)
+        if node is None or self.stopping or not node.trials:
+            return False
+        node.progress |= progress
+        return True
+
+    async def stop(self) -> None:
+        """Stop all stages, and wait until they have: each ends its step and leaves a checkpoint."""
+        self.stopping = True
+        self.changed.set()
+        for node in self.nodes.values():
+            if node.task and not node.progress:  # it has not begun
+                ray.cancel(node.task)
+        await self._end_within(GRACE, WITHOUT_STEPS)
+        await self._end_within(LONGEST_STEP - GRACE, ("scorer", "encoder", "level", "joint"))
+
+    async def _end_within(self, seconds: float, kinds: tuple[str, ...]) -> None:
+        """Wait for the processes, and then end those of some kinds."""
+        if self.running:
+            await asyncio.wait(self.running, timeout=seconds)
+        for node in self.nodes.values():
+            if node.task and node.stage.kind in kinds:
+                ray.cancel(node.task, force=True)
+
+    async def _schedule(self) -> None:
+        while not self.stopping:
+            try:
+                await self._start_ready()
+            except Exception as error:  # of the store: what cannot be known now is looked for again
+                print(f"the scheduler waits for the store: {error}", flush=True)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), TICK)
+            self.changed.clear()
+
+    async def _start_ready(self) -> None:
+        for stage_name, node in list(self.nodes.items()):
+            if node.status == "unknown" or node.blocked:
+                await self._look(stage_name, node)
+        self._settle()
+        ahead: dict[str, float] = {}
+        ready = [stage_name for stage_name, node in self.nodes.items() if self._is_ready(node)]
+        for stage_name in sorted(ready, key=lambda each: -self._ahead(each, ahead)):
+            node = self.nodes.get(stage_name)
+            if len(self.running) >= self.slots.count or self.stopping:
+                return
+            if node is None or not self._is_ready(node):
+                continue
+            if await self._io(self.store.held, stage_name):
+                node.blocked = "another process trains it"
+            elif not self.stopping:
+                node.task, node.status, node.blocked, node.progress = self._submit(stage_name, node), "running", "", {}
+                task = asyncio.ensure_future(self._finish(stage_name, node))
+                self.running.add(task)
+                task.add_done_callback(self.running.discard)
+
+    def _is_ready(self, node: Node) -> bool:
+        return (
+            node.status == "waiting"
+            and not node.blocked
+            and bool(node.trials)
+            and all(self.nodes[need].status == "done" for need in node.needs)
+        )
+
+    def _ahead(self, stage_name: str, known: dict[str, float]) -> float:
+        """Cost of a stage and of the longest way from it to the end of a trial."""
+        if not known:
+            after: dict[str, list[str]] = {}
+            for each, node in self.nodes.items():
+                for need in node.needs:
+                    after.setdefault(need, []).append(each)
+
+            def way(each: str) -> float:
+                if each not in known:
+                    known[each] = cost(self.nodes[each].stage) + max(map(way, after.get(each, ())), default=0.0)
+                return known[each]
+
+            for each in self.nodes:
+                way(each)
+        return known[stage_name]
+
+    def _submit(self, stage_name: str, node: Node) -> ray.ObjectRef:
+        options: dict[str, Any] = {"num_cpus": self.slots.cpus, "num_gpus": self.slots.gpus, "name": stage_name}
+        me = ray.get_runtime_context().current_actor
+        return run_stage_task.options(**options).remote(self.job, node.stage, node.judge, me)
+
+    async def _finish(self, stage_name: str, node: Node) -> None:
+        """Wait for the end of a stage's task, and take it in."""
+        assert node.task is not None
+        try:
+            result = await node.task
+        except (RayError, asyncio.CancelledError) as error:
+            result = await self._after_crash(stage_name, node, error)
+        node.task, node.status, node.reason, node.blocked = None, result["status"], result.get("reason", ""), ""
+        if node.status not in ENDED:  # held by another process, stopped, no room, or to be started again
+            node.status, node.blocked, node.full = "waiting", node.reason, node.status == "full"
+        if not node.trials:
+            self.nodes.pop(stage_name, None)
+        self._settle()
+        self.changed.set()
+
+    async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
+        """What a stage is whose process died or raised: it starts again where its checkpoint has moved, its node died,
+        or it has failed less than RETRIES times."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1] if "Traceback" in str(error) or "ray::" in lines[0] else lines[0]
+        if self.stopping or not node.trials:
+            return {"status": "stopped"}
+        try:
+            checkpoint = await self._io(self.store.checkpoint, stage_name)
+        except Exception:  # of the store
+            checkpoint = node.checkpoint
+        if checkpoint != node.checkpoint:
+            node.checkpoint, node.attempts = checkpoint, 0
+        node.starts += 1
+        node.attempts += not isinstance(error, NodeDiedError)
+        if node.attempts > RETRIES or node.starts >= MOST_STARTS:
+            return {"status": "failed", "reason": reason}
+        self.store.note("stage retried", stage=stage_name, reason=reason)
+        return {"status": "waiting"}
+
+    async def _look(self, stage_name: str, node: Node) -> None:
+        """Look whether a stage has finished, here or elsewhere, or whether it is still blocked."""
+        try:
+            if await self._io(self.store.has, stage_name):
+                facts = await self._io(self.store.facts, stage_name)
+                node.status, node.reason, node.blocked = facts["status"], facts["reason"] or "", ""
+            elif node.status == "unknown":
+                node.status = "waiting"
+            elif node.full:
+                node.full = not await self._io(self.store.has_room)
+                node.blocked = node.blocked if node.full else ""
+            elif not await self._io(self.store.held, stage_name):
+                node.blocked = ""
+        except StoreError as error:
+            node.status, node.reason = "failed", str(error)
+
+    async def _io(self, call: Callable[..., Found], *arguments: Any) -> Found:
+        return await asyncio.get_running_loop().run_in_executor(self.io, call, *arguments)
+
+    def _settle(self) -> None:
+        """Wake the trials that have ended."""
+        for trial_id, trial in self.trials.items():
+            if not self.ends[trial_id].is_set() and "outcome" in self._standing(trial):
+                self.ends[trial_id].set()
+
+    def _standing(self, trial: Trial) -> dict[str, Any]:
+        """Where a trial stands, as `follow` says."""
+        waiting = ""
+        for label, stage in trial.plan.stages:
+            node = self.nodes[name(stage)]
+            if node.status in ("diverged", "failed"):
+                reason = f"{label}: {node.reason}" if node.status == "diverged" else node.reason
+                return {"outcome": node.status, "reason": reason}
+            if node.status == "running" and node.progress:
+                return {"label": label, **node.progress}
+            if node.status != "done":
+                waiting = waiting or f"{label}: {node.blocked}".removesuffix(": ")
+        return {"label": "", "waiting": waiting} if waiting else {"outcome": "done", "reason": ""}

@@ -1,0 +1,101 @@
+"""Stages that train nothing: for tests and benchmarks of the scheduler."""
+
+import json
+import os
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conftest import TINY, tiny_recipe
+
+from sgan.data.datasets import read
+from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.run import Context
+from sgan.store.local import Store
+from sgan.training.loop import Progress
+from sweeps.execution.cluster import Slots
+from sweeps.execution.shared_store import leave_mark
+from sweeps.execution.worker import Job
+from sweeps.planning.trials import End, Point, Trial, trial
+
+
+@dataclass
+class ListSource:
+    """Trials of a list; keeps what it is told."""
+
+    ahead: Sequence[Trial]
+    stop_at: float = 2.0
+    ends: dict[str, End] = field(default_factory=dict)
+    given: int = 0
+    most: int = 0
+
+    @property
+    def expected(self) -> int:
+        return len(self.ahead)
+
+    def next(self) -> Trial | None:
+        if self.given == len(self.ahead):
+            return None
+        self.given += 1
+        self.most = max(self.most, self.given - len(self.ends))
+        return self.ahead[self.given - 1]
+
+    def exhausted(self) -> bool:
+        return self.given == len(self.ahead)
+
+    def report(self, trial: Trial, point: Point) -> bool:
+        return point.scores.get("stop", 0.0) >= self.stop_at
+
+    def end(self, trial: Trial, end: End) -> None:
+        self.ends[trial.title] = end
+
+
+def trials(variants: Sequence[str], seeds: int = 1) -> list[Trial]:
+    """Tiny trials of the digits."""
+    digest, recipe = read(DATASETS["digits"], Path()).digest, tiny_recipe()
+    return [
+        trial(each, seed, configure(TINY, TINY, digest, recipe, VARIANTS[each].variant, seed, None, ("fc3",)))
+        for seed in range(seeds)
+        for each in variants
+    ]
+
+
+def stage_name(trial: Trial, label: str) -> str:
+    return name(dict(trial.plan.stages)[label])
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Runs a stage: notes that it began, waits for some seconds or while the file `hold-<stage>` is there, and
+    publishes. A file `raise-<stage>` has it raise."""
+
+    folder: Path
+    seconds: float = 0.0
+
+    def __call__(self, stage: Stage, judge: Stage | None, context: Context) -> Generator[Progress]:
+        began, mine = time.time(), name(stage)
+        folder = context.store.begin(mine)
+        with open(self.folder / f"begun-{mine}", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        while time.time() - began < self.seconds or (self.folder / f"hold-{mine}").exists():
+            yield Progress(1, 2, 0.0, {"stop": float((self.folder / f"stop-{mine}").exists())})
+            time.sleep(0.05)
+        if (self.folder / f"raise-{mine}").exists():
+            raise ValueError("the stage raises")
+        (folder / "who.json").write_text(json.dumps({"pid": os.getpid(), "began": began, "ended": time.time()}))
+        scores = {"inception_score": 1.0, "fid": 2.0}
+        context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": scores})
+
+    def begun(self, stage_name: str) -> list[int]:
+        """The processes that have begun a stage, in order."""
+        path = self.folder / f"begun-{stage_name}"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def job(store: Store, folder: Path, seconds: float = 0.0, slots: int = 2) -> Job:
+    """A job of stages that wait."""
+    leave_mark(store, "test")
+    data, where = read(DATASETS["digits"], Path()), Slots(slots, 1, 0.0, 0, "here")
+    return Job(data, store.address, "test", "commit", code_version(), where, False, Waiting(folder, seconds))

@@ -1,0 +1,234 @@
+"""The scheduler on real Ray processes, which are killed; its stages train nothing."""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import ray
+import stages_that_wait
+from chaos import below
+from chaos import processes as processes_now
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from stages_that_wait import ListSource, Waiting, job, stage_name, trials
+from waiting import wait_for
+
+from sgan.store.local import Store
+from sweeps.execution import scheduler, stage_scheduler
+from sweeps.execution.worker import Job
+from sweeps.planning.trials import End
+
+DONE = End("done")
+QUICK = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[None]:
+    """Ray with four CPUs, on whatever this machine has."""
+    cloudpickle.register_pickle_by_value(stages_that_wait)  # workers cannot import a test
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store")
+
+
+class Running:
+    """A sweep that runs in a thread."""
+
+    def __init__(self, source: ListSource, job: Job, store: Store):
+        self.source, self.work = source, job.run
+        assert isinstance(self.work, Waiting)
+        self.thread = threading.Thread(target=scheduler.run, args=(source, job, store, job.slots))
+        self.thread.start()
+
+    def ends(self) -> dict[str, End]:
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+        return self.source.ends
+
+    def begun(self, stage: str) -> list[int]:
+        """Wait until a stage has begun; the processes that began it."""
+        return wait_for(lambda: self.work.begun(stage))
+
+
+def events(store: Store, kind: str) -> Counter[str]:
+    return Counter(event["stage"] for event in store.events() if event["event"] == kind)
+
+
+def test_each_stage_runs_once_after_what_it_needs(processes, store, tmp_path):
+    asked = trials(["sgan", "sgan-no-joint", "dcgan-adv-cond"], seeds=2)
+    source, work = ListSource(asked), job(store, tmp_path, seconds=0.2, slots=4)
+    assert scheduler.run(source, work, store, work.slots)
+    assert source.ends == {trial.title: DONE for trial in asked}
+    stages = {name for trial in asked for name in trial.plan.names}
+    assert events(store, "stage published") == Counter(stages)
+    when = {name: store.facts(name)["finished"] for name in stages}
+    for trial in asked:
+        for label, needs in trial.plan.needs.items():
+            for need in needs:
+                assert when[stage_name(trial, need)] <= when[stage_name(trial, label)] - 0.2
+
+
+def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_path):
+    asked = trials(["dcgan-adv"])
+    for _ in range(2):
+        work = job(store, tmp_path)
+        source = ListSource(asked)
+        assert scheduler.run(source, work, store, work.slots)
+        assert source.ends == {asked[0].title: DONE}
+    assert max(events(store, "stage begun").values()) == 1
+
+
+@pytest.mark.parametrize("label", ["scorer", "score"])
+def test_a_stage_whose_process_is_killed_begins_again(processes, store, tmp_path, label):
+    asked = trials(["dcgan-adv-cond"])
+    stage = stage_name(asked[0], label)
+    (tmp_path / f"hold-{stage}").touch()
+    running = Running(ListSource(asked), job(store, tmp_path), store)
+    (first,) = running.begun(stage)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: len(running.work.begun(stage)) == 2)
+    (tmp_path / f"hold-{stage}").unlink()
+    assert running.ends() == {asked[0].title: DONE}
+    assert events(store, "stage retried") == {stage: 1}
+    assert events(store, "stage published") == Counter(asked[0].plan.names)
+
+
+def test_a_stage_that_always_raises_fails_its_trials_alone(processes, store, tmp_path):
+    asked = trials(["sgan", "sgan-no-joint", "dcgan-adv-cond"])
+    stage = stage_name(asked[0], "level1")
+    (tmp_path / f"raise-{stage}").touch()
+    running = Running(ListSource(asked), job(store, tmp_path), store)
+    failed = End("failed", "ValueError: the stage raises")
+    assert running.ends() == {asked[0].title: failed, asked[1].title: failed, asked[2].title: DONE}
+    assert len(running.work.begun(stage)) == stage_scheduler.RETRIES + 1
+    assert [store.failure(trial.plan.name).exists() for trial in asked] == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["ResourceTrainable", "StageScheduler"])
+def test_a_trials_process_or_the_scheduler_may_be_killed(processes, store, tmp_path, kind):
+    asked = trials(["sgan", "dcgan-adv-cond"])
+    stage = stage_name(asked[0], "level1")
+    (tmp_path / f"hold-{stage}").touch()
+    running = Running(ListSource(asked), job(store, tmp_path), store)
+    running.begun(stage)
+    time.sleep(1)
+    found = processes_now()
+    killed = [process for process in below(os.getpid(), found) if f"ray::{kind}" in found[process][1]]
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    assert killed
+    time.sleep(3)
+    (tmp_path / f"hold-{stage}").unlink()
+    assert running.ends() == {trial.title: DONE for trial in asked}
+    begun = len(running.work.begun(stage))
+    assert begun == (1 if kind == "ResourceTrainable" else 2)
+    assert set(events(store, "stage published").values()) == {1}
+
+
+def test_a_stage_that_another_process_trains_is_waited_for(processes, store, tmp_path):
+    asked = trials(["dcgan-adv-cond"])
+    stage = stage_name(asked[0], "level0")
+    with store.claim(stage) as mine:
+        assert mine
+        running = Running(ListSource(asked), job(store, tmp_path), store)
+        wait_for(lambda: store.has(stage_name(asked[0], "encoder")))
+        time.sleep(2)
+        assert not running.work.begun(stage)
+        assert running.thread.is_alive()
+    assert running.ends() == {asked[0].title: DONE}
+    assert len(running.work.begun(stage)) == 1
+
+
+def test_a_trial_that_is_stopped_early_stops_what_it_alone_needs(processes, store, tmp_path):
+    asked = trials(["sgan", "sgan-no-joint"])
+    joint, score = stage_name(asked[0], "joint"), stage_name(asked[1], "score")
+    for stage in (joint, score):
+        (tmp_path / f"hold-{stage}").touch()
+    running = Running(ListSource(asked, stop_at=1.0), job(store, tmp_path), store)
+    running.begun(joint)
+    running.begun(score)
+    (tmp_path / f"stop-{joint}").touch()
+    wait_for(lambda: asked[0].title in running.source.ends)
+    wait_for(lambda: not store.held(joint))
+    assert store.held(score)
+    (tmp_path / f"hold-{score}").unlink()
+    assert running.ends() == {asked[0].title: End("stopped"), asked[1].title: DONE}
+    assert not store.has(joint)
+
+
+def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_one_stage(processes, store, tmp_path):
+    asked = trials(["dcgan-adv-cond"], seeds=8)
+    source = ListSource(asked)
+    stage = stage_name(asked[0], "scorer")
+    (tmp_path / f"hold-{stage}").touch()
+    running = Running(source, job(store, tmp_path, slots=2), store)
+    running.begun(stage)
+    time.sleep(4)
+    assert source.given <= 2
+    (tmp_path / f"hold-{stage}").unlink()
+    assert set(running.ends().values()) == {DONE}
+    assert source.most <= 2
+
+
+def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
+    asked = trials(["dcgan-adv-cond"])
+    stage = stage_name(asked[0], "scorer")
+    (tmp_path / f"hold-{stage}").touch()
+    running = Running(ListSource(asked), job(store, tmp_path), store)
+    running.begun(stage)
+    (store.root / "claims").rename(store.root / "aside")
+    (store.root / "claims").write_text("no folder")
+    (tmp_path / f"hold-{stage}").unlink()
+    wait_for(lambda: store.has(stage))
+    time.sleep(3)
+    assert running.thread.is_alive()
+    (store.root / "claims").unlink()
+    (store.root / "aside").rename(store.root / "claims")
+    assert running.ends() == {asked[0].title: DONE}
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_no_attempt(store, tmp_path, monkeypatch):
+    """A head without CPUs and one node at a time, which is taken away more often than a stage may fail."""
+    ray.shutdown()
+    folder = tempfile.mkdtemp(prefix="ray")  # or commands that other tests run find this cluster, and join it
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    cloudpickle.register_pickle_by_value(sys.modules["stages_that_wait"])
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False)
+        asked = trials(["dcgan-adv-cond"])
+        stage = stage_name(asked[0], "level0")
+        (tmp_path / f"hold-{stage}").touch()
+        running = Running(ListSource(asked), job(store, tmp_path, slots=1), store)
+        for deaths in range(1, stage_scheduler.RETRIES + 3):
+            wait_for(lambda deaths=deaths: len(running.work.begun(stage)) == deaths)
+            (worker,) = (node for node in nodes.list_all_nodes() if node is not nodes.head_node)
+            nodes.remove_node(worker, allow_graceful=False)
+            nodes.add_node(num_cpus=1)
+        wait_for(lambda: len(running.work.begun(stage)) == stage_scheduler.RETRIES + 3)
+        (tmp_path / f"hold-{stage}").unlink()
+        assert running.ends() == {asked[0].title: DONE}
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
