@@ -9,8 +9,7 @@ from conftest import tiny_plan
 from sgan.checks import content_key
 from sgan.data.batches import Data
 from sgan.stages.graph import name
-from sgan.stages.run import run_trial
-from sgan.stages.runners import Worker
+from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
 from sgan.store.record import read_record
 from sgan.training.loop import Diverged
@@ -99,7 +98,7 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
 
 
 def _train(source: TrialSource, trial: Trial, store: Store, data: Data) -> End:
-    stages, events = dict(trial.plan.stages), run_trial(Worker(store, data, "cpu", trial.plan, "test"))
+    stages, events = dict(trial.plan.stages), run_trial(trial.plan, Context(store, data, "cpu", "test"))
     try:
         for event in events:
             for line in read_record(store.look(name(stages[event.label]))):
