@@ -6,8 +6,8 @@ import torch
 
 from sgan.checks import require
 from sgan.host import processor
-from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import code_version
+from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
 from sweeps.execution.cluster import Slots, count_slots, join_cluster

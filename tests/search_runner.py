@@ -7,6 +7,12 @@ from typing import Any
 from conftest import tiny_plan
 
 from sgan.checks import content_key
+from sgan.data.batches import Data
+from sgan.stages.graph import name
+from sgan.stages.run import Context, run_trial
+from sgan.store.local import Store
+from sgan.store.record import read_record
+from sgan.training.loop import Diverged
 from sweeps.optimization.objective import Outcome
 from sweeps.optimization.searcher import Row
 from sweeps.planning.trials import End, Point, Trial, TrialSource
@@ -77,3 +83,28 @@ class Toy:
         self.ended.add(number)
         found = self.outcomes(self.rows[number]["params"])
         return End(found.tag if found and found.tag != "collapsed" else "done" if found else "failed", "planned")
+
+
+def train(source: TrialSource, store: Store, data: Data, stop_after: float = float("inf")) -> bool:
+    """Train a source's trials in this process, one after the other, until so many have ended: a scheduler's `run`."""
+    ended = 0
+    while trial := source.next():
+        if ended >= stop_after:
+            return False
+        source.end(trial, _train(source, trial, store, data))
+        ended += 1
+    assert source.exhausted()
+    return True
+
+
+def _train(source: TrialSource, trial: Trial, store: Store, data: Data) -> End:
+    stages, events = dict(trial.plan.stages), run_trial(trial.plan, Context(store, data, "cpu", "test"))
+    try:
+        for event in events:
+            for line in read_record(store.look(name(stages[event.label]))):
+                if source.report(trial, Point(event.label, line["images"], line["metrics"])):
+                    events.close()
+                    return End("stopped")
+    except Diverged as error:
+        return End("diverged", str(error))
+    return End("done")

@@ -18,7 +18,7 @@ from sgan.store.files import sha256
 from sgan.store.local import Store
 from sgan.store.record import read_record
 from sweeps.optimization.budget import EXPLORE, Ahead, Estimate, Limits, confirmations, estimate
-from sweeps.optimization.objective import DONE, OBJECTIVES, PRUNED, Outcome, outcome_of
+from sweeps.optimization.objective import OBJECTIVES, PRUNED, Outcome, outcome_of
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import SPLITS, Space
@@ -142,7 +142,7 @@ class SearchRun:
         if "stopped" in row:
             return Outcome(PRUNED, points=dict(row["stopped"]))
         found = outcome_of(state_of(self.store, row), self.scores)
-        if found is None or found.tag != DONE or not self.stop_by:
+        if found is None or not self.stop_by:
             return found
         judge = next(stage["name"] for stage in row["stages"] if stage["label"] == "scorer")
         lines = read_record(self.store.look(row["stages"][-2]["name"]))
@@ -151,7 +151,7 @@ class SearchRun:
             for line in lines
             if line["images"] > 0 and self.stop_by in line["metrics"] and line.get("judge", judge) == judge
         }
-        return Outcome(found.tag, found.values, points=points)
+        return dataclasses.replace(found, points=points)
 
     def spent(self) -> float:
         """Seconds of wall time of all commands of this search."""

@@ -1,0 +1,54 @@
+"""Seconds that a unit of cost takes on this machine, measured before anything is trained."""
+
+import itertools
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+
+from sgan.config import Config
+from sgan.data.batches import Data
+from sgan.stages.cost import CLASSIFIER, cost
+from sgan.stages.graph import ClassifierStage, plan
+from sgan.stages.run import Context, run_trial
+from sgan.store.local import Store
+
+STEPS, IMAGES = 24, 1000
+"""The probe trains so many steps of each kind, on about so many images."""
+
+
+def seconds_per_unit(config: Config, data: Data, device: str) -> float:
+    """Seconds of one unit of cost in this process, by a few steps of a classifier and of the image level.
+
+    Args:
+        data: the dataset, or a part of it, on the device.
+    """
+    recipe = config.recipe
+    few = max(IMAGES, *(part.batch for part in (recipe.gan, recipe.encoder, recipe.scorer)))
+    parts = (data.images, data.labels, data.test_images, data.test_labels)
+    small = replace(
+        recipe,
+        encoder=replace(recipe.encoder, images=STEPS * recipe.encoder.batch),
+        scorer=replace(recipe.scorer, images=STEPS * recipe.scorer.batch),
+        image_level=STEPS * recipe.gan.batch,
+        feature_level=recipe.gan.batch,
+        evaluations=1,
+    )
+    times: dict[str, list[tuple[float, int]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(Store(folder), Data(*(part[:few] for part in parts), digest=data.digest), device, "")
+        events = run_trial(plan(replace(config, recipe=small, inception="")), context)
+        for event in events:
+            if event.progress:
+                times.setdefault(event.label, []).append((time.perf_counter(), event.progress.images))
+            if event.label == "level0" and len(times["level0"]) == STEPS - 1:
+                events.close()
+    rates = {True: _seconds_per_image(times["scorer"]) / CLASSIFIER, False: _seconds_per_image(times["level0"])}
+    costs = [(cost(stage), rates[isinstance(stage, ClassifierStage)]) for _, stage in plan(config).stages]
+    return sum(units * rate for units, rate in costs) / sum(units for units, _ in costs)
+
+
+def _seconds_per_image(times: list[tuple[float, int]]) -> float:
+    """Median over the steps of the second half: a GPU's first ones are no measure."""
+    half = times[len(times) // 2 - 1 :]
+    return statistics.median((b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(half))

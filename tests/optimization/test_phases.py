@@ -1,0 +1,207 @@
+"""Both phases of a search on real SGANs, trained in this process; digits at a tiny budget."""
+
+import dataclasses
+import shutil
+import statistics
+from pathlib import Path
+
+import optuna
+import pytest
+import tyro
+import yaml
+from optuna.trial import TrialState
+from search_runner import train
+
+from sgan.data.batches import Data
+from sgan.stages.cost import cost, recorded_rate
+from sgan.stages.graph import name, plan
+from sgan.stages.probe import seconds_per_unit
+from sgan.store.s3 import open_store
+from sweeps.optimization import plots
+from sweeps.optimization.best_config import account, write_best
+from sweeps.optimization.phases import SearchRun
+from sweeps.optimization.search_options import Search
+from sweeps.optimization.searcher import Searcher, TrialList
+from sweeps.optimization.study import FEWEST_PEERS
+from sweeps.planning import manifest
+from sweeps.planning.options import prepare
+
+IMAGES, EVALUATIONS = 2560, 4
+RATE = "gan.adam.learning_rate"
+LEARNT = ("encoder.images=1280", "scorer.images=12800", "samples=500", "image_level=6400", "feature_level=3200")
+LEARNT += ("gan.adam.learning_rate=2e-3", "evaluations=1")  # few configs collapse
+SMALL = ("encoder.images=640", "scorer.images=12800", "samples=500", f"image_level={IMAGES}")
+BASE = ("--dataset", "digits", "--variant", "sgan-no-joint")
+SEARCH = (*BASE, "--splits", "none", "fc3", "--adversarial", "0.5", "1", "--conditional", "1", "2", "--zeros")
+SEARCH += ("--entropy", "5", "10", "--trials", "5")
+
+
+def search_run(store: Path, *options: str) -> SearchRun:
+    """A command of a search, up to its plan."""
+    search = tyro.cli(Search, args=[*options, "--store", str(store), "--override", *LEARNT])
+    basis = prepare(search, 0)
+    return SearchRun(search, basis, search.space(basis), open_store(search.store), 1, 1)
+
+
+def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Searcher:
+    """The first phase."""
+    searcher = run.searcher()
+    made = run.plan(searcher, lambda: 1e-4)
+    run.begin(searcher, "python sweeps/search.py", "abc", "here")
+    train(searcher, run.store, data, stop_after)
+    run.write_head(searcher)
+    assert searcher.count <= made.explored
+    return searcher
+
+
+def stored(run: SearchRun) -> list[optuna.trial.FrozenTrial]:
+    """The study as another process sees it."""
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(run.study_place)))
+    return optuna.load_study(study_name=run.name, storage=storage).trials
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, digits: Data) -> Path:
+    """A store in which a first command was stopped after two configs, and a second one has explored all."""
+    store = tmp_path_factory.mktemp("searched")
+    first = explored(search_run(store, *SEARCH), digits, 2)
+    assert (first.ended, len(first.live)) == (2, 1)
+    shutil.rmtree(search_run(store, *SEARCH).plots.parent / "plots", ignore_errors=True)
+    run = search_run(store, *SEARCH)
+    run.study_place.unlink()  # pyright: ignore[reportAttributeAccessIssue]
+    second = explored(run, digits)
+    assert second.ended == second.count == 3
+    return store
+
+
+def test_a_search_that_was_stopped_goes_on_as_it_would_have(searched: Path, tmp_path: Path, digits: Data):
+    whole = explored(search_run(tmp_path, *SEARCH), digits).study.trials
+    run = search_run(searched, *SEARCH)
+    again = run.searcher().study.trials
+    assert [(t.params, t.values, t.user_attrs) for t in again] == [(t.params, t.values, t.user_attrs) for t in whole]
+    assert [(t.params, t.values, t.state) for t in stored(run)] == [(t.params, t.values, t.state) for t in whole]
+    assert whole[0].params == {  # the paper's point is tried first
+        "split": "fc3", "losses": "adv+cond+ent", "adversarial": 1.0, "conditional": 1.0, "entropy": 10.0
+    }  # fmt: skip
+    for trial in whole:  # told what the store has
+        scores = run.store.facts(trial.user_attrs["trial"])["scores"]
+        assert trial.value == (scores["inception_score"] if trial.user_attrs["outcome"] == "done" else 1.0)
+
+
+def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
+    run = search_run(searched, *SEARCH)
+    searcher = run.searcher()
+    made = run.plan(searcher, lambda: 0.0)
+    run.begin(searcher, "python sweeps/search.py", "abc", "here")
+    confirmed = run.confirm(searcher, made)
+    assert [one.seed for one, _ in confirmed] == [1001, 1002]
+    assert train(TrialList([one for one, _ in confirmed]), run.store, digits)
+    best = write_best(run, searcher, confirmed)
+    assert best
+    content = yaml.safe_load(best.path.read_text())
+    scores = [run.store.facts(one.plan.name)["scores"]["inception_score"] for one, _ in confirmed]
+    found = content["provenance"]["confirmed"]
+    assert found["seeds"] == [1001, 1002]
+    assert found["inception_score"]["n"] == 2
+    assert found["inception_score"]["mean"] == pytest.approx(statistics.fmean(scores))
+    assert found["inception_score"]["std"] == pytest.approx(statistics.stdev(scores))
+    record = manifest.read(run.store, run.key)
+    assert sorted((row["phase"], row["seed"]) for row in record["trials"]) == [
+        ("confirm", 1001), ("confirm", 1002), *(3 * [("explore", 1000)])
+    ]  # fmt: skip
+    assert "Predicted" in account(run, made, 1.0)
+    assert "saved" in account(run, made, 1.0)
+    plots.draw(searcher.study, run.space, run.plots, run.scores)
+    drawn = {path.name for path in run.plots.iterdir()}
+    assert {"history-inception_score.png", "parallel-inception_score.png"} <= drawn
+
+    # What it would take now is nothing; more trials extend it.
+    def planned(*more: str) -> tuple[SearchRun, Searcher]:
+        run = search_run(searched, *SEARCH[:-1], *more)
+        return run, run.searcher()
+
+    run, searcher = planned("5")
+    done = run.plan(searcher, lambda: 0.0)
+    assert (done.estimate.median, done.estimate.high) == (0.0, 0.0)
+    assert run.confirm(searcher, done) == confirmed or [one for one, _ in run.confirm(searcher, done)] == [
+        one for one, _ in confirmed
+    ]
+    run, searcher = planned("6")
+    assert (searcher.ended, run.plan(searcher, lambda: 0.0).explored) == (3, 4)
+    assert run.plan(searcher, lambda: 0.0).estimate.median > 0
+    run, searcher = planned("1000000")
+    endless = run.plan(searcher, lambda: 0.0)
+    assert endless.explored == 700_000
+    rest = endless.estimate.median / (700_000 * endless.trial_seconds)
+    assert 0.9 < rest < 1.1
+
+
+def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
+    before = {path: path.stat().st_mtime_ns for path in searched.rglob("*")}
+    run = search_run(searched, *SEARCH)
+    run.plan(run.searcher(), lambda: 0.0)
+    search = tyro.cli(Search, args=[*SEARCH, "--store", str(tmp_path / "none")])
+    basis = prepare(search, 0)
+    fresh = SearchRun(search, basis, search.space(basis), None, 2, 1)
+    made = fresh.plan(fresh.searcher(), lambda: 1e-4)
+    assert made.estimate.low < made.estimate.median < made.estimate.high
+    assert {path: path.stat().st_mtime_ns for path in searched.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_does_not_learn_is_stopped_early(tmp_path: Path, digits: Data):
+    options = (*BASE, "--splits", "none", "--early-stop", "--vary", f"{RATE}=1e-9:1e-2:log", "--trials", "8")
+    search = tyro.cli(
+        Search,
+        args=[*options, "--store", str(tmp_path), "--override", *SMALL, f"evaluations={EVALUATIONS}"],
+    )
+    basis = prepare(search, 0)
+
+    def command() -> tuple[SearchRun, Searcher]:
+        run = SearchRun(search, basis, search.space(basis), open_store(search.store), 1, 1)
+        return run, run.searcher()
+
+    run, searcher = command()
+    good = run.space.known_good()
+    run.plan(searcher, lambda: 1e-4)
+    run.begin(searcher, "", "", "")
+    for conditional in (0.5, 2.0, 4.0):
+        searcher.study.enqueue_trial(good | {"conditional": conditional})
+    for entropy in (9.0, 11.0):
+        searcher.study.enqueue_trial(good | {"entropy": entropy, RATE: 1e-9})
+    assert searcher.target == FEWEST_PEERS + 2
+    train(searcher, run.store, digits)
+
+    found = searcher.study.trials
+    assert [trial.state for trial in found] == 4 * [TrialState.COMPLETE] + 2 * [TrialState.PRUNED]
+    grace, every = IMAGES // 2, IMAGES // EVALUATIONS
+    for trial in found[:4]:  # before there are enough to compare with, none is stopped
+        assert {every, grace} <= trial.intermediate_values.keys()
+    for trial in found[4:]:
+        assert max(trial.intermediate_values) == trial.last_step == grace
+        assert trial.value == trial.intermediate_values[grace]
+        assert trial.user_attrs["outcome"] == "pruned"
+        peers = [each.intermediate_values[grace] for each in found[:4]]
+        assert max(trial.intermediate_values.values()) < statistics.median(peers)
+        assert not run.store.has(trial.user_attrs["trial"])
+    shutil.rmtree(tmp_path / "work")
+    for again in (command()[1].study.trials, stored(run)):
+        for mine, other in zip(found, again, strict=True):
+            for what in ("state", "params", "values", "user_attrs"):
+                assert getattr(mine, what) == getattr(other, what)
+            assert mine.intermediate_values.items() <= other.intermediate_values.items()
+            assert other.intermediate_values.keys() <= {*mine.intermediate_values, IMAGES}  # the point at the end
+
+
+def test_the_cost_of_a_config_times_the_measured_seconds_of_a_unit_is_about_its_time(searched: Path, digits: Data):
+    run = search_run(searched, *SEARCH)
+    config = run.templates["fc3"]
+    stages = {stage for split in run.templates.values() for _, stage in plan(split).stages}
+    have = [stage for stage in stages if run.store.has(name(stage))]
+    seconds = sum(run.store.facts(name(stage))["seconds"] for stage in have)
+    rate = recorded_rate(run.store, stages)
+    assert rate
+    assert rate * sum(map(cost, have)) == pytest.approx(seconds)
+    assert recorded_rate(run.store, [dataclasses.replace(have[0].parents[0] if have[0].parents else have[0], seed=9)]) is None  # fmt: skip  # noqa: E501
+    measured = seconds_per_unit(config, digits, "cpu")
+    assert 0.05 < measured / rate < 20  # this machine may have other work meanwhile
