@@ -35,24 +35,17 @@ def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = 
         raise StoreError(f"{store} holds no sweep; name the folder that the sweep was given as --store")
     if sweep and sweep not in keys:
         raise StoreError(f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
-    from sweeps.mlflow_view import connection
-    from sweeps.mlflow_view import verify as comparison
+    from sweeps.mlflow_view.connection import default_uri, pages
     from sweeps.mlflow_view.sync import attempt, later
+    from sweeps.mlflow_view.verify import differences
 
-    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or connection.default_uri(opened)
+    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
     chosen = [sweep] if sweep else keys
     trouble = attempt(opened, chosen, uri)
-    print(
-        f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {connection.pages(uri)}", file=sys.stderr
-    )
+    print(f"{trouble}; {later(opened, uri)}" if trouble else f"all is in MLflow: {pages(uri)}", file=sys.stderr)
     if trouble or not verify:
         return 1 if trouble else 0
-    try:
-        found = [line for key in chosen for line in comparison.differences(opened, key, uri)]
-    except ConfigError:
-        raise
-    except connection.ERRORS as error:
-        raise ConfigError(f"MLflow at {uri} cannot be read ({connection.error_line(uri, error)})") from error
+    found = [line for key in chosen for line in differences(opened, key, uri)]
     print(*found, sep="\n", end="\n" if found else "")
     advice = "a run that is deleted in MLflow is sent anew by the same command"
     result = f"{len(found)} differences; {advice}" if found else "every value and file in MLflow is as in the store"

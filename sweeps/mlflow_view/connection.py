@@ -60,10 +60,6 @@ def pages(uri: str) -> str:
     return f"{command}\nand then http://127.0.0.1:5000/{page}"
 
 
-def error_line(uri: str, error: Exception) -> str:
-    """An error of MLflow's client in one line, with what to do about a damaged database."""
-    text = " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
-    path = uri.removeprefix(SQLITE)
-    if path == uri or isinstance(error, OSError):
-        return text
-    return f"{text}; if {path} is damaged, delete it: `tracking.py sync STORE` makes it again"
+def error_line(error: Exception) -> str:
+    """An error of MLflow's client in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]

@@ -32,7 +32,7 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(process: "subprocess.Popen[bytes]") -> str:
-    """Wait until the process has sent what is left. A process that was killed is started once more.
+    """Wait until the process has sent what is left. One that was killed, or could not send, has one successor.
 
     Returns:
         "", or one line that says what went wrong, and how to send the rest later.
@@ -41,7 +41,7 @@ def finish(process: "subprocess.Popen[bytes]") -> str:
     address, sweep_key, uri = map(str, process.args[-3:])
     store = open_store(address)
     process.communicate()
-    if process.returncode < 0:
+    if process.returncode:
         process = start(store, sweep_key, uri)
         process.communicate()
     if process.returncode < 0:
@@ -68,9 +68,6 @@ def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[s
         used = time.process_time() - began
         pause = min(max(PAUSE, 2 * pause if trouble else used / SHARE), LONGEST_PAUSE)
     trouble = attempt(store, [sweep_key], uri)
-    if trouble:
-        time.sleep(PAUSE)  # the trouble may be a short one
-        trouble = attempt(store, [sweep_key], uri)
     if trouble:
         print(f"{trouble}; {later(store, uri)}", flush=True)
     return 1 if trouble else 0

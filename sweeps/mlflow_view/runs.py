@@ -12,21 +12,14 @@ SWEEP, TRIAL = "sgan.sweep", "sgan.trial"
 SENT = "sgan.sent"
 """Tag that says how much of the store a run has."""
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-METRICS_A_CALL = 1000  # MLflow's limit
-LONGEST_PARAM = 6000  # MLflow's limit
+ENTITIES_A_CALL, LONGEST_PARAM, MOST_RUNS = 1000, 6000, 50_000  # MLflow's limits
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
     """All runs of a sweep."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs, page = [], None
-    while experiment and (page is None or page.token):
-        token = page.token if page else None
-        page = client.search_runs(
-            [experiment.experiment_id], f"tags.`{SWEEP}` = '{sweep_key}'", max_results=1000, page_token=token
-        )
-        runs += page
-    return runs
+    query = f"tags.`{SWEEP}` = '{sweep_key}'"
+    return client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS) if experiment else []
 
 
 def find(client: MlflowClient, sweep_key: str) -> tuple[Run | None, dict[str, Run]]:
@@ -46,23 +39,13 @@ def log(
 ) -> None:
     """Log to a run: metrics, the params that it lacks (they cannot be changed), and tags that differ. The tags come
     last, since they say what the run has."""
-    run_id = run.info.run_id
-    for first in range(0, len(metrics), METRICS_A_CALL):
-        client.log_batch(run_id, metrics[first : first + METRICS_A_CALL])
     new = [Param(name, value) for name, value in as_params(params).items() if name not in run.data.params]
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
-    if new or changed:
-        client.log_batch(run_id, params=new, tags=changed)
-
-
-def without_repeats(client: MlflowClient, run: Run, metrics: list[Metric]) -> list[Metric]:
-    """The metrics of which a run has no value at the same step. MLflow keeps identical values once, but a stage that
-    was killed makes its last ones again at a later time."""
-    steps = {
-        key: {value.step for value in client.get_metric_history(run.info.run_id, key)}
-        for key in {metric.key for metric in metrics} & set(run.data.metrics)
-    }
-    return [metric for metric in metrics if metric.step not in steps.get(metric.key, ())]
+    while len(metrics) + len(new) + len(changed) > ENTITIES_A_CALL:
+        client.log_batch(run.info.run_id, metrics[:ENTITIES_A_CALL])
+        metrics = metrics[ENTITIES_A_CALL:]
+    if metrics or new or changed:
+        client.log_batch(run.info.run_id, metrics, new, changed)
 
 
 def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None:

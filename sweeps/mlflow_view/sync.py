@@ -17,20 +17,16 @@ from sgan.store.files import StoreError, sha256
 from sgan.store.local import Store
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.connection import ERRORS, connect, default_uri, error_line, experiment_id
-from sweeps.mlflow_view.trial import as_metrics, begun, has_scores, shared_tags, view, write_files
+from sweeps.mlflow_view.trial import as_metrics, begun, shared_tags, view, write_files
 from sweeps.planning import manifest as manifests
 from sweeps.planning.state import State, state_of
-
-CUT_OFF = "cut off"
-"""Entry of the tag SENT while a pass sends metrics and files."""
 
 
 def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     """One pass: send what the store has of a sweep and MLflow lacks; returns whether every trial has ended.
 
     Args:
-        live: the sweep runs. Trials that have not ended are RUNNING then, otherwise KILLED; and runs of finished trials
-            are not compared with the store.
+        live: the sweep runs. Trials that have not ended are RUNNING then, otherwise KILLED.
     Raises:
         StoreError: a file of the sweep is damaged. All trials but those that need it have been sent.
         OSError, MlflowException, SQLAlchemyError: MLflow cannot be reached.
@@ -51,24 +47,19 @@ class _Pass:
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
         parent, children = runs.find(client, key)
         if parent is None:
-            experiment = experiment_id(client, store, uri)
-            times = {"start_time": runs.milliseconds(started)}
-            parent = client.create_run(experiment, **times, tags={runs.SWEEP: key}, run_name=self.manifest["title"])
+            experiment, begin = experiment_id(client, store, uri), runs.milliseconds(started)
+            parent = client.create_run(experiment, begin, {runs.SWEEP: key}, self.manifest["title"])
         self.send_sweep(parent)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
             run = children.get(trial["run"])
-            finished = run is not None and run.data.tags.get("outcome") == "done"
-            if finished and live and all(store.has(stage["name"]) for stage in trial["stages"]):
+            if run and run.data.tags.get("outcome") == "done" and store.has(trial["name"]):
+                end = max(end, (run.info.end_time or 0) / 1000)
                 continue
             try:
                 state = state_of(store, trial, live)
-                if run and finished and state.outcome == "done" and not has_scores(state, run.data.metrics):
-                    client.delete_run(run.info.run_id)  # a stage was made again since, or a score altered by hand
-                    run, finished = None, False
-                if not finished and (run or begun(store, trial, state)):
+                if run or begun(store, trial, state):
                     run = self.send_trial(trial, state, parent, run)
-                if run:
                     store.note_run(run.info.run_id, trial["name"])
                 outcomes.add(state.outcome)
                 end = max(end, state.end)
@@ -83,48 +74,38 @@ class _Pass:
 
     def send_sweep(self, run: Run) -> None:
         """Send what is new of the sweep itself: its settings, the scores of real images, and a search's plots."""
-        manifest, metrics, fingerprint = self.manifest, {}, {}
+        manifest, metrics = self.manifest, {}
         plots = manifests.folder(self.store, manifest["key"]) / "plots"
         sent = content_key([manifest, {path.name: sha256(path) for path in plots.glob("*")}])
         if run.data.tags.get(runs.SENT) != sent and plots.is_dir():
             self.client.log_artifacts(run.info.run_id, str(plots), "plots")
         for judge in filter(self.store.has, manifest["judges"]):  # a later one's scores stand
             facts = self.store.facts(judge)
-            fingerprint |= facts["fingerprint"]
             scores = {f"real/{name}": value for name, value in facts["scores"].items()}
             metrics |= {metric.key: metric for metric in as_metrics(scores, facts["finished"])}
         new = [metric for metric in metrics.values() if run.data.metrics.get(metric.key) != metric.value]
         tags = {name: manifest[name] for name in ("command", "commit", "machine")} | shared_tags(manifest)
-        tags |= {"fingerprint": json.dumps(fingerprint), runs.SENT: sent}
-        runs.log(self.client, run, new, manifest["settings"], tags)
+        runs.log(self.client, run, new, manifest["settings"], {**tags, runs.SENT: sent})
 
     def send_trial(self, trial: Mapping[str, Any], state: State, parent: Run, run: Run | None) -> Run:
         """Send what is new of a trial; returns its run, which is made if there is none."""
-        sent = json.loads(run.data.tags.get(runs.SENT, f'{{"{CUT_OFF}": 1}}')) if run else {}
-        cut_off = sent.pop(CUT_OFF, 0)
+        sent = json.loads(run.data.tags.get(runs.SENT, "{}")) if run else {}
         new = view(self.store, self.manifest, trial, state, sent)
-        begin = {runs.SENT: json.dumps({**sent, CUT_OFF: 1})}
-        times = [metric.timestamp for metric in new.metrics] or [runs.milliseconds(state.end or time.time())]
+        end = max([state.end, *new.times]) or time.time()
         if run is None:
-            tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"], **begin}
+            tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"]}
             tags |= {"mlflow.parentRunId": parent.info.run_id}
-            title = f"{trial['variant']} seed {trial['seed']}"
-            run = self.client.create_run(parent.info.experiment_id, min(times), tags, title)
-        if new.metrics:
-            runs.log(self.client, run, [], {}, begin)
+            begin, title = runs.milliseconds(min(new.times, default=end)), f"{trial['variant']} seed {trial['seed']}"
+            run = self.client.create_run(parent.info.experiment_id, begin, tags, title)
         if new.grids or state.outcome == "done" or not sent:
             with tempfile.TemporaryDirectory() as folder:
                 write_files(self.store, trial, state, new.grids, run.info.start_time, Path(folder))
                 self.client.log_artifacts(run.info.run_id, folder)
-        # A trial that failed or was stopped ends with its last point, which may come after its last finished stage.
-        last = max(times) / 1000 if state.outcome in ("failed", "interrupted") else 0.0
-        runs.set_status(self.client, run, state.outcome, max(state.end, last))
-        if "reason" in run.data.tags and not state.reason:
-            self.client.delete_tag(run.info.run_id, "reason")
-        reason = {"reason": state.reason[:1000]} if state.reason else {}
-        tags = {**new.tags, **reason, runs.SENT: json.dumps(new.sent), "outcome": state.outcome}
-        metrics = runs.without_repeats(self.client, run, new.metrics) if cut_off else new.metrics
-        runs.log(self.client, run, metrics, new.params, tags)
+        runs.set_status(self.client, run, state.outcome, end)
+        tags = {**new.tags, runs.SENT: json.dumps(new.sent), "outcome": state.outcome}
+        if state.reason or "reason" in run.data.tags:
+            tags["reason"] = state.reason[:1000]
+        runs.log(self.client, run, new.metrics, new.params, tags)
         return run
 
 
@@ -137,12 +118,14 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = Fals
         except StoreError as error:  # a sweep that is damaged holds no other up
             trouble = trouble or str(error)
         except ERRORS as error:
-            trouble = error_line(uri, error)
+            trouble = error_line(error)
             break
     return trouble and f"MLflow did not get everything: {trouble}"
 
 
 def later(store: Store, uri: str) -> str:
     """How to send what is left."""
-    server = "" if uri == default_uri(store) else f" --mlflow {shlex.quote(uri)}"
-    return f"send it later with: python sweeps/tracking.py sync {shlex.quote(store.address)}{server}"
+    command = f"python sweeps/tracking.py sync {shlex.quote(store.address)}"
+    if uri == default_uri(store):
+        return f"send it later with: {command} (if mlflow.db is damaged, delete it first)"
+    return f"send it later with: {command} --mlflow {shlex.quote(uri)}"

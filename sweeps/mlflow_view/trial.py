@@ -1,7 +1,6 @@
 """The parts of a trial that MLflow shows: metrics, params, tags and files, all read from the output store."""
 
 import json
-import math
 import os
 import shutil
 import uuid
@@ -35,6 +34,7 @@ class TrialView:
     Attributes:
         metrics, params, tags: as in MLflow.
         grids: (label of the stage, images seen, PNG file).
+        times: of all points (unix seconds).
         sent: images seen at each stage's last point ("level0") and last grid ("level0/grids") with these.
     """
 
@@ -42,6 +42,7 @@ class TrialView:
     params: dict[str, Any]
     tags: dict[str, str]
     grids: list[tuple[str, int, Path]]
+    times: list[float]
     sent: dict[str, int]
 
 
@@ -49,7 +50,7 @@ def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
     """Whether a trial has ended, or has a point in a stage that not all trials share: it has a run from then on."""
     own = [stage["name"] for stage in trial["stages"] if stage["label"] not in SHARED]
     return state.outcome not in ("running", "interrupted") or any(
-        store.has(name) or (store.look(name) / RECORD_FILE).exists() for name in own
+        (store.look(name) / RECORD_FILE).exists() for name in own
     )
 
 
@@ -91,14 +92,14 @@ def view(
     tags = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
     tags |= {"sweep": manifest["key"], "trial": trial["name"], "alarm": alarm or "none", **shared_tags(manifest)}
     tags |= {"collapsed": "yes" if "collapse:" in alarm else "no"}
+    tags |= {"mlflow.loggedImages": "True"}  # MLflow's pages look for images only then
     tags |= {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
-    if any(name.endswith("/grids") for name in now_sent):
-        tags["mlflow.loggedImages"] = "True"  # MLflow's pages look for images only then
     if final is not None:
         metrics += as_metrics(scores_of(state), state.end)
         tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
     params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}
-    return TrialView(metrics, params, tags, grids, now_sent)
+    times = [line["time"] for lines in records.values() for line in lines]
+    return TrialView(metrics, params, tags, grids, times, now_sent)
 
 
 def write_files(
@@ -131,12 +132,6 @@ def write_files(
 def shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a sweep that its trials have too."""
     return {name: str(manifest["settings"][name]) for name in ("dataset", "recipe") if name in manifest["settings"]}
-
-
-def has_scores(state: State, found: Mapping[str, float]) -> bool:
-    """Whether metrics hold the scores of a finished trial."""
-    scores = {name: value for name, value in scores_of(state).items() if value is not None and math.isfinite(value)}
-    return scores.items() <= found.items()
 
 
 def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Metric]:
