@@ -131,7 +131,9 @@ def _follow(store: Store, sweep_key: str, uri: str) -> tuple[int, str]:
         if bool(before) != bool(trouble):
             tracking.say(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again")
         if not pause:
-            aside.submit(importlib.import_module, "sweeps.report")  # with pandas, which takes a second, for the table
+            aside.submit(
+                importlib.import_module, "sweeps.reporting.tables"
+            )  # with pandas, which takes a second, for the table
         # The first pass imports MLflow and may make its database: the next one will not.
         least = min((time.process_time() - began) / SHARE, LONGER_PAUSE) if pause else 0.0
         pause = min(2 * pause, LONGEST_PAUSE) if before and trouble else max(PAUSE, least)
@@ -184,16 +186,15 @@ def _give_way_to_sessions(niceness: int) -> None:
 def _table(store: Store, sweep_key: str, uri: str, asked: str) -> tuple[int, str]:
     if not asked:
         return SENT, ""
-    from sweeps import report
-    from sweeps.reporting import results
+    from sweeps.reporting import results, tables
 
     table = Table(**json.loads(asked))
     try:
-        found = results.read(uri, sweep_key, table.variants, table.seeds, store)
+        found = results.read(store, sweep_key, table.variants, table.seeds)
     except (ConfigError, LookupError) as error:
         tracking.say(str(error))
         return NO_TABLE, ""
-    return SENT, report.markdown(found, table.plots)
+    return SENT, tables.markdown(found, table.plots)
 
 
 if __name__ == "__main__":

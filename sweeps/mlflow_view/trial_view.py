@@ -100,7 +100,9 @@ def shown(
 ) -> Shown:
     """What MLflow is to show of a trial beyond `sent`; its files are laid out in `staging`."""
     points, times, now_sent, wrong = _news(store, trial, state, sent, staging)
-    tags = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
+    tags = {
+        name: str(trial[name]) for name in ("variant", "base_variant", "seed", "cuts", "config_key", "phase", "rerun")
+    }
     tags |= {"sweep": manifest["key"], "trial": trial["name"], **shared_tags(manifest), "alarm": wrong or "none"}
     tags |= {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
     tags |= {"collapsed": "yes" if "collapse:" in wrong else "no"}

@@ -39,7 +39,7 @@ def plots_folder(running: "Running") -> Path:
 def trial_row(running: "Running", one: Trial, phase: str, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
     """A trial of the study's config of this number in the search's record."""
     title = f"{number}: {running.space.title(dict(params))}"
-    return manifest.trial_row(one, phase, rerun(running, params, one.seed), number, title)
+    return manifest.trial_row(one, phase, rerun(running, params), number, title, base_variant=running.search.variant)
 
 
 def record(running: "Running", study: optuna.Study, confirm: Sequence[Trial] = ()) -> None:
@@ -95,12 +95,12 @@ def options(running: "Running", params: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def rerun(running: "Running", params: Mapping[str, Any], seed: int) -> str:
-    """The options of sweeps/ablation.py that run a config again."""
+def rerun(running: "Running", params: Mapping[str, Any]) -> str:
+    """The options of sweeps/ablation.py, without seeds, that run a config again."""
     values: dict[str, Any] = {
         each: tuple(value) if isinstance(value, list) else value for each, value in options(running, params).items()
     }
-    values |= {"variants": (running.search.variant,), "seeds": 1, "first_seed": seed, "data": running.search.data}
+    values |= {"variants": (running.search.variant,), "data": running.search.data}
     return tuned.words(Sweep(**values))
 
 

@@ -54,7 +54,8 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
             found.check(basis)
             search, default = found.provenance, found.default(sweep)
             default_key = _key(default, prepare(default, gpus))
-            default_command = f"python sweeps/ablation.py {tuned.words(default)}"
+            seeds = f"--seeds {sweep.seeds} --first-seed {sweep.first_seed}"
+            default_command = f"python sweeps/ablation.py {tuned.words(default)} {seeds}"
     weights = sweep.loss_weights
     trials = tuple(
         trial(variant, seed, basis.config(VARIANTS[variant].variant, seed, weights, sweep.cuts))
@@ -110,5 +111,5 @@ def record(resolved: Resolved, store: Store, machine: str, commit: str) -> None:
 
 
 def rerun(sweep: Sweep, trial: Trial) -> str:
-    """The options that run one trial of a sweep again."""
-    return tuned.words(dataclasses.replace(sweep, variants=(trial.variant,), seeds=1, first_seed=trial.seed))
+    """The options, without seeds, that run the config of a trial again."""
+    return tuned.words(dataclasses.replace(sweep, variants=(trial.variant,)))

@@ -30,13 +30,11 @@ CHOSEN = (
 
 
 def words(sweep: Sweep) -> str:
-    """The options of a sweep as words of a command line, those at their default left out."""
+    """The options of a sweep's configs as words of a command line, without seeds, those at their default left out."""
     said = []
     for field in dataclasses.fields(sweep):
         value = getattr(sweep, field.name)
-        if field.name not in (*CHOSEN, "data", "variants", "seeds", "first_seed") or (
-            value == field.default and field.name not in ("seeds", "first_seed")
-        ):
+        if field.name not in (*CHOSEN, "data", "variants") or value == field.default:
             continue
         if isinstance(value, Path) and value.is_absolute():
             value = value.name  # a folder of this machine means nothing elsewhere
