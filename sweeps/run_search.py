@@ -23,8 +23,8 @@ from sweeps.optimization.searcher import Searcher, TrialList
 from sweeps.optimization.space import WEIGHTS
 from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
-from sweeps.planning.manifest import without_password
 from sweeps.planning.basis import prepare
+from sweeps.planning.manifest import without_password
 from sweeps.planning.options import INTERRUPTED
 from sweeps.planning.trials import clock
 from sweeps.reporting import results, tables

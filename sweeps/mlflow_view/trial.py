@@ -12,16 +12,15 @@ from typing import Any
 from mlflow.entities import Metric
 from PIL import Image
 
-from sgan.evaluation.alarms import latest
-from sgan.store.files import StoreError
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.record import RECORD_FILE, read_record
+from sgan.store.record import RECORD_FILE
 from sweeps.mlflow_view.model import save_model
 from sweeps.mlflow_view.runs import milliseconds
-from sweeps.planning.state import State, scores_of
+from sweeps.planning.state import State, alarm_of, records_of, scores_of
 
 PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
 """Beginnings of the params: MLflow's pages list every param above an image. config.json has all of them."""
+TAGS = ("variant", "base_variant", "seed", "cuts", "config_key", "phase", "rerun")
 SHARED = ("scorer", "inception", "encoder")
 """Stages that many trials wait for."""
 CONFIG = "config.json"
@@ -62,39 +61,30 @@ def view(
     Raises:
         StoreError: a file of a finished stage is damaged.
     """
-    metrics, grids, now_sent, records = [], [], dict(sent), {}
+    metrics, grids, now_sent, records = [], [], dict(sent), records_of(store, trial)
     for stage in trial["stages"]:
         label, name, done = stage["label"], stage["name"], store.has(stage["name"])
-        if done and RECORD_FILE in store.facts(name)["files"]:
-            store.file(name, RECORD_FILE)
         folder = store.look(name)
-        try:
-            records[label] = read_record(folder)
-        except StoreError:
-            if done:
-                raise
-            continue  # the stage repairs its record when it goes on
-        for line in records[label]:
+        for line in records.get(label, ()):
             # A resumed stage repeats the points after its checkpoint: the first ones stand.
             if line["images"] > sent.get(label, -1):
                 values = {f"{label}/{key}": value for key, value in line["metrics"].items()}
                 metrics += as_metrics(values, line["time"], line["images"])
                 now_sent[label] = line["images"]
-        drawn = {line["images"] for line in records[label]}
+        drawn = {line["images"] for line in records.get(label, ())}
         for path in sorted((folder / GRIDS).glob("[0-9]*.png")):
             images = int(path.stem)
             # A stage in progress adds the point after the grid is whole; a score has no points.
             if (done or images in drawn) and images > sent.get(f"{label}/grids", -1):
                 grids.append((label, images, store.file(name, f"{GRIDS}/{path.name}") if done else path))
                 now_sent[f"{label}/grids"] = images
-    final = state.facts[-1]["scores"] if state.outcome == "done" else None
-    alarm = "; ".join(f"{label}: {text}" for label, texts in latest(records, final).items() for text in texts)
-    tags = {name: str(trial[name]) for name in ("variant", "seed", "cuts", "config_key", "phase", "rerun")}
+    alarm = alarm_of(store, trial, state)
+    tags = {name: str(trial[name]) for name in TAGS}
     tags |= {"sweep": manifest["key"], "trial": trial["name"], "alarm": alarm or "none", **shared_tags(manifest)}
     tags |= {"collapsed": "yes" if "collapse:" in alarm else "no"}
     tags |= {"mlflow.loggedImages": "True"}  # MLflow's pages look for images only then
     tags |= {"commit": state.facts[-1]["commit"] if state.facts else manifest["commit"]}
-    if final is not None:
+    if state.outcome == "done":
         metrics += as_metrics(scores_of(state), state.end)
         tags["fingerprint"] = json.dumps(state.facts[-1]["fingerprint"])
     params = {name: value for name, value in _flat(trial["config"]).items() if name.startswith(PARAMS)}

@@ -52,7 +52,8 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
             options, config=None, cuts=DEFAULT_CUTS, weights=None, override=best.base_override
         )
         search, default_key = best.provenance, _key(default, prepare(default, gpus))
-        default_command = f"python sweeps/ablation.py {config_file.words(default)}"
+        seeds = f"--seeds {options.seeds} --first-seed {options.first_seed}"
+        default_command = f"python sweeps/ablation.py {config_file.words(default)} {seeds}"
     trials = tuple(
         trial(variant, seed, basis.config(VARIANTS[variant].variant, seed, options.loss_weights, options.cuts))
         for seed in options.seed_range
@@ -77,7 +78,7 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
     settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "override")}
     rows = []
     for each in ablation.trials:
-        alone = dataclasses.replace(options, variants=(each.variant,), seeds=1, first_seed=each.seed)
+        alone = dataclasses.replace(options, variants=(each.variant,))
         row, place = VARIANTS[each.variant], rank.index(each.variant)
         rows.append(manifest.trial_row(each, "ablation", config_file.words(alone), place, row.title, row.paper))
     head = {

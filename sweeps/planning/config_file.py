@@ -34,12 +34,11 @@ CHOSEN = tuple(field.name for field in dataclasses.fields(ChosenOptions))
 
 
 def words(options: Options) -> str:
-    """The options of a trial as words of a command line, without those at their default."""
+    """The options of a config as words of a command line, without seeds and without those at their default."""
     parts = []
     for field in dataclasses.fields(options):
-        value, always = getattr(options, field.name), field.name in ("seeds", "first_seed")
-        named = field.name in (*CHOSEN, "data", "inception_weights", "variants")
-        if always or (named and value != field.default):
+        value = getattr(options, field.name)
+        if field.name in (*CHOSEN, "data", "inception_weights", "variants") and value != field.default:
             parts += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(parts)
 

@@ -73,7 +73,9 @@ def keys(store: Store) -> list[str]:
     return [head["key"] for head in sorted(heads, key=lambda head: head["started"])]
 
 
-def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "") -> dict[str, Any]:
+def trial_row(
+    trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "", base_variant: str = ""
+) -> dict[str, Any]:
     """A trial in the record of a sweep.
 
     `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
@@ -81,15 +83,17 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper
 
     Args:
         phase: "ablation", or "explore" or "confirm" in a search.
-        rerun: the options of sweeps/ablation.py that run it again.
+        rerun: the options of sweeps/ablation.py, without seeds, that run its config again.
         rank: the place of its variant in tables.
         title: the variant in tables.
         paper: the variant's Inception score in the paper.
+        base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
     """
     return {
         **trial.row,
         "run": trial.id,
         "variant": trial.variant,
+        "base_variant": base_variant or trial.variant,
         "title": title,
         "paper": paper,
         "rank": rank,
