@@ -30,7 +30,7 @@ def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
     try:
         fs.pipe_file(path, body, **({"IfMatch": etag} if etag else {"mode": "create"}))
         return True
-    except PermissionError:
+    except (PermissionError, NotImplementedError):
         raise
     except Exception as error:
         try:
