@@ -6,7 +6,6 @@ STORE holds one sweep that has ended. Its stages are laid out anew, as far as th
 and a pass sends what is new to an SQLite database of its own; the default is one pass, over all of it.
 """
 
-import json
 import math
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from sgan.store.local import GRIDS, STAGE_FILE, Store
 from sgan.store.record import RECORD_FILE, grid_file, read_record
 from sweeps import tracking
 from sweeps.mlflow_view import connection
+from sweeps.planning import manifest
 
 
 def lay_out(stage: Path, facts: dict, store: Store, now: float) -> None:
@@ -54,8 +54,8 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
     with tempfile.TemporaryDirectory() as folder:
         again = Store(folder)
         shutil.copytree(store / "sweeps", again.root / "sweeps", dirs_exist_ok=True)
-        (key,) = again.sweeps()
-        trials = len(json.loads(again.sweep(key).read_text())["trials"])
+        (key,) = manifest.keys(again)
+        trials = len(manifest.read(again, key)["trials"])
         uri, took = connection.default_uri(again), [time.process_time()]
         connection.connect("http://127.0.0.1:9")  # nothing is sent there
         took.append(time.process_time())
