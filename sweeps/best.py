@@ -15,6 +15,7 @@ import tyro
 
 from sgan.checks import ConfigError, require
 from sgan.store.s3 import open_store
+from sweeps.planning import manifest
 from sweeps.planning.options import status
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _checked(runs: "Iterable[Run]", where: str) -> "Iterator[Run]":
     from sweeps.mlflow_view import connection, verify
 
     store = None if "://" in where else open_store(where)
-    sweeps = [store.manifest(key) for key in store.sweeps()] if store else []
+    sweeps = [manifest.read(store, key) for key in manifest.keys(store)] if store else []
     trials = {trial["run"]: trial for sweep in sweeps for trial in sweep["trials"]}
     for run in runs:
         trial = trials.get(run.data.tags[connection.TRIAL])

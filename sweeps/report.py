@@ -23,6 +23,7 @@ from sgan.checks import ConfigError
 from sgan.store.files import StoreError, sha256
 from sweeps import tracking
 from sweeps.mlflow_view import connection
+from sweeps.planning import manifest
 from sweeps.reporting.results import SCORES, Sweep, read
 
 HEAD = "# Results"
@@ -239,7 +240,7 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
         store, keys = tracking.sweeps_of(address)
         for key in keys:
             found = read(uri or connection.default_uri(store), key, store=store)
-            plots = store.root / "sweeps" / found.manifest.get("plots", "")
+            plots = manifest.folder(store, key) / "plots"
             digests = found.manifest.get("plotted", {})
             folder = out.with_suffix("") / key if digests else None
             if folder:

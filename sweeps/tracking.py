@@ -10,7 +10,6 @@ identical points once; artifacts overwrite).
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -49,18 +48,17 @@ from sweeps.mlflow_view.connection import (
     reading,
 )
 from sweeps.mlflow_view.trial_view import (
-    State,
     begun,
     look,
     milliseconds,
     points_of,
     shared_tags,
     shown,
-    state_of,
-    written,
     wrong_scores,
 )
 from sweeps.mlflow_view.writing import lacking, leave_out_images, log, set_status, settle
+from sweeps.planning import manifest as manifests
+from sweeps.planning.state import State, state_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -114,8 +112,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: floa
             looked at in MLflow; the last pass of a sweep looks at everything.
         every: seconds between two times that a trial in progress is sent, with `live`.
     """
-    store.fetch(store.sweep(sweep_key))
-    manifest, digest = _manifest(store, sweep_key, written(store.sweep(sweep_key)))
+    manifest, digest = _manifest(store, sweep_key)
     left = _LEFT.pop((uri, sweep_key), None)  # what a pass that fails leaves is not known
     if not live or (left and left.digest != digest):
         left = None
@@ -130,11 +127,9 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: floa
     return _outcome_of(left) in ("done", "failed")
 
 
-@functools.lru_cache(maxsize=4)
-def _manifest(store: Store, sweep_key: str, when: tuple[int, int] | None) -> tuple[dict[str, Any], str]:
-    """A sweep's manifest and its digest, as it was when it was written: reading it takes longer than a pass with
-    nothing to send."""
-    manifest = store.manifest(sweep_key)
+def _manifest(store: Store, sweep_key: str) -> tuple[dict[str, Any], str]:
+    """A sweep's manifest and its digest."""
+    manifest = manifests.read(store, sweep_key)
     return manifest, hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
@@ -222,8 +217,8 @@ def _send_sweep(
     """
     if run.data.tags.get(MANIFEST) != digest or (check and not _has_manifest(client, run, manifest)):
         client.log_dict(run.info.run_id, sealed(manifest), MANIFEST_FILE)
-        plots = store.root / "sweeps" / manifest.get("plots", "")
-        if manifest.get("plots") and plots.is_dir():
+        plots = manifests.folder(store, manifest["key"]) / "plots"
+        if plots.is_dir():
             client.log_artifacts(run.info.run_id, str(plots), "plots")
     tags = {name: manifest[name] for name in ("command", "commit", "machine")} | shared_tags(manifest)
     scores, fingerprint, finished = {}, {}, 0.0
@@ -313,7 +308,7 @@ def say(text: str) -> None:
 def sweeps_of(address: str) -> tuple[Store, list[str]]:
     """A store that is there already, and the keys of its sweeps; StoreError where there is none."""
     store = find_store(address)
-    keys = store.sweeps() if store else []
+    keys = manifests.keys(store) if store else []
     if store is None or not keys:
         raise StoreError(f"{address} holds no sweep; name the folder that the sweep was given as --store")
     return store, keys

@@ -26,6 +26,7 @@ from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps import tracking
 from sweeps.mlflow_view import connection
+from sweeps.planning.manifest import folder, read
 
 PAUSE, LONGER_PAUSE, LONGEST_PAUSE = 3.0, 10.0, 60.0
 """Seconds between passes: usually; at most for what passes cost; and at most where MLflow cannot be reached, while
@@ -64,7 +65,7 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
     to sweeps/<key>.log in the store.
     """
     command, pipe = [sys.executable, "-m", "sweeps.mlflow_view.follow", store.address, sweep_key, uri], subprocess.PIPE
-    with open(store.sweep(sweep_key).with_suffix(".log"), "a") as log:
+    with open((folder(store, sweep_key) / "mlflow.log"), "a") as log:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, start_new_session=True)
 
 
@@ -95,7 +96,7 @@ def unsent(store: Store, sweep_key: str, uri: str) -> str:
 
 def said(store: Store, sweep_key: str) -> str:
     """The last that an uploader of a sweep has said."""
-    return (store.sweep(sweep_key).with_suffix(".log").read_text().strip().splitlines() or [""])[-1]
+    return ((folder(store, sweep_key) / "mlflow.log").read_text().strip().splitlines() or [""])[-1]
 
 
 def main(root: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
@@ -148,7 +149,7 @@ def _await_first_stage(store: Store, sweep_key: str) -> None:
     """Wait until a stage of a sweep is in progress on this machine, standard input ends, or it takes long: on a cluster
     it is other machines that train."""
     try:
-        trials = store.manifest(sweep_key)["trials"]
+        trials = read(store, sweep_key)["trials"]
     except (OSError, StoreError):
         return  # the first pass says what is wrong
     folders = {store.work(stage["name"]) for trial in trials for stage in trial["stages"]}

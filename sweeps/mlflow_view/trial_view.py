@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgan.evaluation.alarms import latest
-from sgan.store.files import StoreError, read_json
+from sgan.store.files import StoreError
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, read_record
 from sweeps.mlflow_view import model as served
+from sweeps.planning.state import State, scores_of
 
 # MLflow's pages list every param above an image: these tell a sweep's runs apart, config.json has all.
 PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
-JUDGING = ("scorer", "inception", "score")  # kinds of stages that train no part of a variant
 SHARED = ("scorer", "inception", "encoder")  # those that many trials of a sweep wait for
 WRITTEN_AT = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")
 """The part of an image's name that differs between two that show the same."""
@@ -34,17 +34,6 @@ class Point(NamedTuple):
     value: float
     seconds: float
     step: int
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a trial stands: a key of STATUS with its reason, stage.json of its finished stages in order, and when the
-    last of them ended (unix seconds; 0 before that)."""
-
-    outcome: str
-    reason: str
-    facts: list[dict[str, Any]]
-    end: float
 
 
 def look(store: Store, trial: Mapping[str, Any], seen: dict[str, object]) -> list[object]:
@@ -73,22 +62,6 @@ def written(path: Path) -> tuple[int, int] | None:
 def _record(folder: Path, when: tuple[int, int] | None) -> list[dict[str, Any]]:
     """A stage's record, which several trials share, as it was when it was written."""
     return read_record(folder)
-
-
-def state_of(store: Store, trial: Mapping[str, Any], live: bool) -> State:
-    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted. As in
-    `sweeps.planning.trials.ended`, one of whose stages was deleted has not: its seconds and images would be too few."""
-    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
-    end = max((fact["finished"] for fact in facts), default=0.0)
-    for fact in facts:
-        if fact["status"] == "diverged":
-            return State("diverged", fact["reason"], facts, end)
-    if len(facts) == len(trial["stages"]):
-        return State("done", "", facts, end)
-    if store.failure(trial["name"]).exists():
-        failure = read_json(store.failure(trial["name"]), trial=trial["name"])
-        return State("failed", failure["error"], facts, max(end, failure["time"]))
-    return State("running" if live else "interrupted", "", facts, end)
 
 
 def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
@@ -216,14 +189,6 @@ def _stage_grid(path: Path, drawn: float, key_and_step: str, trial_name: str, st
 def shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a sweep that its trials have too."""
     return {name: str(manifest["settings"][name]) for name in ("dataset", "recipe") if name in manifest["settings"]}
-
-
-def scores_of(state: State) -> dict[str, float | None]:
-    """The scores of a finished trial, the seconds that it trained, and the images that its generator has seen."""
-    seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-    # Joint training goes on with the image level: what its generator saw is the sum.
-    images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
-    return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
 
 
 def wrong_scores(state: State, found: Mapping[str, float]) -> list[tuple[str, float | None, float]]:

@@ -12,6 +12,8 @@ from sgan.store.files import StoreError, sha256
 from sgan.store.local import MODELS, Store
 from sweeps.mlflow_view import connection
 from sweeps.mlflow_view import trial_view as shown
+from sweeps.planning.manifest import read
+from sweeps.planning.state import state_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +29,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
     Raises StoreError where the store itself is damaged; OSError, MlflowException or SQLAlchemyError where MLflow cannot
     be reached.
     """
-    manifest, client = store.manifest(sweep_key), connection.connect(uri)
+    manifest, client = read(store, sweep_key), connection.connect(uri)
     runs = connection.runs_of(client, sweep_key)
     parents = [run for run in runs if connection.TRIAL not in run.data.tags]
     if len(parents) != 1:
@@ -38,7 +40,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         yield from _values("sweep", "param", settings, parent.data.params)
     for trial in manifest["trials"]:
         mine = [run for run in runs if run.data.tags.get(connection.TRIAL) == trial["run"]]
-        state = shown.state_of(store, trial, live=False)
+        state = state_of(store, trial, live=False)
         title = f"{trial['variant']} seed {trial['seed']}"
         if len(mine) != 1 and (mine or shown.begun(store, trial, state)):
             yield f"{title} has {len(mine)} runs, not 1"
@@ -65,7 +67,7 @@ def check_scores(store: Store, trial: Mapping[str, Any], run: "Run") -> None:
     Args:
         trial: its row in the manifest.
     """
-    state = shown.state_of(store, trial, live=False)
+    state = state_of(store, trial, live=False)
     if state.outcome != "done":
         return
     for name, found, value in shown.wrong_scores(state, run.data.metrics):

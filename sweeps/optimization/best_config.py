@@ -1,8 +1,8 @@
 """What a search leaves: its manifest, best.yaml, the account of time and cost."""
 
 import dataclasses
-import hashlib
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from sgan.checks import as_json
 from sgan.presets import REAL_DATA_PAPER
 from sgan.stages.graph import name
+from sgan.store.files import sha256
 from sweeps.optimization.objective import FLOOR, outcome, variant
 from sweeps.optimization.space import SPLITS
 from sweeps.optimization.study import SECONDS, costs, finished, order
 from sweeps.planning import config_file as tuned
+from sweeps.planning import manifest
 from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.manifest import command, trial_row, write_manifest
+from sweeps.planning.manifest import command
 from sweeps.planning.trials import Trial, clock
 
 if TYPE_CHECKING:
@@ -30,15 +33,23 @@ CONFIRMED = ("inception_score", "fid", "diversity")
 
 def plots_folder(running: "Running") -> Path:
     """Where a search's plots lie in the store."""
-    return running.store.root / "sweeps" / f"{running.key}-plots"
+    return manifest.folder(running.store, running.key) / "plots"
+
+
+def trial_row(running: "Running", one: Trial, phase: str, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial of the study's config of this number in the search's record."""
+    title = f"{number}: {running.space.title(dict(params))}"
+    return manifest.trial_row(one, phase, rerun(running, params, one.seed), number, title)
 
 
 def record(running: "Running", study: optuna.Study, confirm: Sequence[Trial] = ()) -> None:
-    """Tell tracking and report what the search consists of so far."""
+    """Write the search's record as it stands."""
     search, explored = running.search, running.complete(study)
-    rows = [trial_row(running.explored(each), "explore", rerun(running, each.params, search.seed)) for each in explored]
-    params = {variant(each.number): each.params for each in explored}
-    rows += [trial_row(one, "confirm", rerun(running, params[one.variant], one.seed)) for one in confirm]
+    numbers = {variant(each.number): each for each in explored}
+    rows = [trial_row(running, running.explored(each), "explore", each.number, each.params) for each in explored]
+    rows += [
+        trial_row(running, one, "confirm", numbers[one.variant].number, numbers[one.variant].params) for one in confirm
+    ]
     folder = plots_folder(running)
     names = ("variant", "objective", "sampler", "seed", "adversarial", "conditional", "entropy", "zeros")
     names += ("vary", "budget", "width", "override")
@@ -49,30 +60,24 @@ def record(running: "Running", study: optuna.Study, confirm: Sequence[Trial] = (
         "splits": " ".join(running.space.splits),
         **{each: getattr(search, each) for each in names},
     }
-    write_manifest(
+    manifest.write(
         running.store,
-        key=running.key,
-        title=running.title,
-        command=command("search.py"),
-        commit=running.commit,
-        machine=running.machine,
-        settings={each: list(value) if isinstance(value, tuple) else value for each, value in settings.items()},
-        judges=running.objective.trial(running.space.known_good(), 0).plan.judges,
-        variants=[
-            {"name": variant(each.number), "title": f"{each.number}: {running.space.title(each.params)}", "paper": ""}
-            for each in explored
-        ],
-        trials=rows,
-        more={
+        {
+            "key": running.key,
+            "title": running.title,
+            "command": command("search.py"),
+            "commit": running.commit,
+            "machine": running.machine,
+            "started": time.time(),
+            "settings": as_json(settings),
+            "judges": [name(each) for each in running.objective.trial(running.space.known_good(), 0).plan.judges],
             "paper_real": REAL_DATA_PAPER,
             "search": None,
             "default": "",
             "explored": len(explored),
-            "plots": folder.name,
             # Their digests, so that tracking sees that they have changed.
-            "plotted": {
-                file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(folder.glob("*.png"))
-            },
+            "plotted": {file.name: sha256(file)[:16] for file in sorted(folder.glob("*.png"))},
+            "trials": rows,
         },
     )
 

@@ -1,19 +1,20 @@
 """What an ablation's options mean: dataset, recipe and trials, and what is recorded of them."""
 
 import dataclasses
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sgan.checks import as_json, content_key
 from sgan.presets import REAL_DATA_PAPER, VARIANTS
+from sgan.stages.graph import code_version, name
+from sgan.store.local import Store
 from sweeps.planning import config_file as tuned
+from sweeps.planning import manifest
 from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.manifest import command, trial_row, write_manifest
+from sweeps.planning.manifest import command
 from sweeps.planning.options import DEFAULT_CUTS, Basis, prepare
-
-if TYPE_CHECKING:
-    from sgan.store.local import Store
-    from sweeps.planning.trials import Trial
+from sweeps.planning.trials import Trial, trial
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Resolved:
 
     sweep: Sweep
     basis: Basis
-    trials: "tuple[Trial, ...]"
+    trials: tuple[Trial, ...]
     key: str
     title: str
     search: dict[str, Any] | None
@@ -45,8 +46,6 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
         ConfigError: data are absent or torn, a value does not fit the dataset or the recipe, or the file of --config
             means another config here than where it was written.
     """
-    from sweeps.planning.trials import trial
-
     basis = prepare(sweep, gpus)
     search, default_key, default_command = None, "", ""
     if sweep.config:
@@ -72,35 +71,44 @@ def resolve(sweep: Sweep, gpus: int) -> Resolved:
 
 
 def _key(sweep: Sweep, basis: Basis) -> str:
-    from sgan.stages.graph import code_version
-
     return content_key([*basis.shared, as_json(sweep.loss_weights), list(sweep.cuts), code_version()])
 
 
-def record(resolved: Resolved, store: "Store", machine: str, commit: str) -> None:
-    """Tell tracking and report what the sweep consists of; trials of earlier commands of the same sweep stay."""
-    sweep = resolved.sweep
+def record(resolved: Resolved, store: Store, machine: str, commit: str) -> None:
+    """Write the sweep's record; trials of earlier commands of the same sweep stay."""
+    sweep, rank = resolved.sweep, list(VARIANTS)
     settings = {name: getattr(sweep, name) for name in ("cuts", "weights", "budget", "width", "override")}
-    write_manifest(
+    manifest.write(
         store,
-        key=resolved.key,
-        title=resolved.title,
-        command=command("ablation.py"),
-        commit=commit,
-        machine=machine,
-        settings={"dataset": resolved.basis.dataset.name, "recipe": resolved.basis.recipe.name} | as_json(settings),
-        judges=resolved.trials[0].plan.judges,
-        variants=[{"name": name, "title": row.title, "paper": row.paper} for name, row in VARIANTS.items()],
-        trials=[trial_row(trial, "ablation", rerun(sweep, trial)) for trial in resolved.trials],
-        more={
+        {
+            "key": resolved.key,
+            "title": resolved.title,
+            "command": command("ablation.py"),
+            "commit": commit,
+            "machine": machine,
+            "started": time.time(),
+            "settings": {"dataset": resolved.basis.dataset.name, "recipe": resolved.basis.recipe.name}
+            | as_json(settings),
+            "judges": [name(stage) for stage in resolved.trials[0].plan.judges],
             "paper_real": REAL_DATA_PAPER,
             "search": resolved.search,
             "default": resolved.default_key,
             "default_command": resolved.default_command,
+            "trials": [
+                manifest.trial_row(
+                    trial,
+                    "ablation",
+                    rerun(sweep, trial),
+                    rank.index(trial.variant),
+                    VARIANTS[trial.variant].title,
+                    VARIANTS[trial.variant].paper,
+                )
+                for trial in resolved.trials
+            ],
         },
     )
 
 
-def rerun(sweep: Sweep, trial: "Trial") -> str:
+def rerun(sweep: Sweep, trial: Trial) -> str:
     """The options that run one trial of a sweep again."""
     return tuned.words(dataclasses.replace(sweep, variants=(trial.variant,), seeds=1, first_seed=trial.seed))

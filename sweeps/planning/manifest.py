@@ -1,79 +1,81 @@
-"""What a sweep or a search consists of, as a file in the store: tracking and report read it, and nothing else."""
+"""The record of a sweep or a search in the store: what it consists of. Every view of it is made from this."""
 
 import dataclasses
 import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sgan.checks import as_json, content_key, require
+from sgan.stages.graph import name
+from sgan.store.files import read_json, write_json
+from sgan.store.local import Store
+from sweeps.planning.trials import Trial
 
-if TYPE_CHECKING:
-    from sgan.stages.graph import Stage
-    from sgan.store.local import Store
-    from sweeps.planning.trials import Trial
-
+HEAD = "sweep.json"
 ROOT = Path(__file__).resolve().parents[2]
 NOTED = "clusters/COMMIT"
 """The commit that a cluster has the code of, in the checkout."""
 
 
-def write_manifest(
-    store: "Store",
-    key: str,
-    title: str,
-    command: str,
-    commit: str,
-    machine: str,
-    settings: Mapping[str, Any],
-    judges: "Iterable[Stage]",
-    variants: Sequence[Mapping[str, str]],
-    trials: Iterable[Mapping[str, Any]],
-    more: Mapping[str, Any],
-) -> None:
-    """Write the manifest of a sweep; trials that it had before stay.
+def folder(store: Store, key: str) -> Path:
+    """Where the record of a sweep lies: sweep.json, a file a trial in trials/, a search's plots/, and mlflow.log."""
+    return store.root / "sweeps" / key
+
+
+def write(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Write the record of a sweep: its head, and every trial that is new or has changed. Earlier trials stay.
 
     Args:
-        settings: the options that all trials share.
-        judges: the stages that score.
-        variants: the rows of its table, in order: name, title, and the paper's Inception score; those that no trial is
-            of are left out.
-        trials: rows made by `trial_row`.
-        more: further entries.
+        manifest: as `read` returns it. "variants" is left out: it follows from the trials.
     """
-    from sgan.stages.graph import name
-    from sgan.store.files import read_json, write_json
-
-    path, order = store.sweep(key), [variant["name"] for variant in variants]
+    key, place = manifest["key"], folder(store, manifest["key"])
+    head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
-        store.fetch(path)
-        earlier = read_json(path, key=key) if path.exists() else {"trials": [], "started": time.time()}
-        rows = {(row["variant"], row["seed"]): row for row in [*earlier["trials"], *trials]}
-        kept = sorted(rows.values(), key=lambda row: (order.index(row["variant"]), row["seed"]))
-        write_json(
-            path,
-            {
-                "key": key,
-                "title": title,
-                "command": command,
-                "commit": commit,
-                "machine": machine,
-                "started": earlier["started"],
-                "settings": dict(settings),
-                "judges": [name(stage) for stage in judges],
-                "variants": [dict(row) for row in variants if any(trial["variant"] == row["name"] for trial in kept)],
-                "trials": kept,
-                **more,
-            },
-        )
+        store.fetch(place / HEAD)
+        if (place / HEAD).exists():
+            head["started"] = read_json(place / HEAD, key=key)["started"]
+        if not (place / HEAD).exists() or head != read_json(place / HEAD, key=key):
+            write_json(place / HEAD, head)
+            store.save(place / HEAD)
+    for row in manifest["trials"]:
+        write_trial(store, key, row)
 
 
-def trial_row(trial: "Trial", phase: str, rerun: str) -> dict[str, Any]:
-    """A trial in the manifest.
+def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
+    """Write a trial of a sweep, unless the record has it as it is."""
+    path = folder(store, key) / "trials" / f"{row['variant']}-{row['seed']}.json"
+    if not path.exists() or read_json(path) != row:
+        write_json(path, row)
+        store.save(path)
+
+
+def read(store: Store, key: str) -> dict[str, Any]:
+    """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
+    and "variants", the name, title and paper's score of each row of its table.
+
+    Raises:
+        StoreError: a file of it is damaged.
+    """
+    place = folder(store, key)
+    store.fetch(place)
+    rows = sorted(map(read_json, (place / "trials").glob("*.json")), key=lambda row: (row["rank"], row["seed"]))
+    variants = {row["variant"]: {"name": row["variant"], "title": row["title"], "paper": row["paper"]} for row in rows}
+    return read_json(place / HEAD, key=key) | {"trials": rows, "variants": list(variants.values())}
+
+
+def keys(store: Store) -> list[str]:
+    """The keys of all sweeps in a store, in the order in which they were started."""
+    store.fetch(store.root / "sweeps")
+    heads = [read_json(path, key=path.parent.name) for path in (store.root / "sweeps").glob(f"*/{HEAD}")]
+    return [head["key"] for head in sorted(heads, key=lambda head: head["started"])]
+
+
+def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "") -> dict[str, Any]:
+    """A trial in the record of a sweep.
 
     `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
     `config_key` is the same for all seeds of a config.
@@ -81,13 +83,17 @@ def trial_row(trial: "Trial", phase: str, rerun: str) -> dict[str, Any]:
     Args:
         phase: "ablation", or "explore" or "confirm" in a search.
         rerun: the options of sweeps/ablation.py that run it again.
+        rank: the place of its variant in tables.
+        title: the variant in tables.
+        paper: the variant's Inception score in the paper.
     """
-    from sgan.stages.graph import name
-
     return {
         "name": trial.plan.name,
         "run": f"{trial.variant}-{trial.seed}-{trial.plan.name}",
         "variant": trial.variant,
+        "title": title,
+        "paper": paper,
+        "rank": rank,
         "seed": trial.seed,
         "phase": phase,
         "rerun": rerun,

@@ -3,8 +3,9 @@
 What is finished lies in the store, so the same command goes on where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sgan.config import IMAGE, Config
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, plan
@@ -23,6 +24,49 @@ class Trial:
     @property
     def title(self) -> str:
         return f"{self.variant} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of a stage in progress: the stage's label, images seen, and its scores."""
+
+    label: str
+    images: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trial ended: "done", "diverged", "failed", or "stopped" (early, or with the command); and why."""
+
+    outcome: str
+    reason: str = ""
+
+
+class TrialSource(Protocol):
+    """Where the scheduler takes trials from: an ablation's list, or a search.
+
+    Attributes:
+        expected: number of trials in all, as far as it is known.
+    """
+
+    expected: int
+
+    def next(self) -> Trial | None:
+        """The next trial to start; None where there is none now."""
+        ...
+
+    def exhausted(self) -> bool:
+        """Whether no trial will come any more."""
+        ...
+
+    def report(self, trial: Trial, point: Point) -> bool:
+        """Take an evaluation of a trial in progress; true ends that trial early."""
+        ...
+
+    def end(self, trial: Trial, end: End) -> None:
+        """Take the end of a trial."""
+        ...
 
 
 def trial(variant: str, seed: int, config: Config) -> Trial:

@@ -1,0 +1,52 @@
+"""Where a trial stands, read from the store: the only answer to that question."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sgan.store.files import read_json
+from sgan.store.local import Store
+
+JUDGING = ("scorer", "inception", "score")
+"""Kinds of stages that train no part of a variant."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trial stands.
+
+    Attributes:
+        outcome: done, diverged, failed, running or interrupted.
+        reason: why it diverged or failed; "" otherwise.
+        facts: stage.json of its finished stages, in order.
+        end: when the last of them ended, in unix seconds; 0 before that.
+    """
+
+    outcome: str
+    reason: str
+    facts: list[dict[str, Any]]
+    end: float
+
+
+def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> State:
+    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted. One of whose
+    stages was deleted has not ended: its seconds and images would be too few."""
+    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
+    end = max((fact["finished"] for fact in facts), default=0.0)
+    for fact in facts:
+        if fact["status"] == "diverged":
+            return State("diverged", fact["reason"], facts, end)
+    if len(facts) == len(trial["stages"]):
+        return State("done", "", facts, end)
+    if store.failure(trial["name"]).exists():
+        failure = read_json(store.failure(trial["name"]), trial=trial["name"])
+        return State("failed", failure["error"], facts, max(end, failure["time"]))
+    return State("running" if live else "interrupted", "", facts, end)
+
+
+def scores_of(state: State) -> dict[str, float | None]:
+    """The scores of a finished trial, the seconds that it trained, and the images that its generator has seen."""
+    seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
+    # Joint training goes on with the image level: what its generator saw is the sum.
+    images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
+    return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
