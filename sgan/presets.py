@@ -4,10 +4,9 @@ Sources: SGAN = Huang et al., "Stacked Generative Adversarial Networks", CVPR 20
 repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 """
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from sgan.checks import ConfigError, require
+from sgan.checks import ConfigError, require, validated
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
@@ -240,7 +239,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
 RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
 
 
-@dataclass(frozen=True)
+@validated()
 class Row:
     """A variant, its title in tables, and its Inception score on CIFAR-10 in the paper's table 1.
 
@@ -294,20 +293,20 @@ def configure(
     seed: int,
     weights: Weights | None,
     cuts: tuple[str, ...],
-    inception: str = "",
 ) -> Config:
-    """The complete config of one trial: a variant's row with the sweep's weights, if it names any, where the variant
-    has that loss, and the sweep's cuts where it is a stack or was one. `judge` is the dataset's row at full width.
+    """The complete config of one trial, which the dataset's classifier scores.
 
     A variant without labels gets a binary discriminator in every recipe, and an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.
+
+    Args:
+        judge: the dataset's row at full width.
+        weights: of the losses that the variant has; None: the variant's own.
+        cuts: of a variant that is a stack, or was one.
     """
     if weights:
-        present = {
-            name: value if getattr(variant.weights, name) else 0.0
-            for name, value in dataclasses.asdict(weights).items()
-        }
-        variant = replace(variant, weights=Weights(**present))
+        present = {name: value for name, value in vars(weights).items() if getattr(variant.weights, name)}
+        variant = replace(variant, weights=replace(variant.weights, **present))
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
     variant = replace(variant, cuts=cut, through=through, codes=codes)
@@ -316,4 +315,4 @@ def configure(
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
         if variant.cuts:
             recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
-    return Config(dataset, judge, data, recipe, variant, seed, inception)
+    return Config(dataset, judge, data, recipe, variant, seed)
