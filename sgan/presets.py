@@ -38,7 +38,6 @@ CIFAR10 = Dataset(  # released code, cifar10
         vector_fc=((512, False), (512, True)),
         map_convs=(Conv(128), Conv(256, stride=2)),
         map_fc=(256,),
-        sigmoid_q=False,
     ),
     flips=True,
 )
@@ -55,8 +54,6 @@ MNIST = Dataset(  # released code, mnist
         image_noise=50,
         feature_noise=50,
         noise_hidden=(128,),
-        label_noise_hidden=None,
-        label_hidden=None,
         vector_hidden=(512, 512),
         image_convs=(
             Conv(32, kernel=5, stride=2, padding=2),
@@ -64,7 +61,6 @@ MNIST = Dataset(  # released code, mnist
             Conv(128, kernel=5, stride=2, padding=2),
         ),
         image_fc=(256,),
-        mean_pool=False,
         vector_fc=((256, False), (256, False)),
         map_convs=(Conv(64), Conv(128, stride=2)),
         map_fc=(256,),
@@ -83,16 +79,12 @@ DIGITS = Dataset(  # our own: the MNIST layout at 8x8
         image_noise=8,
         feature_noise=16,
         noise_hidden=(32,),
-        label_noise_hidden=None,
-        label_hidden=None,
         vector_hidden=(128, 128),
         image_convs=(Conv(32, stride=2), Conv(64, stride=2, norm=True)),
         image_fc=(128,),
-        mean_pool=False,
         vector_fc=((128, False), (128, False)),
         map_convs=(Conv(32), Conv(64, stride=2)),
         map_fc=(64,),
-        sigmoid_q=False,
     ),
 )
 DATASETS = {row.name: row for row in (DIGITS, MNIST, SVHN, CIFAR10)}

@@ -59,16 +59,16 @@ class GanShape:
     image_noise: int
     feature_noise: int
     noise_hidden: tuple[int, ...]
-    label_noise_hidden: int | None
-    label_hidden: int | None
     vector_hidden: tuple[int, ...]
     image_convs: tuple[Conv, ...]
     image_fc: tuple[int, ...]
-    mean_pool: bool
     vector_fc: tuple[tuple[int, bool], ...]
     map_convs: tuple[Conv, ...]
     map_fc: tuple[int, ...]
-    sigmoid_q: bool
+    label_noise_hidden: int | None = None
+    label_hidden: int | None = None
+    mean_pool: bool = False
+    sigmoid_q: bool = False
 
 
 GAN_WIDTHS = ("maps", "noise_hidden", "label_noise_hidden", "label_hidden", "vector_hidden")

@@ -46,7 +46,7 @@ def main(options: Sweep) -> int:
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
     record(ablation, store, f"{processor()}, {slots.where}", revision)
-    uri, outcomes = options.mlflow or connection.default_uri(store), []
+    uri = options.mlflow or connection.default_uri(store)
     with store.alone(f"sweep-{key}") as alone:
         if not alone:
             print("Another process runs this sweep in this store; this one joins it: each stage is trained once.")
