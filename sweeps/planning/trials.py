@@ -91,7 +91,7 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 
 def ended(trial: Trial, store: Store) -> bool:
-    """Whether a trial is done, or has diverged, as it would again."""
+    """Whether a trial is done or has diverged: running it again changes nothing."""
     return state_of(store, trial.row).outcome in ("done", "diverged")
 
 
