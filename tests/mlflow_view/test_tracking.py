@@ -35,7 +35,7 @@ from sgan.store.files import StoreError, write_json
 from sgan.store.local import GRIDS, Store
 from sgan.store.record import Record
 from sweeps import tracking
-from sweeps.mlflow_view.connection import EXPERIMENT, connect, default_uri, pages
+from sweeps.mlflow_view.connection import connect, default_uri, pages
 from sweeps.mlflow_view.runs import SENT
 from sweeps.mlflow_view.verify import differences
 
@@ -376,7 +376,7 @@ def test_an_experiment_that_was_deleted_in_mlflow_comes_back_with_its_runs(store
     finish(store, "sgan", 0)
     sync(store)
     before, client = trial(store, "sgan").info.run_id, client_of(store)
-    client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+    client.delete_experiment(trial(store, "sgan").info.experiment_id)
     assert tracking.sync(store.address, verify=True) == 0
     assert trial(store, "sgan").info.run_id == before
     assert_complete(store, "sgan")
