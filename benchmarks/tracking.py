@@ -18,8 +18,8 @@ from tyro.conf import Positional
 from sgan.store.files import read_json
 from sgan.store.local import GRIDS, STAGE_FILE, Store
 from sgan.store.record import RECORD_FILE, grid_file, read_record
-from sweeps import tracking
 from sweeps.mlflow_view import connection
+from sweeps.mlflow_view.sync import sync
 from sweeps.planning import manifest
 
 
@@ -67,7 +67,7 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
             for stage, facts in stages.items():
                 lay_out(stage, facts, again, now)
             began = time.process_time()
-            tracking.sync(again, key, uri, live=now <= end)
+            sync(again, key, uri, live=now <= end)
             spent, passes = spent + time.process_time() - began, passes + 1
     print(f"import {took[1] - took[0]:.2f} s, database {took[2] - took[1]:.2f} s")
     print(f"{passes} passes over {trials} trials: {spent:.2f} s, {1000 * spent / trials:.0f} ms a trial")
