@@ -36,23 +36,15 @@ def confirmations(trials: float, top: int | None, seeds: int | None, configs: in
 
 @dataclass(frozen=True)
 class Ahead:
-    """A phase that is still to run.
+    """The rest of a phase: its trials, and of each stage that they all wait for its seconds."""
 
-    Attributes:
-        known: of each trial whose config is known, seconds of the stages that it is the first to need.
-        drawn: number of trials whose config is not known yet.
-        shared: of each stage that all trials wait for, its seconds.
-    """
-
-    known: Sequence[float] = ()
-    drawn: int = 0
+    trials: int
     shared: Sequence[float] = ()
 
     def wall(self, seconds: float, slots: int) -> float:
-        """Seconds of wall time on so many slots, where each trial drawn takes `seconds`."""
-        known = max(sum(self.known) / slots, max(self.known, default=0.0))
+        """Seconds of wall time on so many slots, where each trial takes `seconds`."""
         shared = max(sum(self.shared) / slots, max(self.shared, default=0.0))
-        return shared + known + math.ceil(self.drawn / slots) * seconds
+        return shared + math.ceil(self.trials / slots) * seconds
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import optuna
+from optuna.trial import TrialState
 
 from sweeps.optimization.objective import PRUNED, Outcome
 from sweeps.optimization.study import REASON, DistinctSampler, StoredStudy, note, replay, tell
@@ -80,8 +81,7 @@ class Searcher:
         self.waiting = replay(study, sampler.space, rows, {each: how for each, how in found.items() if how})
         self.ended = len(found) - len(self.waiting)
         self.count = max(found, default=-1) + 1
-        for row in rows:
-            sampler.take(row["config_key"])
+        sampler.taken |= {row["config_key"] for row in rows}
         if not rows:
             study.enqueue_trial(dict(first))
         self.live: dict[str, Running] = {}
@@ -103,11 +103,15 @@ class Searcher:
         while not self.exhausted():
             if not self.waiting:
                 asked = self.study.ask(self.sampler.space)
+                if self.sampler.key(asked.params) in self.sampler.taken:
+                    self.study.tell(asked, state=TrialState.FAIL)
+                    self.over = True
+                    break
                 self.waiting[asked.number], self.count = asked, asked.number + 1
             number = min(self.waiting)
             asked = self.waiting[number]
             trial, row = self.configs.trial(number, asked.params)
-            self.sampler.take(row["config_key"])
+            self.sampler.taken.add(row["config_key"])
             self.configs.write(row)
             del self.waiting[number]  # not before it is written: a full disk may refuse it
             outcome = self.configs.outcome(row)
@@ -119,8 +123,7 @@ class Searcher:
 
     def exhausted(self) -> bool:
         if not self.over and not self.waiting:
-            full = self.count >= self.target or self.sampler.used_up
-            self.over = full or not self.configs.in_time(self.mean_seconds())
+            self.over = self.count >= self.target or not self.configs.in_time(self.mean_seconds())
         return self.over and not self.waiting
 
     def report(self, trial: Trial, point: Point) -> bool:
