@@ -3,7 +3,7 @@
 python benchmarks/samplers.py [--problems 20] [--evaluations 96] [--json FILE]
 
 A problem has 8 splits x 3 log-lambdas with an optimum that depends on the split, a plateau where a trial collapses, and
-noise of the training seed. Both samplers go through the space and the asking of sweeps/optimization, without Ray, on the
+noise of the training seed. Both samplers go through the sampler of sweeps/optimization, on the
 same problems with the same seeds. Regret: the optimum less the true score of the config that is recommended.
 """
 
