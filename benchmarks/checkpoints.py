@@ -17,7 +17,8 @@ import torch
 
 from sgan.config import IMAGE, LABEL, Weights
 from sgan.data.batches import Data, pixel_mean
-from sgan.models.networks import Discriminator, new_generator
+from sgan.models.discriminator import Discriminator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.training import checkpoint

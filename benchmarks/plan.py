@@ -13,7 +13,7 @@ from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import open_store
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
 
 
 def main(search: Search) -> None:

@@ -50,7 +50,7 @@ from sweeps.optimization.objective import DONE, Outcome
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
 from sweeps.planning.trials import End
 
 ROOT = Path(__file__).parent.parent

@@ -37,8 +37,9 @@ from torchvision.transforms import ToTensor
 from sgan.config import IMAGE, LABEL, Weights
 from sgan.data.batches import Data, pixel_mean
 from sgan.host import multiplies_bfloat16
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, Generator
+from sgan.models.generator import Generator
 from sgan.models.stack import Level, label_condition
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.training.cuda_graphs import EAGER

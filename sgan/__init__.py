@@ -3,18 +3,12 @@
 `sgan.load(path).sample(labels, seed)` samples from a trained stack.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from sgan.models.export import load as load
-
-__all__ = ["load"]
+import importlib
+from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, imported with torch only when it is asked for."""
+    """`load`, imported with torch only where it is used, so that a command's --help is fast."""
     if name == "load":
-        from sgan.models.export import load
-
-        return load
+        return importlib.import_module("sgan.models.export").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

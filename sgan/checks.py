@@ -1,16 +1,24 @@
-"""What configurations are made of: checks whose errors name the value, and content keys."""
+"""Dataclasses that check their values, errors that name the value, and content keys."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
-import types
-import typing
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python as as_json
+
+__all__ = ["ConfigError", "as_json", "checked", "content_key", "difference", "from_json", "one_of", "require"]
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Made = TypeVar("Made")
 
 
 class ConfigError(ValueError):
-    """A value that is not allowed; the message names the value, what is allowed and what to do."""
+    """A value that is not allowed; the message names the value, the allowed values and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -19,75 +27,101 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Require a finite number in [low, high], or in (low, high] with open_low."""
-    bounds = f"{'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    inside = finite and (low < value <= high if open_low else low <= value <= high)
-    require(inside, f"{name} must be a finite number {bounds}, but got {value}")
+def one_of(*choices: str) -> AfterValidator:
+    """Metadata of a text field that takes these values alone."""
 
-
-def plain_floats(row: Any) -> None:
-    """Make 1 a 1.0 and -0.0 a 0.0 in the float fields of a frozen dataclass: equal values must have one content key."""
-    for field in dataclasses.fields(row):
-        value = getattr(row, field.name)
-        if field.type is float and type(value) in (int, float):
-            object.__setattr__(row, field.name, float(value) + 0.0)
-
-
-def integer(name: str, value: int, low: int, high: float = math.inf) -> None:
-    """Require a whole number in [low, high]."""
-    bounds = f">= {low}" + (f" and <= {high:g}" if high < math.inf else "")
-    require(type(value) is int and low <= value <= high, f"{name} must be a whole number {bounds}, but got {value}")
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass as plain JSON values."""
-    if value is None or type(value) in (str, int, float, bool):
+    def check(value: str) -> str:
+        require(value in choices, f"unknown value {value!r}; choose from {', '.join(choices)}")
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
-    return value
+
+    return AfterValidator(check)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[Made]]:
+    """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`.
+
+    It refuses values of another type, NaN and inf; a whole number becomes a float where a float is expected.
+    Every new instance raises ConfigError for a bad value, also one of `dataclasses.replace`.
+
+    Args:
+        label: gives the name that users know a field by.
+    """
+
+    def decorate(kind: type[Made]) -> type[Made]:
+        made: Any = dataclass(kind, frozen=True, config=STRICT)
+        initialize, names = made.__init__, [field.name for field in dataclasses.fields(made)]
+
+        @functools.wraps(initialize)
+        def __init__(self: Any, *values: Any, **fields: Any) -> None:
+            try:
+                initialize(self, *values, **fields)
+            except ValidationError as error:
+                raise ConfigError(_message(error, "", names, label)) from error
+
+        made.__init__ = __init__
+        return made
+
+    return decorate
+
+
+def _message(error: ValidationError, where: str, names: Sequence[str] = (), label: Callable[[str], str] = str) -> str:
+    """The first error in one line: the place, the rule and the value.
+
+    Args:
+        where: the place of the whole value, if it has one.
+        names: the dataclass's fields, since pydantic numbers the ones given by position.
+    """
+    first = error.errors(include_url=False)[0]
+    place = [names[part] if names and isinstance(part, int) else str(part) for part in first["loc"][:1]]
+    path = ".".join([*filter(None, [where]), *map(label, place), *map(str, first["loc"][1:])])
+    if first["type"] == "value_error":
+        cause = first.get("ctx", {}).get("error")
+        return f"{path}: {cause}" if path else str(cause)
+    if first["type"] in ("missing", "unexpected_keyword_argument"):
+        return f"{path} is {'missing' if first['type'] == 'missing' else 'no known field'}"
+    rule = re.sub("^.*? should ", " must ", first["msg"])
+    return f"{path or error.title}{rule if rule != first['msg'] else f': {rule}'}, but got {first['input']!r:.200}"
+
+
+def checked(kind: Any, value: Any, name: str) -> Any:
+    """The value, if it is of this annotated type; otherwise ConfigError with the name."""
+    try:
+        return TypeAdapter(kind, config=STRICT).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(_message(error, name)) from error
+
+
+def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
+    """The inverse of `as_json`: a dataclass from plain JSON values.
+
+    Raises:
+        ConfigError: a field is missing, unknown or bad; the message has its dotted name, after `where`.
+    """
+    try:
+        made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError as error:
+        raise ConfigError(_message(error, where)) from error
+    other = difference(as_json(made), value, where)
+    require(other is None, f"{other[0] if other else ''} is missing")  # a default does not stand in for it
+    return made
+
+
+def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two JSON values differ: its dotted name and both values; None where none does."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return None if first == second else (path, first, second)
+    names = [*first, *(name for name in second if name not in first)]
+    inner = (difference(first.get(name), second.get(name), f"{path}.{name}".strip(".")) for name in names)
+    return next((found for found in inner if found), None)
 
 
 def content_key(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON: equal content, equal key."""
-    text = json.dumps(as_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values have equal keys.
 
-
-def from_json(kind: type, value: Any, path: str = "") -> Any:
-    """The inverse of `as_json`: a frozen dataclass, which validates itself, from plain JSON values.
-
-    Raises ConfigError, with the dotted name, where a field is missing, unknown or of another type.
+    Raises:
+        ValueError: the value has NaN or inf in it.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        require(isinstance(value, dict), f"{path or kind.__name__} must be an object with {', '.join(hints)}")
-        odd = sorted(map(str, set(value) ^ set(hints)))
-        require(not odd, f"{path or kind.__name__} must have the fields {', '.join(hints)}; look at {', '.join(odd)}")
-        return kind(**{name: from_json(hint, value[name], f"{path}.{name}".strip(".")) for name, hint in hints.items()})
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (each for each in arguments if each is not type(None))
-        return from_json(kind, value, path)
-    if origin is tuple:
-        require(isinstance(value, list), f"{path} must be a list, but got {value!r}")
-        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        require(len(kinds) == len(value), f"{path} must have {len(kinds)} entries, but got {value!r}")
-        return tuple(from_json(each, item, path) for each, item in zip(kinds, value, strict=True))
-    if origin is typing.Literal:
-        require(value in arguments, f"{path} must be one of {', '.join(map(repr, arguments))}, but got {value!r}")
-        return value
-    plain = type(value) is kind or (kind is float and type(value) is int)
-    require(plain, f"{path} must be of type {kind.__name__}, but got {value!r}")
-    try:
-        return kind(value)
-    except OverflowError as error:  # a whole number beyond any float
-        raise ConfigError(f"{path} must be a finite number, but got {value!r:.40} ...") from error
+    plain = json.loads(json.dumps(as_json(value), allow_nan=False), parse_float=lambda digits: float(digits) + 0.0)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))  # now -0.0 is 0.0
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,10 +4,11 @@ A `Config` is complete: dataset row, recipe, variant and seed. Values live in pr
 """
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from sgan.checks import integer, number, plain_floats, require
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from sgan.checks import checked, require, validated
 from sgan.shapes import Dataset
 
 TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
@@ -17,45 +18,48 @@ INNER_TAPS = TAPS[:-1]
 IMAGE, LABEL = "image", "label"
 
 
-@dataclass(frozen=True)
+@validated()
 class Weights:
     """The weights lambda of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
 
-    adversarial: float = 1.0
-    conditional: float = 1.0
-    entropy: float = 10.0
+    adversarial: NonNegativeFloat = 1.0
+    conditional: NonNegativeFloat = 1.0
+    entropy: NonNegativeFloat = 10.0
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            number(f"the {name} weight", value, 0.0)
-        plain_floats(self)
         require(
             self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
             "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
         )
 
 
-def _require_taps(name: str, taps: tuple[str, ...]) -> None:
+def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
-        require(tap in INNER_TAPS, f"unknown tap {tap!r} in {name}; the stack can be cut at {', '.join(INNER_TAPS)}")
+        require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at {', '.join(INNER_TAPS)}")
     order = [TAPS.index(tap) for tap in taps]
     require(
         order == sorted(set(order)),
-        f"{name} must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}",
+        f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}",
     )
+    return taps
 
 
-@dataclass(frozen=True)
+Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]
+"""Taps at which the stack can be cut, from the image up."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Batch = Annotated[int, Field(ge=2)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 2)]
+Budget = Annotated[float, Field(gt=0, le=1e6)]
+
+
+@validated()
 class Codes:
     """The part of z that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many values, one-hot, and
     that many continuous codes in U(0, 1); they are the last numbers of z."""
 
-    categorical: int = 10
-    continuous: int = 2
-
-    def __post_init__(self):
-        integer("codes.categorical", self.categorical, 2, 1000)
-        integer("codes.continuous", self.continuous, 1, 1000)
+    categorical: Annotated[int, Field(ge=2, le=1000)] = 10
+    continuous: Annotated[int, Field(ge=1, le=1000)] = 2
 
     @property
     def size(self) -> int:
@@ -63,7 +67,7 @@ class Codes:
         return self.categorical + self.continuous
 
 
-@dataclass(frozen=True)
+@validated()
 class Variant:
     """One row of the ablation: where the stack is cut, which losses it has, and whether it is trained jointly.
 
@@ -77,16 +81,14 @@ class Variant:
         codes: Q recovers these alone; None: all of z.
     """
 
-    cuts: tuple[str, ...]
+    cuts: Taps
     weights: Weights
     joint: bool
     labels: bool = True
-    through: tuple[str, ...] = ()
+    through: Taps = ()
     codes: Codes | None = None
 
     def __post_init__(self):
-        _require_taps("cuts", self.cuts)
-        _require_taps("through", self.through)
         require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
         require(not (self.cuts and self.codes), "codes are of a single generator: a variant with codes has no cuts")
         require(
@@ -105,25 +107,18 @@ class Variant:
         return (IMAGE, *self.cuts, LABEL)
 
 
-@dataclass(frozen=True)
+@validated()
 class AdamRecipe:
     """Adam's settings. `eps_in_root` divides by sqrt(v + eps) (released code) instead of sqrt(v) + eps."""
 
-    learning_rate: float = 1e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    eps: float = 1e-8
+    learning_rate: Rate = 1e-4
+    beta1: Annotated[float, Field(ge=0, le=0.9999)] = 0.5
+    beta2: Annotated[float, Field(ge=0, le=0.999999)] = 0.999
+    eps: Rate = 1e-8
     eps_in_root: bool = False
 
-    def __post_init__(self):
-        number("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
-        number("beta1", self.beta1, 0.0, 0.9999)
-        number("beta2", self.beta2, 0.0, 0.999999)
-        number("eps", self.eps, 0.0, 1.0, open_low=True)
-        plain_floats(self)
 
-
-@dataclass(frozen=True)
+@validated()
 class EncoderRecipe:
     """How a classifier is trained: the encoder, and the scorer.
 
@@ -136,28 +131,30 @@ class EncoderRecipe:
         shifts: random shifts by up to this many pixels.
     """
 
-    images: int
-    batch: int = 100
+    images: PositiveInt
+    batch: Batch = 100
     adam: AdamRecipe = AdamRecipe(beta1=0.9)
-    init_std: float = 0.01
+    init_std: PositiveFloat = 0.01
     pixel_mean: bool = False
     flips: bool = False
-    shifts: int = 0
+    shifts: Annotated[int, Field(ge=0, le=8)] = 0
     objective: Literal["labels", "rotation"] = "labels"
 
-    def __post_init__(self):
-        integer("encoder images", self.images, 1)
-        require(
-            self.objective in ("labels", "rotation"),
-            f"objective must be 'labels' or 'rotation', but got {self.objective!r}",
-        )
-        integer("encoder batch", self.batch, 2)
-        number("encoder init_std", self.init_std, 0.0, open_low=True)
-        plain_floats(self)
-        integer("encoder shifts", self.shifts, 0, 8)
+
+def _falling(rule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+    thresholds = [threshold for threshold, _ in rule]
+    require(
+        len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
+        "pairs (threshold, number of steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3)), "
+        f"but got {rule}",
+    )
+    return rule
 
 
-@dataclass(frozen=True)
+Steps = Annotated[int, Field(ge=1, le=100)]
+
+
+@validated()
 class GanRecipe:
     """How generators and discriminators are trained; every field is a difference between the two named recipes or a
     value they share.
@@ -184,64 +181,27 @@ class GanRecipe:
             Weights, losses and Adam are float32 in both, and so is all sampling.
     """
 
-    batch: int = 100
+    batch: Batch = 100
     adam: AdamRecipe = AdamRecipe()
     discriminator: Literal["binary", "classes"] = "binary"
-    class_weight: float = 0.0
+    class_weight: NonNegativeFloat = 0.0
     adversarial: Literal["non-saturating", "saturating"] = "non-saturating"
-    discriminator_scale: float = 1.0
-    generator_steps: tuple[tuple[float, int], ...] = ((0.0, 1),)
+    discriminator_scale: PositiveFloat = 1.0
+    generator_steps: Annotated[tuple[tuple[NonNegativeFloat, Steps], ...], AfterValidator(_falling)] = ((0.0, 1),)
     fresh_noise: bool = False
     pixel_mean: bool = False
     flips: bool = False
-    image_noise: float = 0.0
-    feature_noise: float = 0.0
-    hidden_noise: float = 0.0
+    image_noise: NonNegativeFloat = 0.0
+    feature_noise: NonNegativeFloat = 0.0
+    hidden_noise: NonNegativeFloat = 0.0
     discriminator_norm: bool = False
-    dropout: float = 0.0
-    init_std: float = 0.02
-    norm_eps: float = 1e-6
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.0
+    init_std: PositiveFloat = 0.02
+    norm_eps: PositiveFloat = 1e-6
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self):
-        integer("batch", self.batch, 2)
-        require(
-            self.precision in ("float32", "bfloat16"),
-            f"precision must be 'float32' or 'bfloat16', but got {self.precision!r}",
-        )
-        require(
-            self.discriminator in ("binary", "classes"),
-            f"discriminator must be 'binary' or 'classes', but got {self.discriminator!r}",
-        )
-        require(
-            self.adversarial in ("non-saturating", "saturating"),
-            f"adversarial must be 'non-saturating' or 'saturating', but got {self.adversarial!r}",
-        )
-        for name in ("class_weight", "image_noise", "feature_noise", "hidden_noise"):
-            number(name, getattr(self, name), 0.0)
-        number("discriminator_scale", self.discriminator_scale, 0.0, open_low=True)
-        number("dropout", self.dropout, 0.0, 0.99)
-        number("init_std", self.init_std, 0.0, open_low=True)
-        number("norm_eps", self.norm_eps, 0.0, open_low=True)
-        pairs = all(
-            isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, float) and type(pair[1]) is int
-            for pair in self.generator_steps
-        )
-        thresholds = [pair[0] for pair in self.generator_steps] if pairs else []
-        require(
-            len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
-            "generator_steps must be pairs (threshold, whole number of steps) with falling thresholds that end at 0, "
-            f"such as ((0.5, 1), (0.0, 3)), but got {self.generator_steps}",
-        )
-        for threshold, steps in self.generator_steps:
-            number("generator_steps' threshold", threshold, 0.0)
-            integer("generator_steps' steps", steps, 1, 100)
-        plain_floats(self)
-        rule = tuple((float(threshold) + 0.0, steps) for threshold, steps in self.generator_steps)
-        object.__setattr__(self, "generator_steps", rule)
 
-
-@dataclass(frozen=True)
+@validated()
 class Recipe:
     """All of the training and scoring of one trial.
 
@@ -270,30 +230,18 @@ class Recipe:
     feature_level: int
     joint_images: int
     scorer: EncoderRecipe
-    joint_start: float = 1.0
+    joint_start: Rate = 1.0
     fresh_adam: bool = True
-    feedback: float = 1.0
+    feedback: Share = 1.0
     sampling: Literal["running", "batch"] = "running"
-    samples: int = 50_000
-    evaluations: int = 4
+    samples: Annotated[int, Field(ge=100, le=10**7)] = 50_000
+    evaluations: Annotated[int, Field(ge=1, le=1000)] = 4
     best_by: Literal["inception_score", "fid"] = "inception_score"
 
     def __post_init__(self):
-        for name in ("image_level", "feature_level", "joint_images"):
-            batch = self.joint.batch if name == "joint_images" else self.gan.batch
-            integer(name, getattr(self, name), batch)
-        number("joint_start", self.joint_start, 0.0, 1.0, open_low=True)
-        number("feedback", self.feedback, 0.0, 1.0)
-        plain_floats(self)
-        integer("evaluations", self.evaluations, 1, 1000)
-        integer("samples", self.samples, 100, 10**7)
-        require(
-            self.sampling in ("running", "batch"), f"sampling must be 'running' or 'batch', but got {self.sampling!r}"
-        )
-        require(
-            self.best_by in ("inception_score", "fid"),
-            f"best_by must be 'inception_score' or 'fid', but got {self.best_by!r}",
-        )
+        for name, part in (("image_level", self.gan), ("feature_level", self.gan), ("joint_images", self.joint)):
+            images = getattr(self, name)
+            require(images >= part.batch, f"{name} must be at least the batch of {part.batch}, but got {images}")
         require(
             self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean,
             "the joint stage continues the levels: discriminator and pixel_mean must be the same in gan and joint",
@@ -301,7 +249,7 @@ class Recipe:
 
     def budget(self, factor: float) -> "Recipe":
         """The same recipe with the images of every GAN stage multiplied by `factor`."""
-        number("budget", factor, 0.0, 1e6, open_low=True)
+        factor = checked(Budget, factor, "budget")
         images = {
             name: max(self.gan.batch, self.joint.batch, round(getattr(self, name) * factor))
             for name in ("image_level", "feature_level", "joint_images")
@@ -309,7 +257,7 @@ class Recipe:
         return dataclasses.replace(self, **images)
 
 
-@dataclass(frozen=True)
+@validated()
 class Config:
     """One trial, complete.
 
@@ -325,14 +273,12 @@ class Config:
     data: str
     recipe: Recipe
     variant: Variant
-    seed: int
+    seed: Seed
     inception: str = ""
 
     def __post_init__(self):
-        integer("seed", self.seed, 0, 2**31 - 2)
-        binary_only = self.variant.labels or self.recipe.gan.discriminator == "binary"
         require(
-            binary_only,
+            self.variant.labels or self.recipe.gan.discriminator == "binary",
             "a variant without labels cannot have labels in its discriminator; "
             "it is planned with a binary discriminator",
         )

@@ -7,7 +7,7 @@ repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 import dataclasses
 from dataclasses import dataclass, replace
 
-from sgan.checks import ConfigError, integer, require
+from sgan.checks import ConfigError, require
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
@@ -113,7 +113,7 @@ def folder_row(size: int, channels: int, classes: int) -> Dataset:
         f"but got {size}",
     )
     require(channels in (1, 3), f"channels must be 1 (grey) or 3 (colour), but got {channels}")
-    integer("the number of classes", classes, 2)
+    require(classes >= 2, f"an image folder needs at least 2 classes, but got {classes}")
     row = replace(CIFAR10 if channels == 3 else MNIST, name=FOLDER, size=size, classes=classes, flips=False)
     if size < SMALL:
         convs = DIGITS.gan.image_convs  # those of larger images would leave no pixel

@@ -3,6 +3,7 @@
 python -m sgan.sample RUN_OR_PATH [--class 3] [--n 64] [--out grid.png] [--help]
 """
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from sgan.checks import ConfigError, require
+import sgan
+from sgan.checks import ConfigError, integer, require
 from sgan.store.s3 import find_store
 
 FEWEST_DIGITS = 6
+"""A stage is found by the beginning of its name from this many hex digits on."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,18 @@ class Options:
     columns: int = 8
     """Images a row."""
     store: str = "runs"
-    """Output store (a folder, or s3://bucket/folder) in which runs and stages are looked for."""
+    """Output store (a folder, or s3://bucket/folder) with the run or stage."""
 
 
 def locate(source: str, address: str) -> Path:
-    """The folder that a path, a run's id or a stage's name means; ConfigError where it means none."""
+    """The folder of a model's path, a run's id or a stage's name; ConfigError where there is none."""
     if Path(source).is_dir():
         return Path(source)
     found: list[str] = []
     store = find_store(address)
     if store and "/" not in source:
-        name = store.shown(source) or source
-        if len(name.removeprefix("score-")) >= FEWEST_DIGITS:
-            found = store.finished(f"score-{name.removeprefix('score-')}")
+        digits = (store.shown(source) or source).removeprefix("score-")
+        found = store.finished(f"score-{digits}") if len(digits) >= FEWEST_DIGITS else []
     if store is None or len(found) != 1:
         raise ConfigError(
             f"{source!r} is no folder, and {'more than one run or stage begins so' if found else 'no run or stage'} in "
@@ -60,19 +62,20 @@ def locate(source: str, address: str) -> Path:
 
 
 def main(options: Options) -> int:
-    """Write the file; returns 0. ConfigError where the model or an option is wrong."""
-    require(options.n >= 1, f"--n must be at least 1, but got {options.n}")
-    require(options.columns >= 1, f"--columns must be at least 1, but got {options.columns}")
-    require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
-    require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
-    folder = locate(options.source, options.store)
-    from sgan.evaluation import grid
-    from sgan.models.export import load
+    """Write the file; returns 0.
 
-    model = load(folder, which=options.which)
-    classes = options.classes or tuple(range(model.classes))
-    images = model.sample([classes[index % len(classes)] for index in range(options.n)], options.seed)
-    grid.save(images, options.out, options.columns)
+    Raises:
+        ConfigError: the model or an option is not usable.
+    """
+    integer("--n", options.n, 1)
+    integer("--columns", options.columns, 1)
+    integer("--seed", options.seed, 0, 2**63 - 1)
+    require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
+    model = sgan.load(locate(options.source, options.store), which=options.which)
+    classes = itertools.cycle(options.classes or range(model.classes))
+    from sgan.evaluation import grid  # late, as torch is: --help is fast
+
+    grid.save(model.sample(list(itertools.islice(classes, options.n)), options.seed), options.out, options.columns)
     print(f"{options.n} images in {options.out}")
     return 0
 

@@ -1,13 +1,17 @@
 """Datasets and the widths of their networks: frozen dataclasses, whose rows are in presets.py."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from sgan.checks import number
+from pydantic import Field
+
+from sgan.checks import checked, validated
+
+Width = Annotated[float, Field(gt=0, le=4)]
+"""Factor on every hidden width."""
 
 
-@dataclass(frozen=True)
+@validated()
 class Conv:
     """One convolution of a discriminator: maps, kernel, stride, padding, batch normalisation, dropout before it."""
 
@@ -19,7 +23,7 @@ class Conv:
     dropout: bool = False
 
 
-@dataclass(frozen=True)
+@validated()
 class EncoderShape:
     """Widths of the encoder: conv1 and conv2 maps with their square kernel and padding, and the width of fc3."""
 
@@ -29,7 +33,7 @@ class EncoderShape:
     features: int
 
 
-@dataclass(frozen=True)
+@validated()
 class GanShape:
     """Widths of the generators and discriminators of one dataset; "released architectures" are rows of these.
 
@@ -67,7 +71,7 @@ class GanShape:
     sigmoid_q: bool
 
 
-@dataclass(frozen=True)
+@validated()
 class Dataset:
     """A dataset row: what the images are and which networks go with them.
 
@@ -85,7 +89,7 @@ class Dataset:
 
     def scaled(self, width: float) -> "Dataset":
         """The same row with every hidden width multiplied by `width`; 1 is the row itself."""
-        number("width", width, 0.0, 4.0, open_low=True)
+        width = checked(Width, width, "width")
         if width == 1:
             return self
 

@@ -6,7 +6,7 @@ python sweeps/ledger.py STORE
 import collections
 import datetime
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -14,29 +14,29 @@ from tyro.conf import Positional
 
 from sgan.checks import ConfigError
 from sgan.store.s3 import find_store
+from sweeps.planning.options import status
 
-WHO = ("time", "host", "process", "event")
+COMMON = ("time", "host", "process", "event")
+"""Fields that every event has."""
 
 
 def line(event: Mapping[str, Any]) -> str:
     """One event, for people."""
     when = datetime.datetime.fromtimestamp(event["time"]).isoformat(" ", "seconds")
-    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in WHO and value != "")
+    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in COMMON and value != "")
     return f"{when}  {event['host']}:{event['process']}  {event['event']}: {about}"
 
 
-def account(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What to know of all events: how many there are of each kind, and what was trained more than once."""
-    events = list(events)
+def account(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many processes, hosts and events of each kind there are, and what was trained more than once."""
     kinds = collections.Counter(event["event"] for event in events)
     published = collections.Counter(event["stage"] for event in events if event["event"] == "stage published")
-    twice = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
+    again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
     processes = {(event["host"], event["process"]) for event in events}
-    hosts = {event["host"] for event in events}
     return [
-        f"{len(processes)} processes on {len(hosts)} hosts: "
+        f"{len(processes)} processes on {len({host for host, _ in processes})} hosts: "
         + ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
-        f"trained more than once (its folder was deleted, or two hosts raced): {', '.join(twice) or 'nothing'}",
+        f"trained more than once (its folder was deleted, or two hosts raced): {', '.join(again) or 'nothing'}",
     ]
 
 
@@ -50,14 +50,9 @@ def main(store: Positional[str]) -> int:
     if opened is None:
         raise ConfigError(f"there is no output store {store}; name the folder that a sweep was given as --store")
     events = opened.events()
-    for each in [*map(line, events), *account(events)]:
-        print(each)
+    print(*map(line, events), *account(events), sep="\n")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(tyro.cli(main, prog="python sweeps/ledger.py"))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: tyro.cli(main, prog="python sweeps/ledger.py")))

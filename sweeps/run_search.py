@@ -23,8 +23,9 @@ from sweeps.optimization.searcher import Searcher, TrialList
 from sweeps.optimization.space import WEIGHTS
 from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
-from sweeps.planning.config_file import without_password
-from sweeps.planning.options import INTERRUPTED, prepare
+from sweeps.planning.basis import prepare
+from sweeps.planning.manifest import without_password
+from sweeps.planning.options import INTERRUPTED
 from sweeps.planning.trials import clock
 from sweeps.reporting import results, tables
 
@@ -65,7 +66,7 @@ def probe(run: SearchRun, slots: Slots) -> float:
     """Seconds of a unit of cost on this machine."""
     device = "cuda" if slots.gpus and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(slots.cpus)
-    return seconds_per_unit(next(iter(run.templates.values())), run.basis.data.tensors().to(device), device)
+    return seconds_per_unit(next(iter(run.templates.values())), run.basis.data.to(device), device)
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:

@@ -96,7 +96,7 @@ def named_recipe(name: str, dataset: str) -> Recipe:
 
 def make_context(root: Path) -> Context:
     """What stages on the digits run with, in the store `root`."""
-    return Context(Store(root), read(DATASETS["digits"], Path()).tensors(), "cpu", "test")
+    return Context(Store(root), read(DATASETS["digits"], Path()), "cpu", "test")
 
 
 def finish(trial: Plan, root: Path) -> list[str]:
@@ -124,7 +124,7 @@ def contents(trial: Plan, root: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def digits() -> Data:
-    return read(DATASETS["digits"], Path()).tensors()
+    return read(DATASETS["digits"], Path())
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 Shapes: images (n, channels, size, size) uint8; labels (n,) int64.
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgan.checks import ConfigError
-from sgan.shapes import Dataset
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,21 @@ class Data:
 
     def to(self, device: str) -> "Data":
         """The same data on another device."""
-        tensors = (self.images, self.labels, self.test_images, self.test_labels)
-        return Data(*(tensor.to(device) for tensor in tensors), digest=self.digest)
+        *tensors, digest = vars(self).values()
+        return Data(*(tensor.to(device) for tensor in tensors), digest=digest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle NumPy arrays: Ray shares their memory between processes, and copies tensors."""
+        *tensors, digest = vars(self).values()
+        return _from_arrays, (*(tensor.numpy() for tensor in tensors), digest)
+
+
+def _from_arrays(*parts: Any) -> Data:
+    """Data in the memory of arrays, which Ray makes read-only; nothing changes a dataset."""
+    *arrays, digest = parts
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return Data(*map(torch.from_numpy, arrays), digest=digest)
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
@@ -41,8 +55,10 @@ def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
 
 
 class Batches:
-    """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out. On a GPU
-    an epoch's order is sent there at once: a copy a step would have the GPU wait for Python, and Python for the GPU."""
+    """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out.
+
+    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other.
+    """
 
     def __init__(self, images: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         if batch > images:
@@ -99,8 +115,3 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
         return images
     down, right = (int(offset) for offset in torch.randint(-pixels, pixels + 1, (2,)))
     return torch.nn.functional.pad(images, (right, -right, down, -down))
-
-
-def image_shape(dataset: Dataset) -> tuple[int, int, int]:
-    """(channels, height, width) of a dataset's images."""
-    return dataset.channels, dataset.size, dataset.size

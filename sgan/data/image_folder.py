@@ -1,11 +1,11 @@
 """Image folders: a class is a sub-folder, whose images are brought to one size and one number of channels."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from sgan.checks import ConfigError
 
@@ -14,32 +14,65 @@ IGNORED = ("thumbs.db", "desktop.ini")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel."""
 KEPT_FOR_TESTING = 5
-"""One image in so many is kept for testing where the folder has no test images of its own."""
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""One image in five is kept for testing where the folder has no test images of its own."""
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
 
-class FolderError(ConfigError):
-    """A folder that is no set of classes, or a file in it that is no image; the message names it."""
+class DataError(ConfigError):
+    """A dataset or image folder that is not there, or a file of it that is damaged; the message says what to do."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, but hidden ones and those that file browsers leave."""
+    paths = (path for path in folder.rglob("*") if all(map(_counts, path.relative_to(folder).parts)))
+    return sorted(path for path in paths if path.is_file())
+
+
+def read_image(path: Path, channels: int) -> Image.Image:
+    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent.
+
+    Raises:
+        DataError: the file is no image, an animation, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            frames, mode = getattr(image, "n_frames", 1), image.mode
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's readers raise whatever their format's code does
+        raise DataError(f"{path} cannot be read as an image ({error!r:.200}); delete it or move it away") from error
+    if frames > 1:
+        raise DataError(f"{path} is an animation of {frames} frames, not an image; delete it or move it away")
+    if mode not in MODES:
+        raise DataError(
+            f"{path} has pixels of mode {mode}; only 8 bits a channel can be used: convert it or move it away"
+        )
+    if upright.has_transparency_data:
+        colours = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return upright.convert("L" if channels == 1 else "RGB")
 
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Names of a folder's classes, sorted.
 
-    Raises FolderError where there are fewer than two, where training and test images have other ones, or where images
-    lie beside the class folders.
+    Raises:
+        DataError: there are fewer than two, training and test images have other ones, or images lie beside the class
+            folders.
     """
     parts = _parts(root)
-    names = [tuple(sorted(path.name for path in part.iterdir() if path.is_dir() and _counts(path))) for part in parts]
-    if len(parts) == 2 and names[0] != names[1]:
-        odd = sorted(set(names[0]) ^ set(names[1]))
-        raise FolderError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
+    names = []
     for part in parts:
-        loose = sorted(path for path in part.iterdir() if path.is_file() and _is_image_name(path))
-        if loose:
-            raise FolderError(f"{loose[0]} lies beside the class folders; move it into the folder of its class")
+        inside = sorted(path for path in part.iterdir() if _counts(path.name))
+        for path in inside:
+            if path.is_file() and path.suffix.lower() in Image.registered_extensions():
+                raise DataError(f"{path} lies beside the class folders; move it into the folder of its class")
+        names.append(tuple(path.name for path in inside if path.is_dir()))
+    odd = sorted(set(names[0]) ^ set(names[-1]))
+    if odd:
+        raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
     if len(names[0]) < 2:
-        raise FolderError(
+        raise DataError(
             f"{parts[0]} must hold at least two sub-folders, one a class, with the class's images in it; it holds "
             f"{', '.join(names[0]) or 'none'}"
         )
@@ -47,27 +80,29 @@ def class_names(root: Path) -> tuple[str, ...]:
 
 
 def read(root: Path, size: int, channels: int) -> Parts:
-    """All images of a folder.
+    """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
+    antialiasing.
 
-    Each image is turned upright (EXIF), cut to a square around its middle and resized with antialiasing; palettes and
-    CMYK become grey or RGB, transparency becomes white.
-    Raises FolderError with the name of the first file that cannot be used, and how many more there are.
+    Raises:
+        DataError: as in class_names and read_image, by the first such file and how many more there are; or a class has
+            no images.
     """
-    names = class_names(root)
-    parts = []
+    names, parts = class_names(root), []
     for part in _parts(root):
-        files = [(path, label) for label, name in enumerate(names) for path in _files(part / name)]
-        # Shuffled once: the first so many images stand for all in some scores, and must not be of one class.
+        files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name)]
+        for label in set(range(len(names))) - {label for _, label in files}:
+            raise DataError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
+        # Shuffled once: in some scores the first images stand for all, and must not be of one class.
         files = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
-        labels = np.array([label for _, label in files])
-        parts.append((_decode([path for path, _ in files], size, channels), labels))
-    if len(parts) == 2:
-        return (*parts[0], *parts[1])
-    images, labels = parts[0]
-    test, generator = np.zeros(len(labels), bool), torch.Generator().manual_seed(0)
+        labels = torch.tensor([label for _, label in files])
+        parts += [_decode([path for path, _ in files], size, channels), labels]
+    if len(parts) == 4:
+        return tuple(parts)  # pyright: ignore[reportReturnType]
+    images, labels = parts
+    test, generator = torch.zeros(len(labels), dtype=torch.bool), torch.Generator().manual_seed(0)
     for label in range(len(names)):
-        members = (labels == label).nonzero()[0]
-        order = members[torch.randperm(len(members), generator=generator).numpy()]
+        members = (labels == label).nonzero().flatten()
+        order = members[torch.randperm(len(members), generator=generator)]
         if len(members) > 1:
             test[order[: max(1, len(members) // KEPT_FOR_TESTING)]] = True
     return images[~test], labels[~test], images[test], labels[test]
@@ -79,61 +114,23 @@ def _parts(root: Path) -> tuple[Path, ...]:
     return parts if all(part.is_dir() for part in parts) else (root,)
 
 
-def _counts(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in IGNORED
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in IGNORED
 
 
-def _is_image_name(path: Path) -> bool:
-    return _counts(path) and path.suffix.lower() in Image.registered_extensions()
-
-
-def _files(folder: Path) -> list[Path]:
-    """A class's files, sorted; FolderError where there are none."""
-    inside = [path for path in folder.rglob("*") if all(map(_counts, _below(path, folder)))]
-    files = sorted(path for path in inside if path.is_file())
-    if not files:
-        raise FolderError(f"the class folder {folder} holds no images; delete it or fill it")
-    return files
-
-
-def _below(path: Path, folder: Path) -> Iterator[Path]:
-    while path != folder:
-        yield path
-        path = path.parent
-
-
-def _decode(files: list[Path], size: int, channels: int) -> np.ndarray:
-    images = np.empty((len(files), channels, size, size), np.uint8)
-
-    def place(index: int) -> str:
+def _decode(files: list[Path], size: int, channels: int) -> Tensor:
+    """Square images (n, channels, size, size) uint8 of files (n,)."""
+    images, faults = torch.empty(len(files), channels, size, size, dtype=torch.uint8), []
+    for index, path in enumerate(files):
         try:
-            images[index] = _image(files[index], size, channels)
-        except FolderError as error:
-            return f"{files[index]} {error}"
-        except Exception as error:  # Pillow's readers raise whatever their format's code does
-            return f"{files[index]} cannot be read as an image ({(str(error) or repr(error)).splitlines()[0]})"
-        return ""
-
-    faults = [fault for fault in map(place, range(len(files))) if fault]
+            image = read_image(path, channels)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+        images[index] = pil_to_tensor(square)
     if faults:
-        more = f"; so are {len(faults) - 1} more files" if len(faults) > 1 else ""
-        raise FolderError(f"{faults[0]}; delete it or move it out of the class folders{more}")
+        raise DataError(faults[0] + (f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""))
     return images
-
-
-def _image(path: Path, size: int, channels: int) -> np.ndarray:
-    """One image, (channels, size, size) uint8; whatever is wrong with it is raised."""
-    with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise FolderError(f"is an animation of {getattr(image, 'n_frames', 0)} frames, not an image")
-        if image.mode not in MODES:
-            raise FolderError(f"has pixels of mode {image.mode}; only images of 8 bits a channel can be used")
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            colours = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
-        side = min(upright.size)
-        left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        square = upright.convert("L" if channels == 1 else "RGB").crop((left, top, left + side, top + side))
-        square = square.resize((size, size), Image.Resampling.LANCZOS)
-        return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)

@@ -1,10 +1,9 @@
-"""The paper's figures of a finished stack (section 4, and its appendix of samples): what a row holds fixed and what
-varies along it. Each is a function of the weights alone, since all noise comes from one seed.
+"""The paper's figures of a finished stack (section 4, and its appendix of samples). Each is a function of the weights
+alone, since all noise comes from one seed.
 
-Legend: K classes, R rows (at most 10), images uint8 (n, channels, size, size) in row order.
+Legend: n images, K classes, R rows (at most 10), F features; images uint8 (n, channels, size, size) in row order.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
+from sgan.evaluation.grid import nearest
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
 
@@ -20,8 +20,6 @@ SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
 TRIPLES = 3
 """Samples a row of the figure of neighbours, each followed by its two neighbours."""
-PART = 2000
-"""Training images, or features of them, that distances are computed to at once."""
 
 
 @dataclass(frozen=True)
@@ -32,140 +30,84 @@ class Figure:
     columns: int = COLUMNS
 
 
-class Painter:
-    """Draws figures of a stack whose lowest level makes images.
+def draw_all(
+    levels: list[Level], statistics: str, data: Data, scorer: Encoder, features: Tensor, classes: int
+) -> dict[str, Figure]:
+    """Every figure of a stack by name: those of `samples`, its nearest training images, and real images.
 
     Args:
-        levels: from the image up; chained generators are taken apart.
+        levels: from the image up, on the device of the data.
         statistics: batch normalisation when sampling, "running" or "batch".
+        features: the scorer's of the training images at fc3, (n, F).
         classes: K.
-        device: where the levels are.
     """
-
-    def __init__(self, levels: list[Level], statistics: str, classes: int, device: torch.device | str):
-        self.levels, self.statistics, self.classes, self.device = unfolded(levels), statistics, classes, device
-        self.top, self.rows = self.levels[-1], min(classes, MOST_ROWS)
-        self.generator = torch.Generator().manual_seed(SEED)
-
-    def figures(self) -> dict[str, Figure]:
-        """All figures that this stack has, by name, but those that show training images."""
-        painted: dict[str, Callable[[], Figure]] = {
-            "classes": self.classes_figure,
-            "interpolation_noise": self.interpolation_noise,
-        }
-        if self.top.labels or len(self.levels) > 1:  # else there is no condition to hold
-            painted["fixed_condition"] = self.fixed_condition
-        if len(self.levels) > 1:
-            painted["fixed_noise"] = self.fixed_noise
-        if self.top.labels:
-            painted["interpolation_labels"] = self.interpolation_labels
-        if self.top.codes:
-            painted |= {"codes": self.codes, "continuous_code": self.continuous_code}
-        return {name: paint() for name, paint in painted.items()}
-
-    def classes_figure(self) -> Figure:
-        """A row of samples a class; of a stack without labels, samples."""
-        return self._paint(self._labels(), self._noise(self.rows * COLUMNS))
-
-    def fixed_condition(self) -> Figure:
-        """A row has one condition of the image level, such as one generated fc3 feature of the row's class, and z0
-        varies: the paper's panel (c), and of a stack without entropy loss its panel (d)."""
-        noise = self._noise(self.rows * COLUMNS)
-        above = [z[::COLUMNS].repeat_interleave(COLUMNS, 0) for z in noise[1:]]
-        return self._paint(self._labels(), [noise[0], *above])
-
-    def fixed_noise(self) -> Figure:
-        """A row has one z0, and the noise of all levels above the image's varies."""
-        noise = self._noise(self.rows * COLUMNS)
-        return self._paint(self._labels(), [noise[0][::COLUMNS].repeat_interleave(COLUMNS, 0), *noise[1:]])
-
-    def interpolation_noise(self) -> Figure:
-        """A row goes from one z of all levels to another in a straight line; a categorical code stays."""
-        first, last = (self._repeated(self._noise(self.rows)) for _ in range(2))
-        along = torch.linspace(0, 1, COLUMNS, device=self.device).repeat(self.rows)[:, None]
-        noise = [(1 - along) * start + along * end for start, end in zip(first, last, strict=True)]
-        if self.top.codes:
-            place = self._code()
-            noise[-1][:, place] = first[-1][:, place]
-        return self._paint(self._labels(), noise)
-
-    def interpolation_labels(self) -> Figure:
-        """A row has one z of all levels, and its label goes from class k to class k + 1 in a straight line."""
-        along = torch.linspace(0, 1, COLUMNS, device=self.device).repeat(self.rows)[:, None]
-        labels = self._labels()
-        start, end = (F.one_hot((labels + shift) % self.classes, self.classes).float() for shift in (0, 1))
-        return self._paint((1 - along) * start + along * end, self._repeated(self._noise(self.rows)))
-
-    def codes(self) -> Figure:
-        """A row a value of the categorical code, all else varies."""
-        return self._paint(self._labels(), self._with_code(self._noise(self.rows * COLUMNS)))
-
-    def continuous_code(self) -> Figure:
-        """A row a value of the categorical code; the first continuous code goes from 0 to 1, all else is fixed."""
-        (z,) = self._with_code(self._repeated(self._noise(self.rows)))
-        z[:, self._code().stop] = torch.linspace(0, 1, COLUMNS, device=self.device).repeat(self.rows)
-        return self._paint(self._labels(), [z])
-
-    def neighbours(self, images: Tensor, classifier: Encoder, features: Tensor) -> Figure:
-        """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
-        features, by Euclidean distance.
-
-        Args:
-            images: the training images, uint8 (n, channels, size, size).
-            features: what the classifier makes of them, (n, F).
-        """
-        count = self.rows * TRIPLES
-        labels = torch.arange(self.rows, device=self.device).repeat_interleave(TRIPLES)
-        made = self._paint(labels, self._noise(count)).images
-        alike = images[nearest(made, images)]
-        akin = images[nearest(classifier.features(made, ("fc3",))["fc3"], features)]
-        return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), 3 * TRIPLES)
-
-    def _labels(self) -> Tensor:
-        """The row's class, for every cell."""
-        return torch.arange(self.rows, device=self.device).repeat_interleave(COLUMNS)
-
-    def _noise(self, count: int) -> list[Tensor]:
-        """z of every level; each figure begins with the same draws."""
-        return [draw(level, count, self.device, self.generator) for level in self.levels]
-
-    @staticmethod
-    def _repeated(noise: list[Tensor]) -> list[Tensor]:
-        return [z.repeat_interleave(COLUMNS, 0) for z in noise]
-
-    def _code(self) -> slice:
-        """Where the categorical code lies in z."""
-        assert self.top.codes
-        first = self.top.generator.noise - self.top.codes.size
-        return slice(first, first + self.top.codes.categorical)
-
-    def _with_code(self, noise: list[Tensor]) -> list[Tensor]:
-        """The same noise with the row's value of the categorical code."""
-        (z,), place = noise, self._code()
-        z[:, place] = F.one_hot(self._labels(), place.stop - place.start).to(z)
-        return [z]
-
-    def _paint(self, condition: Tensor, noise: list[Tensor]) -> Figure:
-        """Images for labels (n,) or mixtures of labels (n, K)."""
-        if condition.dim() == 1:
-            condition = label_condition(self.top, condition, self.classes)
-        with sampling(self.levels, self.statistics):
-            image = descend(self.levels, condition, noise)[IMAGE]
-        self.generator.manual_seed(SEED)  # for the next figure
-        return Figure(to_pixels(image, self.levels[0].generator.mean))
+    return {
+        **samples(levels, statistics, classes),
+        "neighbours": neighbours(levels, statistics, classes, data.images, scorer, features),
+        "real": real(data, classes),
+    }
 
 
-def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
-    """Index (n,) of the candidate nearest to each sample; both are images or features, of the same shape each."""
-    seen, best = samples.float().flatten(1), None
-    place = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
-    for first in range(0, len(candidates), PART):
-        part = candidates[first : first + PART].to(samples.device).float().flatten(1)
-        distances, index = torch.cdist(seen, part).min(1)
-        closer = torch.ones_like(index, dtype=torch.bool) if best is None else distances < best
-        place = torch.where(closer, index + first, place)
-        best = distances if best is None else torch.where(closer, distances, best)
-    return place
+def samples(levels: list[Level], statistics: str, classes: int) -> dict[str, Figure]:
+    """The figures of samples alone, by name, for a stack as in `draw_all`; chained generators are taken apart.
+
+    classes: a row of samples a class; of a stack without labels, samples.
+    interpolation_noise: a row goes from one z of all levels to another in a straight line; a categorical code stays.
+    fixed_condition: a row has one condition of the image level, such as one generated fc3 feature of the row's class,
+        and z0 varies: the paper's panel (c), and of a stack without entropy loss its panel (d).
+    fixed_noise: a row has one z0, and the noise of all levels above the image's varies.
+    interpolation_labels: a row has one z of all levels; its label goes from class k to k + 1 in a straight line.
+    codes: a row has one value of the categorical code, and all else varies.
+    continuous_code: a row has one value of the categorical code; the first continuous code goes from 0 to 1, and all
+        else stays.
+    """
+    levels = unfolded(levels)
+    top, device, rows = levels[-1], levels[0].generator.mean.device, min(classes, MOST_ROWS)
+    labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)
+    condition = label_condition(top, labels, classes)
+    along = torch.linspace(0, 1, COLUMNS, device=device).repeat(rows)[:, None]
+
+    (varied,) = _noise(levels, rows * COLUMNS, 1)
+    held = [z[::COLUMNS].repeat_interleave(COLUMNS, 0) for z in varied]
+    first, last = ([z.repeat_interleave(COLUMNS, 0) for z in noise] for noise in _noise(levels, rows, 2))
+    between = [(1 - along) * start + along * end for start, end in zip(first, last, strict=True)]
+    figures = {}
+    if top.codes:
+        plain = top.generator.noise - top.codes.size
+        code = slice(plain, plain + top.codes.categorical)
+        between[-1][:, code] = first[-1][:, code]
+        coded, moved = varied[-1].clone(), first[-1].clone()
+        coded[:, code] = moved[:, code] = F.one_hot(labels, top.codes.categorical).to(coded)
+        moved[:, code.stop] = along[:, 0]
+        figures = {"codes": (condition, [coded]), "continuous_code": (condition, [moved])}
+    figures |= {"classes": (condition, varied), "interpolation_noise": (condition, between)}
+    if top.labels or len(levels) > 1:  # else there is no condition to hold
+        figures["fixed_condition"] = (condition, [varied[0], *held[1:]])
+    if len(levels) > 1:
+        figures["fixed_noise"] = (condition, [held[0], *varied[1:]])
+    if top.labels:
+        following = label_condition(top, (labels + 1) % classes, classes)
+        figures["interpolation_labels"] = ((1 - along) * condition + along * following, first)
+    return {name: Figure(_images(levels, statistics, *given)) for name, given in figures.items()}
+
+
+def neighbours(
+    levels: list[Level], statistics: str, classes: int, images: Tensor, classifier: Encoder, features: Tensor
+) -> Figure:
+    """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
+    features, by Euclidean distance, for a stack as in `draw_all`.
+
+    Args:
+        images: the training images, uint8 (n, channels, size, size).
+        features: the classifier's of these at fc3, (n, F).
+    """
+    levels, rows = unfolded(levels), min(classes, MOST_ROWS)
+    labels = torch.arange(rows, device=images.device).repeat_interleave(TRIPLES)
+    (noise,) = _noise(levels, len(labels), 1)
+    made = _images(levels, statistics, label_condition(levels[-1], labels, classes), noise)
+    alike = images[nearest(made, images)]
+    akin = images[nearest(classifier.features(made, ("fc3",))["fc3"], features)]
+    return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), 3 * TRIPLES)
 
 
 def real(data: Data, classes: int) -> Figure:
@@ -178,17 +120,13 @@ def real(data: Data, classes: int) -> Figure:
     return Figure(torch.cat(rows))
 
 
-def draw_all(
-    levels: list[Level], statistics: str, data: Data, scorer: Encoder, features: Tensor, classes: int
-) -> dict[str, Figure]:
-    """Every figure that a stack has: Painter's, its nearest training images, and real images.
+def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:
+    """So many draws of z of every level, (count, Z) each; always the same."""
+    generator, device = torch.Generator().manual_seed(SEED), levels[0].generator.mean.device
+    return [[draw(level, count, device, generator) for level in levels] for _ in range(draws)]
 
-    Args:
-        features: what the scorer makes of the training images, (n, F).
-    """
-    painter = Painter(levels, statistics, classes, data.images.device)
-    return {
-        **painter.figures(),
-        "neighbours": painter.neighbours(data.images, scorer, features),
-        "real": real(data, classes),
-    }
+
+def _images(levels: list[Level], statistics: str, condition: Tensor, noise: list[Tensor]) -> Tensor:
+    """Images for conditions of the top level."""
+    with sampling(levels, statistics):
+        return to_pixels(descend(levels, condition, noise)[IMAGE], levels[0].generator.mean)

@@ -3,10 +3,6 @@
 """
 
 import functools
-import os
-import re
-import socket
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -15,16 +11,17 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from sgan.checks import ConfigError
-from sgan.data.datasets import DOWNLOAD_PATIENCE
-from sgan.evaluation.scores import Features
+from sgan.data.datasets import download_patience
+from sgan.evaluation.scores import Features, join
 from sgan.store.files import sha256
 
 NETWORK = "inception-v3-compat"
 RESIZE = "bilinear as in TensorFlow 1, to 299x299"
 BATCH = 64
 """torch-fidelity's batch: sums are rounded in its order."""
-FILE = URL_INCEPTION_V3.rpartition("/")[2]
-FEATURES, LOGITS = "2048", "logits_unbiased"
+FILE = Path(URL_INCEPTION_V3).name
+DIGEST = Path(FILE).stem.rpartition("-")[2]
+"""The end of the file's name is the beginning of its SHA-256."""
 
 
 class WeightsError(ConfigError):
@@ -34,56 +31,41 @@ class WeightsError(ConfigError):
 def find_weights(given: Path | None) -> Path:
     """The weights file: the given one, or torch-fidelity's, downloaded to where torch-fidelity looks for it.
 
-    Raises WeightsError where there is neither.
+    Raises:
+        WeightsError: there is neither.
     """
+    path = given or Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if path.is_file():
+        return path.absolute()
     if given:
-        if not given.is_file():
-            raise WeightsError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
-        return given.absolute()
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if not path.exists():
-        _download(path)
-    return path
-
-
-def _download(path: Path) -> None:
-    patience = socket.getdefaulttimeout()
-    temporary = None
+        raise WeightsError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")
-        os.close(handle)
-        socket.setdefaulttimeout(DOWNLOAD_PATIENCE)
-        # the end of the name is the beginning of the file's SHA-256
-        digest = re.search(r"-([0-9a-f]{8})\.pth$", FILE)
-        torch.hub.download_url_to_file(URL_INCEPTION_V3, temporary, digest and digest.group(1), progress=False)
-        os.replace(temporary, path)
-    except Exception as error:  # whatever a download raises, the user needs the same three things
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        said = [type(error).__name__, *str(error).splitlines()[:1]]
+        with download_patience():
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
+    except Exception as error:  # a download raises almost anything; the advice is the same
         raise WeightsError(
-            f"the Inception weights cannot be downloaded ({': '.join(said)}); "
+            f"the Inception weights cannot be downloaded ({error!r:.200}); "
             f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --inception-weights, "
             "or score with --scorer classifier, which needs none"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
+    return path
 
 
 def check_weights(path: Path) -> str:
-    """SHA-256 of a weights file, after making sure that it holds tensors only.
+    """SHA-256 of a weights file.
 
-    torch-fidelity unpickles what it loads, which can run code; so the file is read without that first. WeightsError
-    where that fails.
+    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first.
+
+    Raises:
+        WeightsError: the file holds other than tensors, or not those of this network.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
             found = torch.load(path, map_location="cpu", weights_only=True)
         names = set(found)
-    except Exception as error:  # a torn file makes torch's reader raise almost anything
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} holds no weights ({said}); it must be {FILE}") from error
+    except Exception as error:  # a damaged file makes torch's reader raise almost anything
+        raise WeightsError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
     if not {"fc.weight", "Conv2d_1a_3x3.conv.weight"} <= names or tuple(found["fc.weight"].shape) != (1008, 2048):
         raise WeightsError(f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
     return sha256(path)
@@ -93,16 +75,18 @@ class Inception:
     """The network on a device.
 
     Args:
-        weights: its file; WeightsError where it is not one.
+        weights: its file.
+        device: torch's name of the device.
+    Raises:
+        WeightsError: the file holds no weights of this network.
     """
 
     def __init__(self, weights: Path, device: str):
         self.weights, self.device = check_weights(weights), device
         try:
-            network = FeatureExtractorInceptionV3(
-                NETWORK, [FEATURES, LOGITS], feature_extractor_weights_path=str(weights)
-            )
-        except RuntimeError as error:  # torch's word for names and shapes that do not fit
+            layers = ["2048", "logits_unbiased"]
+            network = FeatureExtractorInceptionV3(NETWORK, layers, feature_extractor_weights_path=str(weights))
+        except RuntimeError as error:  # torch's error for names and shapes that do not fit
             raise WeightsError(f"{weights} does not fit the network; it must be {FILE} of torch-fidelity") from error
         self.network = network.to(device).eval()
 
@@ -113,9 +97,8 @@ class Inception:
         for part in images.split(BATCH):
             colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
             features, logits = self.network(colour.to(self.device).contiguous())
-            parts.append((features.cpu(), logits.cpu()))
-        features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Features(features, logits)
+            parts.append(Features(features.cpu(), logits.cpu()))
+        return join(parts)
 
 
 @functools.lru_cache(maxsize=1)

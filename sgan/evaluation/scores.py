@@ -1,8 +1,6 @@
 """Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions,
 FID, accuracy of the labels, and diversity within a class.
 
-`python -m sgan.metrics` scores any folder of images or dataset.
-
 Legend: n images, F features, K classes.
 """
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn import functional
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -24,18 +23,21 @@ SUBSET = 1000
 """Images a subset of KID."""
 SPREAD = 1000
 """Images of a class whose distances are taken, at most."""
-
-
 COLLAPSED = 1 / 3
-"""A class has collapsed where its samples lie closer together than this share of what real images do."""
+"""A class has collapsed where its samples lie closer together than this share of the distance of real images."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a network says of images: the features before its last layer (n, F) and its logits (n, K)."""
+    """A network's outputs for images: the features before its last layer (n, F) and its logits (n, K)."""
 
     features: Tensor
     logits: Tensor
+
+
+def join(parts: list[Features]) -> Features:
+    """The outputs for parts of a set of images as those for the whole set."""
+    return Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
 
 
 def classify(classifier: Encoder, images: Tensor) -> Features:
@@ -44,10 +46,35 @@ def classify(classifier: Encoder, images: Tensor) -> Features:
     return Features(found["fc3"].cpu(), found["fc4"].cpu())
 
 
-def inception_score(logits: Tensor) -> tuple[float, float]:
-    """Mean and std over 10 splits of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016), from logits (n, K)."""
-    score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
-    return score["inception_score_mean"], score["inception_score_std"]
+@dataclass(frozen=True)
+class Fingerprint:
+    """All that a score was computed with. Scores can be compared where all of it agrees.
+
+    Attributes:
+        network, weights: the network that sees the images, and the SHA-256 of its weights file.
+        resize: how images are brought to its size.
+        samples: number of images.
+        reference: the real images, in words and by digest.
+        splits, shuffle: of the Inception score.
+    """
+
+    network: str
+    weights: str
+    resize: str
+    samples: int
+    reference: str
+    splits: int = SPLITS
+    shuffle: str = f"NumPy RandomState({SHUFFLE_SEED})"
+
+
+def inception_scores(logits: Tensor) -> dict[str, float]:
+    """inception_score and inception_score_split_std: mean and std over 10 splits of exp(E KL(p(y|x) || p(y)))
+    (Salimans et al. 2016), from logits (n, K)."""
+    found = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
+    return {
+        "inception_score": found["inception_score_mean"],
+        "inception_score_split_std": found["inception_score_std"],
+    }
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
@@ -71,7 +98,8 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
     samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
 
-    One thread of NumPy's, in all that is made of products: with two the last digits are others."""
+    NumPy multiplies in one thread: with two, the last digits differ.
+    """
     if not features.isfinite().all():
         return math.nan
     found = statistics(features)
@@ -81,44 +109,40 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def kernel_distance(features: Tensor, real: Tensor) -> tuple[float, float]:
-    """KID (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over 100 subsets of 1,000, or of all
-    where there are fewer."""
+def kernel_distance(features: Tensor, real: Tensor) -> dict[str, float]:
+    """kid and kid_std (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over 100 subsets of 1,000, or
+    of all where there are fewer."""
     size = min(SUBSET, len(features), len(real))
     found = kid_features_to_metric(features, real, kid_subset_size=size, verbose=False, rng_seed=SHUFFLE_SEED)
-    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
+    return {"kid": found["kernel_inception_distance_mean"], "kid_std": found["kernel_inception_distance_std"]}
 
 
-def precision_recall(features: Tensor, real: Tensor) -> tuple[float, float]:
-    """Precision and recall (Kynkaanniemi et al. 2019, 3 neighbours): the share of features (n, F) that lie in the
+def precision_recall(features: Tensor, real: Tensor) -> dict[str, float]:
+    """precision and recall (Kynkaanniemi et al. 2019, 3 neighbours): the share of features (n, F) that lie in the
     manifold of the real ones (m, F), and the other way round."""
     found = prc_features_to_metric(features, real, save_cpu_ram=True, verbose=False)
-    return found["precision"], found["recall"]
+    return {name: found[name] for name in ("precision", "recall")}
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a score was computed with. Scores can be compared where all of it agrees.
+def network_scores(
+    found: Features, real: Features, real_statistics: dict[str, np.ndarray] | None = None
+) -> dict[str, float]:
+    """The scores of the paper's network and its successors: inception_scores, fid, kernel_distance, precision_recall.
 
-    Attributes:
-        network, weights: the network that looks at the images, and the SHA-256 of its weights file.
-        resize: how images are brought to its size.
-        samples: number of images.
-        splits, shuffle: of the Inception score.
-        reference: the real images, in words and by digest.
+    Args:
+        found, real: the network's outputs for the images and for the real ones.
+        real_statistics: `statistics` of the real features, where they have been computed before.
     """
-
-    network: str
-    weights: str
-    resize: str
-    samples: int
-    reference: str
-    splits: int = SPLITS
-    shuffle: str = f"NumPy RandomState({SHUFFLE_SEED})"
+    return {
+        **inception_scores(found.logits),
+        "fid": frechet_distance(found.features, real_statistics or statistics(real.features)),
+        **kernel_distance(found.features, real.features),
+        **precision_recall(found.features, real.features),
+    }
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is that of their label."""
+    """Share of images whose largest logit is that of their label, from logits (n, K) and labels (n,)."""
     return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
 
 
@@ -130,67 +154,32 @@ def class_spread(found: Features) -> Tensor:
     diversity and variants without labels can be compared.
     """
     decided = found.logits.argmax(1)
-    spreads = []
-    for label in range(found.logits.shape[1]):
-        features = found.features[decided == label][:SPREAD]
-        spreads.append(torch.nn.functional.pdist(features).mean() if len(features) > 1 else torch.zeros(()))
-    return torch.stack(spreads)
+    groups = [found.features[decided == label][:SPREAD] for label in range(found.logits.shape[1])]
+    return torch.stack([functional.pdist(group).mean() if len(group) > 1 else torch.zeros(()) for group in groups])
 
 
 class Reference:
-    """What scores compare with: the statistics of real images' features, computed once.
+    """The real images that scores compare with: their features' `statistics` and `class_spread`, computed once."""
 
-    Args:
-        found: what the scorer says of the real images.
-    """
-
-    def __init__(self, found: Features):
-        self.statistics = statistics(found.features)
-        self.spread = class_spread(found)
-
-
-def network_scores(found: Features, real: Features, real_statistics: dict | None = None) -> dict[str, float]:
-    """The scores of the paper's network and its successors: inception_score, inception_score_split_std, fid, kid,
-    kid_std (over subsets), precision, recall.
-
-    Args:
-        found, real: what the network says of the images and of the real ones.
-        real_statistics: `statistics` of the real features, where they have been computed before.
-    """
-    score, split_std = inception_score(found.logits)
-    kid, kid_std = kernel_distance(found.features, real.features)
-    precision, recall = precision_recall(found.features, real.features)
-    return {
-        "inception_score": score,
-        "inception_score_split_std": split_std,
-        "fid": frechet_distance(found.features, real_statistics or statistics(real.features)),
-        "kid": kid,
-        "kid_std": kid_std,
-        "precision": precision,
-        "recall": recall,
-    }
+    def __init__(self, real: Features):
+        self.statistics, self.spread = statistics(real.features), class_spread(real)
 
 
 def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict[str, float]:
     """All scores of images against the real ones, by the dataset's classifier.
 
     Args:
-        found: what the scorer says of the images.
-        labels: the label each image should have; None leaves the accuracy out.
+        found: the classifier's outputs for the images.
+        labels: the label each image should have, (n,); None leaves the accuracy out.
     Returns:
-        inception_score with inception_score_split_std (over the splits of this one set), fid, diversity (mean over
-        classes of class_spread relative to the real images'), collapsed_classes (share of the classes that are missed
-        or repeat themselves: class_spread below COLLAPSED of the real images'), and scorer_accuracy in [0, 1].
+        inception_scores (the std is over the splits of this one set), fid, diversity (mean over classes of class_spread
+        relative to the real images'), collapsed_classes (share of the classes that are missed or repeat themselves:
+        class_spread below COLLAPSED of the real images'), and scorer_accuracy in [0, 1].
     """
-    mean, std = inception_score(found.logits)
     spread = (class_spread(found) / reference.spread)[reference.spread > 0]
-    values = {
-        "inception_score": mean,
-        "inception_score_split_std": std,
+    values = inception_scores(found.logits) | {
         "fid": frechet_distance(found.features, reference.statistics),
         "diversity": spread.mean().item(),
         "collapsed_classes": (spread < COLLAPSED).float().mean().item(),
     }
-    if labels is not None:
-        values["scorer_accuracy"] = accuracy(found.logits, labels)
-    return values
+    return values if labels is None else values | {"scorer_accuracy": accuracy(found.logits, labels)}

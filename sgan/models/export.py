@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, GanRecipe
 from sgan.data.batches import to_pixels
-from sgan.models.networks import new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.shapes import Dataset
 from sgan.store.files import read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.store.local import MODELS
-from sgan.training.loop import load_modules, module_tensors
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "generator.safetensors"
 FORMAT = 1
@@ -34,7 +33,7 @@ class ModelError(ConfigError):
 
 @dataclass(frozen=True)
 class LevelRow:
-    """What rebuilds a level: the fields of `Level` but its generator."""
+    """All that rebuilds a level: the fields of `Level` but its generator."""
 
     low: str
     high: str
@@ -45,8 +44,8 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class Rebuild:
-    """What rebuilds a stack: its dataset's row with the widths of the networks, the recipe that it was built by, its
-    levels from the image up, and batch normalisation when sampling ("running" or "batch")."""
+    """All that rebuilds a stack: its dataset's row with the widths of the networks, the recipe that it was built by,
+    its levels from the image up, and batch normalisation when sampling ("running" or "batch")."""
 
     dataset: Dataset
     recipe: GanRecipe
@@ -79,19 +78,20 @@ class Model:
         return self.levels[-1].labels
 
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
-        """Images (n, channels, size, size) uint8 of these labels (n,), or, where a number is given, of so many: all
-        classes in turn. A model without labels looks at their number alone. The same seed gives the same images.
+        """Images (n, channels, size, size) uint8 of these labels (n,), or of n labels, all classes in turn, where n is
+        given. A model without labels uses their number alone. The same seed gives the same images.
 
-        Raises ModelError where a label is none of the model's.
+        Raises:
+            ModelError: a label is none of the model's.
         """
-        asked = balanced_labels(labels, self.classes) if isinstance(labels, int) else torch.as_tensor(labels)
-        if asked.dim() != 1 or len(asked) == 0 or asked.is_floating_point():
+        wanted = balanced_labels(labels, self.classes) if isinstance(labels, int) else torch.as_tensor(labels)
+        if wanted.dim() != 1 or len(wanted) == 0 or wanted.is_floating_point():
             raise ModelError(f"labels must be at least one whole number in a row, but got {labels!r}")
-        for label in asked.unique().tolist():
+        for label in wanted.unique().tolist():
             if not 0 <= label < self.classes:
                 raise ModelError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
         mean = self.levels[0].generator.mean
-        condition = label_condition(self.levels[-1], asked.to(mean.device).long(), self.classes)
+        condition = label_condition(self.levels[-1], wanted.to(mean.device).long(), self.classes)
         parts = sample(self.levels, condition, self.rebuild.sampling, seed)
         return torch.cat([to_pixels(part[self.levels[0].low], mean) for part in parts]).cpu()
 
@@ -99,16 +99,17 @@ class Model:
 def save(
     folder: Path, levels: list[Level], dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]
 ) -> None:
-    """Write a stack as a model; fields as in Rebuild and Model."""
+    """Write a stack as a model; arguments as in Rebuild and Model."""
     rows = tuple(LevelRow(row.low, row.high, row.labels, row.codes, row.through) for row in levels)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, module_tensors(_modules(levels)))
+    write_tensors(folder / WEIGHTS_FILE, _tensors(levels))
     facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
     write_json(folder / MODEL_FILE, facts | as_json(Rebuild(dataset, recipe, rows, sampling)))
 
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
-    """A model from its folder, or from one that has a `last` and a `best`: a finished score stage's, or MLflow's copy.
+    """Read a model from its folder, or from a folder with a `last` and a `best` model: a finished score stage's, or
+    MLflow's copy.
 
     Args:
         which: "last" for the weights at the end of training, "best" for those with the best score while training.
@@ -117,28 +118,27 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     """
     if which not in (LAST, BEST):
         raise ModelError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
-    folder = find(Path(path), which)
+    folder = _find(Path(path), which)
     facts = read_json(folder / MODEL_FILE)
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT:
         raise ModelError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256(weights) != facts.get("weights"):
         raise ModelError(f"{weights} is missing or damaged; copy the model again")
-    known = {field.name: facts.get(field.name) for field in dataclasses.fields(Rebuild)}
-    rebuild = from_json(Rebuild, known)
+    rebuild = from_json(Rebuild, {field.name: facts.get(field.name) for field in dataclasses.fields(Rebuild)})
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
         levels = [_level(rebuild, row) for row in rebuild.levels]
-    tensors, modules = read_tensors(weights)[0], _modules(levels)
-    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (tensors, module_tensors(modules)))
-    if next(shapes) != next(shapes):
+    saved, built = read_tensors(weights)[0], _tensors(levels)
+    if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
         raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
-    load_modules(modules, tensors)
+    for name, tensor in built.items():
+        tensor.copy_(saved[name])
     for level in levels:
         level.generator.to(device).eval().requires_grad_(False)
     return Model(levels, rebuild, facts.get("about", {}))
 
 
-def find(path: Path, which: str) -> Path:
+def _find(path: Path, which: str) -> Path:
     """The folder of a model that `load` accepts `path` for."""
     for folder in (path, path / which, path / MODELS / which, path / "data" / MODELS / which):
         if (folder / MODEL_FILE).exists():
@@ -153,5 +153,7 @@ def _level(rebuild: Rebuild, row: LevelRow) -> Level:
     return Level(row.low, row.high, generator, row.labels, row.codes, row.through)
 
 
-def _modules(levels: list[Level]) -> dict[str, nn.Module]:
-    return {str(index): level.generator for index, level in enumerate(levels)}
+def _tensors(levels: list[Level]) -> dict[str, Tensor]:
+    """The generators' parameters and buffers themselves, "0/..." the lowest level's."""
+    states = enumerate(level.generator.state_dict() for level in levels)
+    return {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}

@@ -1,4 +1,7 @@
-"""A stack of levels, from the image (level 0) up to the label, and sampling from it top down."""
+"""A stack of levels, from the image (level 0) up to the label, and sampling from it top down.
+
+Legend: B batch, n samples, Z noise size, K classes.
+"""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgan.config import Codes
-from sgan.models.networks import Chain, Generator
+from sgan.models.generator import Chain, Generator
 
 SAMPLING_BATCH = 500
 
@@ -37,14 +40,11 @@ def unfolded(levels: list[Level]) -> list[Level]:
     """The same stack with every chained generator as levels of its own."""
     plain = []
     for level in levels:
-        if isinstance(level.generator, Chain):
-            bounds = (level.low, *level.through, level.high)
-            plain += [
-                Level(low, high, part, level.labels)
-                for (low, high), part in zip(pairwise(bounds), level.generator.parts, strict=True)
-            ]
-        else:
-            plain.append(level)
+        bounds = (level.low, *level.through, level.high)
+        parts = level.generator.parts if isinstance(level.generator, Chain) else [level.generator]
+        plain += [
+            Level(*ends, part, level.labels, level.codes) for ends, part in zip(pairwise(bounds), parts, strict=True)
+        ]
     return plain
 
 
@@ -62,24 +62,23 @@ def draw(level: Level, count: int, device: torch.device | str, generator: torch.
 
 
 def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
-    """What the top generator is given for labels (B,): one-hot (B, K), or (B, 0) where it uses no labels."""
+    """The top generator's condition for labels (B,): one-hot (B, K), or (B, 0) where it uses no labels."""
     return F.one_hot(labels, classes).float() if level.labels else torch.zeros(len(labels), 0, device=labels.device)
 
 
 def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
-    """All levels from the top down: each is given what the one above made (paper, "Sampling").
+    """All levels from the top down: each is given what the one above makes (paper, "Sampling").
 
     Args:
         levels: from the image up.
-        condition: what the top level is given.
+        condition: of the top level, (B, ...).
         noise: z of every level, (B, Z_i), from the image up.
     Returns:
-        tap -> what its level made, the image under "image".
+        tap -> what its level makes, (B, ...); the image is under "image".
     """
     made = {}
-    for index in reversed(range(len(levels))):
-        condition = levels[index].generator(condition, noise[index])
-        made[levels[index].low] = condition
+    for level, z in zip(reversed(levels), reversed(noise), strict=True):
+        made[level.low] = condition = level.generator(condition, z)
     return made
 
 
@@ -103,7 +102,7 @@ def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
 
 
 def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Samples for a tensor of top-level conditions (n, ...), in parts of about equal size: tap -> what its level made.
+    """Samples for a tensor of top-level conditions (n, ...), in parts of about equal size: tap -> what its level makes.
 
     The noise is a function of `seed` alone.
     """
@@ -115,5 +114,5 @@ def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) 
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:
-    """Labels 0, 1, ..., K-1, 0, 1, ... (count,): every class alike often."""
+    """Labels 0, 1, ..., K-1, 0, 1, ... (count,): as many of every class."""
     return torch.arange(count) % classes

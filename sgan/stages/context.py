@@ -1,6 +1,6 @@
 """What every stage runs with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
 from sgan.stages.naming import name
 from sgan.store.local import Store
+from sgan.training.loop import Progress
 
 MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
 """In a finished stage: its weights, and of a judge the features and logits of the real images."""
+Running = Generator[Progress, None, dict[str, Any]]
+"""A stage that runs: yields its progress, and returns facts for its stage.json."""
 
 
 @dataclass(frozen=True)

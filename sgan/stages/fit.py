@@ -6,7 +6,9 @@ import torch
 
 from sgan.checks import ConfigError
 from sgan.config import LABEL, Config
-from sgan.models.networks import Discriminator, new_generator, tap_shapes
+from sgan.models.discriminator import Discriminator
+from sgan.models.encoder import tap_shapes
+from sgan.models.generator import new_generator
 from sgan.stages.graph import LevelStage, plan
 
 

@@ -10,18 +10,122 @@ the hash of that and of the code that makes it.
 import functools
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from sgan.config import IMAGE, LABEL, Config
-from sgan.stages.kinds.classifier import ClassifierStage
-from sgan.stages.kinds.inception import InceptionStage
-from sgan.stages.kinds.joint import JointStage
-from sgan.stages.kinds.level import LevelStage
-from sgan.stages.kinds.score import ScoreStage
+from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, Weights
+from sgan.shapes import Dataset
 from sgan.stages.naming import code_version as code_version
 from sgan.stages.naming import name as name
 
 SCORER_SEED = 2**31 - 1
 """The scorer shares its seed with no trial."""
+
+
+class _Stage:
+    kind: str
+
+    @property
+    def parents(self) -> tuple[Any, ...]:
+        """The stages among the fields, and their parents before them, each once."""
+        values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
+        stages = [each for value in values for each in value if isinstance(each, _Stage)]
+        return tuple(dict.fromkeys(parent for stage in stages for parent in (*stage.parents, stage)))
+
+
+@dataclass(frozen=True)
+class ClassifierStage(_Stage):
+    """Trains a classifier on the real data; `kind` is "encoder", of one seed, or "scorer"."""
+
+    kind: str
+    dataset: Dataset
+    data: str
+    recipe: EncoderRecipe
+    seed: int
+
+
+@dataclass(frozen=True)
+class InceptionStage(_Stage):
+    """Computes the real images' features by the Inception network with these weights (SHA-256)."""
+
+    dataset: str
+    data: str
+    weights: str
+
+    kind = "inception"
+
+
+@dataclass(frozen=True)
+class LevelStage(_Stage):
+    """Trains the level between taps `low` and `high` on real features; fields as in Recipe and Variant.
+
+    Attributes:
+        joint_start: share of the training after which the state is kept for the joint stage; 1: the last one serves.
+        keep_adam: the state for the joint stage includes Adam's.
+        encoder: None where neither a tap nor a loss needs it.
+    """
+
+    dataset: Dataset
+    data: str
+    low: str
+    high: str
+    labels: bool
+    through: tuple[str, ...]
+    codes: Codes | None
+    recipe: GanRecipe
+    weights: Weights
+    images: int
+    joint_start: float
+    keep_adam: bool
+    evaluations: int
+    sampling: str
+    seed: int
+    encoder: ClassifierStage | None
+
+    kind = "level"
+
+
+@dataclass(frozen=True)
+class JointStage(_Stage):
+    """Goes on training all levels together; fields as in Recipe."""
+
+    levels: tuple[LevelStage, ...]
+    recipe: GanRecipe
+    feedback: float
+    fresh_adam: bool
+    images: int
+    evaluations: int
+    sampling: str
+
+    kind = "joint"
+
+
+@dataclass(frozen=True)
+class ScoreStage(_Stage):
+    """Samples from the whole stack, at its end and at its best, and scores the samples.
+
+    Attributes:
+        encoder: None for a stack without labels.
+        inception: None where the dataset's classifier gives all scores.
+        best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
+    """
+
+    levels: tuple[LevelStage, ...]
+    joint: JointStage | None
+    encoder: ClassifierStage | None
+    scorer: ClassifierStage
+    inception: InceptionStage | None
+    samples: int
+    sampling: str
+    best_by: str
+
+    kind = "score"
+
+    @property
+    def trained(self) -> tuple[JointStage | LevelStage, ...]:
+        """The stages whose weights are scored."""
+        return (self.joint,) if self.joint else self.levels
+
+
 Stage = ClassifierStage | InceptionStage | LevelStage | JointStage | ScoreStage
 
 

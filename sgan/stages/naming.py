@@ -29,7 +29,7 @@ PACKAGE = Path(__file__).parents[1]
 
 @functools.cache
 def name(stage: Any) -> str:
-    """The name in the store of a stage, one of the dataclasses in sgan/stages/kinds: its kind and content key."""
+    """The name in the store of a stage of sgan.stages.graph: its kind and content key."""
     fields = {field.name: _by_name(getattr(stage, field.name)) for field in dataclasses.fields(stage)}
     return f"{stage.kind}-{content_key([stage.kind, fields, code_digest(stage.kind)])}"
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from sgan.host import processor
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
 from sgan.stages.context import Context as Context
-from sgan.stages.context import Evaluator
+from sgan.stages.context import Evaluator, Running
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, inception, joint, level, score, scorer
 from sgan.store.local import NO_ROOM, ROOM_WAIT
 from sgan.training.checkpoint import CHECKPOINTS
 from sgan.training.loop import Diverged, Progress
 
-RUN: dict[str, Callable[..., Generator[Progress, None, dict[str, Any]]]] = {
+RUN: dict[str, Callable[..., Running]] = {
     "encoder": classifier.run,
     "scorer": scorer.run,
     "inception": inception.run,
@@ -33,7 +33,7 @@ RUN: dict[str, Callable[..., Generator[Progress, None, dict[str, Any]]]] = {
     "joint": joint.run,
     "score": score.run,
 }
-"""Kind of a stage -> its run function, which returns further facts of the stage."""
+"""Kind of a stage -> its run function."""
 
 
 @dataclass(frozen=True)

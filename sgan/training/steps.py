@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
 from sgan.data.batches import Batches, Data, random_flips, random_shift, to_input, turned
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator
 from sgan.models.stack import Level, draw, label_condition
 from sgan.training import losses
 from sgan.training.cuda_graphs import Phases

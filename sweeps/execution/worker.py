@@ -11,7 +11,7 @@ import torch
 from ray.actor import ActorHandle
 
 from sgan.checks import ConfigError, require
-from sgan.data.datasets import Arrays
+from sgan.data.batches import Data
 from sgan.stages.graph import Stage, code_version, name
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.local import NO_ROOM
@@ -38,7 +38,7 @@ class Job:
         run: runs a stage; benchmarks have one that sleeps.
     """
 
-    data: Arrays
+    data: Data
     store: str
     mark: str
     commit: str
@@ -59,7 +59,7 @@ class Job:
         memory.cap(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store = open_shared_store(self.store, self.mark, platform.node())
-        return Context(store, self.data.tensors().to(device), device, self.commit)
+        return Context(store, self.data.to(device), device, self.commit)
 
 
 class _Reports:

@@ -11,7 +11,7 @@ from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.study import order
 from sweeps.planning import manifest
-from sweeps.planning.config_file import Tuned
+from sweeps.planning.config_file import BestConfig
 from sweeps.planning.trials import Trial, clock
 
 BEST = "best.yaml"
@@ -63,7 +63,7 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
     }
     path, override = run.store.root / BEST, tuple(run.options.override)
     options = run.ablation_options(row["params"])
-    Tuned(run.options.variant, options, override, trials[0].config, provenance).write(path)
+    BestConfig(run.options.variant, options, override, trials[0].config, provenance).write(path)
     run.store.save(path)
     return Best(path, winner, wrong)
 

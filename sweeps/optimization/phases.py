@@ -24,8 +24,8 @@ from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import SPLITS, Space
 from sweeps.optimization.study import SAMPLERS, DistinctSampler, StoredStudy, best_first, new_study
 from sweeps.planning import config_file, manifest
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.options import Basis
+from sweeps.planning.basis import Basis, chosen_options
+from sweeps.planning.options import Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import Trial, clock, trial
 
@@ -121,20 +121,15 @@ class SearchRun:
         row = manifest.trial_row(one, phase, words, number, title)
         return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
-    def ablation_options(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """A config as options of sweeps/ablation.py, as JSON values."""
-        return config_file.options_of(
-            self.options,
-            self.basis,
-            cuts=SPLITS[params["split"]],
-            weights=dataclasses.astuple(self.space.loss_weights(dict(params))),
-            override=[*self.options.override, *(f"{one.field}={params[one.field]!r}" for one in self.space.varied)],
-        )
+    def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
+        """A config as options of sweeps/ablation.py."""
+        varied = [f"{one.field}={params[one.field]!r}" for one in self.space.varied]
+        weights, cuts = self.space.loss_weights(dict(params)), SPLITS[params["split"]]
+        return chosen_options(self.options, self.basis, cuts, weights, [*self.options.override, *varied])
 
     def rerun(self, params: Mapping[str, Any], seed: int) -> str:
         """The options of sweeps/ablation.py that run a config again."""
-        options = self.ablation_options(params)
-        values = {each: tuple(value) if isinstance(value, list) else value for each, value in options.items()}
+        values = dataclasses.asdict(self.ablation_options(params))
         values |= {"variants": (self.options.variant,), "seeds": 1, "first_seed": seed, "data": self.options.data}
         return config_file.words(Sweep(**values))
 

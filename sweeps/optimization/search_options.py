@@ -2,19 +2,21 @@
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from sgan.checks import number, require
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from sgan.checks import one_of, require, validated
 from sgan.presets import VARIANTS
 from sweeps.optimization.budget import Limits
 from sweeps.optimization.space import ALL, Space, check, parse_varied, splits_of
-from sweeps.planning.options import Basis, Options, valid
+from sweeps.planning.basis import Basis
+from sweeps.planning.options import Address, Options, flag, valid
 
 DEFAULT_TRIALS = 20
 
 
-@dataclass(frozen=True)
+@validated(flag)
 class Search(Options):
     """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
 
@@ -22,7 +24,7 @@ class Search(Options):
     with more --trials or --hours a finished search is extended.
     """
 
-    variant: str = "sgan"
+    variant: Annotated[str, one_of(*VARIANTS)] = "sgan"
     """The variant whose config is searched."""
     splits: tuple[str, ...] = (ALL,)
     """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
@@ -43,47 +45,29 @@ class Search(Options):
     early_stop: bool = False
     """Stop a trial whose score, at the same point of its last training stage, is below the median of the trials with
     the same split."""
-    trials: int | None = None
+    trials: Annotated[int, Field(ge=3)] | None = None
     """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
-    hours: float | None = None
+    hours: PositiveFloat | None = None
     """About so many hours of wall time in all, of which the last trial may take a little more."""
-    max_cost: float | None = None
+    max_cost: PositiveFloat | None = None
     """About this cost in all; needs --gpu-hour-price."""
-    gpu_hour_price: float | None = None
+    gpu_hour_price: PositiveFloat | None = None
     """Price of an hour of one GPU, or of one node where there is no GPU."""
-    top: int | None = None
+    top: PositiveInt | None = None
     """How many of the best configs are confirmed; without it as many as the budget carries, at most 5."""
-    confirm_seeds: int | None = None
+    confirm_seeds: Annotated[int, Field(ge=2, le=100)] | None = None
     """On how many fresh seeds each; without it 2 to 5, by the budget."""
-    seed: int = 1000
+    seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
     """The seed that explores; the next ones confirm. Another one is another search."""
-    study_storage: str | None = None
+    study_storage: Address | None = None
     """Address of a database for Optuna's study, such as postgresql://user@host/name; without it a journal file in the
     store."""
 
     def __post_init__(self):
         super().__post_init__()
         require(
-            self.variant in VARIANTS,
-            f"unknown variant {self.variant!r} in --variant; choose from {', '.join(VARIANTS)}",
-        )
-        for name, value, low, high in (
-            ("--trials", self.trials, 3, math.inf),
-            ("--top", self.top, 1, math.inf),
-            ("--confirm-seeds", self.confirm_seeds, 2, 100),
-            ("--seed", self.seed, 0, 2**31 - 200),
-        ):
-            require(value is None or low <= value <= high, f"{name} must be from {low} to {high}, but got {value}")
-        for name in ("hours", "max_cost", "gpu_hour_price"):
-            if getattr(self, name) is not None:
-                number(f"--{name.replace('_', '-')}", getattr(self, name), 0.0, open_low=True)
-        require(
             self.max_cost is None or self.gpu_hour_price is not None,
             f"--max-cost {self.max_cost} needs --gpu-hour-price, the price of an hour of one GPU",
-        )
-        require(
-            self.study_storage is None or "://" in self.study_storage,
-            f"--study-storage takes an address such as postgresql://user@host/name, but got {self.study_storage!r}",
         )
         require(
             not (self.early_stop and self.objective == "pareto"),

@@ -5,6 +5,7 @@ lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) 
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,10 +13,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sgan.checks import ConfigError, content_key, number, require
+from sgan.checks import ConfigError, content_key, require
 from sgan.config import INNER_TAPS, Config, Recipe, Weights
 from sgan.presets import VARIANTS, configure
-from sweeps.planning.options import DEFAULT_CUTS, replaced
+from sweeps.planning.options import DEFAULT_CUTS, with_fields
 
 WEIGHTS = ("adversarial", "conditional", "entropy")
 SHORT = {"adversarial": "adv", "conditional": "cond", "entropy": "ent"}
@@ -68,7 +69,10 @@ def parse_varied(text: str, recipe: Recipe) -> Varied:
     except ValueError as error:
         kind = type(value).__name__
         raise ConfigError(f"--vary {field} takes two {kind} values, but got {text!r}") from error
-    number(f"the upper end of --vary {field}", found.high, found.low)
+    require(
+        found.low <= found.high < math.inf,
+        f"the upper end of --vary {field} must be a finite number >= {found.low:g}, but got {found.high}",
+    )
     require(not found.log or found.low > 0, f"a log scale needs a lower end > 0, but got --vary {text}")
     for end in (found.low, found.high):
         changed(recipe, {field: end})
@@ -77,14 +81,7 @@ def parse_varied(text: str, recipe: Recipe) -> Varied:
 
 def changed(recipe: Recipe, values: dict[str, float]) -> Recipe:
     """The recipe with fields, by dotted name, replaced."""
-    changes: dict[str, Any] = {}
-    for field, value in values.items():
-        *parents, last = field.split(".")
-        inner = changes
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = repr(value)
-    return replaced(recipe, changes, "")
+    return with_fields(recipe, values, "--vary")
 
 
 def check(
@@ -100,8 +97,9 @@ def check(
             split in possible, f"{variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
         )
     for name, (low, high) in zip(WEIGHTS, ranges, strict=True):
-        number(f"the lower end of --{name}", low, 0.0, open_low=True)
-        number(f"the upper end of --{name}", high, low)
+        require(
+            0 < low <= high < math.inf, f"--{name} takes two finite numbers with 0 < low <= high, but got {low} {high}"
+        )
     for name in zeros:
         require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
 

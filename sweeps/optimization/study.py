@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sgan.checks import ConfigError, content_key
 from sweeps.optimization.objective import DONE, PRUNED, Outcome
-from sweeps.planning.config_file import without_password
+from sweeps.planning.manifest import without_password
 
 Params = dict[str, Any]
 OUTCOME, REASON = "outcome", "reason"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.stages.graph import name
 from sgan.store.files import read_json, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import Trial
@@ -74,7 +73,9 @@ def keys(store: Store) -> list[str]:
     return [head["key"] for head in sorted(heads, key=lambda head: head["started"])]
 
 
-def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "") -> dict[str, Any]:
+def trial_row(
+    trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "", base_variant: str = ""
+) -> dict[str, Any]:
     """A trial in the record of a sweep.
 
     `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
@@ -82,15 +83,17 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper
 
     Args:
         phase: "ablation", or "explore" or "confirm" in a search.
-        rerun: the options of sweeps/ablation.py that run it again.
+        rerun: the options of sweeps/ablation.py, without seeds, that run its config again.
         rank: the place of its variant in tables.
         title: the variant in tables.
         paper: the variant's Inception score in the paper.
+        base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
     """
     return {
-        "name": trial.plan.name,
-        "run": f"{trial.variant}-{trial.seed}-{trial.plan.name}",
+        **trial.row,
+        "run": trial.id,
         "variant": trial.variant,
+        "base_variant": base_variant or trial.variant,
         "title": title,
         "paper": paper,
         "rank": rank,
@@ -100,21 +103,30 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, title: str, paper
         "cuts": ",".join(trial.config.variant.cuts) or "none",
         "config": as_json(trial.config),
         "config_key": content_key(dataclasses.replace(trial.config, seed=0)),
-        "stages": [{"label": label, "name": name(stage)} for label, stage in trial.plan.stages],
     }
 
 
+def without_password(text: str) -> str:
+    """A text with addresses in it, without their passwords."""
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1", re.sub(r"//([^/@:\s]*):[^/\s]*@", r"//\1@", text))
+
+
 def command(script: str) -> str:
-    """The command line that was given, without folders of this machine."""
-    words = [word if "://" in word else re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
-    words = [re.sub(r"//[^/@]*@", "//", word) for word in words]  # nor passwords
-    return shlex.join(["python", f"sweeps/{script}", *words])
+    """The command line of this process, without passwords."""
+    return shlex.join(["python", f"sweeps/{script}", *map(without_password, sys.argv[1:])])
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" where tracked files differ from it. Where the code was copied without
-    its git folder: what `note_commit` noted, if this is the code that it was noted of; otherwise "unknown"."""
-    return _git_commit() or _noted_commit() or "unknown"
+    """The commit of this checkout, with "-dirty" where tracked files differ from it.
+
+    Without a git folder it is the commit of `note_commit`, if the code is still the same; otherwise "unknown".
+    """
+    noted = ROOT / NOTED
+    found = _git_commit()
+    if not found and noted.exists():
+        revision, _, code = noted.read_text().partition(" ")
+        found = revision if code.strip() == _code() else ""
+    return found or "unknown"
 
 
 def note_commit() -> str:
@@ -131,20 +143,11 @@ def note_commit() -> str:
 
 def _git_commit() -> str:
     """ "" outside of git."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
-
-
-def _noted_commit() -> str:
-    """ "" where none was noted, or of other code."""
-    path = ROOT / NOTED
-    found, _, code = path.read_text().partition(" ") if path.exists() else ("", "", "")
-    return found if code.strip() == _code() else ""
 
 
 def _code() -> str:

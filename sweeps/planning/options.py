@@ -1,55 +1,56 @@
-"""What the commands of an ablation and of a search share: their options, validated, and what these stand for."""
+"""The options of the commands, as dataclasses for tyro that check themselves, and the end of a command.
+
+It imports nothing that takes seconds, so that --help is fast.
+"""
 
 import dataclasses
-import functools
+import errno
 import json
-import math
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
-from sgan.checks import ConfigError, as_json, require
-from sgan.config import Config, Recipe, Variant, Weights
-from sgan.host import multiplies_bfloat16, processor
-from sgan.presets import (
-    DATASETS,
-    FOLDER,
-    RECIPES,
-    TRAINING_IMAGES,
-    configure,
-    folder_row,
-    recipe_row,
-)
-from sgan.shapes import Dataset
-from sgan.store.local import NO_ROOM
-from sgan.store.s3 import is_bucket
-
-if TYPE_CHECKING:
-    from sgan.data.datasets import Arrays
+from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
+from sgan.config import Budget, Recipe, Seed, Taps, Weights
+from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, folder_row, recipe_row
+from sgan.shapes import Dataset, Width
 
 AUTO = "auto"
 Made = TypeVar("Made")
-DEFAULT_CUTS, DEFAULT_SIZE = ("fc3",), 32
-SCORERS = (AUTO, "classifier", "inception")
+DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
 INCEPTION_SAMPLES = 50_000
-"""Of the paper and of every published Inception score."""
+"""Samples of the paper's Inception scores, and of all published ones."""
 DEFAULT_DATA = Path("data")
 BAD, INTERRUPTED = 2, 130
-"""Exit statuses of a command that somebody can mend and give again, and of one that was stopped."""
+"""Exit statuses of a command that needs another option or more room, and of a stopped one."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of writes to a full disk, beyond a quota, and to a disk that has become read-only."""
 
 
-@dataclass(frozen=True)
+def flag(field: str) -> str:
+    """A field's name on the command line."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _address(text: str) -> str:
+    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {text!r}")
+    return text
+
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+@validated(flag)
 class Options:
-    """What to train on, how, what scores, where the results go."""
+    """The options that ablation and search share: data, training, scores and places of results."""
 
-    dataset: str = AUTO
+    dataset: Annotated[str, one_of(AUTO, *DATASETS, FOLDER)] = AUTO
     """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
     data: Path | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
@@ -59,146 +60,155 @@ class Options:
     """Of an image folder: images are brought to so many pixels square, a multiple of 4; without it 32."""
     channels: int | None = None
     """Of an image folder: 1 for grey or 3 for colour; without it 3."""
-    recipe: str = AUTO
+    recipe: Annotated[str, one_of(AUTO, *RECIPES)] = AUTO
     """How to train: auto, paper (the paper's text), released (the authors' code) or laptop (minutes on a CPU). auto is
     laptop without a GPU where the dataset has one, otherwise released."""
-    budget: float = 1.0
+    budget: Budget = 1.0
     """Factor on the training images of every GAN stage."""
-    width: float = 1.0
+    width: Width = 1.0
     """Factor on every hidden width of the networks; 1 is the released architecture."""
     override: tuple[str, ...] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
-    scorer: str = AUTO
+    scorer: Annotated[str, one_of(AUTO, "classifier", "inception")] = AUTO
     """What scores: classifier (trained on the dataset's own images), inception (exact Inception scores, FID, KID,
     precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
-    inception_weights: Path | None = None
+    inception_weights: FilePath | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
     store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
-    mlflow: str | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
+    mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
     """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
-    slots: int | None = None
+    slots: PositiveInt | None = None
     """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
-    trials_per_gpu: int = 1
+    trials_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
     """Trials that share one GPU."""
-    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    deterministic: Flag = False
     """On a GPU, compute every sum in one order: slower, and a run that is repeated or resumed there is the same bit for
     bit. On CPUs it always is."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: Flag = False
     """Print the plan and stop."""
-    attach: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    attach: Flag = False
     """On a cluster: follow the command that runs there, whatever its options."""
-    stop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    stop: Flag = False
     """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
 
     def __post_init__(self):
         require(
-            self.dataset in (AUTO, *DATASETS, FOLDER),
-            f"unknown dataset {self.dataset!r} in --dataset; choose one of {AUTO}, {', '.join(DATASETS)}, {FOLDER}",
-        )
-        require(
-            self.recipe in (AUTO, *RECIPES),
-            f"unknown recipe {self.recipe!r} in --recipe; choose one of {AUTO}, {', '.join(RECIPES)}",
-        )
-        require(
-            self.scorer in SCORERS, f"unknown scorer {self.scorer!r} in --scorer; choose one of {', '.join(SCORERS)}"
-        )
-        require(
-            self.inception_weights is None or self.inception_weights.is_file(),
-            f"the weights file {self.inception_weights} of --inception-weights is not there",
-        )
-        require(
             self.inception_weights is None or self.scorer != "classifier",
             "--inception-weights is given, but --scorer classifier uses none; leave one of them out",
         )
-        require(self.slots is None or self.slots >= 1, f"--slots must be at least 1, but got {self.slots}")
-        require(
-            1 <= self.trials_per_gpu <= 100, f"--trials-per-gpu must be from 1 to 100, but got {self.trials_per_gpu}"
-        )
-        for name, value in (("--budget", self.budget), ("--width", self.width)):
-            require(math.isfinite(value) and value > 0, f"{name} must be a finite number > 0, but got {value}")
-        require(self.width <= 4, f"--width must be at most 4, but got {self.width}")
-        require(
-            self.mlflow is None or "://" in self.mlflow,
-            f"--mlflow takes an address such as http://127.0.0.1:5000, but got {self.mlflow!r}",
-        )
-        is_bucket(self.store)
         require(
             self.data is None or self.data.is_dir(),
-            f"the data folder {self.data} of --data is not there, or is no folder; name the folder that holds the "
-            f"dataset's files, or leave --data out to download into ./{DEFAULT_DATA}",
+            f"the data folder {self.data} of --data does not exist; name the folder of the dataset's files, or leave "
+            f"--data out to download into ./{DEFAULT_DATA}",
         )
         if self.dataset == FOLDER:
-            require(
-                self.data is not None, "--dataset folder needs --data with the folder whose sub-folders are classes"
-            )
-            self.row(FOLDER)
+            require(self.data is not None, "--dataset folder needs --data, whose sub-folders are the classes")
         else:
-            for name, value in (("--image-size", self.image_size), ("--channels", self.channels)):
-                require(value is None, f"{name} is for --dataset folder alone: {self.dataset} has images of one size")
+            for name in ("image_size", "channels"):
+                unused = getattr(self, name) is None
+                require(unused, f"{flag(name)} needs --dataset folder; images of {self.dataset} have one size")
         self.recipes()
 
     def recipes(self) -> list[Recipe]:
-        """The recipe without a GPU and that with one, of which one must be valid: what is wrong with both is known
-        before the hardware is. Of an image folder, whose size is not known yet, for a thousand images."""
+        """The valid ones of the recipes without and with a GPU: an error of both shows before the hardware is known.
 
-        def build(dataset: str, recipe: str) -> Recipe:
+        For an image folder of unknown size they are those of a thousand images.
+        """
+
+        def build(gpus: int) -> Recipe:
+            dataset, recipe, _ = self.choose(gpus)
             return self.build_recipe(self.row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
 
-        chosen = dict.fromkeys(self.choose(gpus)[:2] for gpus in (0, 1))
-        return valid(functools.partial(build, *names) for names in chosen)
+        return valid(lambda gpus=gpus: build(gpus) for gpus in (0, 1))
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
-        """Dataset, recipe, and why these, on hardware with this many GPUs."""
-        dataset = self.dataset
+        """Dataset and recipe for this number of GPUs, and the reason for them."""
+        dataset, recipe, reason = self.dataset, self.recipe, f"{self.dataset}, by --dataset"
         if dataset == AUTO:
-            dataset = "cifar10" if gpus else "digits"
-            why = (
-                f"Ray has {gpus} GPU{'s' if gpus > 1 else ''}: the paper's CIFAR-10 job"
-                if gpus
-                else "Ray has no GPU: the embedded digits job (the paper's CIFAR-10 job needs one)"
-            )
-        else:
-            why = f"{dataset}, as asked for"
-        recipe = self.recipe
+            dataset, reason = "digits", "Ray has no GPU: the embedded digits job (the paper's CIFAR-10 job needs one)"
+            if gpus:
+                dataset, reason = "cifar10", f"Ray has {gpus} GPU{'s' * (gpus > 1)}: the paper's CIFAR-10 job"
         if recipe == AUTO:
             recipe = "released" if gpus else "laptop"
-        return dataset, recipe, f"{why}, recipe {recipe}"
+        return dataset, recipe, f"{reason}, recipe {recipe}"
 
     def with_inception(self, dataset: Dataset, gpus: int) -> bool:
-        """Whether the Inception network scores, on hardware with this many GPUs."""
+        """Whether the Inception network scores, for this number of GPUs."""
         wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
         return self.scorer == "inception" or (self.scorer == AUTO and wanted)
 
     def row(self, name: str) -> Dataset:
-        """The row of a dataset, at full width; FolderError where the image folder is none."""
+        """The row of a dataset, at full width; DataError for a bad image folder."""
         if name != FOLDER:
             return DATASETS[name]
-        from sgan.data.image_folder import class_names
+        from sgan.data.image_folder import class_names  # it imports torch, which no other option needs
 
         assert self.data is not None
         size = DEFAULT_SIZE if self.image_size is None else self.image_size
-        return folder_row(size, 3 if self.channels is None else self.channels, len(class_names(self.data)))
+        channels = DEFAULT_CHANNELS if self.channels is None else self.channels
+        return folder_row(size, channels, len(class_names(self.data)))
 
     def build_recipe(self, dataset: Dataset, recipe: str, images: int, inception: bool = False) -> Recipe:
-        """The recipe's row with the budget and the overrides of this sweep, and the Inception score's number of
-        samples."""
-        changes: dict[str, Any] = {"samples": str(INCEPTION_SAMPLES)} if inception else {}
+        """The recipe's row with --budget, the samples of Inception scores and --override."""
+        fields: dict[str, Any] = {"samples": INCEPTION_SAMPLES} if inception else {}
         for change in self.override:
-            path, equals, text = change.partition("=")
+            name, equals, text = change.partition("=")
             require(bool(equals), f"--override takes FIELD=VALUE, but got {change!r}")
-            *parents, field = path.split(".")
-            inner = changes
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-                require(isinstance(inner, dict), f"--override {change} changes a part of what another one sets")
-            inner[field] = text
-        return replaced(recipe_row(recipe, dataset, images).budget(self.budget), changes, "")
+            try:
+                fields[name] = json.loads(text)
+            except (ValueError, RecursionError):
+                fields[name] = text  # a plain word
+        return with_fields(recipe_row(recipe, dataset, images).budget(self.budget), fields, "--override")
+
+
+@validated(flag)
+class Sweep(Options):
+    """Train and score the ablation of Stacked GANs: variants x seeds, in parallel, each stage once.
+
+    With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,
+    otherwise the digits that come with scikit-learn. The same command again trains nothing; more seeds or variants
+    train only what is new.
+    """
+
+    variants: Annotated[tuple[Annotated[str, one_of(*VARIANTS)], ...], Field(min_length=1)] = tuple(
+        name for name, row in VARIANTS.items() if row.default
+    )
+    """Rows of the ablation; beside the paper's six there are sgan-no-entropy, full-gan, sgan-unsupervised and
+    infogan."""
+    seeds: PositiveInt = 3
+    """Number of training seeds a variant."""
+    first_seed: Seed = 0
+    """The first of those seeds."""
+    cuts: Taps = DEFAULT_CUTS
+    """Where the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make N + 1
+    levels."""
+    weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
+    """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there. Without
+    this option they are the paper's 1 1 10, and 1 0 1 for infogan."""
+    config: Path | None = None
+    """The best.yaml of a search: what it says of the options stands, where the command line says nothing else."""
+
+    def __post_init__(self):
+        last = self.first_seed + self.seeds - 1
+        require(last <= 2**31 - 3, f"seeds must be at most {2**31 - 3}, but --first-seed and --seeds end at {last}")
+        assert self.loss_weights or self.weights is None  # not all of them are 0
+        super().__post_init__()
+
+    @property
+    def loss_weights(self) -> Weights | None:
+        """The weights of --weights, if any."""
+        return Weights(*self.weights) if self.weights else None
+
+    @property
+    def seed_range(self) -> range:
+        """The training seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
-    """What some of these make; the first one's ConfigError where all raise one."""
+    """The results of the calls that succeed; the first ConfigError where all fail."""
     made, errors = list[Made](), list[ConfigError]()
     for make in makes:
         try:
@@ -210,142 +220,30 @@ def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
     return made
 
 
-def replaced(row: Any, changes: dict[str, Any], path: str) -> Any:
-    """A dataclass with fields replaced: name -> text, or name -> the changes inside that field. All changes of one
-    dataclass are made together, since it validates them together."""
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    new = {}
-    for name, change in changes.items():
-        require(
-            name in fields and isinstance(change, dict) == dataclasses.is_dataclass(fields[name]),
-            f"no field {path + name!r} for --override; here there are "
-            + ", ".join(f"{path}{n}{'.…' if dataclasses.is_dataclass(v) else ''}" for n, v in fields.items()),
-        )
-        nested = isinstance(change, dict)
-        new[name] = replaced(fields[name], change, f"{path}{name}.") if nested else _value(fields[name], change, name)
-    return dataclasses.replace(row, **new)
-
-
-def _value(old: Any, text: str, name: str) -> Any:
-    """Text as a value of the old one's type: JSON, or a plain word."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    if isinstance(old, float) and type(value) is int:
-        with suppress(OverflowError):  # no float is so large: refused below
-            value = float(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    require(
-        type(value) is type(old),
-        f"--override {name}={text}: {name} takes {type(old).__name__} values such as {json.dumps(as_json(old))}, "
-        f"but got {text!r}",
-    )
-    return value
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What all trials of a command share: the options with everything chosen.
-
-    Attributes:
-        row: the dataset's row at full width, by which the scorer is trained; `dataset`: the one that is trained.
-        inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
-            where the dataset's classifier does.
-        why: why this dataset and recipe, and what to beware of.
-        what: the dataset in words.
-        notes: the options that differ from their defaults, in words.
-    """
-
-    row: Dataset
-    dataset: Dataset
-    recipe: Recipe
-    data: "Arrays"
-    inception_weights: Path | None
-    inception: str
-    why: str
-    what: str
-    notes: tuple[str, ...]
-
-    def config(
-        self,
-        variant: Variant,
-        seed: int,
-        weights: Weights | None = None,
-        cuts: tuple[str, ...] = DEFAULT_CUTS,
-        recipe: Recipe | None = None,
-    ) -> Config:
-        """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
-        return configure(*shared, variant, seed, weights, cuts, self.inception)
-
-    @property
-    def shared(self) -> list[Any]:
-        """All that every trial's config has of this, as plain JSON values: for content keys."""
-        return [*map(as_json, (self.dataset, self.row, self.data.digest, self.recipe)), self.inception]
-
-
-def prepare(options: Options, gpus: int) -> Basis:
-    """Choose dataset and recipe for hardware with this many GPUs, and read the data.
+def with_fields(recipe: Recipe, values: Mapping[str, Any], option: str) -> Recipe:
+    """The recipe with other values, as plain JSON, in fields of these dotted names, checked together.
 
     Raises:
-        ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
+        ConfigError: an unknown field or a bad value; the message has the name of the option.
     """
-    from sgan.data.datasets import read
-
-    dataset_name, recipe_name, why = options.choose(gpus)
-    row = options.row(dataset_name)
-    inception = options.with_inception(row, gpus)
-    folder = (options.data or DEFAULT_DATA).absolute()
-    if dataset_name != FOLDER:  # what can be wrong with the options comes before the data are read
-        options.build_recipe(row, recipe_name, TRAINING_IMAGES[dataset_name], inception)
-    data = read(row, folder)
-    images = TRAINING_IMAGES.get(dataset_name, len(data.images))
-    recipe = options.build_recipe(row, recipe_name, images, inception)
-    weights_file, weights_digest = None, ""
-    if inception:
-        from sgan.evaluation.inception import check_weights, find_weights
-
-        weights_file = find_weights(options.inception_weights)
-        weights_digest = check_weights(weights_file)
-    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
-        why += (
-            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
-            "many times as long as in float32"
-        )
-    for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
-        require(
-            part.batch <= len(data.images),
-            f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
-        )
-    what = dataset_name
-    if dataset_name == FOLDER:
-        what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
-    notes = [
-        f"recipe {recipe_name}",
-        f"budget x {options.budget:g}" if options.budget != 1 else "",
-        f"width x {options.width:g}" if options.width != 1 else "",
-        "exact Inception scores" if inception else "",
-        *options.override,
-    ]
-    return Basis(
-        row,
-        row.scaled(options.width),
-        recipe,
-        data,
-        weights_file,
-        weights_digest,
-        why,
-        what,
-        tuple(filter(None, notes)),
-    )
+    plain = as_json(recipe)
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        inner = plain
+        for parent in parents:
+            inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
+        known = last in inner and not isinstance(inner[last], dict)
+        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in inner.items()]
+        require(known, f"no field {name!r} for {option}; here there are {', '.join(names) or 'none'}")
+        inner[last] = value
+    try:
+        return from_json(Recipe, plain)
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from error
 
 
 def status(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status. A bad value, a store without room, something else in a file's place,
-    Ctrl-C and SIGTERM end in one line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run a command; returns its exit status. ConfigError, a full disk and Ctrl-C end in one line."""
     try:
         return command()
     except ConfigError as error:

@@ -1,11 +1,14 @@
 """Where a trial stands, read from the store: the only answer to that question."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sgan.store.files import read_json
+from sgan.evaluation.alarms import latest
+from sgan.store.files import StoreError, read_json
 from sgan.store.local import Store
+from sgan.store.record import RECORD_FILE, read_record
 
 JUDGING = ("scorer", "inception", "score")
 """Kinds of stages that train no part of a variant."""
@@ -50,3 +53,33 @@ def scores_of(state: State) -> dict[str, float | None]:
     # Joint training goes on with the image level: what its generator saw is the sum.
     images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
     return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
+
+
+def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The record of each stage of a trial, by label. One in progress that is damaged is left out: its stage makes it
+    good when it goes on.
+
+    Raises:
+        StoreError: the record of a finished stage is damaged.
+    """
+    records = {}
+    for label, name in ((stage["label"], stage["name"]) for stage in trial["stages"]):
+        if not store.has(name):
+            with suppress(StoreError):
+                records[label] = read_record(store.look(name))
+        else:
+            if RECORD_FILE in store.facts(name)["files"]:
+                store.file(name, RECORD_FILE)  # raises where it is damaged
+            records[label] = read_record(store.stage(name))
+    return records
+
+
+def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
+    """What is wrong with a trial by its newest evaluations, in words (`sgan.evaluation.alarms`); "" where all is well.
+
+    Raises:
+        StoreError: the record of a finished stage is damaged.
+    """
+    final = state.facts[-1]["scores"] if state.outcome == "done" else None
+    alarms = latest(records_of(store, trial), final)
+    return "; ".join(f"{label}: {text}" for label, texts in alarms.items() for text in texts)

@@ -1,15 +1,13 @@
-"""The trials of SGANs: what one is, what it still needs, and in which order they start.
-
-What is finished lies in the store, so the same command goes on where it was.
-"""
+"""Trials, the sources that the scheduler takes them from, and the stages that they still need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sgan.config import IMAGE, Config
 from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, plan
 from sgan.store.local import Store
+from sweeps.planning.state import state_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,12 @@ class Trial:
     def id(self) -> str:
         """The trial among all of its sweep: under some options two variants have one and the same plan."""
         return f"{self.variant}-{self.seed}-{self.plan.name}"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The name of the trial and its stages, as in the record of its sweep: `state_of` takes it."""
+        stages = zip(self.plan.stages, self.plan.names, strict=True)
+        return {"name": self.plan.name, "stages": [{"label": label, "name": name} for (label, _), name in stages]}
 
 
 @dataclass(frozen=True)
@@ -98,39 +102,41 @@ def work(stage: Stage) -> float:
 
 
 def ended(trial: Trial, store: Store) -> bool:
-    """Whether a trial is finished, or one of its stages diverged, which it would do again. One of whose stages was
-    deleted is not: that one is made again."""
-    names = trial.plan.names
-    there = [stage_name for stage_name in names if store.has(stage_name)]
-    return len(there) == len(names) or any(store.facts(stage_name)["status"] == "diverged" for stage_name in there)
+    """Whether a trial is done, or has diverged, as it would again."""
+    return state_of(store, trial.row).outcome in ("done", "diverged")
 
 
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     """The stages that trials which have not ended still need, each once."""
     stages = {
-        stage_name: stage
-        for trial in trials
-        for stage_name, (_, stage) in zip(trial.plan.names, trial.plan.stages, strict=True)
+        name: stage for each in trials for name, (_, stage) in zip(each.plan.names, each.plan.stages, strict=True)
     }
-    return {stage_name: stage for stage_name, stage in stages.items() if not store.has(stage_name)}
+    return {name: stage for name, stage in stages.items() if not store.has(name)}
 
 
-def in_order(trials: Sequence[Trial], store: Store, slots: int) -> list[Trial]:
-    """The order in which trials that have not ended start, so that no slot waits or is idle at the end.
+class ListSource:
+    """A list of trials as a TrialSource: hands out those that have not ended, the longest way to go first."""
 
-    As many as there are slots start at once: those with the longest way to go, so that trials that share stages train
-    one each. Later ones find most of what they share finished, so those follow first that have most to train that no
-    earlier one trains, and the last ones are short.
-    """
-    needed = [(trial, missing([trial], store)) for trial in trials]
-    needed.sort(key=lambda each: -sum(map(work, each[1].values())))
-    counted: set[str] = set()
-    own: list[tuple[float, Trial]] = []
-    for trial, stages in needed:
-        own.append((sum(work(stage) for stage_name, stage in stages.items() if stage_name not in counted), trial))
-        counted |= stages.keys()
-    later = sorted(own[slots:], key=lambda each: -each[0])
-    return [trial for _, trial in [*own[:slots], *later]]
+    def __init__(self, trials: Sequence[Trial], store: Store):
+        ways = [(sum(map(work, missing([each], store).values())), each) for each in trials if not ended(each, store)]
+        self.ahead = [each for _, each in sorted(ways, key=lambda way: -way[0])]
+        self.expected, self._handed_out = len(self.ahead), 0
+
+    def next(self) -> Trial | None:
+        """The next trial; None after the last one."""
+        self._handed_out += 1
+        return self.ahead[self._handed_out - 1] if self._handed_out <= self.expected else None
+
+    def exhausted(self) -> bool:
+        """Whether all have been handed out."""
+        return self._handed_out >= self.expected
+
+    def report(self, trial: Trial, point: Point) -> bool:
+        """No trial of a list ends early."""
+        return False
+
+    def end(self, trial: Trial, end: End) -> None:
+        """Nothing: the store has the result."""
 
 
 def clock(seconds: float) -> str:

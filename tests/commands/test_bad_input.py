@@ -29,9 +29,8 @@ from sgan.store.files import StoreError, read_json, read_tensors, write_json, wr
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
-from sweeps.planning import config_file as tuned
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.options import status
+from sweeps.planning import config_file
+from sweeps.planning.options import Sweep, status
 from sweeps.search import Search
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +186,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
         victim.write_bytes(damaged(held, data))
         try:
             images = folder.read(tmp_path / "set", 8, 3)[0]
-        except folder.FolderError as error:
+        except folder.DataError as error:
             return named(error, str(victim))
         assert images.shape[1:] == (3, 8, 8)
 
@@ -195,23 +194,23 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
 
 
 def best_yaml(path: Path) -> bytes:
-    options = dict.fromkeys(tuned.CHOSEN) | {"dataset": "digits", "recipe": "laptop", "scorer": "classifier"}
-    options |= {"cuts": ["fc3"], "weights": [1.0, 1.0, 5.0], "override": [], "budget": 1.0, "width": 1.0}
-    tuned.Tuned("sgan", options, (), CONFIGS[0], {"study": "s", "commit": "c"}).write(path)
+    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "classifier")
+    options = config_file.ChosenOptions(*given)
+    config_file.BestConfig("sgan", options, (), CONFIGS[0], {"study": "s", "commit": "c"}).write(path)
     return path.read_bytes()
 
 
 def test_a_best_yaml_damaged_anywhere_is_options_or_named(tmp_path):
     path = tmp_path / "best.yaml"
     held = best_yaml(path)
-    assert Sweep(**tuned.defaults(path)).weights == (1.0, 1.0, 5.0)
+    assert Sweep(**config_file.defaults(path)).weights == (1.0, 1.0, 5.0)
 
     @settings(max_examples=250)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(held, data))
         try:
-            Sweep(**tuned.defaults(path))
+            Sweep(**config_file.defaults(path))
         except ConfigError as error:
             named(error)
 
@@ -259,7 +258,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
         stage / "model.safetensors": read_tensors,
         stage / "record.jsonl": lambda path: read_record(path.parent),
         store.sweep("ab"): read_json,
-        tmp_path / "best.yaml": tuned.read,
+        tmp_path / "best.yaml": config_file.read,
         checkpoint / HEAD_FILE: read_json,
         checkpoint / STATE_FILE: read_tensors,
     }
@@ -275,7 +274,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
     for text in ("!!python/object/apply:os.mkdir ['{mark}']", "variant: !!python/object/apply:os.mkdir ['{mark}']"):
         (tmp_path / "best.yaml").write_text(text.replace("{mark}", str(mark)))
         with pytest.raises(ConfigError):
-            tuned.read(tmp_path / "best.yaml")
+            config_file.read(tmp_path / "best.yaml")
         assert not mark.exists()
     pickle.loads(pickle.dumps(Harmful(mark)))
     assert mark.exists()  # it would have
@@ -286,7 +285,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
 def test_the_only_file_that_is_unpickled_holds_tensors_alone():
     """Every call in the product that could run what a file says: one, and it is told to take tensors only."""
     found = []
-    for path in sorted([*(ROOT / "sgan").rglob("*.py"), *(ROOT / "sweeps").glob("*.py")]):
+    for path in sorted([*(ROOT / "sgan").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name = f"{ast.unparse(node.func.value)}.{node.func.attr}"

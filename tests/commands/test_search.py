@@ -22,7 +22,7 @@ from sweeps import best
 from sweeps.execution import scheduler as schedule
 from sweeps.execution.scheduler import Slots
 from sweeps.optimization.phases import Plan, Running
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
 from sweeps.search import Search, run
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,7 @@
 """What training does to images, and the order in which it sees them."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,17 @@ def test_data_on_another_device_are_the_same_data(digits):
     assert isinstance(moved, Data)
     assert moved.images.device.type == "meta"
     assert moved.digest == digits.digest
+
+
+def test_processes_share_a_datasets_memory(digits):
+    """As Ray pickles it: the bytes of its arrays stay out of the pickle, and come back read-only."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(digits, protocol=5, buffer_callback=buffers.append)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled, buffers=[memoryview(buffer).toreadonly() for buffer in buffers])
+    assert again.digest == digits.digest
+    for name in ("images", "labels", "test_images", "test_labels"):
+        ours, theirs = getattr(again, name), getattr(digits, name)
+        assert ours.data_ptr() == theirs.data_ptr()
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype

@@ -71,7 +71,7 @@ def test_digits_are_scikit_learns_split_once(digits):
 
 def test_digits_are_the_same_each_time(digits):
     read.cache_clear()
-    again = read(DATASETS["digits"], Path("elsewhere")).tensors()
+    again = read(DATASETS["digits"], Path("elsewhere"))
     assert again is not digits
     assert again.digest == digits.digest == "b3cd7ac2ee2d2819"  # as in RESULTS.md
     assert torch.equal(again.images, digits.images)
@@ -80,7 +80,7 @@ def test_digits_are_the_same_each_time(digits):
 
 def test_mnist_is_what_its_files_hold(tmp_path):
     _, arrays = mnist(tmp_path)
-    data = read(DATASETS["mnist"], tmp_path).tensors()
+    data = read(DATASETS["mnist"], tmp_path)
     held = (data.images, data.labels, data.test_images, data.test_labels)
     for tensor, array in zip(held, arrays, strict=True):
         assert np.array_equal(tensor.numpy(), array[:, None] if array.ndim == 3 else array)
@@ -203,7 +203,7 @@ def test_svhn_files_are_read_as_they_are(tmp_path, monkeypatch):
     made = svhn(tmp_path, {"train": 30, "test": 12})
     files = {path.name: path for path in tmp_path.iterdir()}
     published(monkeypatch, torchvision.datasets.SVHN, "split_list", files)
-    data = read(DATASETS["svhn"], tmp_path).tensors()
+    data = read(DATASETS["svhn"], tmp_path)
     for (images, labels), part in (
         ((data.images, data.labels), "train"),
         ((data.test_images, data.test_labels), "test"),
@@ -240,7 +240,7 @@ def test_cifar_files_are_read_as_they_are(tmp_path, monkeypatch):
         published(monkeypatch, kind, table, files)
     meta = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta})
-    data = read(DATASETS["cifar10"], tmp_path).tensors()
+    data = read(DATASETS["cifar10"], tmp_path)
     train = [made[f"data_batch_{number}"] for number in range(1, 6)]
     assert np.array_equal(data.images.numpy(), np.concatenate([rows for rows, _ in train]).reshape(-1, 3, 32, 32))
     assert data.labels.tolist() == [label for _, labels in train for label in labels]

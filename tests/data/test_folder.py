@@ -1,6 +1,7 @@
 """Image folders made by the tests: what is read from them, and each fault one clear error that names the file."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from conftest import named_recipe
 from PIL import Image
 from torch import nn
 
+from sgan import metrics
 from sgan.checks import ConfigError
 from sgan.config import IMAGE, INNER_TAPS, LABEL
-from sgan.data import datasets
-from sgan.data.image_folder import FolderError, class_names, read
+from sgan.data import datasets, image_folder
+from sgan.data.image_folder import DataError, class_names
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, Generator
+from sgan.models.generator import Generator
 from sgan.presets import folder_row
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import resolve
+from sweeps.planning.ablation import plan_ablation
+from sweeps.planning.options import Sweep
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
@@ -37,8 +40,13 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
+def read(root: Path, size: int, channels: int) -> tuple[np.ndarray, ...]:
+    """`image_folder.read` as arrays."""
+    return tuple(part.numpy() for part in image_folder.read(root, size, channels))
+
+
 def refused(root: Path, size: int = 32, channels: int = 3) -> str:
-    with pytest.raises(FolderError) as caught:
+    with pytest.raises(DataError) as caught:
         read(root, size, channels)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -140,7 +148,7 @@ def test_each_broken_or_odd_file_is_named(root):
     (root / "cats" / "notes.txt").write_text("not an image")
     assert "notes.txt cannot be read as an image" in refused(root)
     path.write_bytes(b"")
-    assert refused(root).endswith("so are 1 more files")
+    assert refused(root).endswith("(1 more files cannot be used)")
 
 
 def test_a_folder_that_is_no_set_of_classes_is_refused(root):
@@ -205,12 +213,65 @@ def test_sizes_and_channels_that_cannot_be_are_refused(root, options, words):
 def test_a_sweep_over_a_folder_says_what_it_is(root):
     sweep = Sweep(dataset="folder", data=root, image_size=12, channels=1, seeds=1, override=("gan.batch=8",))
     with pytest.raises(ConfigError, match="at most the 16 training images"):
-        resolve(sweep, gpus=0)
+        plan_ablation(sweep, gpus=0)
     batches = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
-    resolved = resolve(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
+    resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
     assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
     bad: dict[str, Any]
     for bad in ({"dataset": "folder"}, {"dataset": "mnist", "image_size": 32}, {"channels": 3}):
         with pytest.raises(ConfigError, match=r"--data|for --dataset folder alone"):
             Sweep(**bad)
+
+
+def odd_files(folder: Path) -> dict[str, tuple[bool, bytes]]:
+    """Odd files by name: whether each can be read as an image, and its bytes."""
+    for mode in ("L", "P", "1", "RGBA", "LA"):
+        picture(mode).save(folder / f"{mode}.png")
+    picture("CMYK").save(folder / "cmyk.jpg")
+    picture().save(folder / "frames.gif", save_all=True, append_images=[picture(seed=1)])
+    picture().save(folder / "frame.gif")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "float.tif")
+    (folder / "torn.png").write_bytes((folder / "L.png").read_bytes()[:80])
+    (folder / "notes.txt").write_text("no image")
+    refused = ("frames.gif", "deep.png", "float.tif", "torn.png", "notes.txt")
+    return {path.name: (path.name not in refused, path.read_bytes()) for path in folder.iterdir()}
+
+
+def fault(use: Callable[[], object]) -> str:
+    try:
+        use()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_scores_of_a_folder_take_and_refuse_the_files_that_training_does(root, tmp_path_factory):
+    """Each odd file alone among images that can be read."""
+    expected = odd_files(tmp_path_factory.mktemp("odd"))
+    assert (len(expected), sum(fine for fine, _ in expected.values())) == (12, 7)
+    for name, (fine, content) in expected.items():
+        victim = root / "cats" / name
+        victim.write_bytes(content)
+        trained = fault(lambda: read(root, 32, 3))
+        assert trained == fault(lambda: metrics.find(str(root / "cats"), "train", root, None)), name
+        assert (trained == "") == fine, name
+        assert fine or str(victim) in trained
+        victim.unlink()
+
+
+def test_scores_see_the_pixels_that_training_sees_at_each_images_own_size(root):
+    (root / "cats" / ".hidden").mkdir()
+    (root / "cats" / ".hidden" / "x.png").write_text("no image")
+    (root / "cats" / "Thumbs.db").write_text("no image")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(size=(32, 20)).save(root / "cats" / "turned.png", exif=exif)
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(root / "cats" / "clear.png")
+    images = [image for batch in metrics.find(str(root / "cats"), "train", root, None).batches() for image in batch]
+    assert len(images) == 12
+    assert [tuple(image.shape) for image in images if image.shape[1:] != (32, 32)] == [(3, 32, 20)]
+    square = rows(*(image[None].numpy() for image in images if image.shape[1:] == (32, 32)))
+    trained, _, tested, _ = read(root, 32, 3)
+    assert set(square) <= set(rows(trained, tested))

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from sgan.config import IMAGE, LABEL, Codes
 from sgan.data.batches import to_input
-from sgan.evaluation import figures
-from sgan.evaluation.figures import COLUMNS, Painter, nearest, real
+from sgan.evaluation import grid
+from sgan.evaluation.figures import COLUMNS, Figure, neighbours, real, samples
+from sgan.evaluation.grid import nearest
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Chain, Discriminator, Generator
+from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, descend, label_condition, unfolded
 
 K = 10
@@ -43,7 +45,7 @@ def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[L
     ]
 
 
-def cells(figure: figures.Figure) -> np.ndarray:
+def cells(figure: Figure) -> np.ndarray:
     """Pixel values in [0, 1], (rows, columns, 64)."""
     return figure.images.float().div(255).reshape(-1, figure.columns, 64).numpy()
 
@@ -58,8 +60,7 @@ TAPS = {1: (IMAGE, LABEL), 2: (IMAGE, "fc3", LABEL), 3: (IMAGE, "pool2", "fc3", 
 @pytest.mark.parametrize("depth", TAPS)
 def test_each_figure_holds_fixed_what_its_name_says(depth):
     """Pixel i is the noise of level i, from the image up; the label follows."""
-    painter = Painter(stack(*TAPS[depth]), "running", K, "cpu")
-    drawn = painter.figures()
+    drawn = samples(stack(*TAPS[depth]), "running", K)
     label = np.eye(K)[:, None].repeat(COLUMNS, 1)
     for name, figure in drawn.items():
         found = cells(figure)
@@ -87,16 +88,16 @@ def test_each_figure_holds_fixed_what_its_name_says(depth):
 
 
 def test_a_stack_without_labels_has_no_label_to_move():
-    drawn = Painter(stack(*TAPS[2], labels=False), "running", K, "cpu").figures()
+    drawn = samples(stack(*TAPS[2], labels=False), "running", K)
     assert set(drawn) == {"classes", "fixed_condition", "fixed_noise", "interpolation_noise"}
     assert all(not cells(figure)[:, :, 2:].any() for figure in drawn.values())
-    single = Painter(stack(*TAPS[1], labels=False), "running", K, "cpu").figures()
+    single = samples(stack(*TAPS[1], labels=False), "running", K)
     assert set(single) == {"classes", "interpolation_noise"}  # nor a condition to hold
 
 
 def test_codes_are_shown_one_by_one():
     """z: one plain number, 4 values of the categorical code, 2 continuous codes."""
-    drawn = Painter(stack(IMAGE, LABEL, labels=False, codes=Codes(4, 2)), "running", 4, "cpu").figures()
+    drawn = samples(stack(IMAGE, LABEL, labels=False, codes=Codes(4, 2)), "running", 4)
     rows = np.eye(4)[:, None].repeat(COLUMNS, 1)
     found = cells(drawn["codes"])
     assert np.array_equal(found[:, :, 1:5], rows)
@@ -117,7 +118,7 @@ def test_a_chained_generator_is_drawn_as_its_levels():
     chain = Level(IMAGE, LABEL, Chain(parts), through=("fc3",))
     plain = [Level(IMAGE, "fc3", parts[0]), Level("fc3", LABEL, parts[1])]
     assert [(level.low, level.high) for level in unfolded([chain])] == [(IMAGE, "fc3"), ("fc3", LABEL)]
-    ours, theirs = (Painter(levels, "running", K, "cpu").figures() for levels in ([chain], plain))
+    ours, theirs = (samples(levels, "running", K) for levels in ([chain], plain))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name].images, theirs[name].images) for name in ours)
     condition = label_condition(chain, torch.arange(6), K)
@@ -134,32 +135,32 @@ def test_a_chained_generator_is_drawn_as_its_levels():
 def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
     torch.manual_seed(1)
     generator = Generator(TINY, PAPER, IMAGE, LABEL)
-    painter = Painter([Level(IMAGE, LABEL, generator)], statistics, K, "cpu")
+    levels = [Level(IMAGE, LABEL, generator)]
     before, state = {k: v.clone() for k, v in generator.state_dict().items()}, torch.get_rng_state()
-    first = painter.figures()
+    first = samples(levels, statistics, K)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    second = Painter([Level(IMAGE, LABEL, generator)], statistics, K, "cpu").figures()
+    second = samples(levels, statistics, K)
     assert all(torch.equal(first[name].images, second[name].images) for name in first)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert generator.training
 
 
 def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
-    monkeypatch.setattr(figures, "PART", 77)
+    monkeypatch.setattr(grid, "PART", 77)
     torch.manual_seed(2)
     encoder = Encoder(TINY, 0.2)
     some = digits.images[:300]
-    painter = Painter([Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))], "running", K, "cpu")
-    figure = painter.neighbours(some, encoder, encoder.features(some, ("fc3",))["fc3"])
+    levels = [Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))]
+    figure = neighbours(levels, "running", K, some, encoder, encoder.features(some, ("fc3",))["fc3"])
     triples = figure.images.reshape(-1, 3, 1, 8, 8)
     assert figure.columns == 9
     assert len(triples) == 30
     with torch.no_grad():
         views = [lambda x: x.float().flatten(1), lambda x: encoder(to_input(x, encoder.mean), IMAGE, "fc3")]
         for place, view in enumerate(views, 1):
-            samples, candidates = view(triples[:, 0]).numpy(), view(some).numpy()
-            squares = ((samples[:, None] - candidates[None]) ** 2).sum(2)
+            made, candidates = view(triples[:, 0]).numpy(), view(some).numpy()
+            squares = ((made[:, None] - candidates[None]) ** 2).sum(2)
             shown = [(some == image).flatten(1).all(1).nonzero()[0, 0].item() for image in triples[:, place]]
             assert np.allclose(squares[np.arange(30), shown], squares.min(1), rtol=1e-4)
 

@@ -25,11 +25,9 @@ from sgan.stages.graph import name
 from sgan.stages.run import Context, run_trial
 from sgan.store.files import sha256
 from sgan.store.local import Store
-from sweeps import report, tracking
-from sweeps.mlflow_view import connection
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import record, resolve
-from sweeps.reporting import results
+from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.options import Sweep
+from sweeps.reporting import results, tables
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +139,9 @@ def test_images_keep_their_own_sizes_and_grey_ones_are_repeated(weights, tmp_pat
         cache=False,
         save_cpu_ram=True,
     )
-    assert metrics.inception_score(found.logits)[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert metrics.inception_scores(found.logits)["inception_score"] == pytest.approx(
+        theirs["inception_score_mean"], rel=1e-6
+    )
     grey = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(1, 1, 8, 8)
     network = inception.load(weights, "cpu")
     assert torch.equal(network.describe(grey).logits, network.describe(grey.expand(-1, 3, -1, -1)).logits)
@@ -179,8 +179,8 @@ def test_a_broken_image_is_named_before_the_network_runs(folders, weights, tmp_p
 def test_what_cannot_be_scored_is_refused(folders, tmp_path):
     assert "neither a folder nor one of the datasets digits, mnist" in refused("nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no images" in refused(tmp_path / "empty")
-    assert "needs as many images, not 3" in refused(draw(tmp_path / "few", 3, 0))
+    assert "empty holds 0 images" in refused(tmp_path / "empty")
+    assert "holds 3 images, but an Inception score of 10 splits" in refused(draw(tmp_path / "few", 3, 0))
     assert "--samples must be at least 10" in refused(folders[0], samples=9)
 
 
@@ -261,10 +261,10 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
         "seeds": 1,
     }
     sweep = Sweep(**options, variants=("dcgan-adv",), inception_weights=weights, override=tuple(changes))
-    resolved, store = resolve(sweep, gpus=0), Store(tmp_path / "store")
+    resolved, store = plan_ablation(sweep, gpus=0), Store(tmp_path / "store")
     store.keep_weights(weights, resolved.trials[0].config.inception)
     plan = resolved.trials[0].plan
-    data = resolved.basis.data.tensors()
+    data = resolved.basis.data
     for _ in run_trial(plan, Context(store, data, "cpu", "test")):
         pass
     facts, judge = store.facts(plan.name), store.facts(name(plan.judges[1]))
@@ -274,8 +274,8 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     for key, value in metrics.network_scores(made, real).items():
         assert facts["scores"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     assert facts["scores"]["diversity"] >= 0  # by the classifier
-    score, _ = metrics.inception_score(real.logits)
-    assert judge["scores"]["inception_score"] == pytest.approx(score, rel=1e-6)
+    for key, value in metrics.inception_scores(real.logits).items():
+        assert judge["scores"][key] == pytest.approx(value, rel=1e-6)
     on_test = metrics.network_scores(network.describe(data.test_images), real)
     assert judge["scores"]["fid"] == pytest.approx(on_test["fid"], rel=1e-5)
     said = facts["fingerprint"]["scores"]
@@ -284,9 +284,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert facts["fingerprint"]["classes"]["network"] == "the dataset's own classifier"
 
     record(resolved, store, "here", "abc")
-    uri = connection.default_uri(store)
-    tracking.sync(store, resolved.key, uri)
-    section = report.markdown(results.read(uri, resolved.key))
+    section = tables.markdown(results.read(store, resolved.key))
     assert "Inception score and FID by inception-v3-compat" in section
     assert "Diversity, collapse and accuracy by the dataset's own classifier" in section
     assert "| KID " in section

@@ -18,12 +18,17 @@ from sgan.evaluation.scores import (
     Features,
     Reference,
     class_spread,
-    inception_score,
+    inception_scores,
     kernel_distance,
     precision_recall,
     scores,
 )
 from sgan.models.encoder import Encoder
+
+
+def inception_score(logits: torch.Tensor) -> tuple[float, float]:
+    return tuple(inception_scores(logits).values())  # pyright: ignore[reportReturnType]
+
 
 K = 10
 CERTAIN = 60.0
@@ -296,21 +301,21 @@ def test_the_kernel_distance_of_a_few_points_written_out():
         return sum(kernel(points[i], points[j]) for i in range(3) for j in range(3) if i != j) / 6
 
     between = sum(kernel(x, y) for x in found for y in real) / 9
-    mean, std = kernel_distance(found, real)
+    mean, std = kernel_distance(found, real).values()
     assert mean == pytest.approx(within(found) + within(real) - 2 * between, rel=1e-6)
     assert std == pytest.approx(0.0, abs=1e-6)  # every subset is the whole
 
 
 def test_equal_distributions_are_near_and_others_far_by_kernel_distance():
     near, far = features(400, 8), features(400, 8, seed=1) + 1
-    assert abs(kernel_distance(near, features(400, 8, seed=1))[0]) < 0.1
-    assert kernel_distance(near, far)[0] > 1
+    assert abs(kernel_distance(near, features(400, 8, seed=1))["kid"]) < 0.1
+    assert kernel_distance(near, far)["kid"] > 1
 
 
 def test_precision_and_recall_of_points_on_a_line():
     """With 3 neighbours, a ball reaches 3 steps of a line of points one step apart (at its ends, too)."""
     real = torch.arange(10.0)[:, None]
-    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real) == {"precision": 1.0, "recall": 1.0}
     half = torch.arange(4.0)[:, None]  # 0 1 2 3: each ball reaches all of them, and the last one's up to 6
-    assert precision_recall(half, real) == (1.0, pytest.approx(0.7))
-    assert precision_recall(half + 100, real) == (0.0, 0.0)
+    assert precision_recall(half, real) == {"precision": 1.0, "recall": pytest.approx(0.7)}
+    assert precision_recall(half + 100, real) == {"precision": 0.0, "recall": 0.0}

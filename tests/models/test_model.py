@@ -18,7 +18,7 @@ from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data.batches import to_pixels
 from sgan.models import export as model
 from sgan.models.export import ModelError, save
-from sgan.models.networks import new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.store.files import StoreError, write_json
@@ -122,7 +122,7 @@ def test_damage_is_named(folder, tmp_path):
         ({"format": 2}, "no model of format 1"),
         ({"levels": said["levels"][:1]}, "do not fit"),
         ({"dataset": None}, "dataset must be an object"),
-        ({"sampling": 3}, "sampling must be of type str, but got 3"),
+        ({"sampling": 3}, "sampling must be a valid string, but got 3"),
     ):
         write_json(facts, said | change)
         with pytest.raises(ConfigError, match=words):
@@ -163,7 +163,7 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     ("words", "said"),
     [
         (("nothing",), "'nothing' is no folder, and no run or stage in the store"),
-        ((".", "--n", "0"), "--n must be at least 1, but got 0"),
+        ((".", "--n", "0"), "--n must be a whole number >= 1, but got 0"),
         ((".", "--out", "x.jpg"), "--out must be a .png file"),
         ((".",), "there is no model at"),
     ],
@@ -193,8 +193,8 @@ def test_mlflow_samples_from_the_model_without_this_repository(folder, tmp_path)
     root = Path(sgan.__file__).parent.parent
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     script = (
-        "import sys; from pathlib import Path; from sweeps.mlflow_view import connection, model as served\n"
-        "served.write(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "import sys; from pathlib import Path; from sweeps.mlflow_view import connection, model\n"
+        "model.save_model(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "client = connection.connect(sys.argv[3])\n"
         "run = client.create_run(client.create_experiment('x', artifact_location=Path(sys.argv[2]).parent.as_uri()))\n"
         "client.log_artifacts(run.info.run_id, sys.argv[2], 'model'); print(run.info.run_id)\n"
@@ -235,15 +235,15 @@ def test_json_that_is_no_config_is_refused_by_name():
     config = configure(base, base, "", named_recipe("laptop", "digits"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
     plain = as_json(config)
     for path, value, words in (
-        (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be of type int, but got '64'"),
-        (("recipe", "gan", "adversarial"), "x", "recipe.gan.adversarial must be one of"),
+        (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be a valid integer, but got '64'"),
+        (("recipe", "gan", "adversarial"), "x", "recipe.gan.adversarial must be 'non-saturating' or 'saturating'"),
         (("recipe", "gan", "adam"), 3, "recipe.gan.adam must be an object"),
-        (("variant", "cuts"), "fc3", "variant.cuts must be a list"),
-        (("variant", "cuts"), ["fc9"], "unknown tap 'fc9'"),
-        (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps must have 2 entries"),
-        (("recipe", "gan", "odd"), 1, "look at odd"),
-        (("seed",), 1.5, "seed must be of type int"),
-        (("seed",), True, "seed must be of type int"),
+        (("variant", "cuts"), "fc3", "variant.cuts must be a valid array"),
+        (("variant", "cuts"), ["fc9"], "variant.cuts: unknown tap 'fc9'"),
+        (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps.1 is missing"),
+        (("recipe", "gan", "odd"), 1, "recipe.gan.odd is no known field"),
+        (("seed",), 1.5, "seed must be a valid integer"),
+        (("seed",), True, "seed must be a valid integer"),
     ):
         broken = json.loads(json.dumps(plain))
         inner = broken

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
 from sgan.data.batches import pixel_mean
+from sgan.models.discriminator import Discriminator, Noise
 from sgan.models.encoder import Encoder, tap_shapes
-from sgan.models.networks import Discriminator, Generator, Noise, parameters
+from sgan.models.generator import Generator
 from sgan.presets import DATASETS
 from sgan.shapes import Dataset
 
@@ -57,6 +58,11 @@ def inputs(module: nn.Module, dataset: str) -> tuple[Tensor, ...]:
         condition = shapes["fc3"] if module.low == IMAGE else shapes[LABEL]
         return torch.rand(2, *condition, device=META), torch.rand(2, module.noise, device=META)
     return (torch.rand(2, *shapes[IMAGE], device=META),)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(("dataset", "name"), [(row, name) for row, table in PARAMETERS.items() for name in table])

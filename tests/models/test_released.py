@@ -11,7 +11,7 @@ import torch
 
 from sgan.config import IMAGE
 from sgan.data.batches import to_input
-from sgan.models.encoder import CIFAR10_MEAN, ReleasedError, load_released
+from sgan.models.released import CIFAR10_MEAN, ReleasedError, load_released
 from sgan.presets import DATASETS
 
 MNIST, CIFAR10 = DATASETS["mnist"], DATASETS["cifar10"]

@@ -16,7 +16,7 @@ from sgan.stages.fit import check_networks
 from sgan.stages.graph import LevelStage, plan
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
-from sweeps.planning.options import Basis
+from sweeps.planning.basis import Basis
 
 RANGES = ((0.1, 10.0), (0.1, 10.0), (1.0, 100.0))
 

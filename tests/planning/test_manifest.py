@@ -1,12 +1,15 @@
-"""The commit that a sweep notes, in a git checkout and in copies of one without its git folder."""
+"""The command and the commit that a sweep notes, the latter also in copies without a git folder."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sweeps.planning.manifest import command, without_password
 
 ROOT = Path(__file__).parents[2]
 WHAT = "from sweeps.planning.manifest import commit; print(commit())"
@@ -55,3 +58,16 @@ def test_a_copy_without_git_knows_the_commit_that_was_noted_of_its_code(checkout
     with open(checkout / "sweeps" / "search.py", "a") as file:
         file.write("# other code\n")
     assert python(checkout, "-m", "sweeps.planning.manifest").stdout.strip().endswith(f"{expected}-dirty")
+
+
+def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
+    words = ["--store", "/a/b/t", "--data=/a/c", "--override", "gan.generator_steps=[[0.5, 1], [0, 4]]"]
+    monkeypatch.setattr(sys, "argv", ["/x/sweeps/ablation.py", *words])
+    assert shlex.split(command("ablation.py")) == ["python", "sweeps/ablation.py", *words]
+    monkeypatch.setattr(sys, "argv", ["a", "--mlflow", "https://me:se@cret@host:5000/x"])
+    assert command("search.py") == "python sweeps/search.py --mlflow https://me@host:5000/x"
+
+
+def test_a_password_is_never_shown():
+    shown = without_password("cannot reach postgresql://me:secret@host:5432/name and //a:b@c or x://h/d?password=p&a=b")
+    assert shown == "cannot reach postgresql://me@host:5432/name and //a@c or x://h/d?password=&a=b"

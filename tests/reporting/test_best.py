@@ -1,12 +1,16 @@
 """The list of the best configs, from a real MLflow database that holds runs of an ablation and of a search."""
 
 import json
+import random
+import shlex
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import tyro
 from mlflow import MlflowClient
+from sweeps.planning.ablation_options import Sweep
 
 from sgan.checks import ConfigError
 from sweeps import best
@@ -16,9 +20,8 @@ PRINT = json.dumps({"scores": {"network": "a"}})
 OTHER = json.dumps({"scores": {"network": "b"}})
 
 
-def options(variant: str, seed: int, weights: tuple[float, ...], extra: str = "") -> str:
-    told = " ".join(map(str, weights))
-    return f"--dataset digits {extra} --variants {variant} --seeds 1 --first-seed {seed} --weights {told}"
+def options(variant: str, weights: tuple[float, ...]) -> str:
+    return f"--dataset digits --variants {variant} --weights {' '.join(map(str, weights))}"
 
 
 ROWS = [  # name, variant, split, weights, phase, fingerprint, {seed: (IS, FID)}
@@ -41,10 +44,11 @@ def store(tmp_path_factory) -> Path:
             for seed, (inception, fid) in seeds.items():
                 tags = {
                     "outcome": "done", "mlflow.parentRunId": parent, connection.TRIAL: f"{name}-{seed}-{copy}",
-                    "variant": name, "seed": str(seed), "cuts": split, "phase": phase, "fingerprint": fingerprint,
+                    "variant": name, "base_variant": variant, "seed": str(seed), "cuts": split, "phase": phase,
+                    "fingerprint": fingerprint,
                     "config_key": f"{variant}{split}{weights}", "dataset": "digits", "recipe": "laptop",
                     "alarm": "score: collapse" if seed == 1003 else "none",
-                    "rerun": options(variant, seed, weights),
+                    "rerun": options(variant, weights),
                 }  # fmt: skip
                 run = client.create_run(experiment, tags=tags).info.run_id
                 for field, value in zip(("adversarial", "conditional", "entropy"), weights, strict=True):
@@ -120,10 +124,35 @@ def test_the_commands_run_all_seeds_again_successive_ones_together(store: Path, 
     lines = [line for line in capsys.readouterr().out.splitlines() if "sweeps/ablation.py" in line]
     start = "python sweeps/ablation.py --dataset digits --variants sgan"
     assert lines == [
-        f"1  {start} --seeds 1 --first-seed 1001 --weights 2.0 0.5 3.0",
-        f"1  {start} --seeds 1 --first-seed 1003 --weights 2.0 0.5 3.0",
-        f"2  {start} --seeds 3 --first-seed 0 --weights 1.0 1.0 10.0",
+        f"1  {start} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1001 --store {store}",
+        f"1  {start} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1003 --store {store}",
+        f"2  {start} --weights 1.0 1.0 10.0 --seeds 3 --first-seed 0 --store {store}",
     ]
+
+
+def test_the_commands_are_options_of_an_ablation(store: Path, capsys):
+    best.main(best.Filters(str(store), min_seeds=3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "sweeps/ablation.py" in line]
+    sweep = tyro.cli(Sweep, args=shlex.split(line)[3:])
+    assert (sweep.dataset, sweep.variants, sweep.weights) == ("digits", ("sgan",), (1.0, 1.0, 10.0))
+    assert (sweep.seed_range, sweep.store) == (range(3), str(store))
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_commands_name_a_store_that_they_do_not_find_by_themselves(store: Path, chosen, capsys, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    monkeypatch.delenv("SGAN_STORE", raising=False)
+    if chosen:
+        monkeypatch.setenv("SGAN_STORE", chosen)
+    (store.parent / "runs").symlink_to(store)
+    try:
+        best.main(best.Filters("runs"))
+        commands = [line for line in capsys.readouterr().out.splitlines() if "sweeps/ablation.py" in line]
+        assert {" --store runs" in command for command in commands} == {bool(chosen)}
+        best.main(best.Filters(f"sqlite:///{store}/mlflow.db"))
+        assert "--store" not in capsys.readouterr().out
+    finally:
+        (store.parent / "runs").unlink()
 
 
 def test_an_alarm_is_noted(store: Path, capsys):
@@ -149,3 +178,21 @@ def test_no_record_is_one_error(where: str, named: str, tmp_path: Path):
 def test_a_bad_filter_is_one_error(bad: dict):
     with pytest.raises(ConfigError, match="at least 1"):
         best.Filters("runs", **bad)
+
+
+def test_a_database_damaged_anywhere_is_one_error_or_a_list(store: Path, tmp_path: Path, capsys):
+    whole, dice, errors = (store / "mlflow.db").read_bytes(), random.Random(0), []
+    for _ in range(10):
+        held = bytearray(whole)
+        if dice.random() < 0.5:
+            del held[dice.randrange(len(held)) :]
+        else:
+            at = dice.randrange(len(held))
+            held[at : at + 4000] = dice.randbytes(4000)
+        (tmp_path / "mlflow.db").write_bytes(held)
+        try:
+            assert best.main(best.Filters(str(tmp_path))) == 0
+        except ConfigError as error:
+            errors.append(str(error))
+    assert errors
+    assert not [error for error in errors if "\n" in error or "mlflow.db" not in error]

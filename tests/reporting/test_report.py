@@ -1,12 +1,9 @@
-"""The table against numbers worked out by hand, from a real MLflow database."""
+"""The table against numbers worked out by hand, from a store."""
 
-import contextlib
 import hashlib
-import json
 import math
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,12 +13,12 @@ from typing import Any
 import pytest
 
 from sgan.checks import ConfigError
-from sgan.store.files import StoreError, read_json, write_json
-from sgan.store.local import FIGURES, MODELS, Store
+from sgan.store.files import StoreError, write_json
+from sgan.store.local import Store
 from sgan.store.record import Record
-from sweeps import best, ledger, report, tracking
-from sweeps.mlflow_view import connection
-from sweeps.reporting import results
+from sweeps import ledger, report
+from sweeps.planning import manifest
+from sweeps.reporting import results, tables
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -54,9 +51,6 @@ def finish(
     if "far" in name:
         metrics |= {"collapsed_classes": 0.0, "entropy_ratio": 1.0}
     Record(folder).add(100, metrics)
-    if name.startswith("score"):
-        (folder / FIGURES).mkdir()
-        (folder / MODELS).mkdir()
     facts = {
         "fingerprint": said or fingerprint(),
         "kind": name.partition("-")[0],
@@ -66,23 +60,24 @@ def finish(
         "images": 100,
         "makes_images": name.startswith("level"),
     }
-    store.publish(name, {**facts, "seconds": seconds, "commit": commit, "machine": "two cores", "scores": scores})
+    facts |= {"seconds": seconds, "commit": commit, "machine": "two cores", "torch": "2.11", "scores": scores}
+    store.publish(name, facts)
 
 
-def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda seed: 5000) -> Store:
-    """A store with the sweep above, sent to the SQLite file inside it."""
+def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda seed: 5000) -> Store:
+    """A store with the sweep above."""
     store = Store(root)
-    shutil.copyfile(migrated, root / "mlflow.db")
     real = {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0}
     finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
-    for variant, ends in SCORES.items():
+    for rank, (variant, ends) in enumerate(SCORES.items()):
         for seed in seeds:
             name, result = f"score-{variant}-{seed}", ends[seed]
             weights = {"adversarial": 1.0, "conditional": 1.0, "entropy": 10.0}
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
-            own |= {"phase": "ablation", "rerun": "--seeds 1 --first-seed 0"}
+            own |= {"phase": "ablation", "rerun": f"--variants {variant}", "rank": rank, "title": TITLES[variant]}
+            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else ""}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
@@ -114,28 +109,15 @@ def make(root: Path, migrated: Path, seeds=(0, 1, 2), commit: str = "abc123", sa
         "settings": {"dataset": "digits", "recipe": "tiny"},
         "judges": ["scorer-x"],
         "paper_real": "11.24 ± 0.12",
-        "variants": [
-            {"name": name, "title": title, "paper": "8.59 ± 0.12" if name == "sgan" else None}
-            for name, title in TITLES.items()
-        ],
         "trials": trials,
     }
-    write_json(store.sweep(KEY), value)
-    tracking.sync(store, KEY, connection.default_uri(store))
+    manifest.write(store, value)
     return store
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory) -> Path:
-    """MLflow's migrations run once."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connection.connect(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="session")
-def uri(tmp_path_factory, empty_database) -> str:
-    return connection.default_uri(make(tmp_path_factory.mktemp("store"), empty_database))
+def store(tmp_path_factory) -> Store:
+    return make(tmp_path_factory.mktemp("store"))
 
 
 def cells(section: str, variant: str) -> list[str]:
@@ -143,34 +125,23 @@ def cells(section: str, variant: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")][1:]
 
 
-def test_a_score_that_was_altered_in_mlflow_is_refused(tmp_path, empty_database):
-    store = make(tmp_path, empty_database)
-    uri = connection.default_uri(store)
-    results.read(uri, KEY, store=store)
-    with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
-        for table in ("metrics", "latest_metrics"):
-            database.execute(f"update {table} set value = value + 1e-9 where key = 'fid'")
-    with pytest.raises(StoreError, match=r"^fid of \w+ seed 0 is .* in MLflow and .* in the store .*tracking\.py sync"):
-        results.read(uri, KEY, store=store)
-
-
-def test_the_table_has_a_row_a_trial(uri):
-    table = results.table(uri, KEY)
+def test_the_table_has_a_row_a_trial(store):
+    table = results.read(store, KEY).trials
     assert list(table["variant"]) == [variant for variant in SCORES for _ in range(3)]
     assert list(table["seed"]) == [0, 1, 2] * 4
-    assert list(table["outcome"].dropna()) == ["done"] * 5 + ["diverged", "done", "failed"]
+    assert list(table["outcome"]) == ["done"] * 5 + ["diverged", "done", "failed"] + ["interrupted"] * 4
     assert list(table["fid"].dropna()) == [10.0, 12.0, 14.0, 13.0, 14.0, 80.0]
     assert len(table["accuracy"].dropna()) == 5
-    assert set(table["reason"].dropna()) == {"g_adv is nan", "no memory"}
+    assert set(table["reason"]) == {"", "g_adv is nan", "no memory"}
 
 
-def test_a_subset_of_variants_and_seeds(uri):
-    table = results.table(uri, KEY, variants=["near", "sgan"], seeds=[1])
+def test_a_subset_of_variants_and_seeds(store):
+    table = results.read(store, KEY, variants=["near", "sgan"], seeds=[1]).trials
     assert list(zip(table["variant"], table["seed"], strict=True)) == [("sgan", 1), ("near", 1)]
 
 
-def test_summary_against_numbers_worked_out_by_hand(uri):
-    summary = report.summary(results.read(uri, KEY))
+def test_summary_against_numbers_worked_out_by_hand(store):
+    summary = tables.summary(results.read(store, KEY))
     assert list(summary.index) == list(SCORES)
     assert summary.loc["sgan", "fid"].to_dict() == pytest.approx({"mean": 12.0, "std": 2.0, "count": 3})
     assert summary.loc["sgan", "inception_score"].to_dict() == pytest.approx({"mean": 9.2, "std": 0.2, "count": 3})
@@ -183,8 +154,8 @@ def test_summary_against_numbers_worked_out_by_hand(uri):
     assert summary.loc["absent", "fid"].isna().to_list() == [True] * 3
 
 
-def test_the_section_of_a_sweep(uri):
-    section = report.markdown(results.read(uri, KEY))
+def test_the_section_of_a_sweep(store):
+    section = tables.markdown(results.read(store, KEY))
     assert section.startswith("## digits, recipe tiny\n")
     accuracy, judged, diversity = "0.900 ± 0.000", "0.850 ± 0.000", "0.80 ± 0.00"
     assert cells(section, "SGAN") == [
@@ -226,40 +197,48 @@ def test_the_section_of_a_sweep(uri):
     assert "scored by another network" in section
 
 
-def test_scores_of_different_fingerprints_are_refused(tmp_path, empty_database):
-    store = make(tmp_path / "store", empty_database, samples=lambda seed: 5000 if seed < 2 else 50_000)
-    uri = connection.default_uri(store)
+def test_scores_of_different_fingerprints_are_refused(tmp_path):
+    store = make(tmp_path / "store", samples=lambda seed: 5000 if seed < 2 else 50_000)
     with pytest.raises(results.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
-        results.read(uri, KEY)
-    assert results.read(uri, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
-    assert report.main((store.address,), tmp_path / "out.md") == 2
+        results.read(store, KEY)
+    assert results.read(store, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
+    with pytest.raises(results.Incomparable):
+        report.main((store.address,), tmp_path / "out.md")
     assert not (tmp_path / "out.md").exists()
 
 
-def test_one_seed_says_what_it_cannot_say(uri):
-    section = report.markdown(results.read(uri, KEY, seeds=[0]))
+def test_one_seed_says_what_it_cannot_say(store):
+    section = tables.markdown(results.read(store, KEY, seeds=[0]))
     assert cells(section, "SGAN")[:2] == ["9.00", "10.0"]
     assert "±" not in "".join(cells(section, "DCGAN (adv+cond+ent)"))
     assert "cannot be said" in section
     assert "2/2^1 = 1." in section
 
 
-def test_nothing_catches_up(uri):
-    assert "by Inception score none; by FID none." in report.markdown(results.read(uri, KEY, ["sgan", "far"]))
+def test_nothing_catches_up(store):
+    assert "by Inception score none; by FID none." in tables.markdown(results.read(store, KEY, ["sgan", "far"]))
 
 
-def test_without_sgan_and_without_finished_trials(uri):
-    assert "catch up" not in report.markdown(results.read(uri, KEY, ["near", "far"]))
-    assert "No trial has finished." in report.markdown(results.read(uri, KEY, ["absent"]))
+def test_without_sgan_and_without_finished_trials(store):
+    assert "catch up" not in tables.markdown(results.read(store, KEY, ["near", "far"]))
+    assert "No trial has finished." in tables.markdown(results.read(store, KEY, ["absent"]))
 
 
-def test_a_sweep_that_mlflow_does_not_have(uri):
-    with pytest.raises(LookupError, match=r"no sweep zz99.*tracking\.py sync"):
-        results.read(uri, "zz99")
+def test_a_sweep_that_the_store_does_not_have(store):
+    with pytest.raises(StoreError, match="zz99"):
+        results.read(store, "zz99")
 
 
-def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
-    stores = [make(tmp_path / name, empty_database, commit="def456").address for name in ("first", "second")]
+def test_devices_are_named_where_trials_differ_in_them(tmp_path):
+    store = make(tmp_path / "store")
+    assert "more than one device" not in tables.markdown(results.read(store, KEY))
+    facts = store.facts("level-sgan-1")
+    write_json(store.stage("level-sgan-1") / "stage.json", facts | {"machine": "a GPU"})
+    assert "version of torch: a GPU, torch 2.11; two cores, torch 2.11." in tables.markdown(results.read(store, KEY))
+
+
+def test_the_report_names_no_path_of_this_machine(tmp_path):
+    stores = [make(tmp_path / name, commit="def456").address for name in ("first", "second")]
     out = tmp_path / "RESULTS.md"
     assert report.main((stores[0], stores[1]), out) == 0
     text = out.read_text()
@@ -267,13 +246,13 @@ def test_the_report_names_no_path_of_this_machine(tmp_path, empty_database):
     assert text.count("## digits, recipe tiny") == 2
     assert "Commits abc123, def456;" in text
     assert str(tmp_path) not in text
-    assert json.dumps(str(Path.cwd())) not in text
+    assert str(Path.cwd()) not in text
     assert report.main((stores[0], stores[1]), out) == 0
     assert out.read_text() == text
 
 
-def test_tables_of_stores_that_are_not_named_stay(tmp_path, empty_database):
-    store, out = make(tmp_path / "store", empty_database), tmp_path / "RESULTS.md"
+def test_tables_of_stores_that_are_not_named_stay(tmp_path):
+    store, out = make(tmp_path / "store"), tmp_path / "RESULTS.md"
     assert report.main((store.address,), out) == 0
     fresh = out.read_text()
     own = fresh[fresh.index("## digits, recipe tiny") :]
@@ -292,40 +271,37 @@ def test_tables_of_stores_that_are_not_named_stay(tmp_path, empty_database):
     assert out.read_text() == fresh
 
 
-def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path, empty_database):
-    store = make(tmp_path / "store", empty_database)
-    uri = connection.default_uri(store)
-    tuned: dict[str, Any] = read_json(store.sweep(KEY))
+def test_tuned_lambdas_stand_beside_the_default_ones(tmp_path):
+    store = make(tmp_path / "store")
+    tuned: dict[str, Any] = manifest.read(store, KEY)
     tuned |= {"key": "cd34", "title": "digits, tuned", "default": KEY, "default_command": "python sweeps/ablation.py X"}
     tuned["trials"] = [trial for trial in tuned["trials"] if trial["seed"] < 2 and trial["variant"] != "absent"]
-    write_json(store.sweep("cd34"), tuned)
-    tracking.sync(store, "cd34", uri)
-    section = report.markdown(results.read(uri, "cd34"))
+    manifest.write(store, tuned)
+    section = tables.markdown(results.read(store, "cd34"))
     beside = section[section.index("side by side") :]
     # The default sweep's third seed is left out: both columns are of the same seeds.
     assert cells(beside, "SGAN") == ["9.10 ± 0.14"] * 2 + ["11.0 ± 1.4"] * 2 + ["0.80 ± 0.00"] * 2 + ["2 / 2"]
     assert cells(beside, "DCGAN (adv)")[-1] == "1 of 2; 1 failed / 1 of 2; 1 failed"
 
-    write_json(store.sweep("cd34"), tuned | {"default": "ef56"})
-    tracking.sync(store, "cd34", uri)
-    section = report.markdown(results.read(uri, "cd34"))
+    manifest.write(store, tuned | {"default": "ef56"})
+    section = tables.markdown(results.read(store, "cd34"))
     assert "side by side" not in section
     assert "`python sweeps/ablation.py X`" in section
 
 
-def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, empty_database):
-    store = make(tmp_path / "store", empty_database)
+def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
+    store = make(tmp_path / "store")
     names = ["history-fid.png", "slice-fid-pool1+fc3.png"]
-    (store.root / "sweeps" / "s-plots").mkdir()
+    plots = manifest.folder(store, KEY) / "plots"
+    plots.mkdir()
     for name in names:
-        (store.root / "sweeps" / "s-plots" / name).write_bytes(name.encode())
+        (plots / name).write_bytes(name.encode())
     plotted = {name: hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
-    manifest = read_json(store.sweep(KEY)) | {"explored": 7, "plots": "s-plots", "plotted": plotted}
-    manifest["settings"] |= {"seed": 1000, "sampler": "tpe"}
-    for trial in manifest["trials"]:
+    record = manifest.read(store, KEY) | {"explored": 7, "plotted": plotted}
+    record["settings"] |= {"seed": 1000, "sampler": "tpe"}
+    for trial in record["trials"]:
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
-    write_json(store.sweep(KEY), manifest)
-    tracking.sync(store, KEY, connection.default_uri(store))
+    manifest.write(store, record)
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
     text = (tmp_path / "SEARCHED.md").read_text()
     assert "DCGAN (adv+cond+ent)" not in text
@@ -334,8 +310,14 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, e
     assert f"[fid-pool1+fc3](SEARCHED/{KEY}/slice-fid-pool1%2Bfc3.png)" in text
     for name in names:
         assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
-    (store.root / "sweeps" / "s-plots" / names[0]).write_bytes(b"another")
-    assert report.main((store.address,), tmp_path / "SEARCHED.md") == 2
+    (plots / names[0]).write_bytes(b"another")
+    with pytest.raises(StoreError, match=r"history-fid\.png"):
+        report.main((store.address,), tmp_path / "SEARCHED.md")
+
+
+def test_a_file_that_cannot_be_written_is_one_error(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"absent/out\.md.*--out"):
+        report.main((store.address,), tmp_path / "absent" / "out.md")
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
@@ -346,59 +328,57 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_store_damaged_anywhere_is_one_error_or_the_same_report_from_every_command(tmp_path, empty_database, capsys):
-    """Every kind of file, MLflow's database among them: no traceback, and no number that is not in the store."""
-    store = make(tmp_path / "store", empty_database, seeds=(0,))
+def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
+    """Every kind of file: no other error, and no number that is not in the store."""
+    store = make(tmp_path / "store", seeds=(0,))
     store.note("sweep started", sweep=KEY)
-    out, dice = store.root.parent / "REPORT.md", random.Random(0)
+    out, dice = tmp_path / "REPORT.md", random.Random(0)
     commands: list[Callable[[], int]] = [
         lambda: ledger.main(store.address),
         lambda: report.main((store.address,), out),
-        lambda: best.main(best.Filters(store.address)),
-        lambda: tracking.sync_command(store.address, verify=True),
-        lambda: report.main((store.address,), out),
     ]
-    assert [command() for command in commands] == [0] * len(commands)
-    expected, held = rows(out), store.root.with_name("held")
+    assert [command() for command in commands] == [0, 0]
+    expected, held = rows(out), tmp_path / "held"
     shutil.copytree(store.root, held)
     kinds: dict[tuple[str, ...], list[Path]] = {}
     for path in sorted(path for path in held.rglob("*") if path.is_file() and path.suffix != ".lock"):
         inside = path.relative_to(held)
-        kinds.setdefault((inside.parts[0], inside.suffix), []).append(inside)
-    refused = 0
-    for _ in range(2):
+        kinds.setdefault((inside.parts[0], inside.parts[-1] if inside.parts[0] == "stages" else ""), []).append(inside)
+    errors = []
+    for _ in range(4):
         for files in kinds.values():
             victim = store.root / dice.choice(files)
-            damage(victim, dice)
+            deleted = damage(victim, dice)
             for command in commands:
                 try:
-                    status = command()
-                except ConfigError:
-                    status = 2
-                refused += status != 0
-                if status == 0 and command is commands[-1]:
-                    assert rows(out) == expected, victim
-            out.unlink(missing_ok=True)
+                    assert command() == 0
+                except ConfigError as error:
+                    errors.append(str(error))
+                else:
+                    # A trial without a stage, a failure or a row has not ended: only the rest of its table stays.
+                    assert command is commands[0] or deleted or rows(out) == expected, victim
             shutil.rmtree(store.root)
             shutil.copytree(held, store.root)
-    assert refused > len(kinds)
-    assert "Traceback" not in "".join(capsys.readouterr())
+    assert len(errors) > len(kinds)
+    assert not [error for error in errors if "\n" in error]
 
 
 def rows(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.startswith("| ")]
 
 
-def damage(path: Path, dice: random.Random) -> None:
-    """Flip, cut off, put in, or delete."""
+def damage(path: Path, dice: random.Random) -> bool:
+    """Flip, cut off, put in, or delete; returns whether it was deleted."""
     held, kind = bytearray(path.read_bytes()), dice.choice(["flip", "flip", "cut", "put", "delete"])
     at = dice.randrange(len(held) or 1)
     if kind == "delete":
-        return path.unlink()
-    if kind == "flip" and held:
+        path.unlink()
+    elif kind == "flip" and held:
         held[at] ^= 1 << dice.randrange(8)
     elif kind == "cut":
         del held[at:]
     else:
         held[at:at] = dice.randbytes(4)
-    path.write_bytes(held)
+    if kind != "delete":
+        path.write_bytes(held)
+    return kind == "delete"

@@ -12,11 +12,13 @@ import pytest
 import torch
 from chaos import below, processes
 from conftest import BATCH, TINY, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
+from sweeps.execution.sharing import mark
 from test_ablation import complete, start, table, trains
 from waiting import wait_for
 
 from sgan.config import Config
-from sgan.data.datasets import Arrays, read
+from sgan.data.batches import Data
+from sgan.data.datasets import read
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages import run
 from sgan.stages.graph import code_version, name
@@ -27,7 +29,6 @@ from sgan.training.checkpoint import CHECKPOINTS
 from sweeps.execution import memory
 from sweeps.execution.memory import GIB, advice
 from sweeps.execution.scheduler import Slots
-from sweeps.execution.sharing import mark
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest
@@ -214,7 +215,7 @@ print(last["outcome"], last["reason"])
 """
 
 
-def digits() -> Arrays:
+def digits() -> Data:
     return read(DATASETS["digits"], Path())
 
 

@@ -17,14 +17,15 @@ from pathlib import Path
 import psycopg
 import pytest
 import s3fs
+from handmade import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
 from s3 import serve
-from test_tracking import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
 
-from sgan.store.files import read_json, write_json
 from sgan.store.local import FIGURES, GRIDS, Store
 from sgan.store.record import read_record
-from sweeps import tracking
-from sweeps.mlflow_view import connection
+from sweeps.mlflow_view.connection import connect
+from sweeps.mlflow_view.runs import find
+from sweeps.mlflow_view.sync import sync
+from sweeps.planning import manifest as manifests
 
 POSTGRES = "postgresql://postgres@127.0.0.1:5432"
 WRITERS, VARIANT = 16, "sgan-no-joint"
@@ -92,9 +93,9 @@ def sweep(folder: Path, number: int) -> Store:
     """A store with a sweep of its own, of one trial."""
     store = Store(folder / f"store-{number}")
     manifest(store)
-    content = read_json(store.sweep(KEY))
+    content = manifests.read(store, KEY)
     content["trials"] = [trial for trial in content["trials"] if trial["variant"] == VARIANT]
-    write_json(store.sweep(f"sweep{number}"), content | {"key": f"sweep{number}", "title": f"sweep {number}"})
+    manifests.write(store, content | {"key": f"sweep{number}", "title": f"sweep {number}"})
     return store
 
 
@@ -105,20 +106,20 @@ def write(folder: Path, number: int, server: str) -> Store:
         name = stage_name(label, VARIANT, 0)
         if label != "score":
             train(store, name, POINTS[:2], GRID_IMAGES[:1])
-            tracking.sync(store, f"sweep{number}", server, live=True)
+            sync(store, f"sweep{number}", server, live=True)
             train(store, name, POINTS[2:], GRID_IMAGES[1:], done=POINTS[1])
         else:
             train(store, name, ())
         publish(store, name)
-    assert tracking.sync(store, f"sweep{number}", server)
+    assert sync(store, f"sweep{number}", server)
     return store
 
 
 def lacking(store: Store, number: int, server: str, folder: Path) -> list[str]:
     """What MLflow has not, or has otherwise than the store: every point and every file of every trial."""
-    client, wrong = connection.connect(server), []
-    parent, runs = connection.find(client, f"sweep{number}")
-    trials = read_json(store.sweep(f"sweep{number}"))["trials"]
+    client, wrong = connect(server), []
+    parent, runs = find(client, f"sweep{number}")
+    trials = manifests.read(store, f"sweep{number}")["trials"]
     assert parent is not None
     assert parent.info.status == "FINISHED"
     assert set(runs) == {trial["run"] for trial in trials}
@@ -159,13 +160,13 @@ def fresh(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_many_sweeps_at_once_lose_nothing(server, bucket, tmp_path):
-    connection.connect(server)
+    connect(server)
     with ThreadPoolExecutor(WRITERS) as pool:
         stores = list(pool.map(lambda number: write(tmp_path, number, server), range(WRITERS)))
         found = pool.map(lambda number: lacking(stores[number], number, server, tmp_path), range(WRITERS))
         assert [one for each in found for one in each] == []
     kept = s3fs.S3FileSystem().find(f"{bucket}/mlartifacts")
     assert sum(path.endswith("config.json") for path in kept) == WRITERS
-    run = next(iter(connection.find(connection.connect(server), "sweep0")[1].values()))
-    connection.connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
+    run = next(iter(find(connect(server), "sweep0")[1].values()))
+    connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
     assert lacking(stores[0], 0, server, tmp_path)  # a difference is seen

@@ -29,7 +29,7 @@ from conftest import (
 
 from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
 from sgan.data.datasets import read
-from sgan.models import networks
+from sgan.models import generator as networks
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, VARIANTS, configure

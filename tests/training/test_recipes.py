@@ -28,8 +28,9 @@ from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
 from sgan.data.batches import to_input, turned
 from sgan.data.datasets import read
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Chain, Discriminator, Generator
+from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, draw, sample, sampling
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
@@ -39,7 +40,7 @@ from sgan.stages.kinds.level import START_FILE
 from sgan.stages.run import run_trial
 from sgan.store.local import Store
 from sgan.training.steps import ClassifierTask, GanTask, step_seed
-from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.options import Sweep
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -204,7 +205,7 @@ def test_an_encoder_without_labels_learns_by_how_much_images_are_turned(digits, 
 def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     """Trained with other labels, its levels have the same weights."""
     row = VARIANTS["sgan-unsupervised"].variant
-    digits = read(DATASETS["digits"], Path()).tensors()
+    digits = read(DATASETS["digits"], Path())
     found = []
     for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
         root = tmp_path / str(index)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, GanRecipe, Weights
 from sgan.data.batches import Data, pixel_mean, random_flips, random_shift
-from sgan.models import networks
+from sgan.models import generator as networks
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, sample
 from sgan.store.files import write_tensors
@@ -59,7 +60,7 @@ def gan_task(
         if low == IMAGE:
             generator.mean.copy_(mean)
         levels.append(Level(low, high, generator.to(memory_format=torch.channels_last), labels))
-        discriminators.append(networks.Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
+        discriminators.append(Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
     return GanTask(levels, discriminators, encoder, data, recipe, weights, SEED, mean, 10, feedback)
 
 

@@ -1,17 +1,14 @@
 """Trains a classifier: an encoder, or the scorer (see sgan.stages.kinds.scorer)."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sgan.config import EncoderRecipe
 from sgan.data.batches import pixel_mean, turned
 from sgan.models.encoder import Encoder
-from sgan.shapes import Dataset
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
+from sgan.stages.graph import ClassifierStage
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import Progress, loop, marks
@@ -19,21 +16,6 @@ from sgan.training.steps import FORMAT, ClassifierTask, role_seed
 
 CLASSIFIER_EVALUATIONS = 4
 """Test accuracies while a classifier trains, after one before it does."""
-
-
-@dataclass(frozen=True)
-class ClassifierStage:
-    """Trains a classifier on the real data; `kind` is "encoder", of one seed, or "scorer"."""
-
-    kind: str
-    dataset: Dataset
-    data: str
-    recipe: EncoderRecipe
-    seed: int
-
-    @property
-    def parents(self) -> tuple:
-        return ()
 
 
 def _build(stage: ClassifierStage) -> Encoder:
@@ -70,9 +52,7 @@ def train(stage: ClassifierStage, context: Context, folder: Path) -> Generator[P
     return encoder
 
 
-def run(
-    stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train an encoder."""
     yield from train(stage, context, folder)
     return {}

@@ -1,18 +1,17 @@
 """The Inception network as a judge: its features of the real images, made once for all trials."""
 
 import functools
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from sgan.checks import as_json
 from sgan.evaluation import inception
 from sgan.evaluation import scores as metrics
-from sgan.evaluation.evaluate import InceptionJudge
-from sgan.stages.context import REFERENCE_FILE, Context, Evaluator
+from sgan.stages.context import REFERENCE_FILE, Context, Evaluator, Running
+from sgan.stages.graph import InceptionStage
 from sgan.store.files import write_tensors
 from sgan.training.loop import Progress
 
@@ -20,24 +19,7 @@ PART = 256
 """Real images between two reports of progress."""
 
 
-@dataclass(frozen=True)
-class InceptionStage:
-    """Computes the real images' features by the Inception network with these weights (SHA-256)."""
-
-    dataset: str
-    data: str
-    weights: str
-
-    kind = "inception"
-
-    @property
-    def parents(self) -> tuple:
-        return ()
-
-
-def run(
-    stage: InceptionStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: InceptionStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Keep the network's features and logits of the training images, and score the test images against them."""
     network, data = inception.load(context.store.weights(stage.weights), context.device), context.data
     total, parts = len(data.images), []
@@ -63,9 +45,11 @@ def fingerprint(stage: InceptionStage, samples: int) -> metrics.Fingerprint:
 
 
 @functools.lru_cache(maxsize=1)
-def load(stage: InceptionStage, context: Context) -> InceptionJudge:
-    """The network and its reference; kept, since every score in a process needs it."""
+def load(stage: InceptionStage, context: Context) -> Callable[[Tensor], dict[str, float]]:
+    """A function from uint8 images (n, channels, size, size) to their `network_scores` against the training images;
+    kept, since every score in a process needs it."""
     tensors = context.tensors(stage, REFERENCE_FILE)
     real = metrics.Features(tensors["features"], tensors["logits"])
     statistics = {key: tensors[key].numpy() for key in ("mu", "root")}
-    return InceptionJudge(inception.load(context.store.weights(stage.weights), context.device), real, statistics)
+    network = inception.load(context.store.weights(stage.weights), context.device)
+    return lambda images: metrics.network_scores(network.describe(images), real, statistics)

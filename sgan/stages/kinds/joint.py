@@ -1,45 +1,19 @@
 """Trains all levels together, each on what the one above makes (paper, section 3.2: joint training)."""
 
-from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from sgan.config import GanRecipe
 from sgan.data.batches import pixel_mean
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
-from sgan.stages.kinds.classifier import ClassifierStage
-from sgan.stages.kinds.level import START_FILE, LevelStage, build, generators, load_encoder, train
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
+from sgan.stages.graph import JointStage
+from sgan.stages.kinds.level import START_FILE, build, generators, load_encoder, train
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, load_optimisers, module_tensors
-from sgan.training.loop import Progress
 from sgan.training.steps import GanTask, role_seed
 
 
-@dataclass(frozen=True)
-class JointStage:
-    """Goes on training all levels together; fields as in Recipe."""
-
-    levels: tuple[LevelStage, ...]
-    recipe: GanRecipe
-    feedback: float
-    fresh_adam: bool
-    images: int
-    evaluations: int
-    sampling: str
-
-    kind = "joint"
-
-    @property
-    def parents(self) -> tuple[ClassifierStage | LevelStage, ...]:
-        return (*self.levels[0].parents, *self.levels)
-
-
-def run(
-    stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the stack from its levels' weights, and from their Adam states where the recipe says so."""
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE

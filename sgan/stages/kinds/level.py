@@ -1,22 +1,20 @@
 """Trains one level of a stack on real features (paper, section 3.2: each generator is trained independently)."""
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from sgan.config import IMAGE, Codes, GanRecipe, Weights
+from sgan.config import IMAGE, GanRecipe
 from sgan.data.batches import Data, pixel_mean
+from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.networks import Discriminator, new_generator
+from sgan.models.generator import new_generator
 from sgan.models.stack import Level
-from sgan.shapes import Dataset
-from sgan.stages.context import MODEL_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
+from sgan.stages.graph import JointStage, LevelStage
 from sgan.stages.kinds import classifier
-from sgan.stages.kinds.classifier import ClassifierStage
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import module_tensors, task_tensors
 from sgan.training.loop import Progress, loop, marks
@@ -26,40 +24,6 @@ START_FILE = "joint-start.safetensors"
 """The state with which the joint stage goes on, where it is not the last one."""
 WEIGHTS = "weights"
 """Folder of the generators' weights at each evaluation but the last, <images>.safetensors."""
-
-
-@dataclass(frozen=True)
-class LevelStage:
-    """Trains the level between taps `low` and `high` on real features; fields as in Recipe and Variant.
-
-    Attributes:
-        joint_start: share of the training after which the state is kept for the joint stage; 1: the last one serves.
-        keep_adam: the state for the joint stage includes Adam's.
-        encoder: None where neither a tap nor a loss needs it.
-    """
-
-    dataset: Dataset
-    data: str
-    low: str
-    high: str
-    labels: bool
-    through: tuple[str, ...]
-    codes: Codes | None
-    recipe: GanRecipe
-    weights: Weights
-    images: int
-    joint_start: float
-    keep_adam: bool
-    evaluations: int
-    sampling: str
-    seed: int
-    encoder: ClassifierStage | None
-
-    kind = "level"
-
-    @property
-    def parents(self) -> tuple[ClassifierStage, ...]:
-        return (self.encoder,) if self.encoder else ()
 
 
 def build(
@@ -90,9 +54,7 @@ def load_encoder(stage: LevelStage, context: Context) -> Encoder | None:
     return classifier.load(stage.encoder, context) if stage.encoder else None
 
 
-def run(
-    stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the level; its weights and, in the middle, the state for the joint stage are kept."""
     recipe, data = stage.recipe, context.data
     levels, discriminators = build((stage,), recipe, data, context.device)
@@ -106,11 +68,12 @@ def run(
     return {}
 
 
-def train(task: GanTask, stage: Any, folder: Path, evaluator: Evaluator | None, start: int = 0) -> Iterator[Progress]:
+def train(
+    task: GanTask, stage: LevelStage | JointStage, folder: Path, evaluator: Evaluator | None, start: int = 0
+) -> Iterator[Progress]:
     """Train a level or a stack, and keep the generators' weights at each evaluation but the last.
 
     Args:
-        stage: LevelStage or JointStage.
         start: the step after which the state for the joint stage is kept; 0: it is not.
     """
     steps, batch = max(1, stage.images // stage.recipe.batch), stage.recipe.batch

@@ -1,10 +1,8 @@
 """Scores a finished stack, at its end and at its best evaluation, and draws the paper's figures of it."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sgan.checks import as_json
 from sgan.config import IMAGE
@@ -13,12 +11,10 @@ from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
 from sgan.models import export as model
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
-from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
+from sgan.stages.graph import JointStage, LevelStage, ScoreStage
 from sgan.stages.kinds import classifier, inception, scorer
-from sgan.stages.kinds.classifier import ClassifierStage
-from sgan.stages.kinds.inception import InceptionStage
-from sgan.stages.kinds.joint import JointStage
-from sgan.stages.kinds.level import WEIGHTS, LevelStage, build, generators, load_encoder
+from sgan.stages.kinds.level import WEIGHTS, build, generators, load_encoder
 from sgan.stages.naming import name
 from sgan.store.local import FIGURES, MODELS
 from sgan.training.checkpoint import load_modules
@@ -27,41 +23,7 @@ from sgan.training.loop import Progress
 LOWER_IS_BETTER = ("fid", "feature_fid")
 
 
-@dataclass(frozen=True)
-class ScoreStage:
-    """Samples from the whole stack, at its end and at its best, and scores the samples.
-
-    Attributes:
-        encoder: None for a stack without labels.
-        inception: None where the dataset's classifier gives all scores.
-        best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
-    """
-
-    levels: tuple[LevelStage, ...]
-    joint: JointStage | None
-    encoder: ClassifierStage | None
-    scorer: ClassifierStage
-    inception: InceptionStage | None
-    samples: int
-    sampling: str
-    best_by: str
-
-    kind = "score"
-
-    @property
-    def trained(self) -> tuple[JointStage | LevelStage, ...]:
-        """The stages whose weights are scored."""
-        return (self.joint,) if self.joint else self.levels
-
-    @property
-    def parents(self) -> tuple:
-        encoders = dict.fromkeys((self.encoder, self.levels[0].encoder, self.inception))
-        return (self.scorer, *(each for each in encoders if each), *self.trained)
-
-
-def run(
-    stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Score the last and the best weights; both become models in the stage's folder."""
     yield Progress(0, stage.samples)
     first, recipe = stage.levels[0], stage.joint.recipe if stage.joint else stage.levels[0].recipe

@@ -1,23 +1,18 @@
 """The scorer: a classifier that is a judge, since it also says what the real images score."""
 
 import functools
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from sgan.checks import as_json
 from sgan.evaluation import scores as metrics
 from sgan.models.encoder import Encoder
-from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator
+from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
+from sgan.stages.graph import ClassifierStage
 from sgan.stages.kinds import classifier
-from sgan.stages.kinds.classifier import ClassifierStage
 from sgan.store.files import sha256, write_tensors
-from sgan.training.loop import Progress
 
 
-def run(
-    stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None
-) -> Generator[Progress, None, dict[str, Any]]:
+def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the classifier, and keep its features and logits of the training images."""
     encoder, data = (yield from classifier.train(stage, context, folder)), context.data
     train, test = metrics.classify(encoder, data.images), metrics.classify(encoder, data.test_images)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sgan.checks import ConfigError, as_json
 from sgan.config import Weights
 from sgan.presets import VARIANTS
-from sweeps.planning import config_file as tuned
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import Resolved, resolve
-from sweeps.planning.options import prepare
+from sweeps.planning import config_file
+from sweeps.planning.ablation import Ablation, plan_ablation
+from sweeps.planning.basis import chosen_options, prepare
+from sweeps.planning.options import Sweep
 
 CUTS, WEIGHTS, BASE, VARIED = (
     ("pool1", "fc3"),
@@ -32,7 +32,8 @@ def write(folder: Path) -> Path:
     config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
     path = folder / "best.yaml"
-    tuned.Tuned("sgan", tuned.options_of(CHOSEN, basis), BASE, config, provenance).write(path)
+    options = chosen_options(CHOSEN, basis, CUTS, Weights(*WEIGHTS), VARIED)
+    config_file.BestConfig("sgan", options, BASE, config, provenance).write(path)
     return path
 
 
@@ -41,26 +42,26 @@ def written(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("tuned"))
 
 
-def resolved(path: Path) -> Resolved:
-    return resolve(Sweep(**tuned.defaults(path), config=path), 0)
+def planned(path: Path) -> Ablation:
+    return plan_ablation(Sweep(**config_file.defaults(path), config=path), 0)
 
 
 def test_the_ablation_runs_what_the_file_says_and_knows_the_default_lambdas(written: Path):
-    found = resolved(written)
-    expected = resolve(CHOSEN, 0)
+    found = planned(written)
+    expected = plan_ablation(CHOSEN, 0)
     assert [trial.config for trial in found.trials] == [trial.config for trial in expected.trials]
     assert found.key == expected.key
     assert found.search is not None
     assert found.search["study"] == "sgan-0123"
     default = Sweep(dataset="digits", recipe="laptop", override=BASE)
-    assert found.default_key == resolve(default, 0).key
+    assert found.default_key == plan_ablation(default, 0).key
     assert "--weights" not in found.default_command
     assert "image_noise" not in found.default_command
 
 
 def test_an_option_beside_the_file_makes_it_another_sweep(written: Path):
-    other = dataclasses.replace(Sweep(**tuned.defaults(written), config=written), weights=(1.0, 1.0, 10.0))
-    assert resolve(other, 0).search is None
+    other = dataclasses.replace(Sweep(**config_file.defaults(written), config=written), weights=(1.0, 1.0, 10.0))
+    assert plan_ablation(other, 0).search is None
 
 
 def leaves(value: Any, path: tuple = ()) -> list[tuple]:
@@ -75,13 +76,13 @@ ODD = st.one_of(
 )  # fmt: skip
 
 
-def means_the_same_or_is_one_error(path: Path, good: Resolved) -> None:
+def means_the_same_or_is_one_error(path: Path, good: Ablation) -> None:
     try:
-        found = resolved(path)
+        found = planned(path)
     except ConfigError:
         return
     assert [trial.config for trial in found.trials] == [trial.config for trial in good.trials]
-    assert as_json(found.sweep.override) == list(VARIED)
+    assert as_json(found.options.override) == list(VARIED)
     json.dumps(found.search, allow_nan=False)  # it goes into the manifest
 
 
@@ -89,7 +90,7 @@ def means_the_same_or_is_one_error(path: Path, good: Resolved) -> None:
 @given(st.data())
 def test_any_value_in_any_place(written: Path, data: st.DataObject):
     content = yaml.safe_load(written.read_text())
-    good = resolved(written)
+    good = planned(written)
     path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "scorer")]))
     odd = data.draw(ODD)
     if path:
@@ -105,7 +106,7 @@ def test_any_value_in_any_place(written: Path, data: st.DataObject):
 @settings(max_examples=60)
 @given(st.data())
 def test_any_bytes_cut_or_put_anywhere(written: Path, data: st.DataObject):
-    whole, good = written.read_bytes(), resolved(written)
+    whole, good = written.read_bytes(), planned(written)
     first = data.draw(st.integers(0, len(whole)))
     last = data.draw(st.integers(first, min(len(whole), first + 60)) | st.just(len(whole)))
     damaged = written.with_name("damaged.yaml")
@@ -115,16 +116,11 @@ def test_any_bytes_cut_or_put_anywhere(written: Path, data: st.DataObject):
 
 def test_no_file_at_all():
     with pytest.raises(ConfigError, match="nowhere"):
-        tuned.read(Path("nowhere/best.yaml"))
+        config_file.read(Path("nowhere/best.yaml"))
 
 
 @pytest.mark.parametrize("text", ["&a [*a]", "2001-99-99", "- " * 2000, "\x00", "a: 2001-01-01", ".nan", ""])
 def test_text_that_is_no_such_file(text: str, tmp_path: Path):
     (tmp_path / "best.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"best\.yaml"):
-        tuned.read(tmp_path / "best.yaml")
-
-
-def test_a_password_is_never_shown():
-    shown = tuned.without_password("cannot reach postgresql://me:secret@host:5432/name and //a:b@c")
-    assert shown == "cannot reach postgresql://me@host:5432/name and //a@c"
+        config_file.read(tmp_path / "best.yaml")

@@ -16,10 +16,10 @@ from sgan.checks import ConfigError
 from sgan.config import INNER_TAPS
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages.graph import name
-from sgan.store.files import read_json
 from sgan.store.local import Store
-from sweeps.planning.ablation_options import Sweep
-from sweeps.planning.ablation_plan import record, resolve
+from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.manifest import read
+from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,14 +118,14 @@ def test_the_largest_job_that_the_hardware_carries():
 
 
 def test_default_is_six_variants_and_three_seeds():
-    resolved = resolve(Sweep(), gpus=0)
+    resolved = plan_ablation(Sweep(), gpus=0)
     assert [(trial.variant, trial.seed) for trial in resolved.trials] == [
         (variant, seed) for seed in (0, 1, 2) for variant in list(VARIANTS)[:6]
     ]
 
 
 def test_a_variant_keeps_zero_where_it_lacks_a_loss_and_takes_the_sweeps_weights_elsewhere():
-    trials = {t.variant: t.config.variant for t in resolve(Sweep(weights=(2.0, 3.0, 4.0), seeds=1), 0).trials}
+    trials = {t.variant: t.config.variant for t in plan_ablation(Sweep(weights=(2.0, 3.0, 4.0), seeds=1), 0).trials}
     weights = {name: (v.weights.adversarial, v.weights.conditional, v.weights.entropy) for name, v in trials.items()}
     assert weights == {
         "sgan": (2, 3, 4),
@@ -139,8 +139,8 @@ def test_a_variant_keeps_zero_where_it_lacks_a_loss_and_takes_the_sweeps_weights
 
 
 def test_more_seeds_or_variants_are_the_same_sweep_and_anything_else_is_another():
-    key = resolve(Sweep(), 0).key
-    assert resolve(Sweep(seeds=5, variants=("sgan",)), 0).key == key
+    key = plan_ablation(Sweep(), 0).key
+    assert plan_ablation(Sweep(seeds=5, variants=("sgan",)), 0).key == key
     others = [
         Sweep(budget=2.0),
         Sweep(width=0.5),
@@ -149,16 +149,17 @@ def test_more_seeds_or_variants_are_the_same_sweep_and_anything_else_is_another(
         Sweep(recipe="paper"),
         Sweep(override=("samples=200",)),
     ]
-    keys = [resolve(other, 0).key for other in others]
+    keys = [plan_ablation(other, 0).key for other in others]
     assert len({key, *keys}) == len(others) + 1
 
 
 def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
-    first, more = resolve(Sweep(seeds=1, variants=("dcgan-adv",)), 0), resolve(Sweep(seeds=2, variants=("sgan",)), 0)
+    first = plan_ablation(Sweep(seeds=1, variants=("dcgan-adv",)), 0)
+    more = plan_ablation(Sweep(seeds=2, variants=("sgan",)), 0)
     record(first, store, "a machine", "abc")
     record(more, store, "a machine", "abc")
-    manifest = read_json(store.sweep(first.key))
+    manifest = read(store, first.key)
     assert [(row["variant"], row["seed"]) for row in manifest["trials"]] == [
         ("sgan", 0),
         ("sgan", 1),
@@ -197,7 +198,7 @@ def test_a_torn_mnist_file_ends_the_command_before_any_compute(tmp_path: Path):
 def test_a_precision_that_this_processor_lacks_is_warned_of_where_it_trains():
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     for precision, gpus in itertools.product(("float32", "bfloat16"), (0, 1)):
-        why = resolve(Sweep(dataset="digits", override=(f"gan.precision={precision}",)), gpus).basis.why
+        why = plan_ablation(Sweep(dataset="digits", override=(f"gan.precision={precision}",)), gpus).basis.why
         assert ("warning: precision=bfloat16" in why) == (precision == "bfloat16" and not gpus and not able)
 
 
@@ -217,4 +218,4 @@ def test_help_imports_nothing_that_takes_seconds(script: str):
 
 def test_one_scorer_judges_every_recipe_and_width():
     sweeps = [Sweep(recipe=recipe, seeds=1) for recipe in ("laptop", "paper", "released")] + [Sweep(width=0.5)]
-    assert len({name(resolve(sweep, 0).trials[0].plan.score.scorer) for sweep in sweeps}) == 1
+    assert len({name(plan_ablation(sweep, 0).trials[0].plan.score.scorer) for sweep in sweeps}) == 1

@@ -1,0 +1,148 @@
+"""Generators for a level between any two taps.
+
+A generator that ends in maps mirrors the encoder: each of its steps undoes one encoder layer (fc3: a fully connected
+layer to pool2's size; a pool: a transposed convolution that doubles; a convolution: a transposed one that grows back).
+Between fc3 and the image this is the released G0, between the label and fc3 the released G1.
+
+Legend: B batch, Z noise size, F features, C maps, S height and width, K classes.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sgan.config import IMAGE, LABEL, Codes, GanRecipe
+from sgan.models.encoder import ORDER, tap_shapes
+from sgan.shapes import Dataset
+
+
+def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes: Codes | None = None) -> int:
+    """Z of the level whose generator makes `low` and passes through the named taps; codes come on top."""
+    own = dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
+    return own + len(through) * dataset.gan.feature_noise + (codes.size if codes else 0)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Weights N(0, std), biases 0, batch normalisation 1 and 0 (released code)."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def _mlp(inputs: int, widths: tuple[int | None, ...], eps: float) -> nn.Sequential:
+    """A fully connected layer a width, with batch normalisation instead of the bias, and ReLU; None is no layer."""
+    layers: list[nn.Module] = []
+    for width in filter(None, widths):
+        layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, eps=eps), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+class Generator(nn.Module):
+    """G_i: (h_{i+1}, z_i) -> h_i (paper, "Stacked Generators"), with h_{i+1} a label, a vector, maps, or nothing.
+
+    forward(condition, z): condition is (B, K) one-hot for a label, (B, F), (B, C, S, S), or (B, 0) for nothing;
+    z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True, codes: Codes | None = None
+    ):
+        super().__init__()
+        shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
+        target, condition = shapes[low], shapes[high] if labels or high != LABEL else (0,)
+        self.low, self.noise = low, noise_size(dataset, low, codes=codes)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(1, *target))
+        if len(target) == 1:  # a vector from a label: the released G1
+            self.embed_noise = _mlp(self.noise, (shape.label_noise_hidden,), eps)
+            self.embed_condition = _mlp(condition[0], (shape.label_hidden,), eps)
+            inputs = (shape.label_noise_hidden or self.noise) + (shape.label_hidden or condition[0])
+            body = _mlp(inputs, shape.vector_hidden, eps)
+            self.body = nn.Sequential(body, nn.Linear(shape.vector_hidden[-1], target[0]))
+        else:
+            self.embed_noise = _mlp(self.noise, shape.noise_hidden, eps)
+            self.embed_condition = nn.Identity()
+            self.body = nn.Sequential(*self._steps(dataset, eps, condition, high))
+        initialise(self, recipe.init_std)
+
+    def _steps(self, dataset: Dataset, eps: float, condition: tuple[int, ...], high: str) -> list[nn.Module]:
+        """The layers from the condition down to maps or an image."""
+        shapes, shape = tap_shapes(dataset), dataset.gan
+        width: dict[str, int] = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
+        maps, kernel = condition[0] + shape.noise_hidden[-1], shape.kernel
+        layers: list[nn.Module] = []
+        from_vector = len(condition) == 1
+        start = "fc3" if from_vector else high  # below a label, too, the first step undoes fc3
+        path = ORDER[ORDER.index(self.low) : ORDER.index(start) + 1][::-1]
+        if from_vector and len(path) == 2:  # one layer alone could not mix condition and noise
+            layers += _mlp(maps, (shape.vector_hidden[-1],), eps)
+            maps = shape.vector_hidden[-1]
+        elif not from_vector:
+            layers += [nn.Conv2d(maps, width[high], 3, padding=1, bias=False), nn.BatchNorm2d(width[high], eps=eps)]
+            layers += [nn.ReLU()]
+            maps = width[high]
+        for tap, below in pairwise(path):
+            last = below == self.low
+            outputs = shapes[below][0] if last else width[below]
+            if tap == "fc3":
+                side = shapes["pool2"][-1]
+                flat = outputs * side * side
+                layers += [nn.Linear(maps, flat, bias=last)]
+                layers += [] if last else [nn.BatchNorm1d(flat, eps=eps), nn.ReLU()]
+                layers += [nn.Unflatten(1, (outputs, side, side))]
+            else:  # a pool doubles the size, a convolution grows it back by what its own padding lost
+                pool = (2, (kernel - 1) // 2, kernel % 2)
+                stride, padding, extra = pool if tap.startswith("pool") else (1, dataset.encoder.padding, 0)
+                layers += [nn.ConvTranspose2d(maps, outputs, kernel, stride, padding, extra, bias=last)]
+                layers += [] if last else [nn.BatchNorm2d(outputs, eps=eps), nn.ReLU()]
+            maps = outputs
+        return layers
+
+    def forward(self, condition: Tensor, z: Tensor) -> Tensor:
+        noise, condition = self.embed_noise(z), self.embed_condition(condition)
+        if condition.dim() == 4:
+            noise = noise[:, :, None, None].expand(-1, -1, *condition.shape[2:])
+        out = self.body(torch.cat([condition, noise], 1))
+        return torch.sigmoid(out) - self.mean if self.low == IMAGE else torch.relu(out)
+
+
+class Chain(nn.Module):
+    """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
+
+    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first. `parts` are the
+    generators, from the lowest up.
+    """
+
+    def __init__(self, generators: list[Generator]):
+        super().__init__()
+        self.generators, self.parts = nn.ModuleList(generators), generators
+        self.low, self.sizes = generators[0].low, [generator.noise for generator in generators]
+        self.noise = sum(self.sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean image, (1, C, S, S), that is subtracted from the images."""
+        return self.parts[0].mean
+
+    def forward(self, condition: Tensor, z: Tensor) -> Tensor:
+        for generator, noise in zip(reversed(self.parts), reversed(z.split(self.sizes, 1)), strict=True):
+            condition = generator(condition, noise)
+        return condition
+
+
+def new_generator(
+    dataset: Dataset,
+    recipe: GanRecipe,
+    low: str,
+    high: str,
+    labels: bool,
+    through: tuple[str, ...],
+    codes: Codes | None,
+) -> Generator | Chain:
+    """The generator of a level from `high` to `low`: one, or a chain through the named taps."""
+    parts = [Generator(dataset, recipe, *ends, labels, codes) for ends in pairwise((low, *through, high))]
+    return Chain(parts) if through else parts[0]

@@ -1,0 +1,130 @@
+"""An ablation with everything chosen: its trials, and its record in the store."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sgan.checks import as_json, content_key
+from sgan.presets import REAL_DATA_PAPER, VARIANTS
+from sgan.stages.graph import code_version, name
+from sgan.store.local import Store
+from sweeps.planning import config_file, manifest
+from sweeps.planning.basis import Basis, prepare
+from sweeps.planning.options import DEFAULT_CUTS, Sweep
+from sweeps.planning.trials import Trial, ended, missing, trial
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An ablation with everything chosen.
+
+    Attributes:
+        key: content key of all that its trials share, so that more seeds or variants extend the same sweep.
+        title: heading of its table.
+        search: the provenance of its config file, None without one.
+        default_key, default_command: the same sweep without the choices of that search; "" without one.
+    """
+
+    options: Sweep
+    basis: Basis
+    trials: tuple[Trial, ...]
+    key: str
+    title: str
+    search: dict[str, Any] | None = None
+    default_key: str = ""
+    default_command: str = ""
+
+
+def plan_ablation(options: Sweep, gpus: int) -> Ablation:
+    """Choose dataset and recipe for this number of GPUs, read the data, and plan every trial.
+
+    Raises:
+        ConfigError: data are absent or torn, a value does not fit the dataset or the recipe, or the file of --config
+            means another config here than on the machine of the search.
+    """
+    basis, search, default_key, default_command = prepare(options, gpus), None, "", ""
+    best = config_file.read(options.config) if options.config else None
+    if best and best.matches(options):
+        row = VARIANTS[best.variant].variant
+        best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts))
+        default = dataclasses.replace(
+            options, config=None, cuts=DEFAULT_CUTS, weights=None, override=best.base_override
+        )
+        search, default_key = best.provenance, _key(default, prepare(default, gpus))
+        seeds = f"--seeds {options.seeds} --first-seed {options.first_seed}"
+        default_command = f"python sweeps/ablation.py {config_file.words(default)} {seeds}"
+    trials = tuple(
+        trial(variant, seed, basis.config(VARIANTS[variant].variant, seed, options.loss_weights, options.cuts))
+        for seed in options.seed_range
+        for variant in dict.fromkeys(options.variants)
+    )
+    notes = [
+        f"cuts {' '.join(options.cuts) or 'none'}" if options.cuts != DEFAULT_CUTS else "",
+        f"weights {' '.join(f'{value:.3g}' for value in options.weights)}" if options.weights else "",
+        f"tuned by search {search['study']}" if search else "",
+    ]
+    title = ", ".join([basis.what, *basis.notes, *filter(None, notes)])
+    return Ablation(options, basis, trials, _key(options, basis), title, search, default_key, default_command)
+
+
+def _key(options: Sweep, basis: Basis) -> str:
+    return content_key([*basis.shared, options.loss_weights, options.cuts, code_version()])
+
+
+def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
+    """Write the sweep's record; trials of earlier commands of the same sweep stay."""
+    options, basis, rank = ablation.options, ablation.basis, list(VARIANTS)
+    settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "override")}
+    rows = []
+    for each in ablation.trials:
+        alone = dataclasses.replace(options, variants=(each.variant,))
+        row, place = VARIANTS[each.variant], rank.index(each.variant)
+        rows.append(manifest.trial_row(each, "ablation", config_file.words(alone), place, row.title, row.paper))
+    head = {
+        "key": ablation.key,
+        "title": ablation.title,
+        "command": manifest.command("ablation.py"),
+        "commit": commit,
+        "machine": machine,
+        "started": time.time(),
+        "settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings),
+        "judges": [name(stage) for stage in ablation.trials[0].plan.judges],
+        "paper_real": REAL_DATA_PAPER,
+        "search": ablation.search,
+        "default": ablation.default_key,
+        "default_command": ablation.default_command,
+    }
+    manifest.write(store, head | {"trials": rows})
+
+
+def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
+    """The work ahead, in lines: trials and stages that are finished and to run.
+
+    Args:
+        slots, where: number of trials at a time, and the machines in words.
+    """
+    trials = ablation.trials
+    todo = [one for one in trials if not ended(one, store)]
+    waiting = missing(todo, store)
+    kinds: dict[str, set[str]] = {}
+    for one in trials:
+        for stage_name, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True):
+            kinds.setdefault(stage.kind, set()).add(stage_name)
+    shared = sum(len(one.plan.stages) for one in trials) - sum(map(len, kinds.values()))
+    variants, seeds = len(dict.fromkeys(ablation.options.variants)), ablation.options.seeds
+    lines = [
+        ablation.title,
+        f"  why     {ablation.basis.why}",
+        f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
+        f"{len(todo)} to run",
+    ]
+    for kind, names in kinds.items():
+        left = sum(each in waiting for each in names)
+        lines.append(f"  stages  {kind:<8}{len(names):>3}: {len(names) - left} finished, {left} to run")
+    lines += [
+        f"          {shared} more are shared between trials and run once",
+        f"  slots   {slots} trials at a time on {where}",
+        f"  store   {store.address}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""The dataset, recipe, data and weights that the trials of one command share."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgan.checks import require
+from sgan.config import Config, Recipe, Variant, Weights
+from sgan.data.batches import Data
+from sgan.data.datasets import read
+from sgan.evaluation.inception import check_weights, find_weights
+from sgan.host import multiplies_bfloat16, processor
+from sgan.presets import FOLDER, TRAINING_IMAGES, configure
+from sgan.shapes import Dataset
+from sweeps.planning.config_file import ChosenOptions
+from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all trials of a command share: the options with everything chosen.
+
+    Attributes:
+        row: the dataset's row at full width, by which the scorer is trained; `dataset`: the one that is trained.
+        inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
+            where the dataset's classifier does.
+        why: why this dataset and recipe, and what to beware of.
+        what: the dataset in words.
+        notes: the options that differ from their defaults, in words.
+    """
+
+    row: Dataset
+    dataset: Dataset
+    recipe: Recipe
+    data: Data
+    inception_weights: Path | None
+    inception: str
+    why: str
+    what: str
+    notes: tuple[str, ...]
+
+    def config(
+        self,
+        variant: Variant,
+        seed: int,
+        weights: Weights | None = None,
+        cuts: tuple[str, ...] = DEFAULT_CUTS,
+        recipe: Recipe | None = None,
+    ) -> Config:
+        """The config of one trial, by `sgan.presets.configure`."""
+        shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
+        return configure(*shared, variant, seed, weights, cuts, self.inception)
+
+    @property
+    def shared(self) -> list[Any]:
+        """The parts of this that every trial's config has, for content keys."""
+        return [self.dataset, self.row, self.data.digest, self.recipe, self.inception]
+
+
+def prepare(options: Options, gpus: int) -> Basis:
+    """Choose dataset and recipe for hardware with this many GPUs, and read the data.
+
+    Raises:
+        ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
+    """
+    dataset_name, recipe_name, why = options.choose(gpus)
+    row = options.row(dataset_name)
+    inception = options.with_inception(row, gpus)
+    folder = (options.data or DEFAULT_DATA).absolute()
+    if dataset_name != FOLDER:  # what can be wrong with the options comes before the data are read
+        options.build_recipe(row, recipe_name, TRAINING_IMAGES[dataset_name], inception)
+    data = read(row, folder)
+    images = TRAINING_IMAGES.get(dataset_name, len(data.images))
+    recipe = options.build_recipe(row, recipe_name, images, inception)
+    weights_file, weights_digest = None, ""
+    if inception:
+        weights_file = find_weights(options.inception_weights)
+        weights_digest = check_weights(weights_file)
+    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
+        why += (
+            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
+            "many times as long as in float32"
+        )
+    for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
+        require(
+            part.batch <= len(data.images),
+            f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
+        )
+    what = dataset_name
+    if dataset_name == FOLDER:
+        what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
+    notes = [
+        f"recipe {recipe_name}",
+        f"budget x {options.budget:g}" if options.budget != 1 else "",
+        f"width x {options.width:g}" if options.width != 1 else "",
+        "exact Inception scores" if inception else "",
+        *options.override,
+    ]
+    return Basis(
+        row,
+        row.scaled(options.width),
+        recipe,
+        data,
+        weights_file,
+        weights_digest,
+        why,
+        what,
+        tuple(filter(None, notes)),
+    )
+
+
+def chosen_options(
+    options: Options, basis: Basis, cuts: Sequence[str], weights: Weights, override: Sequence[str]
+) -> ChosenOptions:
+    """The options of a config, with everything chosen that was left to the hardware."""
+    return ChosenOptions(
+        basis.row.name,
+        options.image_size,
+        options.channels,
+        basis.recipe.name,
+        tuple(cuts),
+        dataclasses.astuple(weights),
+        tuple(override),
+        options.budget,
+        options.width,
+        "inception" if basis.inception else "classifier",
+    )

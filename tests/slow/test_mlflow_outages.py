@@ -1,0 +1,208 @@
+"""MLflow servers that are away, processes that are killed: in the end MLflow has everything once."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from handmade import (
+    GRID_IMAGES,
+    KEY,
+    POINTS,
+    assert_complete,
+    finish,
+    found,
+    manifest,
+    publish,
+    sync,
+    train,
+)
+from waiting import wait_for
+
+from sgan.store.local import Store
+from sweeps.mlflow_view import follow
+from sweeps.mlflow_view.connection import EXPERIMENT, connect, default_uri, pages
+from sweeps.mlflow_view.verify import differences
+from sweeps.planning.manifest import folder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    """An empty MLflow database: its migrations run once for all tests."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, migrated) -> Store:
+    made = Store(tmp_path / "a store")
+    shutil.copyfile(migrated, made.root / "mlflow.db")
+    manifest(made)
+    return made
+
+
+def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
+    uri = default_uri(store)
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    store.begin("score-sgan-0")
+    with follow.start(store, KEY, uri) as follower:
+        wait_for(lambda: found(store)[0] is not None)
+        follower.kill()
+    assert follower.returncode == -signal.SIGKILL
+    assert sync(store)
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")
+
+
+def test_a_dead_driver_leaves_nothing_running(store):
+    """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
+    train(store, "level1-0", POINTS[:1], ())
+    uri = default_uri(store)
+    code = (
+        "import sys, time; from sgan.store.local import Store; from sweeps.mlflow_view import follow;"
+        f"print(follow.start(Store({str(store.root)!r}), {KEY!r}, {uri!r}).pid, flush=True);"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        follower = int(driver.stdout.readline())
+        wait_for(lambda: found(store)[1])
+        assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
+        driver.kill()
+    wait_for(lambda: found(store)[0].info.status == "KILLED")
+    assert {run.info.status for run in found(store)[1].values()} == {"KILLED"}
+    wait_for(lambda: not Path(f"/proc/{follower}").exists() or " Z " in Path(f"/proc/{follower}/stat").read_text())
+    assert (folder(store, KEY) / "mlflow.log").read_text() == ""
+
+
+class Server:
+    """A real tracking server, which can be killed and started again."""
+
+    def __init__(self, folder: Path, migrated: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        database = shutil.copyfile(migrated, folder / "server.db")
+        self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+        self.command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command = [*self.command, "--port", str(self.port)]
+        nowhere = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path, migrated):
+    made = Server(tmp_path, migrated)
+    yield made
+    made.kill()
+
+
+def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything(store, server):
+    log = folder(store, KEY) / "mlflow.log"
+    train(store, "level1-0", POINTS[:2], GRID_IMAGES[:1])
+
+    follower = follow.start(store, KEY, server.uri)
+    wait_for(lambda: "trying again" in log.read_text())
+    server.start()
+    wait_for(lambda: "takes what is sent again" in log.read_text())
+    assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
+    server.kill()
+    train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
+    publish(store, "level1-0")
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    wait_for(lambda: log.read_text().count("trying again") == 2)
+    server.start()
+    wait_for(lambda: log.read_text().count("takes what is sent again") == 2)
+    assert follower.stdin is not None
+    follower.stdin.close()
+    assert follower.wait(60) == 0
+    assert log.read_text().count("\n") == 4
+    assert_complete(store, "sgan", uri=server.uri)
+    assert_complete(store, "sgan-no-joint", uri=server.uri)
+    assert list(differences(store, KEY, server.uri)) == []
+
+
+def test_the_page_of_the_runs_is_told_by_the_experiments_own_id(tmp_path, server):
+    database = f"sqlite:///{tmp_path / 'a folder%' / 'mlflow.db'}"
+    (tmp_path / "a folder%").mkdir()
+    assert pages(database).endswith("\nand then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning")
+    assert pages(server.uri) == f"{server.uri}/#/experiments?workflowType=machine_learning"
+    server.start()
+    wait_for(lambda: answers(server.uri))
+    for uri, address in ((database, "http://127.0.0.1:5000"), (server.uri, server.uri)):
+        client = connect(uri)
+        client.create_experiment("another one")
+        made = client.create_experiment(EXPERIMENT)
+        assert made == "2"
+        assert pages(uri).endswith(f"{address}/#/experiments/{made}?workflowType=machine_learning")
+
+
+def answers(uri: str) -> bool:
+    with contextlib.suppress(OSError), urlopen(f"{uri}/health", timeout=5) as answer:
+        return answer.status == 200
+    return False
+
+
+def test_an_uploader_that_was_killed_has_a_successor_at_the_end(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    follower = follow.start(store, KEY, default_uri(store))
+    follower.kill()
+    follower.wait(20)
+    assert follow.finish(follower) == ""
+    assert_complete(store, "sgan")
+
+
+def test_an_uploader_whose_database_was_deleted_has_a_successor_at_the_end(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    store.begin("score-sgan-0")
+    follower = follow.start(store, KEY, default_uri(store))
+    wait_for(lambda: len(found(store)[1]) == 2)
+    (store.root / "mlflow.db").unlink()
+    assert follow.finish(follower) == ""
+    assert_complete(store, "sgan")
+
+
+def test_a_database_whose_making_was_killed_is_made_by_the_next_process(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    making = "import sys; from sweeps.mlflow_view.connection import connect; connect(sys.argv[1]).search_experiments()"
+    maker = subprocess.Popen([sys.executable, "-c", making, uri])
+    wait_for(lambda: any(path.stat().st_size > 300_000 for path in tmp_path.rglob("*.db")), 90)
+    maker.kill()
+    maker.wait(20)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [experiment.name for experiment in connect(uri).search_experiments()] == ["Default"]
+
+
+def test_without_a_server_the_last_pass_says_how_to_send_it_later(store):
+    finish(store, "sgan", 0)
+    follower = follow.start(store, KEY, "http://127.0.0.1:9")
+    follower.communicate(timeout=120)
+    assert follower.returncode == 1
+    *_, last = (folder(store, KEY) / "mlflow.log").read_text().splitlines()
+    assert f"sync '{store.root}' --mlflow http://127.0.0.1:9" in last
