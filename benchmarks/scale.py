@@ -162,7 +162,7 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
     with tempfile.TemporaryDirectory() as folder:
         search = Search(dataset="digits", store=folder, trials=2 * configs)
         basis = prepare(search, 0)
-        run = Suggesting(search, basis, search.space(basis), open_store(folder), 1, 1)
+        run = Suggesting(search, basis, open_store(folder), 1, 1)
         searcher = run.searcher()
         searcher.sampler.make = lambda seed: Timed(seed=seed)
         searcher.target = configs

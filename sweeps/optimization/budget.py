@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 EXPLORE = 0.7
 """Share of the budget that explores; the rest confirms on seeds that the search never saw."""
+START = 10.0
+"""Seconds until the first stage of a phase runs: Ray starts processes, and these import torch."""
 NOISE, DRAWS = 0.2, 400
 """Standard deviation of the logarithm of actual over predicted time, and draws of it for each split."""
 
@@ -44,7 +46,8 @@ class Ahead:
     def wall(self, seconds: float, slots: int) -> float:
         """Seconds of wall time on so many slots, where each trial takes `seconds`."""
         shared = max(sum(self.shared) / slots, max(self.shared, default=0.0))
-        return shared + math.ceil(self.trials / slots) * seconds
+        start = START if self.trials else 0.0
+        return start + shared + math.ceil(self.trials / slots) * seconds
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.presets import REAL_DATA_PAPER
+from sgan.presets import REAL_DATA_PAPER, VARIANTS
 from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.fit import check_networks
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, code_version, name, plan
@@ -21,7 +21,7 @@ from sweeps.optimization.budget import EXPLORE, Ahead, Estimate, Limits, confirm
 from sweeps.optimization.objective import OBJECTIVES, PRUNED, Outcome, outcome_of
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
-from sweeps.optimization.space import SPLITS, Space
+from sweeps.optimization.space import SPLITS, Space, parse_varied
 from sweeps.optimization.study import SAMPLERS, DistinctSampler, StoredStudy, best_first, new_study
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, chosen_options
@@ -62,8 +62,12 @@ class SearchRun:
         units: GPUs, or nodes where there is no GPU: what is paid for.
     """
 
-    def __init__(self, search: Search, basis: Basis, space: Space, store: Store | None, slots: int, units: int):
-        self.options, self.basis, self.space, self.slots, self.units = search, basis, space, slots, units
+    def __init__(self, search: Search, basis: Basis, store: Store | None, slots: int, units: int):
+        self.options, self.basis, self.slots, self.units = search, basis, slots, units
+        template = basis.config(VARIANTS[search.variant].variant, search.seed)
+        varied = tuple(parse_varied(text, basis.recipe) for text in search.vary)
+        chosen = (search.chosen_splits, search.ranges, search.zeros, varied)
+        self.space = space = Space(search.variant, template, basis.recipe, *chosen)
         parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
         space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
         self.key = content_key([*parts, as_json(space_parts)])

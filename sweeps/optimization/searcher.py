@@ -159,22 +159,3 @@ class Searcher:
     def _copy(self) -> None:
         if self.copy:
             self.copy.update(self.failed)
-
-
-class TrialList:
-    """A `TrialSource` of trials that are known."""
-
-    def __init__(self, trials: Sequence[Trial]):
-        self.ahead, self.left, self.expected = trials, list(trials), len(trials)
-
-    def next(self) -> Trial | None:
-        return self.left.pop(0) if self.left else None
-
-    def exhausted(self) -> bool:
-        return not self.left
-
-    def report(self, trial: Trial, point: Point) -> bool:
-        return False
-
-    def end(self, trial: Trial, end: End) -> None:
-        """Nothing: the store has it."""
