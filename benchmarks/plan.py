@@ -22,7 +22,7 @@ def main(search: Search) -> None:
     run = SearchRun(search, basis, store, 1, 1)
     run.searcher()
     trials = [run.trial(row["number"], row["params"])[0] for row in run.phase("explore")]
-    rate = seconds_per_unit(next(iter(run.templates.values())), basis.data.tensors(), "cpu")
+    rate = seconds_per_unit(next(iter(run.templates.values())), basis.data, "cpu")
     stages = {each: stage for one in trials for each, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True)}
     kinds: dict[str, list[tuple[float, float]]] = {}
     for name, stage in stages.items():

@@ -118,9 +118,8 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         else:
             stopped = True
         plots.draw(searcher.study, run.space, run.plots, run.scores)
-        store.save(run.plots)
     finally:
-        run.write_head(searcher)
+        run.end(searcher)
         unsent = follow.finish(follower)
     store.note("search ended", search=run.key)
     if stopped:

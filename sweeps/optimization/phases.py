@@ -216,6 +216,13 @@ class SearchRun:
             self.store.fetch(self.study_place)
         searcher.copy = StoredStudy(searcher.study, self.name, self.study_place)
 
+    def end(self, searcher: Searcher) -> None:
+        """Write the record's head, plots and study as they are at the command's end."""
+        self.write_head(searcher)
+        for path in (self.plots, self.study_place):
+            if isinstance(path, Path) and path.exists():
+                self.store.save(path)
+
     def write_head(self, searcher: Searcher) -> None:
         """Write what the record says of the whole search."""
         names = ("variant", "objective", "sampler", "seed", "adversarial", "conditional", "entropy", "zeros", "vary")

@@ -42,7 +42,8 @@ def draw(study: optuna.Study, space: Space, folder: Path, scores: Sequence[str])
     # Optuna's plots call themselves experimental, and set a style of their own.
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"figure.figsize": SIZE}):
         for index, score in enumerate(scores):
-            one, options = _study(study, done, index), {"target_name": score}
+            one = _study(study, done, index)
+            options: dict[str, Any] = {"target_name": score}
             keep(f"history-{score}", plots.plot_optimization_history(one, **options))
             if len(varied) > 1:
                 keep(f"parallel-{score}", plots.plot_parallel_coordinate(one, params=varied, **options))

@@ -89,11 +89,7 @@ class Searcher:
         self.seconds: list[float] = []
         self.copy: StoredStudy | None = None
         self.over, self.expected = False, len(self.waiting)
-
-    @property
-    def ahead(self) -> list[Trial]:
-        """The trials that earlier commands have left open."""
-        return [self.configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
+        self.ahead: Sequence[Trial] = [configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
 
     def mean_seconds(self) -> float:
         """Mean wall time of the trials that have ended; 0 before there are any."""

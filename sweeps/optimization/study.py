@@ -106,7 +106,9 @@ def new_study(directions: Sequence[str], sampler: BaseSampler, grace: int | None
     pruner: BasePruner = optuna.pruners.NopPruner()
     if grace is not None:
         pruner = PeersPruner(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
-    return optuna.create_study(directions=list(directions), sampler=sampler, pruner=pruner)
+    return optuna.create_study(
+        directions=[StudyDirection[way.upper()] for way in directions], sampler=sampler, pruner=pruner
+    )
 
 
 def replay(

@@ -9,6 +9,8 @@ import optuna
 import pytest
 import tyro
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_runner import train
 
@@ -50,14 +52,14 @@ def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Se
     made = run.plan(searcher, lambda: 1e-4)
     run.begin(searcher, "python sweeps/search.py", "abc", "here")
     train(searcher, run.store, data, stop_after)
-    run.write_head(searcher)
+    run.end(searcher)
     assert searcher.count <= made.explored
     return searcher
 
 
 def stored(run: SearchRun) -> list[optuna.trial.FrozenTrial]:
     """The study as another process sees it."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(run.study_place)))
+    storage = JournalStorage(JournalFileBackend(str(run.study_place)))
     return optuna.load_study(study_name=run.name, storage=storage).trials
 
 

@@ -163,6 +163,7 @@ class Stuck(optuna.samplers.RandomSampler):
     """Suggests one config for ever."""
 
     def sample_independent(self, study, trial, param_name, param_distribution):
+        assert isinstance(param_distribution, FloatDistribution | CategoricalDistribution)
         single = isinstance(param_distribution, FloatDistribution)
         return param_distribution.low if single else param_distribution.choices[0]
 
