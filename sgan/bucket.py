@@ -193,6 +193,9 @@ class BucketStore(Store):
         self.listed = {Path(found).stem for found in self._find("done")}
         self.fresh_until = time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
 
+    def renew(self) -> None:
+        self.fresh_until = 0.0
+
     def finished(self, beginning: str) -> list[str]:
         self._list()
         return sorted(name for name in self.listed if name.startswith(beginning))

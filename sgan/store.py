@@ -208,6 +208,9 @@ class Store:
         """True once the stage is finished."""
         return (self.stage(name) / STAGE_FILE).exists()
 
+    def renew(self) -> None:
+        """Let every answer from now on know what other hosts have finished by now."""
+
     def finished(self, beginning: str) -> list[str]:
         """Names of the finished stages that begin so."""
         return sorted(path.parent.name for path in (self.root / "stages").glob(f"{beginning}*/{STAGE_FILE}"))

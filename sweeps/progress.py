@@ -84,6 +84,7 @@ class ProgressLines(tune.Callback):
 
     def _end(self, trial: Trial, outcome: str, reason: str) -> None:
         self.finished += 1
+        self.store.renew()  # a worker may have finished its stages a moment ago
         self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.done |= {name(stage) for _, stage in trial.plan.stages}  # a trial that was stopped leaves stages open
         if self.store.has(trial.plan.name):

@@ -114,6 +114,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False, every: floa
             looked at in MLflow; the last pass of a sweep looks at everything.
         every: seconds between two times that a trial in progress is sent, with `live`.
     """
+    if not live:
+        store.renew()
     store.fetch(store.sweep(sweep_key))
     manifest, digest = _manifest(store, sweep_key, written(store.sweep(sweep_key)))
     left = _LEFT.pop((uri, sweep_key), None)  # what a pass that fails leaves is not known

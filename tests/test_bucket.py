@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -28,6 +30,7 @@ from sgan.record import Record, read_record
 from sgan.run import run_trial
 from sgan.stages import LevelStage, name
 from sgan.store import Store
+from sweeps.progress import ProgressLines
 from sweeps.study import open_study
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
@@ -84,6 +87,20 @@ def test_a_stage_that_one_host_finished_is_whole_on_another(host):
     assert files == {"model.safetensors", "record.jsonl", "grids/000000010.png"}
     assert not one.fs.find(f"{one.base}/work")
     assert not (one.root / "work" / "stage").exists()
+
+
+def test_who_is_told_of_an_end_sees_at_once_what_another_host_finished(host, monkeypatch):
+    monkeypatch.setattr(bucket, "FRESH", 1000.0)
+    one, other = host("one"), host("other")
+    given: Any = SimpleNamespace(title="sgan seed 0", plan=tiny_plan(dataset=TINY))
+    ended: Any = SimpleNamespace(config={}, last_result={"outcome": "done"})
+    lines = ProgressLines(lambda config: given, other)
+    assert not other.has(given.plan.name)
+    one.begin(given.plan.name)
+    one.publish(given.plan.name, {"status": "done", "scores": {"inception_score": 1.0, "fid": 2.0}})
+    assert not other.has(given.plan.name)
+    lines.on_trial_complete(0, [], ended)
+    assert other.has(given.plan.name)
 
 
 def test_the_ledger_has_the_events_of_all_hosts(host):
