@@ -166,6 +166,8 @@ def fit(
                 stop=stop,
                 callbacks=[_LostNodes(), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=retries),
+                # By default Tune asks a worker for one, and the worker looks for Tune's folder, which the head has.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         with stoppable():
