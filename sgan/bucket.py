@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from sgan.checks import ConfigError, content_key, require
-from sgan.files import StoreError, read_json, sealed, sha256, write_json
+from sgan.files import StoreError, inside, read_json, sealed, sha256, write_json
 from sgan.lease import Leases
 from sgan.store import LEDGER, STAGE_FILE, Store
 
@@ -147,13 +147,13 @@ class BucketStore(Store):
         return self._folder(name)
 
     def look(self, name: str) -> Path:
-        watched = self.root / "watched" / name
+        watched = self._path("watched", name)
         if self.has(name):
             shutil.rmtree(watched, ignore_errors=True)
             self._pull(name, [file for file in self.facts(name)["files"] if not file.endswith(HEAVY)])
             return self._folder(name)
         for file, tag in self._works().get(name, {}).items():
-            path = watched / file
+            path = inside(watched, file, self.address)
             if not file.endswith(HEAVY) and self.seen.get(path) != tag and self._get(f"work/{name}/{file}", path):
                 self.seen[path] = tag
         return watched
@@ -201,7 +201,7 @@ class BucketStore(Store):
         return sorted(name for name in self.listed if name.startswith(beginning))
 
     def facts(self, name: str) -> dict[str, Any]:
-        path = self.root / "done" / f"{name}.json"
+        path = self._path("done", f"{name}.json")
         if not path.exists() and not self._get(f"done/{name}.json", path):
             raise StoreError(f"the stage {name} is not in {self.address}: its done/{name}.json was deleted")
         return read_json(path, name=name)
@@ -209,7 +209,7 @@ class BucketStore(Store):
     def _file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:
             self._pull(name, [file])
-        return self._folder(name) / file
+        return super()._file(name, file)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -292,7 +292,7 @@ class BucketStore(Store):
         folder, upload = self._folder(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE)
         for file in facts["files"]:
-            self._put(folder / file, f"stages/{name}/{upload}/{file}")
+            self._put(super()._file(name, file), f"stages/{name}/{upload}/{file}")
         body = json.dumps(sealed(facts | {"upload": upload}), indent=1).encode()
         try:
             self._patiently(lambda: self.fs.pipe_file(f"{self.base}/done/{name}.json", body, mode="create"))
@@ -308,7 +308,7 @@ class BucketStore(Store):
         """Bring files of a finished stage here, each checked against its digest."""
         facts = self.facts(name)
         for file in files:
-            path = self._folder(name) / file
+            path = super()._file(name, file)
             if path.exists():
                 continue
             source = f"stages/{name}/{facts['upload']}/{file}"
@@ -323,7 +323,7 @@ class BucketStore(Store):
         if time.monotonic() > self.in_progress_until:
             began, found = time.monotonic(), {}
             for path, info in self._find("work").items():
-                _, name, file = path.split("/", 2)
+                name, _, file = path.removeprefix("work/").partition("/")
                 found.setdefault(name, {})[file] = str(info.get("ETag") or info.get("mtime") or info["size"])
             self.in_progress = found
             self.in_progress_until = time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
@@ -331,10 +331,13 @@ class BucketStore(Store):
 
     def _find(self, folder: str) -> dict[str, dict[str, Any]]:
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> what fsspec says
-        of it."""
+        of it. StoreError where one has a name that leads out of the folder that mirrors the store."""
         found = self._patiently(lambda: self.fs.find(f"{self.base}/{folder}", detail=True))
         files = {path: info for path, info in found.items() if info["type"] == "file"}  # see Leases._numbers
-        return {path.removeprefix(f"{self.base}/"): info for path, info in files.items()}
+        named = {path.removeprefix(f"{self.base}/"): info for path, info in files.items()}
+        for name in named:
+            inside(self.root, name, self.address)
+        return named
 
     def _put(self, path: Path, name: str) -> None:
         self._patiently(lambda: self.fs.put_file(str(path), f"{self.base}/{name}"))

@@ -25,6 +25,21 @@ class StoreError(ConfigError):
     """The store cannot be written, or something in it is torn; the message names the path and what to do."""
 
 
+def inside(root: Path, name: object, origin: object) -> Path:
+    """The path of a name below a folder. Every name that was read somewhere passes here before it is a path: who wrote
+    it could otherwise name any file of this machine.
+
+    Args:
+        name: parts with "/" between them.
+        origin: where it was read, for the error.
+    Raises:
+        StoreError: it is no such name, or leads out of the folder.
+    """
+    if not isinstance(name, str) or "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        raise StoreError(f"{origin} has the name {name!r}, which is none of a file below a folder; remove it there")
+    return root / name
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sgan.checkpoint import CHECKPOINTS, SECONDS, Checkpoints
-from sgan.files import StoreError, read_tensors, remove, sha256, write_tensors
+from sgan.files import StoreError, inside, read_tensors, remove, sha256, write_tensors
 from sgan.record import Record
 from sgan.store import GRIDS
 
@@ -259,7 +259,11 @@ def _is_whole(folder: Path, aside: dict[str, str]) -> bool:
     try:
         if BEST_FILE in aside and read_tensors(folder / BEST_FILE)[1].get("stage") != folder.name:
             return False
-        return all(sha256(folder / file) == digest for file, digest in aside.items() if file != BEST_FILE)
+        return all(
+            sha256(inside(folder, file, f"a checkpoint of {folder.name}")) == digest
+            for file, digest in aside.items()
+            if file != BEST_FILE
+        )
     except (OSError, StoreError):
         return False
 

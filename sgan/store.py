@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan.files import StoreError, checked_line, read_json, read_lines, read_tensors, sha256, sync, write_json
+from sgan.files import StoreError, checked_line, inside, read_json, read_lines, read_tensors, sha256, sync, write_json
 
 if TYPE_CHECKING:  # torch takes seconds and half a gigabyte, which the readers of records and facts need not spend
     from torch import Tensor
@@ -140,7 +140,11 @@ class Store:
         return self._folder(name)
 
     def _folder(self, name: str) -> Path:
-        return self.root / "stages" / name
+        return self._path("stages", name)
+
+    def _path(self, *names: str) -> Path:
+        """A path in the store; StoreError where a name leads out of it."""
+        return inside(self.root, "/".join(names), self.address)
 
     def look(self, name: str) -> Path:
         """Folder with the record and the grids of a stage, finished or in progress; absent before it began."""
@@ -148,15 +152,15 @@ class Store:
 
     def work(self, name: str) -> Path:
         """Folder of a stage in progress."""
-        return self.root / "work" / name
+        return self._path("work", name)
 
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
-        return self.root / "failures" / f"{name}.json"
+        return self._path("failures", f"{name}.json")
 
     def weights(self, digest: str) -> Path:
         """File of the Inception weights with this SHA-256."""
-        return self.root / "weights" / f"{digest}.pth"
+        return self._path("weights", f"{digest}.pth")
 
     def keep_weights(self, path: Path, digest: str) -> None:
         """Copy Inception weights into the store, where every node finds them."""
@@ -182,11 +186,11 @@ class Store:
         return read_json(path, run=run)["stage"] if path.exists() else ""
 
     def _run(self, run: str) -> Path:
-        return self.root / "runs" / f"{run}.json"
+        return self._path("runs", f"{run}.json")
 
     def sweep(self, key: str) -> Path:
         """File that lists what a sweep consists of: its settings, its trials and their stages."""
-        return self.root / "sweeps" / f"{key}.json"
+        return self._path("sweeps", f"{key}.json")
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What `sweep` holds."""
@@ -235,7 +239,7 @@ class Store:
         return read_tensors(self.file(name, file))[0]
 
     def _file(self, name: str, file: str) -> Path:
-        return self._folder(name) / file
+        return inside(self._folder(name), file, f"stage.json of {name} in {self.address}")
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -246,7 +250,7 @@ class Store:
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
-        with open(self.root / "claims" / f"{name}.lock", "w") as file:
+        with open(self._path("claims", f"{name}.lock"), "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -257,7 +261,7 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Wait for, and hold, a lock that is no stage's."""
-        with open(self.root / "claims" / f"{name}.lock", "w") as file:
+        with open(self._path("claims", f"{name}.lock"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

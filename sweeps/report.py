@@ -20,7 +20,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, sha256
+from sgan.files import StoreError, inside, sha256
 from sweeps import connection, tracking
 from sweeps.results import SCORES, Sweep, read
 
@@ -238,16 +238,17 @@ def write(stores: Sequence[str], out: str | Path, uri: str | None = None) -> Non
         store, keys = tracking.sweeps_of(address)
         for key in keys:
             found = read(uri or connection.default_uri(store), key, store=store)
-            plots = store.root / "sweeps" / found.manifest.get("plots", "")
-            digests = found.manifest.get("plotted", {})
-            folder = out.with_suffix("") / key if digests else None
+            digests, origin = found.manifest.get("plotted", {}), f"the manifest of the sweep {key}"
+            folder = inside(out.with_suffix(""), key, origin) if digests else None
             if folder:
+                plots = inside(store.root / "sweeps", found.manifest.get("plots"), origin)
                 store.fetch(plots)
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, digest in digests.items():
-                    if not (plots / name).exists() or sha256(plots / name)[:16] != digest:
-                        raise StoreError(f"{plots / name} is missing or damaged; the search's command draws it again")
-                    shutil.copyfile(plots / name, folder / name)
+                    drawn = inside(plots, name, origin)
+                    if not drawn.exists() or sha256(drawn)[:16] != digest:
+                        raise StoreError(f"{drawn} is missing or damaged; the search's command draws it again")
+                    shutil.copyfile(drawn, inside(folder, name, origin))
             sections.append(markdown(found, f"{out.stem}/{key}" if folder else ""))
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     named = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in (*stores, str(out))]

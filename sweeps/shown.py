@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgan.diagnostics import latest
-from sgan.files import StoreError, read_json
+from sgan.files import StoreError, inside, read_json
 from sgan.record import RECORD_FILE, read_record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
 from sweeps import served
@@ -206,11 +206,11 @@ def _stage_grid(path: Path, drawn: float, key_and_step: str, trial_name: str, st
     from PIL import Image
 
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{trial_name} {key_and_step}")
-    stem = f"{key_and_step}+timestamp+{milliseconds(drawn)}+{name}"
+    stem = inside(staging, f"{key_and_step}+timestamp+{milliseconds(drawn)}+{name}", f"the trial {trial_name}")
     staging.mkdir(exist_ok=True)
-    shutil.copyfile(path, staging / f"{stem}.png")
+    shutil.copyfile(path, f"{stem}.png")
     with Image.open(path) as image:
-        image.save(staging / f"{stem}+compressed.webp", method=0)  # fast rather than small
+        image.save(f"{stem}+compressed.webp", method=0)  # fast rather than small
 
 
 def shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from tyro.conf import Positional
 
 from sgan.bucket import find_store
 from sgan.checks import ConfigError
-from sgan.files import StoreError, sealed
+from sgan.files import StoreError, inside, sealed
 from sgan.store import Store
 from sweeps.connection import (
     MANIFEST,
@@ -224,9 +224,10 @@ def _send_sweep(
     """
     if run.data.tags.get(MANIFEST) != digest or (check and not _has_manifest(client, run, manifest)):
         client.log_dict(run.info.run_id, sealed(manifest), MANIFEST_FILE)
-        plots = store.root / "sweeps" / manifest.get("plots", "")
-        if manifest.get("plots") and plots.is_dir():
-            client.log_artifacts(run.info.run_id, str(plots), "plots")
+        if manifest.get("plots"):
+            plots = inside(store.root / "sweeps", manifest["plots"], f"the manifest of the sweep {manifest['key']}")
+            if plots.is_dir():
+                client.log_artifacts(run.info.run_id, str(plots), "plots")
     tags = {name: manifest[name] for name in ("command", "commit", "machine")} | shared_tags(manifest)
     scores, fingerprint, finished = {}, {}, 0.0
     for judge in manifest["judges"]:  # a later one's scores stand

@@ -1,7 +1,9 @@
 """The store in a bucket, on a real S3 API: several hosts, killed processes, a server in trouble."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from waiting import wait_for
 from sgan import bucket, lease
 from sgan.bucket import BucketStore, open_store
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_tensors, sha256, write_json, write_tensors
+from sgan.files import StoreError, read_tensors, sealed, sha256, write_json, write_tensors
 from sgan.record import Record, read_record
 from sgan.run import run_trial
 from sgan.stages import LevelStage, name
@@ -157,6 +159,61 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
     for store in (one, other, host("third")):
         assert torch.equal(store.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
     assert len([path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors")]) == 1
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def outside(store: BucketStore, tmp_path: Path) -> dict[str, bytes]:
+    """The files that are not in a store's mirror."""
+    return {path: held for path, held in everything(tmp_path).items() if not path.startswith(f"{store.root}/")}
+
+
+@pytest.mark.parametrize("key", ["sweeps/../../../taken", "sweeps//taken", "sweeps/./taken", "sweeps/a\\taken"])
+def test_a_key_that_leads_out_of_the_mirror_is_named_and_writes_nothing(host, key, tmp_path):
+    one, other = host("one"), host("other")
+    one.fs.pipe_file(f"{one.base}/{key}", b"hostile")
+    before = everything(tmp_path)
+    with pytest.raises(StoreError, match=r"s3://.* has the name .*taken'.* remove it there"):
+        other.sweeps()
+    assert everything(tmp_path) == before
+
+
+def test_a_stage_in_progress_whose_files_lead_out_of_the_mirror_is_named_and_writes_nothing(host, tmp_path):
+    one, other = host("one"), host("other")
+    one.fs.pipe_file(f"{one.base}/work/stage/../../../taken.json", b"hostile")
+    before = everything(tmp_path)
+    for read in (other.begin, other.look):
+        with pytest.raises(StoreError, match=r"s3://.* has the name .*taken\.json'"):
+            read("stage")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_finished_stage_whose_files_lead_out_of_the_mirror_is_named_and_writes_nothing(host, absolute, tmp_path):
+    one, other = host("one"), host("other")
+    publish(one)
+    name = str(tmp_path / "taken.png") if absolute else "../../../../taken.png"
+    facts = one.facts("stage")
+    one.fs.pipe_file(f"{one.base}/stages/stage/{facts['upload']}/{name}", b"hostile")
+    facts["files"] = {name: hashlib.sha256(b"hostile").hexdigest()}
+    one.fs.pipe_file(f"{one.base}/done/stage.json", json.dumps(sealed(facts)).encode())
+    before = outside(other, tmp_path)
+    for read in (other.stage, other.look, lambda stage: other.file(stage, name)):
+        with pytest.raises(StoreError, match=r"stage\.json of stage in s3://.* has the name .*taken\.png'"):
+            read("stage")
+    assert outside(other, tmp_path) == before
+
+
+def test_no_file_outside_the_mirror_is_uploaded(host, tmp_path):
+    one = host("one")
+    (tmp_path / "secret").write_text("secret")
+    for secret in ("../../../../secret", str(tmp_path / "secret")):
+        write_json(one.root / "stages" / "stage" / "stage.json", {"name": "stage", "files": {secret: ""}})
+        with pytest.raises(StoreError, match=r"has the name .*secret'"), one.claim("stage"):
+            pass
+    assert not one.fs.find(f"{one.base}/stages")
 
 
 def test_files_last_as_long_as_the_store(host):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, read_json, write_json
+from sgan.files import StoreError, read_json, sealed, write_json
 from sgan.record import Record
 from sgan.store import FIGURES, MODELS, Store
 from sweeps import best, connection, ledger, report, results, tracking
@@ -334,6 +334,27 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path, e
         assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
     (store.root / "sweeps" / "s-plots" / names[0]).write_bytes(b"another")
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 2
+
+
+@pytest.mark.parametrize("plots", ["s-plots", "../../s-plots", None])
+def test_plots_whose_names_lead_elsewhere_are_copied_nowhere(plots, tmp_path, empty_database, capsys):
+    store = make(tmp_path / "store", empty_database, seeds=(0,))
+    tracking.sync(store, KEY, connection.default_uri(store))
+    for folder in (store.root / "sweeps" / "s-plots", tmp_path / "s-plots"):
+        folder.mkdir()
+        (folder.parent / "taken.html").write_bytes(b"hostile")
+        (folder / "plot.png").write_bytes(b"hostile")
+    name, digest = "../taken.html" if plots == "s-plots" else "plot.png", hashlib.sha256(b"hostile").hexdigest()[:16]
+    changes = {"plots": plots, "plotted": {name: digest}}
+    client = connection.connect(connection.default_uri(store))
+    (parent,) = [run for run in connection.runs_of(client, KEY) if connection.TRIAL not in run.data.tags]
+    client.log_dict(parent.info.run_id, sealed(store.manifest(KEY) | changes), connection.MANIFEST_FILE)
+    before = sorted(tmp_path.rglob("taken.html"))
+    assert report.main((store.address,), tmp_path / "out" / "SEARCHED.md") == 2
+    said, named = capsys.readouterr().err.splitlines()[-1], name if plots == "s-plots" else plots
+    assert said.startswith(f"error: the manifest of the sweep {KEY} has the name {named!r}")
+    assert sorted(tmp_path.rglob("taken.html")) == before
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgan.files import StoreError, passing, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.files import StoreError, inside, passing, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.record import Record, grid_file, read_record
 from sgan.store import GRIDS, STAGE_FILE, Store
 
@@ -70,6 +70,45 @@ def test_a_passing_folder_goes_with_its_process_or_when_the_next_one_comes(tmp_p
     assert theirs.exists()
     with passing(tmp_path, "a-") as ours:
         assert sorted(tmp_path.iterdir()) == sorted([ours, other])
+
+
+OUTSIDE = ("", ".", "..", "../taken", "a/../../taken", "/taken", "a//taken", "taken/", "./taken", "a\\taken", "taken\0")
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, None, 7])
+def test_a_name_that_leads_out_of_a_folder_is_none_of_a_path(name, tmp_path):
+    with pytest.raises(StoreError) as caught:
+        inside(tmp_path, name, "the list")
+    assert str(caught.value).startswith(f"the list has the name {name!r}")
+
+
+def test_other_names_are_paths(tmp_path):
+    for name in ("a", "a/b.png", ".a", "..a", "a..", "a b", "..."):
+        assert inside(tmp_path, name, "the list") == tmp_path / name
+
+
+def test_no_name_leads_out_of_a_store(tmp_path):
+    store = Store(tmp_path / "store")
+    publish(store)
+    (tmp_path / "taken.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    out = "../../taken"
+    calls: list[Callable[[], Any]] = [
+        *(lambda call=call: call(out) for call in (store.has, store.stage, store.look, store.work, store.begin)),
+        *(lambda call=call: call(out) for call in (store.facts, store.failure, store.shown, store.manifest)),
+        *(
+            lambda name=name: store.file("stage", name)
+            for name in ("../../../taken.json", str(tmp_path / "taken.json"))
+        ),
+        lambda: store.note_run(out, "stage"),
+        lambda: store.publish(out, {"status": "done"}),
+        lambda: store.claim(out).__enter__(),
+        lambda: store.lock(out).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match=r"has the name '.*taken.*', which is none of a file below a folder"):
+            call()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_tensors_come_back_bit_for_bit_with_their_note(tmp_path):

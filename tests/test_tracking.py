@@ -22,7 +22,7 @@ from PIL import Image
 from waiting import wait_for
 
 from sgan.checks import ConfigError
-from sgan.files import StoreError, write_json
+from sgan.files import StoreError, read_json, write_json
 from sgan.record import RECORD_FILE, Record
 from sgan.store import FIGURES, GRIDS, MODELS, Store
 from sweeps import connection, report, results, tracking, uploader
@@ -169,6 +169,27 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"
+
+
+@pytest.mark.parametrize("hostile", ["plots", "label", "stage"])
+def test_a_manifest_whose_names_lead_elsewhere_sends_and_writes_nothing_there(hostile, store, tmp_path):
+    for variant in LABELS:
+        finish(store, variant, 0)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "secret").write_text("secret")
+    held = read_json(store.sweep(KEY))
+    if hostile == "plots":
+        held["plots"] = named = "../../plots"
+    elif hostile == "label":
+        held["trials"][0]["stages"][0]["label"] = named = "../../taken/taken"
+        (tmp_path / "taken").mkdir()
+    else:
+        held["trials"][0]["stages"][0]["name"] = named = "../../taken"
+    write_json(store.sweep(KEY), held)
+    with pytest.raises(StoreError, match=rf"has the name '[^']*{re.escape(named)}.* which is none of a file"):
+        sync(store)
+    assert len(list(tmp_path.rglob("secret"))) == 1
+    assert not list(tmp_path.rglob("taken?*"))
 
 
 def test_every_point_and_grid_is_there_once_after_two_passes(store):
