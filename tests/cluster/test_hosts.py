@@ -262,6 +262,7 @@ def calm(cluster: Cluster, store: str, words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)
 def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, alone):
     """A real S3 API on the head; each host's mirror is a folder of its own."""
     for name in (cluster.head.name, *WORKERS):
@@ -270,7 +271,7 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
     endpoint = f"{cluster.head.address}:{S3}"
     serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {S3}"
     api = subprocess.Popen(
-        cluster.head.command("timeout", "500", "bash", "-c", serve),
+        cluster.head.command("timeout", "900", "bash", "-c", serve),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
