@@ -26,15 +26,14 @@ def run(stage: InceptionStage, context: Context, folder: Path, evaluator: Evalua
     for part in data.images.split(PART):
         yield Progress(sum(len(each.logits) for each in parts), total)
         parts.append(network.describe(part))
-    real = metrics.Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+    real = metrics.join(parts)
     statistics = metrics.statistics(real.features)
     on_test = metrics.network_scores(network.describe(data.test_images), real, statistics)
-    mean, split_std = metrics.inception_score(real.logits)
     tensors = {"features": real.features, "logits": real.logits}
     tensors |= {key: torch.from_numpy(value) for key, value in statistics.items()}
     write_tensors(folder / REFERENCE_FILE, tensors)
     yield Progress(total, total)
-    scores = on_test | {"inception_score": mean, "inception_score_split_std": split_std}
+    scores = on_test | metrics.inception_scores(real.logits)
     return {"scores": scores, "fingerprint": {"scores": as_json(fingerprint(stage, total))}}
 
 
