@@ -5,41 +5,35 @@ python benchmarks/plan.py [the options of the search, --store included]
 The prediction is made now, so the machine should be as busy as it was then.
 """
 
-import statistics
-
 import tyro
 
-from sgan.stages.graph import LevelStage, name, plan
+from sgan.stages.cost import cost
+from sgan.stages.graph import LevelStage
+from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import open_store
-from sweeps.execution import cluster
-from sweeps.execution import scheduler as schedule
-from sweeps.optimization.phases import Running
-from sweeps.optimization.study import finished
+from sweeps.optimization.phases import SearchRun
+from sweeps.optimization.search_options import Search
 from sweeps.planning.basis import prepare
-from sweeps.search import Search
 
 
 def main(search: Search) -> None:
     store = open_store(search.store)
-    cluster.connect()
-    slots = cluster.slots(search.slots, search.trials_per_gpu)
-    basis = prepare(search, slots.all_gpus)
-    running = Running(search, basis, search.space(basis), store, slots)
-    trials = [running.explored(each) for each in finished(running.open())]
-    seconds, start = schedule.measure([one.config for one in trials], basis.data, slots, basis.inception_weights)
-    stages = {name(stage): stage for one in trials for _, stage in plan(one.config).stages if store.has(name(stage))}
-    kinds: dict[str, list[str]] = {}
-    for stage_name, stage in stages.items():
-        kind = f"level of {stage.low}" if isinstance(stage, LevelStage) else stage.kind
-        kinds.setdefault(kind, []).append(stage_name)
+    basis = prepare(search, 0)
+    run = SearchRun(search, basis, store, 1, 1)
+    run.searcher()
+    trials = [run.trial(row["number"], row["params"])[0] for row in run.phase("explore")]
+    rate = seconds_per_unit(next(iter(run.templates.values())), basis.data, "cpu")
+    stages = {each: stage for one in trials for each, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True)}
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for name, stage in stages.items():
+        if store.has(name):
+            kind = f"level of {stage.low}" if isinstance(stage, LevelStage) else stage.kind
+            kinds.setdefault(kind, []).append((rate * cost(stage), store.facts(name)["seconds"]))
+    kinds["all"] = [pair for pairs in kinds.values() for pair in pairs]
     print(f"| {'Stage':<15} | Predicted (s) | Actual (s) | n  |\n|{'-' * 17}|---------------|------------|----|")
-    for kind, names in kinds.items():
-        means = [
-            statistics.fmean(each)
-            for each in zip(*((seconds[n], store.facts(n)["seconds"]) for n in names), strict=True)
-        ]
-        print(f"| {kind:<15} | {means[0]:<13.2f} | {means[1]:<10.2f} | {len(names):<2} |")
-    print(f"Workers took {start:.1f} s to start.")
+    for kind, pairs in kinds.items():
+        predicted, actual = (sum(each) for each in zip(*pairs, strict=True))
+        print(f"| {kind:<15} | {predicted:<13.2f} | {actual:<10.2f} | {len(pairs):<2} |")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 python benchmarks/samplers.py [--problems 20] [--evaluations 96] [--json FILE]
 
 A problem has 8 splits x 3 log-lambdas with an optimum that depends on the split, a plateau where a trial collapses, and
-noise of the training seed. Both samplers go through the space and the asking of sweeps/bridge.py, without Ray, on the
+noise of the training seed. Both samplers go through the sampler of sweeps/optimization, on the
 same problems with the same seeds. Regret: the optimum less the true score of the config that is recommended.
 """
 
@@ -15,12 +15,11 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import optuna
 import tyro
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sweeps.optimization.bridge import Distinct
-from sweeps.optimization.study import SAMPLERS, Seeded
+from sgan.checks import content_key
+from sweeps.optimization.study import SAMPLERS, DistinctSampler, new_study
 
 LAMBDAS = {"adversarial": (0.1, 10.0), "conditional": (0.1, 10.0), "entropy": (1.0, 100.0)}
 SPACE: dict[str, BaseDistribution] = {
@@ -74,10 +73,11 @@ def problem(seed: int) -> Problem:
 
 def explore(made: Problem, sampler: str, seed: int, count: int) -> list[tuple[float, dict[str, Any]]]:
     """Scores and configs in the order of their score, best first."""
-    noise, study = random.Random(seed), optuna.create_study(direction="maximize")
-    study.sampler = Distinct(Seeded(SAMPLERS[sampler], seed), SPACE, lambda params: tuple(sorted(params.items())))
+    noise, distinct = random.Random(seed), DistinctSampler(SAMPLERS[sampler], seed, SPACE, content_key)
+    study = new_study(["maximize"], distinct, None)
     for _ in range(count):
         trial = study.ask(SPACE)
+        distinct.taken.add(content_key(trial.params))
         study.tell(trial, made.score(trial.params, noise))
     return sorted(((trial.value or FLOOR, trial.params) for trial in study.trials), key=lambda pair: -pair[0])
 
@@ -108,7 +108,6 @@ def main(
         samplers: The first is compared with each of the others.
         json: A file for the rows of `make bench`.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     single: dict[str, list[float]] = {}
     confirmed: dict[str, list[float]] = {}
     boast: list[float] = []

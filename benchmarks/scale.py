@@ -1,7 +1,8 @@
 """What scheduling costs as a sweep grows: trials that only sleep, through
 `sweeps.execution.scheduler.fit`, on simulated slots; and the whole command on trials that train about a second.
 
-    python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--train 10] [--json FILE] [--plot FILE]
+    python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--configs 10 100 1000] [--train 10]
+        [--json FILE] [--plot FILE]
 
 Ray takes any number of CPUs that a node claims, so that 64 slots need no 64 CPUs. Each number of trials has a driver,
 and a Ray, of its own. Prints, and writes with --json, for each number of trials that sleep:
@@ -15,6 +16,12 @@ and a Ray, of its own. Prints, and writes with --json, for each number of trials
     first, last slot       from `fit` to the first trial, and to the last slot's first trial
     wall                   from `fit` to its end
 
+for each number of configs that a search suggests, without training any (their outcomes are made up):
+
+    CPU a suggestion       without the time in Optuna's sampler
+    sampler                the time in Optuna's sampler, a suggestion
+    bytes a suggestion     written into the store
+
 and for each number of trials that train: wall of `sweeps/ablation.py`, the driver's largest memory, size of the store.
 --plot draws them over the number of trials.
 """
@@ -23,6 +30,7 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -30,10 +38,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from optuna.samplers import TPESampler
+
+from sgan.store.s3 import open_store
+from sweeps.optimization.objective import DONE, Outcome
+from sweeps.optimization.phases import SearchRun
+from sweeps.optimization.search_options import Search
+from sweeps.optimization.searcher import Row
+from sweeps.planning.basis import prepare
+from sweeps.planning.trials import End
 
 ROOT = Path(__file__).parent.parent
 SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
@@ -110,6 +128,58 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, s
     return found
 
 
+class Timed(TPESampler):
+    """Optuna's sampler, with the CPU time in it."""
+
+    cpu = 0.0
+
+    def infer_relative_search_space(self, *arguments: Any) -> Any:
+        return self._timed(super().infer_relative_search_space, *arguments)
+
+    def sample_relative(self, *arguments: Any) -> Any:
+        return self._timed(super().sample_relative, *arguments)
+
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        before = time.process_time()
+        found = call(*arguments)
+        Timed.cpu += time.process_time() - before
+        return found
+
+
+class Suggesting(SearchRun):
+    """A search whose configs have made-up outcomes."""
+
+    ended: frozenset[int] = frozenset()
+
+    def outcome(self, row: Row) -> Outcome | None:
+        number, params = row["number"], row["params"]
+        score = 9.0 - math.log(params["adversarial"]) ** 2 - math.log(params["entropy"] / 10) ** 2
+        return Outcome(DONE, (score,)) if number in self.ended else None
+
+
+def suggest(configs: int) -> dict[str, tuple[float, str]]:
+    """A search's first phase."""
+    with tempfile.TemporaryDirectory() as folder:
+        search = Search(dataset="digits", store=folder, trials=2 * configs)
+        basis = prepare(search, 0)
+        run = Suggesting(search, basis, open_store(folder), 1, 1)
+        searcher = run.searcher()
+        searcher.sampler.make = lambda seed: Timed(seed=seed)
+        searcher.target = configs
+        run.begin(searcher, "", "", "")
+        Timed.cpu, before = 0.0, time.process_time()
+        while trial := searcher.next():
+            run.ended |= {searcher.count - 1}
+            searcher.end(trial, End("done"))
+        cpu = time.process_time() - before
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        return {
+            "CPU a suggestion": (1000 * (cpu - Timed.cpu) / configs, "ms"),
+            "sampler": (1000 * Timed.cpu / configs, "ms"),
+            "bytes a suggestion": (size / configs, "B"),
+        }
+
+
 def train(trials: int) -> dict[str, tuple[float, str]]:
     """One ablation of so many trials that train."""
     with tempfile.TemporaryDirectory() as folder:
@@ -165,6 +235,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0, help="mean sleep of a trial")
     parser.add_argument("--train", type=int, nargs="*", default=[10], help="numbers of trials that train")
+    parser.add_argument("--configs", type=int, nargs="*", default=[10, 100, 1000], help="configs of a search")
     parser.add_argument("--json", type=Path, help="add the rows to those in this file")
     parser.add_argument("--plot", type=Path, help="draw all rows of --json into this file")
     arguments = parser.parse_args()
@@ -172,7 +243,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.trials[0], arguments.slots, arguments.seconds)), flush=True)
         return
     rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
-    for what, numbers in (("sleep", arguments.trials), ("train", arguments.train)):
+    for what, numbers in (("sleep", arguments.trials), ("suggest", arguments.configs), ("train", arguments.train)):
         for trials in numbers:
             if what == "sleep":
                 words = [f"--trials={trials}", f"--slots={arguments.slots}", f"--seconds={arguments.seconds}"]
@@ -181,7 +252,7 @@ def main() -> None:
                 done = subprocess.run(driver, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
             else:
-                found = train(trials)
+                found = suggest(trials) if what == "suggest" else train(trials)
             for kind, (value, unit) in found.items():
                 row = {"measure": f"{trials} trials that {what}: {kind}", "value": round(value, 1), "unit": unit}
                 rows.append({"benchmark": "scale", **row})

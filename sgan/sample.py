@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import PositiveInt
 from tyro.conf import Positional
 
 import sgan
-from sgan.checks import ConfigError, integer, require
+from sgan.checks import ConfigError, checked, require
 from sgan.store.s3 import find_store
 
 FEWEST_DIGITS = 6
@@ -67,9 +68,9 @@ def main(options: Options) -> int:
     Raises:
         ConfigError: the model or an option is not usable.
     """
-    integer("--n", options.n, 1)
-    integer("--columns", options.columns, 1)
-    integer("--seed", options.seed, 0, 2**63 - 1)
+    checked(PositiveInt, options.n, "--n")
+    checked(PositiveInt, options.columns, "--columns")
+    require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     model = sgan.load(locate(options.source, options.store), which=options.which)
     classes = itertools.cycle(options.classes or range(model.classes))

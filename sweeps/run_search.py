@@ -19,14 +19,14 @@ from sweeps.optimization import plots
 from sweeps.optimization.best_config import account, write_best
 from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.optimization.searcher import Searcher, TrialList
+from sweeps.optimization.searcher import Searcher
 from sweeps.optimization.space import WEIGHTS
 from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
 from sweeps.planning.manifest import without_password
 from sweeps.planning.options import INTERRUPTED
-from sweeps.planning.trials import clock
+from sweeps.planning.trials import ListSource, clock
 from sweeps.reporting import results, tables
 
 TABLE = "SEARCH.md"
@@ -45,7 +45,7 @@ def main(search: Search) -> int:
     slots = count_slots(search.slots, search.trials_per_gpu)
     basis = prepare(search, slots.all_gpus)
     store = find_store(search.store) if search.dry_run else open_store(search.store)
-    run = SearchRun(search, basis, search.space(basis), store, slots.count, slots.all_gpus or slots.nodes)
+    run = SearchRun(search, basis, store, slots.count, slots.all_gpus or slots.nodes)
     if search.dry_run or store is None:
         searcher = run.searcher()
         print_plan(run, searcher, run.plan(searcher, lambda: probe(run, slots)), slots)
@@ -113,14 +113,13 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         if scheduler.run(searcher, job, store, slots):
             confirmed = run.confirm(searcher, made)
             print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
-            stopped = not scheduler.run(TrialList([one for one, _ in confirmed]), job, store, slots)
+            stopped = not scheduler.run(ListSource([one for one, _ in confirmed], store), job, store, slots)
             best = write_best(run, searcher, confirmed)
         else:
             stopped = True
         plots.draw(searcher.study, run.space, run.plots, run.scores)
-        store.save(run.plots)
     finally:
-        run.write_head(searcher)
+        run.end(searcher)
         unsent = follow.finish(follower)
     store.note("search ended", search=run.key)
     if stopped:

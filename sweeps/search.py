@@ -11,8 +11,8 @@ from sweeps.optimization.search_options import Search
 from sweeps.planning.options import status
 
 
-def command() -> int:
-    """The command line."""
+def run() -> int:
+    """The command line; on a cluster the command outlives its terminal."""
     search = tyro.cli(Search, prog="python sweeps/search.py")
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run_search import main
@@ -21,4 +21,4 @@ def command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(command))
+    sys.exit(status(run))

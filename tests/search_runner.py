@@ -1,7 +1,7 @@
 """A scheduler in this process, and a search whose configs end by plan."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from conftest import tiny_plan
@@ -99,6 +99,7 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
 
 def _train(source: TrialSource, trial: Trial, store: Store, data: Data) -> End:
     stages, events = dict(trial.plan.stages), run_trial(trial.plan, Context(store, data, "cpu", "test"))
+    assert isinstance(events, Generator)  # which can be closed
     try:
         for event in events:
             for line in read_record(store.look(name(stages[event.label]))):

@@ -19,16 +19,18 @@ def check_networks(configs: Iterable[Config]) -> None:
         ConfigError: they do not fit together; the message names the level.
     """
     stages = [stage for config in configs for _, stage in plan(config).stages if isinstance(stage, LevelStage)]
-    for dataset, recipe, *ends in {(s.dataset, s.recipe, s.low, s.high, s.labels, s.through, s.codes) for s in stages}:
-        low, high, labels, through, codes = ends
+    different = {(s.dataset, s.recipe, s.low, s.high, s.labels, s.through, s.codes): s for s in stages}
+    for stage in different.values():
         try:
             with torch.device("meta"):
-                generator = new_generator(dataset, recipe, low, high, labels, through, codes)
-                judge = Discriminator(dataset, recipe, low, through, codes)
-                given = (dataset.classes * labels,) if high == LABEL else tap_shapes(dataset)[high]
+                ends = (stage.low, stage.high, stage.labels, stage.through, stage.codes)
+                generator = new_generator(stage.dataset, stage.recipe, *ends)
+                judge = Discriminator(stage.dataset, stage.recipe, stage.low, stage.through, stage.codes)
+                given = (stage.dataset.classes * stage.labels,)
+                given = given if stage.high == LABEL else tap_shapes(stage.dataset)[stage.high]
                 judge(generator(torch.empty(2, *given), torch.empty(2, generator.noise)))
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"the networks of the level from {high} to {low} do not fit {dataset.name} images of {dataset.size} "
-                f"pixels ({str(error).splitlines()[0]}); choose another split or width"
+                f"the networks of the level from {stage.high} to {stage.low} do not fit {stage.dataset.name} images of "
+                f"{stage.dataset.size} pixels ({str(error).splitlines()[0]}); choose another split or width"
             ) from error

@@ -4,6 +4,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from dataclasses import replace
 
 from sgan.config import Config
@@ -38,6 +39,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         context = Context(Store(folder), Data(*(part[:few] for part in parts), digest=data.digest), device, "")
         events = run_trial(plan(replace(config, recipe=small, inception="")), context)
+        assert isinstance(events, Generator)  # which can be closed
         for event in events:
             if event.progress:
                 times.setdefault(event.label, []).append((time.perf_counter(), event.progress.images))

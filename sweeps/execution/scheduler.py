@@ -65,9 +65,10 @@ def stop_flag() -> Iterator[threading.Event]:
 class SourceSearcher(Searcher):
     """Tune's searcher: takes trials from a source, and tells it what becomes of them."""
 
-    def __init__(self, source: TrialSource, scheduler: Any, stop: threading.Event, progress: Progress):
+    def __init__(self, source: TrialSource, scheduler: Any, job: Job, stop: threading.Event, progress: Progress):
         super().__init__()
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
+        self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
         self.early: set[str] = set()
 
@@ -81,9 +82,13 @@ class SourceSearcher(Searcher):
         if trial is None:
             return Searcher.FINISHED if self._patiently(self.source.exhausted) else None
         self.live[trial_id] = trial
-        self.scheduler.add.remote(trial)
+        self.add(trial)
         self.progress.begin(trial)
         return {"trial": trial.id}
+
+    def add(self, trial: Trial) -> None:
+        """Have the scheduler of stages take a trial in."""
+        self.scheduler.add.remote(trial, self.job)
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take a result of a trial; whether the trial is to stop early."""
@@ -91,7 +96,7 @@ class SourceSearcher(Searcher):
         if trial is None or "outcome" in result:
             return False
         if result.get("lost"):
-            self.scheduler.add.remote(trial)
+            self.add(trial)
         self.progress.go_on(trial, result)
         if "scores" in result:
             point = Point(result["label"], result["images"], result["scores"])
@@ -151,12 +156,11 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
     """
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
-        shared = [ray.put(job)]  # in a list, so that the actor is given the reference; kept, so that it can restart
-        scheduler: Any = actor.remote(shared, store.address, slots)
+        scheduler: Any = actor.remote(store.address, slots)
         progress = Progress(store, source)
+        searcher = SourceSearcher(source, scheduler, job, stop, progress)
         for trial in source.ahead:
-            scheduler.add.remote(trial)
-        searcher = SourceSearcher(source, scheduler, stop, progress)
+            searcher.add(trial)
         light = tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD)
         tuner = tune.Tuner(
             light,

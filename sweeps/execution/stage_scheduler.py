@@ -70,13 +70,13 @@ class StageScheduler:
     """The actor.
 
     Args:
-        job: a list with one reference, to what every stage's process is given.
         address: of the store.
         slots: stages that run at the same time, and what each of them takes.
     """
 
-    def __init__(self, job: list[ray.ObjectRef], address: str, slots: Slots):
-        (self.job,), self.slots, self.store = job, slots, open_store(address)
+    def __init__(self, address: str, slots: Slots):
+        self.slots, self.store = slots, open_store(address)
+        self.job: ray.ObjectRef | None = None
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
@@ -86,8 +86,13 @@ class StageScheduler:
         self.stopping = False
         self.loop = asyncio.ensure_future(self._schedule())
 
-    async def add(self, trial: Trial) -> None:
-        """Take a trial into the graph."""
+    async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
+        """Take a trial into the graph.
+
+        Args:
+            job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference.
+        """
+        (self.job,) = job
         if trial.id in self.trials:
             return
         self.trials[trial.id], self.ends[trial.id] = trial, asyncio.Event()

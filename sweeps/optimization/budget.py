@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 EXPLORE = 0.7
 """Share of the budget that explores; the rest confirms on seeds that the search never saw."""
+START = 10.0
+"""Seconds until the first stage of a phase runs: Ray starts processes, and these import torch."""
 NOISE, DRAWS = 0.2, 400
 """Standard deviation of the logarithm of actual over predicted time, and draws of it for each split."""
 
@@ -36,23 +38,16 @@ def confirmations(trials: float, top: int | None, seeds: int | None, configs: in
 
 @dataclass(frozen=True)
 class Ahead:
-    """A phase that is still to run.
+    """The rest of a phase: its trials, and of each stage that they all wait for its seconds."""
 
-    Attributes:
-        known: of each trial whose config is known, seconds of the stages that it is the first to need.
-        drawn: number of trials whose config is not known yet.
-        shared: of each stage that all trials wait for, its seconds.
-    """
-
-    known: Sequence[float] = ()
-    drawn: int = 0
+    trials: int
     shared: Sequence[float] = ()
 
     def wall(self, seconds: float, slots: int) -> float:
-        """Seconds of wall time on so many slots, where each trial drawn takes `seconds`."""
-        known = max(sum(self.known) / slots, max(self.known, default=0.0))
+        """Seconds of wall time on so many slots, where each trial takes `seconds`."""
         shared = max(sum(self.shared) / slots, max(self.shared, default=0.0))
-        return shared + known + math.ceil(self.drawn / slots) * seconds
+        start = START if self.trials else 0.0
+        return start + shared + math.ceil(self.trials / slots) * seconds
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.presets import REAL_DATA_PAPER
+from sgan.presets import REAL_DATA_PAPER, VARIANTS
 from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.fit import check_networks
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, code_version, name, plan
@@ -21,7 +21,7 @@ from sweeps.optimization.budget import EXPLORE, Ahead, Estimate, Limits, confirm
 from sweeps.optimization.objective import OBJECTIVES, PRUNED, Outcome, outcome_of
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
-from sweeps.optimization.space import SPLITS, Space
+from sweeps.optimization.space import SPLITS, Space, parse_varied
 from sweeps.optimization.study import SAMPLERS, DistinctSampler, StoredStudy, best_first, new_study
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, chosen_options
@@ -62,8 +62,12 @@ class SearchRun:
         units: GPUs, or nodes where there is no GPU: what is paid for.
     """
 
-    def __init__(self, search: Search, basis: Basis, space: Space, store: Store | None, slots: int, units: int):
-        self.options, self.basis, self.space, self.slots, self.units = search, basis, space, slots, units
+    def __init__(self, search: Search, basis: Basis, store: Store | None, slots: int, units: int):
+        self.options, self.basis, self.slots, self.units = search, basis, slots, units
+        template = basis.config(VARIANTS[search.variant].variant, search.seed)
+        varied = tuple(parse_varied(text, basis.recipe) for text in search.vary)
+        chosen = (search.chosen_splits, search.ranges, search.zeros, varied)
+        self.space = space = Space(search.variant, template, basis.recipe, *chosen)
         parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
         space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
         self.key = content_key([*parts, as_json(space_parts)])
@@ -75,7 +79,7 @@ class SearchRun:
         check_networks(self.templates.values())
         self.rows: list[Row] = []
         self.decided: dict[str, Any] = {}
-        self.began, self.before = time.monotonic(), 0.0
+        self.began, self.before, self.expected_seconds = time.monotonic(), 0.0, 0.0
 
     @property
     def name(self) -> str:
@@ -117,8 +121,8 @@ class SearchRun:
         """The trial of a config, and its row; without a seed that of the first phase."""
         phase, seed = ("explore", self.options.seed) if seed is None else ("confirm", seed)
         one = trial(f"config-{number}", seed, self.space.config(dict(params), seed))
-        title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params, seed)
-        row = manifest.trial_row(one, phase, words, number, title)
+        title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params)
+        row = manifest.trial_row(one, phase, words, number, title, base_variant=self.options.variant)
         return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
     def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
@@ -127,10 +131,10 @@ class SearchRun:
         weights, cuts = self.space.loss_weights(dict(params)), SPLITS[params["split"]]
         return chosen_options(self.options, self.basis, cuts, weights, [*self.options.override, *varied])
 
-    def rerun(self, params: Mapping[str, Any], seed: int) -> str:
-        """The options of sweeps/ablation.py that run a config again."""
+    def rerun(self, params: Mapping[str, Any]) -> str:
+        """The options of sweeps/ablation.py, without seeds, that run a config again."""
         values = dataclasses.asdict(self.ablation_options(params))
-        values |= {"variants": (self.options.variant,), "seeds": 1, "first_seed": seed, "data": self.options.data}
+        values |= {"variants": (self.options.variant,), "data": self.options.data}
         return config_file.words(Sweep(**values))
 
     def write(self, row: Row) -> None:
@@ -186,31 +190,23 @@ class SearchRun:
         count = min(limits.trials, max(3, carried))
         target = int(Limits(count, limits.seconds).explored())
         best, seeds = confirmations(count - target, search.top, search.confirm_seeds, max(target, searcher.ended))
-        drawn = max(0, target - searcher.count)
-        searcher.expected = drawn + len(searcher.waiting)
+        searcher.expected = len(searcher.waiting) + max(0, target - searcher.count)
         searcher.target = ENDLESS if math.isinf(limits.trials) else target
-        explore, counted = self._ahead(searcher.ahead, drawn, [search.seed], set(), rate)
-        chosen = [] if searcher.expected else [one for one, _ in self.best(searcher, best, seeds)]
+        confirmed = [] if searcher.expected else self.best(searcher, best, seeds)
+        left = best * seeds - sum(self.outcome(row) is not None for _, row in confirmed)
         fresh = range(search.seed + 1, search.seed + 1 + seeds)
-        drawn = best * seeds if searcher.expected else 0
-        confirm, _ = self._ahead(chosen, drawn, fresh, counted, rate)
+        explore, confirm = (
+            Ahead(count, [rate * each for each in self._shared(first, count)])
+            for count, first in ((searcher.expected, [search.seed]), (left, fresh))
+        )
         return Plan(target, best, seeds, estimate(splits, explore, confirm, self.slots), mean)
 
-    def _ahead(
-        self, known: Sequence[Trial], drawn: int, seeds: Sequence[int], counted: set[str], rate: float
-    ) -> tuple[Ahead, set[str]]:
-        """A phase that is still to run, and the names of the stages that it or an earlier one counts: each of them
-        runs once, and none that the store has."""
+    def _shared(self, seeds: Sequence[int], trials: int) -> list[float]:
+        """Costs of the classifiers of so many trials of these seeds, without those that the store has."""
         split = self.space.splits[0]
-        shared = [stage for seed in seeds for _, stage in plan(self._template(split, seed)).stages]
-        groups = [[stage for stage in shared if isinstance(stage, ClassifierStage)] if known or drawn else []]
-        groups += [[stage for _, stage in one.plan.stages] for one in known]
-        sums: list[list[float]] = []
-        for stages in groups:
-            new = {name(stage): rate * cost(stage) for stage in stages if name(stage) not in counted}
-            sums.append([s for each, s in new.items() if not (self.saved_store and self.store.has(each))])
-            counted = counted | new.keys()
-        return Ahead([*map(sum, sums[1:])], drawn, sums[0]), counted
+        stages = {stage for seed in seeds for _, stage in plan(self._template(split, seed)).stages if trials}
+        stages = {stage for stage in stages if isinstance(stage, ClassifierStage)}
+        return [cost(each) for each in stages if not (self.saved_store and self.store.has(name(each)))]
 
     def begin(self, searcher: Searcher, command: str, commit: str, machine: str) -> None:
         """Write the search's head into the record, and open the copy of the study."""
@@ -219,6 +215,13 @@ class SearchRun:
         if isinstance(self.study_place, Path):
             self.store.fetch(self.study_place)
         searcher.copy = StoredStudy(searcher.study, self.name, self.study_place)
+
+    def end(self, searcher: Searcher) -> None:
+        """Write the record's head, plots and study as they are at the command's end."""
+        self.write_head(searcher)
+        for path in (self.plots, self.study_place):
+            if isinstance(path, Path) and path.exists():
+                self.store.save(path)
 
     def write_head(self, searcher: Searcher) -> None:
         """Write what the record says of the whole search."""

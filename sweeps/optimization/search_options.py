@@ -9,8 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from sgan.checks import one_of, require, validated
 from sgan.presets import VARIANTS
 from sweeps.optimization.budget import Limits
-from sweeps.optimization.space import ALL, Space, check, parse_varied, splits_of
-from sweeps.planning.basis import Basis
+from sweeps.optimization.space import ALL, check, parse_varied, splits_of
 from sweeps.planning.options import Address, Options, flag, valid
 
 DEFAULT_TRIALS = 20
@@ -94,9 +93,3 @@ class Search(Options):
             seconds = min(seconds, self.max_cost / (self.gpu_hour_price * units) * 3600)
         trials = self.trials or (DEFAULT_TRIALS if math.isinf(seconds) else math.inf)
         return Limits(trials, seconds)
-
-    def space(self, basis: Basis) -> Space:
-        """The search space on a basis; ConfigError where it is not valid."""
-        template = basis.config(VARIANTS[self.variant].variant, self.seed)
-        varied = tuple(parse_varied(text, basis.recipe) for text in self.vary)
-        return Space(self.variant, template, basis.recipe, self.chosen_splits, self.ranges, self.zeros, varied)

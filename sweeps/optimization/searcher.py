@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import optuna
+from optuna.trial import TrialState
 
 from sweeps.optimization.objective import PRUNED, Outcome
 from sweeps.optimization.study import REASON, DistinctSampler, StoredStudy, note, replay, tell
@@ -80,8 +81,7 @@ class Searcher:
         self.waiting = replay(study, sampler.space, rows, {each: how for each, how in found.items() if how})
         self.ended = len(found) - len(self.waiting)
         self.count = max(found, default=-1) + 1
-        for row in rows:
-            sampler.take(row["config_key"])
+        sampler.taken |= {row["config_key"] for row in rows}
         if not rows:
             study.enqueue_trial(dict(first))
         self.live: dict[str, Running] = {}
@@ -89,11 +89,7 @@ class Searcher:
         self.seconds: list[float] = []
         self.copy: StoredStudy | None = None
         self.over, self.expected = False, len(self.waiting)
-
-    @property
-    def ahead(self) -> list[Trial]:
-        """The trials that earlier commands have left open."""
-        return [self.configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
+        self.ahead: Sequence[Trial] = [configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
 
     def mean_seconds(self) -> float:
         """Mean wall time of the trials that have ended; 0 before there are any."""
@@ -103,11 +99,15 @@ class Searcher:
         while not self.exhausted():
             if not self.waiting:
                 asked = self.study.ask(self.sampler.space)
+                if self.sampler.key(asked.params) in self.sampler.taken:
+                    self.study.tell(asked, state=TrialState.FAIL)
+                    self.over = True
+                    break
                 self.waiting[asked.number], self.count = asked, asked.number + 1
             number = min(self.waiting)
             asked = self.waiting[number]
             trial, row = self.configs.trial(number, asked.params)
-            self.sampler.take(row["config_key"])
+            self.sampler.taken.add(row["config_key"])
             self.configs.write(row)
             del self.waiting[number]  # not before it is written: a full disk may refuse it
             outcome = self.configs.outcome(row)
@@ -119,8 +119,7 @@ class Searcher:
 
     def exhausted(self) -> bool:
         if not self.over and not self.waiting:
-            full = self.count >= self.target or self.sampler.used_up
-            self.over = full or not self.configs.in_time(self.mean_seconds())
+            self.over = self.count >= self.target or not self.configs.in_time(self.mean_seconds())
         return self.over and not self.waiting
 
     def report(self, trial: Trial, point: Point) -> bool:
@@ -156,22 +155,3 @@ class Searcher:
     def _copy(self) -> None:
         if self.copy:
             self.copy.update(self.failed)
-
-
-class TrialList:
-    """A `TrialSource` of trials that are known."""
-
-    def __init__(self, trials: Sequence[Trial]):
-        self.ahead, self.left, self.expected = trials, list(trials), len(trials)
-
-    def next(self) -> Trial | None:
-        return self.left.pop(0) if self.left else None
-
-    def exhausted(self) -> bool:
-        return not self.left
-
-    def report(self, trial: Trial, point: Point) -> bool:
-        return False
-
-    def end(self, trial: Trial, end: End) -> None:
-        """Nothing: the store has it."""

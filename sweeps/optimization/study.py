@@ -1,14 +1,11 @@
 """Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
 
-import itertools
-import math
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import JournalStorage, RDBStorage
@@ -27,8 +24,6 @@ FEWEST_PEERS = 4
 """Trials that must have ended before one is stopped early."""
 DRAWS = 20
 """A sampler is asked so often for a config that is new; then ten times as often for a random one."""
-ENUMERATED = 2000
-"""Of a finite space with at most so many configs, all are listed."""
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
@@ -37,28 +32,15 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _configs(space: Mapping[str, BaseDistribution]) -> list[Params]:
-    """All configs of a finite space; none where it is not finite, or has more than ENUMERATED."""
-    choices: list[Sequence[Any]] = []
-    for distribution in space.values():
-        if isinstance(distribution, CategoricalDistribution):
-            choices.append(distribution.choices)
-        elif isinstance(distribution, IntDistribution):
-            choices.append(range(distribution.low, distribution.high + 1, distribution.step))
-        else:
-            assert isinstance(distribution, FloatDistribution)
-            choices.append([distribution.low] if distribution.single() else range(ENUMERATED + 1))
-    if math.prod(map(len, choices)) > ENUMERATED:
-        return []
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
-
-
 class DistinctSampler(BaseSampler):
     """Suggests configs that are new, each by a sampler made for its trial alone.
 
     That sampler's seed is made of the search's seed and the trial's number. So a suggestion depends only on what the
-    study holds, and a search that was interrupted goes on as it would have.
+    study holds, and a search that was interrupted goes on as it would have. One that is not new ends the search: the
+    space is used up.
 
+    Attributes:
+        taken: keys of the configs that are not new.
     Args:
         make: makes a sampler from its seed.
         seed: the search's.
@@ -75,18 +57,6 @@ class DistinctSampler(BaseSampler):
     ):
         self.make, self.seed, self.space, self.key = make, seed, space, key
         self.taken: set[str] = set()
-        self.left = {key(params): params for params in _configs(space)}
-        self.finite = bool(self.left)
-
-    def take(self, key: str) -> None:
-        """Never suggest the config with this key."""
-        self.taken.add(key)
-        self.left.pop(key, None)
-
-    @property
-    def used_up(self) -> bool:
-        """Whether the space is finite and all of it is taken."""
-        return self.finite and not self.left
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.space
@@ -103,8 +73,8 @@ class DistinctSampler(BaseSampler):
                 if name not in params:
                     params[name] = sampler.sample_independent(study, trial, name, distribution)
             if self.key(params) not in self.taken:
-                return params
-        return random.Random(trial.number).choice(list(self.left.values())) if self.left else params
+                break
+        return params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -136,7 +106,9 @@ def new_study(directions: Sequence[str], sampler: BaseSampler, grace: int | None
     pruner: BasePruner = optuna.pruners.NopPruner()
     if grace is not None:
         pruner = PeersPruner(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
-    return optuna.create_study(directions=list(directions), sampler=sampler, pruner=pruner)
+    return optuna.create_study(
+        directions=[StudyDirection[way.upper()] for way in directions], sampler=sampler, pruner=pruner
+    )
 
 
 def replay(

@@ -4,26 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
-import tyro
 import yaml
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
-from sgan.config import Config
-from sgan.stages.graph import name, plan
 from sgan.store.files import read_json
-from sgan.store.local import Store
 from sweeps import best
-from sweeps.execution import scheduler as schedule
-from sweeps.execution.scheduler import Slots
-from sweeps.optimization.phases import Plan, Running
-from sweeps.planning.basis import prepare
-from sweeps.search import Search, run
+from sweeps.planning.options import status
+from sweeps.search import run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -59,7 +51,8 @@ def stages(store: Path) -> dict[str, float]:
 
 def study(store: Path) -> optuna.Study:
     """The study as optuna-dashboard reads it."""
-    storage = get_storage(str(store / "optuna.log"), storage_class="JournalFileStorage")
+    (path,) = store.glob("sweeps/*/optuna.log")
+    storage = get_storage(str(path), storage_class="JournalFileStorage")
     (found,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=found.study_name, storage=storage)
 
@@ -129,30 +122,6 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     assert confirmed["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
-def test_what_a_search_that_is_finished_would_take_is_nothing(quiet: tuple[Path, str], monkeypatch):
-    store = quiet[0]
-    monkeypatch.setattr(schedule, "measure", seconds_each)
-
-    def planned(trials: str) -> Plan:
-        search = tyro.cli(Search, args=[*TINY, "--store", str(store), "--trials", trials])
-        basis = prepare(search, 0)
-        running = Running(search, basis, search.space(basis), Store(store), Slots(1, 1, 0.0, 0, "here"))
-        return running.plan(running.open())
-
-    assert (planned("5").estimate.high, planned("5").saved) == (0.0, 0.0)
-    more = planned("6")  # one more config, and perhaps another best one; scorer and encoders are there
-    assert 2 * 0.5 + 3 * 2.0 * 0.9 < more.estimate.median < 2 * 0.5 + 3 * 3.0 * 1.1
-    assert more.saved == 3 * 2.0
-    endless = planned("1000000")
-    assert endless.explored == 700_000
-    assert 0.9 < endless.estimate.median / (700_000 * 2.5) < 1.1  # one split has two stages of its own, one three
-
-
-def seconds_each(configs: list[Config], *_: Any) -> tuple[dict[str, float], float]:
-    """A second for every stage, and half a second until workers have started."""
-    return {name(stage): 1.0 for config in configs for _, stage in plan(config).stages}, 0.5
-
-
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
     assert best.main(best.Filters(str(store), min_seeds=2)) == 0
@@ -199,13 +168,28 @@ def test_a_bad_option_ends_in_status_2_before_ray_starts(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["search.py", "--dataset", dataset, *arguments])
     try:
-        status = run()
+        found = status(run)
     except SystemExit as end:  # by tyro
-        status = end.code
-    assert status == 2
+        found = end.code
+    assert found == 2
     said = capsys.readouterr()
     assert named in said.err
     assert "Ray" not in said.out
+
+
+def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", "runs", "--dry-run"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert "nine in ten" in ended.stdout
+    assert "starting Ray" not in ended.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path):
+    code = "import sys, sweeps.search; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert ended.stdout.strip() == "[]", ended.stderr
 
 
 def test_a_bad_option_ends_without_a_traceback(tmp_path: Path):

@@ -9,6 +9,8 @@ import optuna
 import pytest
 import tyro
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_runner import train
 
@@ -21,10 +23,11 @@ from sweeps.optimization import plots
 from sweeps.optimization.best_config import account, write_best
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.optimization.searcher import Searcher, TrialList
+from sweeps.optimization.searcher import Searcher
 from sweeps.optimization.study import FEWEST_PEERS
 from sweeps.planning import manifest
-from sweeps.planning.options import prepare
+from sweeps.planning.basis import prepare
+from sweeps.planning.trials import ListSource
 
 IMAGES, EVALUATIONS = 2560, 4
 RATE = "gan.adam.learning_rate"
@@ -40,7 +43,7 @@ def search_run(store: Path, *options: str) -> SearchRun:
     """A command of a search, up to its plan."""
     search = tyro.cli(Search, args=[*options, "--store", str(store), "--override", *LEARNT])
     basis = prepare(search, 0)
-    return SearchRun(search, basis, search.space(basis), open_store(search.store), 1, 1)
+    return SearchRun(search, basis, open_store(search.store), 1, 1)
 
 
 def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Searcher:
@@ -49,14 +52,14 @@ def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Se
     made = run.plan(searcher, lambda: 1e-4)
     run.begin(searcher, "python sweeps/search.py", "abc", "here")
     train(searcher, run.store, data, stop_after)
-    run.write_head(searcher)
+    run.end(searcher)
     assert searcher.count <= made.explored
     return searcher
 
 
 def stored(run: SearchRun) -> list[optuna.trial.FrozenTrial]:
     """The study as another process sees it."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(run.study_place)))
+    storage = JournalStorage(JournalFileBackend(str(run.study_place)))
     return optuna.load_study(study_name=run.name, storage=storage).trials
 
 
@@ -95,7 +98,7 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     run.begin(searcher, "python sweeps/search.py", "abc", "here")
     confirmed = run.confirm(searcher, made)
     assert [one.seed for one, _ in confirmed] == [1001, 1002]
-    assert train(TrialList([one for one, _ in confirmed]), run.store, digits)
+    assert train(ListSource([one for one, _ in confirmed], run.store), run.store, digits)
     best = write_best(run, searcher, confirmed)
     assert best
     content = yaml.safe_load(best.path.read_text())
@@ -142,7 +145,7 @@ def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
     run.plan(run.searcher(), lambda: 0.0)
     search = tyro.cli(Search, args=[*SEARCH, "--store", str(tmp_path / "none")])
     basis = prepare(search, 0)
-    fresh = SearchRun(search, basis, search.space(basis), None, 2, 1)
+    fresh = SearchRun(search, basis, None, 2, 1)
     made = fresh.plan(fresh.searcher(), lambda: 1e-4)
     assert made.estimate.low < made.estimate.median < made.estimate.high
     assert {path: path.stat().st_mtime_ns for path in searched.rglob("*")} == before
@@ -158,7 +161,7 @@ def test_a_config_that_does_not_learn_is_stopped_early(tmp_path: Path, digits: D
     basis = prepare(search, 0)
 
     def command() -> tuple[SearchRun, Searcher]:
-        run = SearchRun(search, basis, search.space(basis), open_store(search.store), 1, 1)
+        run = SearchRun(search, basis, open_store(search.store), 1, 1)
         return run, run.searcher()
 
     run, searcher = command()

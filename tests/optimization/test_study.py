@@ -11,7 +11,9 @@ import pytest
 from conftest import fill
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._storage_url import get_storage
@@ -103,7 +105,7 @@ def test_a_trial_that_failed_holds_up_no_other_and_is_shown_again_when_it_has_en
 def test_a_trial_that_a_kill_left_running_is_made_again(tmp_path: Path):
     place = tmp_path / "optuna.log"
     StoredStudy(study_of([1.0]), "toy", place)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(place)))
+    storage = JournalStorage(JournalFileBackend(str(place)))
     optuna.load_study(study_name="toy", storage=storage).ask()
     assert [trial.state for trial in read(place)][1] == TrialState.RUNNING
     StoredStudy(study_of([1.0, 2.0]), "toy", place)
@@ -174,7 +176,7 @@ def test_a_full_disk_ends_the_copy_and_not_the_search(small_disk, capsys):
 @given(st.data())
 def test_a_trial_is_stopped_by_the_median_of_the_trials_with_its_split_alone(data: st.DataObject):
     """Against the rule as Optuna documents it: worse than the median of the others' scores at the same step."""
-    space = {"split": optuna.distributions.CategoricalDistribution(["a", "b"])}
+    space: dict[str, BaseDistribution] = {"split": CategoricalDistribution(["a", "b"])}
     study = optuna.create_study(direction="maximize")
     number, scores = st.integers(0, 9), {"a": list[float](), "b": list[float]()}
     for split in data.draw(st.lists(st.sampled_from("ab"), max_size=12)):
