@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sgan.store.files import StoreError, read_json, remove, sha256, sync, write_json
+from sgan.store.local import CHECKPOINTS
 from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
 
-CHECKPOINTS = "checkpoints"
 STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"
 KEPT = 2
 """Checkpoints kept: the newest ones."""

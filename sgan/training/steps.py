@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
-from sgan.data.batches import Batches, Data, random_flips, random_shift, to_input, turned
+from sgan.data.batches import Batches, Data, pixel_mean, random_flips, random_shift, to_input, turned
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, draw, label_condition
@@ -96,6 +96,23 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient[0] * ctx.factor, None
 
 
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a level or a stack.
+
+    Attributes:
+        levels: neighbours, from the lower up; more than one means the joint stage.
+        discriminators: one a level; Q is inside.
+        encoder: frozen; None where no loss and no condition needs it.
+        classes: K.
+    """
+
+    levels: list[Level]
+    discriminators: list[Discriminator]
+    encoder: Encoder | None
+    classes: int
+
+
 @dataclass
 class Real:
     """One real batch: labels (B,), and tap -> real features, the image under "image"."""
@@ -121,34 +138,27 @@ class GanTask:
     Generators"; released code for the rule).
 
     Args:
-        levels: neighbours, from the lower up; more than one means the joint stage.
-        discriminators: one a level; Q is inside.
-        encoder: frozen; None where no loss and no condition needs it.
-        mean: what is subtracted from real images.
-        classes: K.
         feedback: share of the gradient of a level's loss that reaches the level above.
         graphs: False launches every kernel of a step on its own on a GPU, too.
     """
 
     def __init__(
         self,
-        levels: list[Level],
-        discriminators: list[Discriminator],
-        encoder: Encoder | None,
+        networks: Networks,
         data: Data,
         recipe: GanRecipe,
         weights: Weights,
         seed: int,
-        mean: Tensor,
-        classes: int,
         feedback: float = 1.0,
         graphs: bool = True,
     ):
-        self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
+        self.levels, self.discriminators, self.encoder = networks.levels, networks.discriminators, networks.encoder
         self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
-        self.mean, self.classes, self.feedback = mean, classes, feedback
-        self.generator = nn.ModuleList(level.generator for level in levels)
-        self.discriminator = nn.ModuleList(discriminators)
+        self.classes, self.feedback = networks.classes, feedback
+        self.generator = nn.ModuleList(level.generator for level in self.levels)
+        self.discriminator = nn.ModuleList(self.discriminators)
+        # Subtracted from real images; all computes in the parameters' precision, but for what autocast chooses.
+        self.mean = pixel_mean(data.images, recipe.pixel_mean).to(next(self.generator.parameters()).dtype)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
@@ -156,9 +166,9 @@ class GanTask:
         self.batch: tuple[Real, Tensor, Generated]
         self.phases = Phases(data.images.device, graphs)
         self.beside = self.phases.beside
-        self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
+        self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
         self.cache = self._cache()
-        self.trivial = [self._trivial(level) for level in levels]
+        self.trivial = [self._trivial(level) for level in self.levels]
 
     def _trivial(self, level: Level) -> dict[str, float]:
         """What a generator scores that ignores z (entropy), and one that ignores its condition: the variance of the
@@ -170,20 +180,14 @@ class GanTask:
             conditional = some[level.high].var(0).mean().item()
         return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
-    def caches(self, images: int) -> bool:
-        """Whether the real features of so many images are computed once and kept: where no flip changes them and they
-        fit."""
-        if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
-            return False
-        one = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
-        return sum(tap.numel() for tap in one.values()) * 4 * images <= CACHE_BYTES
-
     def _cache(self) -> dict[str, Tensor]:
-        """Real features of the whole training set."""
-        if not self.caches(len(self.data.images)):
+        """Real features of the whole training set, where no flip changes them and they fit; else none."""
+        taps = self.needed - {IMAGE}
+        if self.recipe.flips or self.encoder is None or not taps:
             return {}
-        assert self.encoder is not None
-        return self.encoder.features(self.data.images, self.needed - {IMAGE})
+        one = self.encoder.features(self.data.images[:1], taps)
+        fits = sum(tap.numel() for tap in one.values()) * 4 * len(self.data.images) <= CACHE_BYTES
+        return self.encoder.features(self.data.images, taps) if fits else {}
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
