@@ -54,11 +54,11 @@ class Span:
 def spans(store: Path) -> list[Span]:
     """All stages of the sweeps in a store, in the order in which they began."""
     from sgan.store.local import Store
+    from sweeps.planning import manifest
 
     opened, parents = Store(store), defaultdict(set)
-    for key in opened.sweeps():
-        manifest = json.loads(opened.sweep(key).read_text())
-        for trial in manifest["trials"]:
+    for key in manifest.keys(opened):
+        for trial in manifest.read(opened, key)["trials"]:
             labels = [(stage["label"].rstrip("0123456789"), stage["name"]) for stage in trial["stages"]]
             for label, name in labels:
                 ahead = [other for kind, other in labels if kind != label and other != name]

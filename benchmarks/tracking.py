@@ -6,7 +6,6 @@ STORE holds one sweep that has ended. Its stages are laid out anew, as far as th
 and a pass sends what is new to an SQLite database of its own; the default is one pass, over all of it.
 """
 
-import json
 import math
 import shutil
 import tempfile
@@ -19,8 +18,9 @@ from tyro.conf import Positional
 from sgan.store.files import read_json
 from sgan.store.local import GRIDS, STAGE_FILE, Store
 from sgan.store.record import RECORD_FILE, grid_file, read_record
-from sweeps import tracking
 from sweeps.mlflow_view import connection
+from sweeps.mlflow_view.sync import sync
+from sweeps.planning import manifest
 
 
 def lay_out(stage: Path, facts: dict, store: Store, now: float) -> None:
@@ -54,8 +54,8 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
     with tempfile.TemporaryDirectory() as folder:
         again = Store(folder)
         shutil.copytree(store / "sweeps", again.root / "sweeps", dirs_exist_ok=True)
-        (key,) = again.sweeps()
-        trials = len(json.loads(again.sweep(key).read_text())["trials"])
+        (key,) = manifest.keys(again)
+        trials = len(manifest.read(again, key)["trials"])
         uri, took = connection.default_uri(again), [time.process_time()]
         connection.connect("http://127.0.0.1:9")  # nothing is sent there
         took.append(time.process_time())
@@ -67,7 +67,7 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
             for stage, facts in stages.items():
                 lay_out(stage, facts, again, now)
             began = time.process_time()
-            tracking.sync(again, key, uri, live=now <= end)
+            sync(again, key, uri, live=now <= end)
             spent, passes = spent + time.process_time() - began, passes + 1
     print(f"import {took[1] - took[0]:.2f} s, database {took[2] - took[1]:.2f} s")
     print(f"{passes} passes over {trials} trials: {spent:.2f} s, {1000 * spent / trials:.0f} ms a trial")

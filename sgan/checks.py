@@ -12,7 +12,6 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python as as_json
 
-__all__ = ["ConfigError", "as_json", "checked", "content_key", "difference", "from_json", "one_of", "require"]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Made = TypeVar("Made")
 

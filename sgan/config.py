@@ -46,7 +46,6 @@ def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
 
 Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]
 """Taps at which the stack can be cut, from the image up."""
-Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Batch = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 2)]
@@ -90,15 +89,13 @@ class Variant:
 
     def __post_init__(self):
         require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
-        require(not (self.cuts and self.codes), "codes are of a single generator: a variant with codes has no cuts")
         require(
             self.labels or bool(self.cuts) or self.weights.conditional == 0,
             "a generator without labels has nothing to recover: its conditional weight must be 0, "
             f"but got {self.weights.conditional}",
         )
-        require(
-            not (self.through and self.codes), "codes are of a single generator: a variant with codes passes no taps"
-        )
+        single = not (self.cuts or self.through)
+        require(single or not self.codes, "codes are of a single generator: a variant with codes has no cuts or taps")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
@@ -232,7 +229,7 @@ class Recipe:
     scorer: EncoderRecipe
     joint_start: Rate = 1.0
     fresh_adam: bool = True
-    feedback: Share = 1.0
+    feedback: Annotated[float, Field(ge=0, le=1)] = 1.0
     sampling: Literal["running", "batch"] = "running"
     samples: Annotated[int, Field(ge=100, le=10**7)] = 50_000
     evaluations: Annotated[int, Field(ge=1, le=1000)] = 4

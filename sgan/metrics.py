@@ -61,7 +61,7 @@ class Options:
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgan"
     """Where the network's features of real images are kept."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the scores and what they were computed with to this file."""
+    """Write the scores and their fingerprint to this file."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def describe(source: Source, network: inception.Inception, cache: Path) -> Featu
 
 
 def main(options: Options) -> int:
-    """Print the scores and what they were computed with; returns 0.
+    """Print the scores and their fingerprint; returns 0.
 
     Raises:
         ConfigError: a source, the weights or an option is not usable.

@@ -4,10 +4,9 @@ Sources: SGAN = Huang et al., "Stacked Generative Adversarial Networks", CVPR 20
 repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 """
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from sgan.checks import ConfigError, require
+from sgan.checks import ConfigError, require, validated
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
@@ -39,7 +38,6 @@ CIFAR10 = Dataset(  # released code, cifar10
         vector_fc=((512, False), (512, True)),
         map_convs=(Conv(128), Conv(256, stride=2)),
         map_fc=(256,),
-        sigmoid_q=False,
     ),
     flips=True,
 )
@@ -56,8 +54,6 @@ MNIST = Dataset(  # released code, mnist
         image_noise=50,
         feature_noise=50,
         noise_hidden=(128,),
-        label_noise_hidden=None,
-        label_hidden=None,
         vector_hidden=(512, 512),
         image_convs=(
             Conv(32, kernel=5, stride=2, padding=2),
@@ -65,7 +61,6 @@ MNIST = Dataset(  # released code, mnist
             Conv(128, kernel=5, stride=2, padding=2),
         ),
         image_fc=(256,),
-        mean_pool=False,
         vector_fc=((256, False), (256, False)),
         map_convs=(Conv(64), Conv(128, stride=2)),
         map_fc=(256,),
@@ -84,16 +79,12 @@ DIGITS = Dataset(  # our own: the MNIST layout at 8x8
         image_noise=8,
         feature_noise=16,
         noise_hidden=(32,),
-        label_noise_hidden=None,
-        label_hidden=None,
         vector_hidden=(128, 128),
         image_convs=(Conv(32, stride=2), Conv(64, stride=2, norm=True)),
         image_fc=(128,),
-        mean_pool=False,
         vector_fc=((128, False), (128, False)),
         map_convs=(Conv(32), Conv(64, stride=2)),
         map_fc=(64,),
-        sigmoid_q=False,
     ),
 )
 DATASETS = {row.name: row for row in (DIGITS, MNIST, SVHN, CIFAR10)}
@@ -240,7 +231,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
 RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
 
 
-@dataclass(frozen=True)
+@validated()
 class Row:
     """A variant, its title in tables, and its Inception score on CIFAR-10 in the paper's table 1.
 
@@ -294,20 +285,20 @@ def configure(
     seed: int,
     weights: Weights | None,
     cuts: tuple[str, ...],
-    inception: str = "",
 ) -> Config:
-    """The complete config of one trial: a variant's row with the sweep's weights, if it names any, where the variant
-    has that loss, and the sweep's cuts where it is a stack or was one. `judge` is the dataset's row at full width.
+    """The complete config of one trial, which the dataset's classifier scores.
 
     A variant without labels gets a binary discriminator in every recipe, and an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.
+
+    Args:
+        judge: the dataset's row at full width.
+        weights: of the losses that the variant has; None: the variant's own.
+        cuts: of a variant that is a stack, or was one.
     """
     if weights:
-        present = {
-            name: value if getattr(variant.weights, name) else 0.0
-            for name, value in dataclasses.asdict(weights).items()
-        }
-        variant = replace(variant, weights=Weights(**present))
+        present = {name: value for name, value in vars(weights).items() if getattr(variant.weights, name)}
+        variant = replace(variant, weights=replace(variant.weights, **present))
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
     variant = replace(variant, cuts=cut, through=through, codes=codes)
@@ -316,4 +307,4 @@ def configure(
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
         if variant.cuts:
             recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
-    return Config(dataset, judge, data, recipe, variant, seed, inception)
+    return Config(dataset, judge, data, recipe, variant, seed)

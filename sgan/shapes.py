@@ -59,16 +59,21 @@ class GanShape:
     image_noise: int
     feature_noise: int
     noise_hidden: tuple[int, ...]
-    label_noise_hidden: int | None
-    label_hidden: int | None
     vector_hidden: tuple[int, ...]
     image_convs: tuple[Conv, ...]
     image_fc: tuple[int, ...]
-    mean_pool: bool
     vector_fc: tuple[tuple[int, bool], ...]
     map_convs: tuple[Conv, ...]
     map_fc: tuple[int, ...]
-    sigmoid_q: bool
+    label_noise_hidden: int | None = None
+    label_hidden: int | None = None
+    mean_pool: bool = False
+    sigmoid_q: bool = False
+
+
+GAN_WIDTHS = ("maps", "noise_hidden", "label_noise_hidden", "label_hidden", "vector_hidden")
+GAN_WIDTHS += ("image_convs", "image_fc", "vector_fc", "map_convs", "map_fc")
+"""Fields of GanShape with hidden widths in them."""
 
 
 @validated()
@@ -88,34 +93,21 @@ class Dataset:
     flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
-        """The same row with every hidden width multiplied by `width`; 1 is the row itself."""
+        """The same row with every hidden width multiplied by `width`, and at least 4; 1 is the row itself."""
         width = checked(Width, width, "width")
-        if width == 1:
+        if width == 1:  # where narrow layers stay as they are
             return self
 
-        def scale(value: int | None) -> int | None:
-            return None if value is None else max(4, round(value * width))
+        def scale(value: Any) -> Any:
+            match value:
+                case None | bool():
+                    return value
+                case int():
+                    return max(4, round(value * width))
+                case Conv():
+                    return dataclasses.replace(value, maps=scale(value.maps))
+            return tuple(map(scale, value))
 
-        def scales(values: tuple[int, ...]) -> Any:
-            return tuple(scale(value) for value in values)
-
-        def convs(rows: tuple[Conv, ...]) -> tuple[Conv, ...]:
-            return tuple(dataclasses.replace(row, maps=scale(row.maps)) for row in rows)
-
-        encoder = dataclasses.replace(
-            self.encoder, maps=scales(self.encoder.maps), features=max(4, round(self.encoder.features * width))
-        )
-        gan = dataclasses.replace(
-            self.gan,
-            maps=scales(self.gan.maps),
-            noise_hidden=scales(self.gan.noise_hidden),
-            label_noise_hidden=scale(self.gan.label_noise_hidden),
-            label_hidden=scale(self.gan.label_hidden),
-            vector_hidden=scales(self.gan.vector_hidden),
-            image_convs=convs(self.gan.image_convs),
-            image_fc=scales(self.gan.image_fc),
-            vector_fc=tuple((max(4, round(fc * width)), norm) for fc, norm in self.gan.vector_fc),
-            map_convs=convs(self.gan.map_convs),
-            map_fc=scales(self.gan.map_fc),
-        )
-        return dataclasses.replace(self, encoder=encoder, gan=gan)
+        gan = dataclasses.replace(self.gan, **{name: scale(getattr(self.gan, name)) for name in GAN_WIDTHS})
+        features = {name: scale(getattr(self.encoder, name)) for name in ("maps", "features")}
+        return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, **features), gan=gan)

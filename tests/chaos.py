@@ -31,6 +31,8 @@ from optuna.storages.journal import JournalFileBackend
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
 from sweeps.mlflow_view import connection
+from sweeps.mlflow_view.runs import runs_of
+from sweeps.planning import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -239,7 +241,7 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     client = connection.connect(server.uri)
-    runs = [run for key in Store(store).sweeps() for run in connection.runs_of(client, key)]
+    runs = [run for key in manifest.keys(Store(store)) for run in runs_of(client, key)]
     assert {run.info.status for run in runs} == {"FINISHED"}
     return f"{len(found)} stages of the same bytes, the same tables and study, {len(runs)} MLflow runs verified"
 

@@ -1,4 +1,4 @@
-"""A dataset's images as uint8 tensors, what training does to them, and the order in which it sees them.
+"""A dataset's images as uint8 tensors, their augmentation, and the order in which training sees them.
 
 Shapes: images (n, channels, size, size) uint8; labels (n,) int64.
 """
@@ -75,7 +75,7 @@ class Batches:
 
 
 def pixel_mean(images: Tensor, subtract: bool) -> Tensor:
-    """What `to_input` subtracts, (1, channels, size, size): the mean training image in [0, 1], or zeros."""
+    """The image that `to_input` subtracts, (1, channels, size, size): the mean training image in [0, 1], or zeros."""
     if not subtract:
         return torch.zeros(1, *images.shape[1:], device=images.device)
     total = torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device)

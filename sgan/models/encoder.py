@@ -15,7 +15,7 @@ from sgan.shapes import Dataset
 
 ORDER = (IMAGE, *TAPS)
 PART = 100
-"""Images that `Encoder.features` passes together: what the layers make of more does not fit into a CPU's caches."""
+"""Images that `Encoder.features` passes together: the layers' outputs for more do not fit into a CPU's caches."""
 
 
 def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
 
     Attributes:
         classes: width of fc4.
-        mean: what is subtracted from images in [0, 1], (1, channels, size, size).
+        mean: the image that is subtracted from images in [0, 1], (1, channels, size, size).
     """
 
     def __init__(self, dataset: Dataset, init_std: float, classes: int | None = None):

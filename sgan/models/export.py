@@ -4,7 +4,6 @@ A model's folder holds generator.safetensors (the generators' parameters and buf
 model.json (all that rebuilds them, the SHA-256 of the weights, and where they come from).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,34 +42,25 @@ class LevelRow:
 
 
 @dataclass(frozen=True)
-class Rebuild:
-    """All that rebuilds a stack: its dataset's row with the widths of the networks, the recipe that it was built by,
-    its levels from the image up, and batch normalisation when sampling ("running" or "batch")."""
-
-    dataset: Dataset
-    recipe: GanRecipe
-    levels: tuple[LevelRow, ...]
-    sampling: str
-
-
-@dataclass(frozen=True)
 class Model:
     """A trained stack.
 
     Attributes:
         levels: from the image up.
-        rebuild: what it was built from.
-        about: where it comes from: variant, seed, commit, scores ...
+        dataset: its dataset's row with the widths of the networks.
+        sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
+        about: its origin: variant, seed, commit, scores ...
     """
 
     levels: list[Level]
-    rebuild: Rebuild
+    dataset: Dataset
+    sampling: str
     about: dict[str, Any]
 
     @property
     def classes(self) -> int:
         """Number of classes; labels are 0 to classes - 1."""
-        return self.rebuild.dataset.classes
+        return self.dataset.classes
 
     @property
     def labels(self) -> bool:
@@ -92,19 +82,20 @@ class Model:
                 raise ModelError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
         mean = self.levels[0].generator.mean
         condition = label_condition(self.levels[-1], wanted.to(mean.device).long(), self.classes)
-        parts = sample(self.levels, condition, self.rebuild.sampling, seed)
+        parts = sample(self.levels, condition, self.sampling, seed)
         return torch.cat([to_pixels(part[self.levels[0].low], mean) for part in parts]).cpu()
 
 
 def save(
     folder: Path, levels: list[Level], dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]
 ) -> None:
-    """Write a stack as a model; arguments as in Rebuild and Model."""
-    rows = tuple(LevelRow(row.low, row.high, row.labels, row.codes, row.through) for row in levels)
+    """Write a stack as a model; `recipe` is the one that its generators were built by, the rest as in Model."""
+    rows = [LevelRow(level.low, level.high, level.labels, level.codes, level.through) for level in levels]
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, _tensors(levels))
     facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
-    write_json(folder / MODEL_FILE, facts | as_json(Rebuild(dataset, recipe, rows, sampling)))
+    facts |= {"dataset": dataset, "recipe": recipe, "levels": rows, "sampling": sampling}
+    write_json(folder / MODEL_FILE, as_json(facts))
 
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
@@ -125,9 +116,10 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256(weights) != facts.get("weights"):
         raise ModelError(f"{weights} is missing or damaged; copy the model again")
-    rebuild = from_json(Rebuild, {field.name: facts.get(field.name) for field in dataclasses.fields(Rebuild)})
+    kinds: dict[str, Any] = {"dataset": Dataset, "recipe": GanRecipe, "levels": tuple[LevelRow, ...], "sampling": str}
+    dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
-        levels = [_level(rebuild, row) for row in rebuild.levels]
+        levels = [_level(dataset, recipe, row) for row in rows]
     saved, built = read_tensors(weights)[0], _tensors(levels)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
         raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
@@ -135,7 +127,7 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
         tensor.copy_(saved[name])
     for level in levels:
         level.generator.to(device).eval().requires_grad_(False)
-    return Model(levels, rebuild, facts.get("about", {}))
+    return Model(levels, dataset, sampling, facts.get("about", {}))
 
 
 def _find(path: Path, which: str) -> Path:
@@ -148,8 +140,8 @@ def _find(path: Path, which: str) -> Path:
     )
 
 
-def _level(rebuild: Rebuild, row: LevelRow) -> Level:
-    generator = new_generator(rebuild.dataset, rebuild.recipe, row.low, row.high, row.labels, row.through, row.codes)
+def _level(dataset: Dataset, recipe: GanRecipe, row: LevelRow) -> Level:
+    generator = new_generator(dataset, recipe, row.low, row.high, row.labels, row.through, row.codes)
     return Level(row.low, row.high, generator, row.labels, row.codes, row.through)
 
 

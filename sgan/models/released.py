@@ -28,8 +28,8 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
     Args:
         path: the .npz file; nothing in it is unpickled.
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
-        mean: what to subtract from images in [0, 1], (channels, size, size). Without it zeros for grey images, and for
-            colour ones the released meanimg.npy where it lies beside the file or in ../data, else CIFAR10_MEAN.
+        mean: the image to subtract from images in [0, 1], (channels, size, size). Without it zeros for grey images,
+            and for colour ones the released meanimg.npy beside the file or in ../data, else CIFAR10_MEAN.
     Raises:
         ReleasedError: the file is none of these, or of another dataset.
     """

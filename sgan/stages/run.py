@@ -66,7 +66,7 @@ def run_trial(plan: Plan, context: Context) -> Iterator[Event]:
             raise Diverged(f"{label}: {facts['reason']}")
 
 
-def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> Iterator[Progress]:
+def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> Generator[Progress]:
     """Run one stage whose parents are finished, and publish it; the caller holds its claim. Closed between two points
     of progress, it leaves a checkpoint.
 

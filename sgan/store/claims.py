@@ -6,6 +6,7 @@ If-Match with its ETag), or that there is none (If-None-Match). A claim is one o
 are compared. Where nobody reached the bucket, nobody is taken for dead: looks that are far apart begin the wait anew.
 """
 
+import errno
 import json
 import threading
 import time
@@ -30,9 +31,9 @@ def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
     try:
         fs.pipe_file(path, body, **({"IfMatch": etag} if etag else {"mode": "create"}))
         return True
-    except PermissionError:
-        raise
     except Exception as error:
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.ENOSYS:
+            raise
         try:
             return fs.cat_file(path) == body
         except FileNotFoundError:
@@ -91,7 +92,7 @@ class Leases:
 
     def _is_free(self, name: str, etag: str, claim: dict[str, Any]) -> bool:
         """Whether nobody has a claim, it is released, or its holder has died."""
-        if not claim or claim["free"] or claim["host"] == self.host:
+        if not claim or claim.get("free") or claim.get("host") == self.host:
             return True
         now = time.monotonic()
         known, first, last = self.watched.get(name, ("", now, now))

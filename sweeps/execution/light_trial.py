@@ -21,7 +21,7 @@ class LightTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        standing: dict[str, Any] = ray.get(self.scheduler.follow.remote(self.trial))
+        standing: Any = ray.get(self.scheduler.follow.remote(self.trial))
         return {**standing, "done": "outcome" in standing}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -45,7 +45,7 @@ class Job:
     code: str
     slots: Slots
     deterministic: bool = False
-    run: Callable[[Stage, Stage | None, Context], Generator[Progress]] = run_stage
+    run: Callable[..., Generator[Progress]] = run_stage
 
     def context(self) -> Context:
         """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""

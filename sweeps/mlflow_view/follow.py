@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import tyro
 from tyro.conf import Positional
@@ -42,12 +43,13 @@ def finish(process: "subprocess.Popen[bytes]") -> str:
     store = open_store(address)
     process.communicate()
     if process.returncode:
-        process = start(store, sweep_key, uri)
-        process.communicate()
-    if process.returncode < 0:
-        return f"the process that sends to MLflow was killed; {later(store, uri)}"
-    lines = (folder(store, sweep_key) / LOG).read_text().splitlines()
-    return lines[-1] if process.returncode else ""
+        with suppress(OSError):  # the disk with the log is full, or read-only
+            process = start(store, sweep_key, uri)
+            process.communicate()
+    if process.returncode == 0:
+        return ""
+    lines = (folder(store, sweep_key) / LOG).read_text().splitlines() if process.returncode > 0 else []
+    return lines[-1] if lines else f"the process that sends to MLflow was killed; {later(store, uri)}"
 
 
 def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:

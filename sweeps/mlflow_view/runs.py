@@ -8,7 +8,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from sweeps.mlflow_view.connection import EXPERIMENT
 
-SWEEP, TRIAL = "sgan.sweep", "sgan.trial"
+SWEEP, TRIAL, PARENT = "sgan.sweep", "sgan.trial", "mlflow.parentRunId"
 SENT = "sgan.sent"
 """Tag that says how much of the store a run has."""
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}

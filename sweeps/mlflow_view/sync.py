@@ -45,15 +45,17 @@ class _Pass:
     def send(self, uri: str, live: bool) -> bool:
         """As `sync`."""
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
+        experiment = experiment_id(client, store, uri)
         parent, children = runs.find(client, key)
         if parent is None:
-            experiment, begin = experiment_id(client, store, uri), runs.milliseconds(started)
-            parent = client.create_run(experiment, begin, {runs.SWEEP: key}, self.manifest["title"])
+            tags, title = {runs.SWEEP: key}, self.manifest["title"]
+            parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
+        current = {runs.PARENT: parent.info.run_id, "outcome": "done"}.items()
         self.send_sweep(parent)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
             run = children.get(trial["run"])
-            if run and run.data.tags.get("outcome") == "done" and store.has(trial["name"]):
+            if run and current <= run.data.tags.items() and store.has(trial["name"]):
                 end = max(end, (run.info.end_time or 0) / 1000)
                 continue
             try:
@@ -94,7 +96,6 @@ class _Pass:
         end = max([state.end, *new.times]) or time.time()
         if run is None:
             tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"]}
-            tags |= {"mlflow.parentRunId": parent.info.run_id}
             begin, title = runs.milliseconds(min(new.times, default=end)), f"{trial['variant']} seed {trial['seed']}"
             run = self.client.create_run(parent.info.experiment_id, begin, tags, title)
         if new.grids or state.outcome == "done" or not sent:
@@ -102,7 +103,8 @@ class _Pass:
                 write_files(self.store, trial, state, new.grids, run.info.start_time, Path(folder))
                 self.client.log_artifacts(run.info.run_id, folder)
         runs.set_status(self.client, run, state.outcome, end)
-        tags = {**new.tags, runs.SENT: json.dumps(new.sent), "outcome": state.outcome}
+        tags = {**new.tags, runs.PARENT: parent.info.run_id, runs.SENT: json.dumps(new.sent)}
+        tags["outcome"] = state.outcome
         if state.reason or "reason" in run.data.tags:
             tags["reason"] = state.reason[:1000]
         runs.log(self.client, run, new.metrics, new.params, tags)

@@ -115,8 +115,8 @@ class SearchRun:
         """The trial of a config, and its row; without a seed that of the first phase."""
         phase, seed = ("explore", self.options.seed) if seed is None else ("confirm", seed)
         one = trial(f"config-{number}", seed, self.space.config(dict(params), seed))
-        title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params, seed)
-        row = manifest.trial_row(one, phase, words, number, title)
+        title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params)
+        row = manifest.trial_row(one, phase, words, number, title, base_variant=self.options.variant)
         return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
     def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
@@ -125,10 +125,10 @@ class SearchRun:
         weights, cuts = self.space.loss_weights(dict(params)), SPLITS[params["split"]]
         return chosen_options(self.options, self.basis, cuts, weights, [*self.options.override, *varied])
 
-    def rerun(self, params: Mapping[str, Any], seed: int) -> str:
-        """The options of sweeps/ablation.py that run a config again."""
+    def rerun(self, params: Mapping[str, Any]) -> str:
+        """The options of sweeps/ablation.py, without seeds, that run a config again."""
         values = dataclasses.asdict(self.ablation_options(params))
-        values |= {"variants": (self.options.variant,), "seeds": 1, "first_seed": seed, "data": self.options.data}
+        values |= {"variants": (self.options.variant,), "data": self.options.data}
         return config_file.words(Sweep(**values))
 
     def write(self, row: Row) -> None:

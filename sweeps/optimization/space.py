@@ -73,9 +73,8 @@ def check(
             split in possible, f"{variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
         )
     for name, (low, high) in zip(WEIGHTS, ranges, strict=True):
-        require(
-            0 < low <= high < math.inf, f"--{name} takes two finite numbers with 0 < low <= high, but got {low} {high}"
-        )
+        require(0 < low < math.inf, f"the lower end of --{name} must be a finite number > 0, but got {low}")
+        require(low <= high < math.inf, f"the upper end of --{name} must be a finite number >= {low:g}, but got {high}")
     for name in zeros:
         require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
 
@@ -159,7 +158,8 @@ class Space:
         weights, same = self.loss_weights(params), self.template
         row = VARIANTS[self.variant].variant
         cuts = SPLITS[params["split"]]
-        return configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts, same.inception)
+        config = configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts)
+        return dataclasses.replace(config, inception=same.inception)
 
     def key(self, params: dict[str, Any]) -> str:
         """What tells two configs apart: weights of losses that are left out do not."""

@@ -12,7 +12,7 @@ from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, prepare
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
-from sweeps.planning.trials import Trial, ended, missing, trial
+from sweeps.planning.trials import Trial, ended, trial
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
     manifest.write(store, head | {"trials": rows})
 
 
-def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
+def summary(ablation: Ablation, store: Store | None, address: str, slots: int, where: str) -> str:
     """The work ahead, in lines: trials and stages that are finished and to run.
 
     Args:
+        store, address: the store, None where there is none yet, and its address.
         slots, where: number of trials at a time, and the machines in words.
     """
     trials = ablation.trials
-    todo = [one for one in trials if not ended(one, store)]
-    waiting = missing(todo, store)
+    todo = [one for one in trials if store is None or not ended(one, store)]
+    waiting = {name for one in todo for name in one.plan.names if store is None or not store.has(name)}
     kinds: dict[str, set[str]] = {}
     for one in trials:
         for stage_name, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True):
@@ -125,6 +126,6 @@ def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
     lines += [
         f"          {shared} more are shared between trials and run once",
         f"  slots   {slots} trials at a time on {where}",
-        f"  store   {store.address}",
+        f"  store   {address}",
     ]
     return "\n".join(lines)

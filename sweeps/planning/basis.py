@@ -51,7 +51,7 @@ class Basis:
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
         shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
-        return configure(*shared, variant, seed, weights, cuts, self.inception)
+        return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
 
     @property
     def shared(self) -> list[Any]:

@@ -193,7 +193,8 @@ class Sweep(Options):
     def __post_init__(self):
         last = self.first_seed + self.seeds - 1
         require(last <= 2**31 - 3, f"seeds must be at most {2**31 - 3}, but --first-seed and --seeds end at {last}")
-        assert self.loss_weights or self.weights is None  # not all of them are 0
+        if self.weights:
+            Weights(*self.weights)  # not all of them may be 0
         super().__post_init__()
 
     @property
@@ -233,8 +234,8 @@ def with_fields(recipe: Recipe, values: Mapping[str, Any], option: str) -> Recip
         for parent in parents:
             inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
         known = last in inner and not isinstance(inner[last], dict)
-        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in inner.items()]
-        require(known, f"no field {name!r} for {option}; here there are {', '.join(names) or 'none'}")
+        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
+        require(known, f"no field {name!r} for {option}; here there are {', '.join(names)}")
         inner[last] = value
     try:
         return from_json(Recipe, plain)

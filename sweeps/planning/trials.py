@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sgan.config import IMAGE, Config
-from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, Plan, ScoreStage, Stage, plan
+from sgan.config import Config
+from sgan.stages.cost import cost
+from sgan.stages.graph import Plan, Stage, plan
 from sgan.store.local import Store
 from sweeps.planning.state import state_of
 
@@ -61,8 +62,11 @@ class TrialSource(Protocol):
         ahead: trials that are known before the first one runs: their stages can be put in the best order.
     """
 
-    expected: int
-    ahead: Sequence[Trial]
+    @property
+    def expected(self) -> int: ...
+
+    @property
+    def ahead(self) -> Sequence[Trial]: ...
 
     def next(self) -> Trial | None:
         """The next trial to start; None where there is none now."""
@@ -86,23 +90,8 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
     return Trial(variant, seed, config, plan(config))
 
 
-def work(stage: Stage) -> float:
-    """Rough cost of a stage, in image-level training images, for the order of trials and the time left."""
-    match stage:
-        case ClassifierStage():
-            return 0.15 * stage.recipe.images
-        case LevelStage():
-            return stage.images * (1.0 if stage.low == IMAGE else 0.25)
-        case JointStage():
-            return 1.2 * stage.images
-        case ScoreStage():
-            return (2.0 if stage.inception else 0.1) * stage.samples
-        case InceptionStage():
-            return 50_000
-
-
 def ended(trial: Trial, store: Store) -> bool:
-    """Whether a trial is done, or has diverged, as it would again."""
+    """Whether a trial is done or has diverged: running it again changes nothing."""
     return state_of(store, trial.row).outcome in ("done", "diverged")
 
 
@@ -118,7 +107,7 @@ class ListSource:
     """A list of trials as a TrialSource: hands out those that have not ended, the longest way to go first."""
 
     def __init__(self, trials: Sequence[Trial], store: Store):
-        ways = [(sum(map(work, missing([each], store).values())), each) for each in trials if not ended(each, store)]
+        ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
         self.ahead = [each for _, each in sorted(ways, key=lambda way: -way[0])]
         self.expected, self._handed_out = len(self.ahead), 0
 

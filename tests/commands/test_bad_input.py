@@ -249,7 +249,8 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
     Record(work).add(1, {"loss": 1.0})
     Checkpoints(work).save(Checkpoint(1, tensors={"a": torch.ones(2)}))
     store.publish("level-1", {"status": "done"})
-    write_json(store.sweep("ab"), {"key": "ab"})
+    sweep = store.root / "sweeps" / "ab" / "sweep.json"
+    write_json(sweep, {"key": "ab"})
     stage = store.stage("level-1")
     (checkpoint,) = (stage / "checkpoints").iterdir()
     best_yaml(tmp_path / "best.yaml")
@@ -257,7 +258,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
         stage / "stage.json": read_json,
         stage / "model.safetensors": read_tensors,
         stage / "record.jsonl": lambda path: read_record(path.parent),
-        store.sweep("ab"): read_json,
+        sweep: read_json,
         tmp_path / "best.yaml": config_file.read,
         checkpoint / HEAD_FILE: read_json,
         checkpoint / STATE_FILE: read_tensors,

@@ -362,3 +362,30 @@ def test_the_command_line_sends_a_store(store):
     assert (done.returncode, done.stdout) == (0, "")
     assert pages(default_uri(store)) in done.stderr
     assert_complete(store, "sgan")
+
+
+def test_a_deleted_database_is_made_again_by_the_same_command(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    Path(store.root, "mlflow.db").unlink()
+    assert tracking.sync(store.address, verify=True) == 0
+    assert_complete(store, "sgan")
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_comes_back_with_its_runs(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    before, client = trial(store, "sgan").info.run_id, client_of(store)
+    client.delete_experiment(trial(store, "sgan").info.experiment_id)
+    assert tracking.sync(store.address, verify=True) == 0
+    assert trial(store, "sgan").info.run_id == before
+    assert_complete(store, "sgan")
+
+
+def test_a_sweeps_run_that_was_deleted_is_made_again_above_those_of_its_trials(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    client_of(store).delete_run(found(store)[0].info.run_id)
+    assert tracking.sync(store.address, verify=True) == 0
+    assert trial(store, "sgan").data.tags["mlflow.parentRunId"] == found(store)[0].info.run_id
+    assert_complete(store, "sgan")

@@ -30,10 +30,10 @@ from sweeps.execution import memory
 from sweeps.execution.memory import GIB, advice
 from sweeps.execution.scheduler import Slots
 from sweeps.execution.worker import Job
+from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest
 from sweeps.planning.trials import Trial
-from sweeps.tracking import default_uri
 
 
 @pytest.mark.parametrize("label", ["encoder", "level0", "score"])

@@ -1,0 +1,63 @@
+"""Runs an ablation: its plan, its trials, MLflow and the table."""
+
+from sgan.host import processor
+from sgan.stages.graph import code_version
+from sgan.store.s3 import find_store, open_store
+from sweeps.execution import scheduler
+from sweeps.execution.cluster import count_slots, join_cluster
+from sweeps.execution.shared_store import require_shared_store
+from sweeps.execution.worker import Job
+from sweeps.mlflow_view import follow
+from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.planning import manifest
+from sweeps.planning.ablation import plan_ablation, record, summary
+from sweeps.planning.options import INTERRUPTED, Sweep
+from sweeps.planning.state import state_of
+from sweeps.planning.trials import ListSource
+from sweeps.reporting import results, tables
+
+TABLE = "RESULTS.md"
+
+
+def main(options: Sweep) -> int:
+    """Run an ablation.
+
+    Returns:
+        The exit status: 0, 1 where a trial failed or MLflow does not have all of it, 130 where it was stopped.
+    Raises:
+        ConfigError: a bad option, data that are absent or torn, a store that cannot be written.
+    """
+    if not options.dry_run:
+        print("starting Ray ...", flush=True)
+        join_cluster()
+    slots = count_slots(options.slots, options.trials_per_gpu)
+    ablation = plan_ablation(options, slots.all_gpus)
+    store = find_store(options.store) if options.dry_run else open_store(options.store)
+    print(summary(ablation, store, options.store, slots.count, slots.where), flush=True)
+    if options.dry_run or store is None:
+        return 0
+    key, basis, commit, command = ablation.key, ablation.basis, manifest.commit(), manifest.command("ablation.py")
+    require_shared_store(store, key)
+    if basis.inception_weights:
+        store.keep_weights(basis.inception_weights, basis.inception)
+    record(ablation, store, f"{processor()}, {slots.where}", commit)
+    uri = options.mlflow or default_uri(store)
+    job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
+    follower = follow.start(store, key, uri)
+    store.note("sweep started", sweep=key, command=command)
+    try:
+        finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
+    finally:
+        unsent = follow.finish(follower)
+    outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
+    failed, left = outcomes.count("failed"), outcomes.count("interrupted") + outcomes.count("failed")
+    store.note("sweep ended", sweep=key, open=left, failed=failed)
+    if not finished:
+        print(f"\nStopped with {left} trials open; the same command goes on where they are.")
+        return INTERRUPTED
+    table = tables.markdown(results.read(store, key, options.variants, options.seed_range))
+    (store.root / TABLE).write_text(table)
+    store.save(store.root / TABLE)
+    print(f"\n{table}\nWritten to {store.root / TABLE}")
+    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}", flush=True)
+    return 1 if left or unsent else 0
