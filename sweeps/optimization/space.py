@@ -4,6 +4,7 @@ A split is one categorical over the subsets of taps, since lambdas that are shar
 lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) is a choice of the categorical `losses`.
 """
 
+import dataclasses
 import functools
 import json
 import math
