@@ -76,7 +76,7 @@ class StageScheduler:
 
     def __init__(self, address: str, slots: Slots):
         self.slots, self.store = slots, open_store(address)
-        self.job: ray.ObjectRef | None = None
+        self.job: Any = None
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
