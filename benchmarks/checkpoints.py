@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from sgan.config import IMAGE, LABEL, Weights
-from sgan.data.batches import Data, pixel_mean
+from sgan.data.batches import Data
 from sgan.models.discriminator import Discriminator
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.training import checkpoint
 from sgan.training.loop import loop
-from sgan.training.steps import GanTask
+from sgan.training.steps import GanTask, Networks
 
 SLOW = 0.8
 
@@ -37,8 +37,7 @@ def task(name: str) -> GanTask:
     level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None), True)
     discriminator = Discriminator(dataset, recipe, IMAGE, (), None)
     data = Data(pixels, labels, pixels[:10], labels[:10], "")
-    mean = pixel_mean(pixels, recipe.pixel_mean)
-    return GanTask([level], [discriminator], None, data, recipe, Weights(1, 0, 10), 0, mean, dataset.classes)
+    return GanTask(Networks([level], [discriminator], None, dataset.classes), data, recipe, Weights(1, 0, 10), 0)
 
 
 def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:

@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
 from sgan.config import IMAGE, LABEL, Weights
-from sgan.data.batches import Data, pixel_mean
+from sgan.data.batches import Data
 from sgan.host import multiplies_bfloat16
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
@@ -44,7 +44,7 @@ from sgan.models.stack import Level, label_condition
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.training.cuda_graphs import EAGER
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
-from sgan.training.steps import FORMAT, GanTask
+from sgan.training.steps import FORMAT, GanTask, Networks
 
 IMAGES = 2000
 """Random images, of which an epoch is made."""
@@ -145,8 +145,7 @@ def new_task(
     ends = list(itertools.pairwise(reversed(stack.split("-"))))
     levels = [Level(*each, Generator(dataset, recipe, *each).to(**layout)) for each in ends]
     judges = [Discriminator(dataset, recipe, low).to(**layout) for low, _ in ends]
-    mean = pixel_mean(data.images, recipe.pixel_mean)
-    return GanTask(levels, judges, encoder, data, recipe, Weights(), seed, mean, dataset.classes, graphs=graphs)
+    return GanTask(Networks(levels, judges, encoder, dataset.classes), data, recipe, Weights(), seed, graphs=graphs)
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:

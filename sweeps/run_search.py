@@ -1,6 +1,8 @@
 """Runs a search: its plan, both phases, best.yaml, the plots and the table."""
 
+import tempfile
 import time
+from contextlib import nullcontext
 
 import torch
 
@@ -8,6 +10,7 @@ from sgan.checks import require
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.stages.probe import seconds_per_unit
+from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
 from sweeps.execution.cluster import Slots, count_slots, join_cluster
@@ -44,22 +47,19 @@ def main(search: Search) -> int:
         join_cluster()
     slots = count_slots(search.slots, search.trials_per_gpu)
     basis = prepare(search, slots.all_gpus)
-    store = find_store(search.store) if search.dry_run else open_store(search.store)
-    run = SearchRun(search, basis, store, slots.count, slots.all_gpus or slots.nodes)
-    if search.dry_run or store is None:
-        searcher = run.searcher()
-        print_plan(run, searcher, run.plan(searcher, lambda: probe(run, slots)), slots)
-        return 0
-    with store.alone(f"search-{run.key}") as alone:
-        require(
-            alone,
-            f"this search runs already in another process on the store {store.address}; wait for it, stop it, or name "
-            "another store or --seed",
-        )
-        searcher = run.searcher()
-        made = run.plan(searcher, lambda: probe(run, slots))
-        print_plan(run, searcher, made, slots)
-        return carry_out(run, searcher, made, slots)
+    with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
+        store = (find_store(search.store) or Store(folder)) if search.dry_run else open_store(search.store)
+        run = SearchRun(search, basis, store, slots.count, slots.all_gpus or slots.nodes)
+        with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
+            require(
+                alone,
+                f"this search runs already in another process on the store {store.address}; wait for it, stop it, or "
+                "name another store or --seed",
+            )
+            searcher = run.searcher()
+            made = run.plan(searcher, lambda: probe(run, slots))
+            print_plan(run, searcher, made, slots)
+            return 0 if search.dry_run else carry_out(run, searcher, made, slots)
 
 
 def probe(run: SearchRun, slots: Slots) -> float:
@@ -77,7 +77,7 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
         for name, (low, high) in zip(WEIGHTS, space.ranges, strict=True)
         if name in space.weights
     ]
-    ranges += [f"{one.field} {one.low:g} to {one.high:g}" for one in space.varied]
+    ranges += [f"{field} {each.low:g} to {each.high:g}" for field, each in space.varied]
     left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
     first = search.seed + 1
     print(f"{run.title}\n  why      {run.basis.why}")

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, inception, joint, level, score, scorer
-from sgan.store.local import NO_ROOM, ROOM_WAIT
-from sgan.training.checkpoint import CHECKPOINTS
+from sgan.store.local import CHECKPOINTS, NO_ROOM, ROOM_WAIT
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
@@ -44,7 +43,7 @@ class Event:
     progress: Progress | None
 
 
-def run_trial(plan: Plan, context: Context) -> Iterator[Event]:
+def run_trial(plan: Plan, context: Context) -> Generator[Event]:
     """Bring every stage of a trial into the store, one after the other; one that another process trains is waited for.
 
     Raises:
@@ -55,8 +54,9 @@ def run_trial(plan: Plan, context: Context) -> Iterator[Event]:
         while not context.store.has(stage_name):
             with context.store.claim(stage_name) as mine:
                 if mine:
-                    for progress in run_stage(stage, plan.score.scorer, context):
-                        yield Event(label, progress)
+                    with contextlib.closing(run_stage(stage, plan.score.scorer, context)) as running:
+                        for progress in running:
+                            yield Event(label, progress)
                     continue
             if not context.store.has(stage_name):
                 yield Event(label, None)
@@ -81,8 +81,9 @@ def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> 
     progress = Progress(0, 0)
     while True:
         try:
-            for progress in _run(stage, judge, context):
-                yield progress
+            with contextlib.closing(_run(stage, judge, context)) as running:
+                for progress in running:
+                    yield progress
             return
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -96,7 +97,7 @@ def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> 
                 break
 
 
-def _run(stage: Stage, judge: ClassifierStage | None, context: Context) -> Iterator[Progress]:
+def _run(stage: Stage, judge: ClassifierStage | None, context: Context) -> Generator[Progress]:
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None

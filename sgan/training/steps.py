@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
-from sgan.data.batches import Batches, Data, random_flips, random_shift, to_input, turned
+from sgan.data.batches import Batches, Data, pixel_mean, random_flips, random_shift, to_input, turned
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, draw, label_condition
@@ -96,6 +96,23 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient[0] * ctx.factor, None
 
 
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a level or a stack.
+
+    Attributes:
+        levels: neighbours, from the lower up; more than one means the joint stage.
+        discriminators: one a level; Q is inside.
+        encoder: frozen; None where no loss and no condition needs it.
+        classes: K.
+    """
+
+    levels: list[Level]
+    discriminators: list[Discriminator]
+    encoder: Encoder | None
+    classes: int
+
+
 @dataclass
 class Real:
     """One real batch: labels (B,), and tap -> real features, the image under "image"."""
@@ -121,34 +138,27 @@ class GanTask:
     Generators"; released code for the rule).
 
     Args:
-        levels: neighbours, from the lower up; more than one means the joint stage.
-        discriminators: one a level; Q is inside.
-        encoder: frozen; None where no loss and no condition needs it.
-        mean: what is subtracted from real images.
-        classes: K.
         feedback: share of the gradient of a level's loss that reaches the level above.
         graphs: False launches every kernel of a step on its own on a GPU, too.
     """
 
     def __init__(
         self,
-        levels: list[Level],
-        discriminators: list[Discriminator],
-        encoder: Encoder | None,
+        networks: Networks,
         data: Data,
         recipe: GanRecipe,
         weights: Weights,
         seed: int,
-        mean: Tensor,
-        classes: int,
         feedback: float = 1.0,
         graphs: bool = True,
     ):
-        self.levels, self.discriminators, self.encoder = levels, discriminators, encoder
+        self.levels, self.discriminators, self.encoder = networks.levels, networks.discriminators, networks.encoder
         self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
-        self.mean, self.classes, self.feedback = mean, classes, feedback
-        self.generator = nn.ModuleList(level.generator for level in levels)
-        self.discriminator = nn.ModuleList(discriminators)
+        self.classes, self.feedback = networks.classes, feedback
+        self.generator = nn.ModuleList(level.generator for level in self.levels)
+        self.discriminator = nn.ModuleList(self.discriminators)
+        # Subtracted from real images; all computes in the parameters' precision, but for what autocast chooses.
+        self.mean = pixel_mean(data.images, recipe.pixel_mean).to(next(self.generator.parameters()).dtype)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
@@ -156,13 +166,13 @@ class GanTask:
         self.batch: tuple[Real, Tensor, Generated]
         self.phases = Phases(data.images.device, graphs)
         self.beside = self.phases.beside
-        self.needed = {level.low for level in levels} | {levels[-1].high} - {LABEL}
+        self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
         self.cache = self._cache()
-        self.trivial = [self._trivial(level) for level in levels]
+        self.trivial = [self._trivial(level) for level in self.levels]
 
     def _trivial(self, level: Level) -> dict[str, float]:
-        """What a generator scores that ignores z (entropy), and one that ignores its condition: the variance of the
-        real features for one that always answers their mean, log K for one that says nothing about the label."""
+        """The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
+        always makes their mean, or log K, if it says nothing about the label."""
         conditional = math.log(self.classes)
         if level.high != LABEL:
             assert self.encoder is not None
@@ -170,20 +180,14 @@ class GanTask:
             conditional = some[level.high].var(0).mean().item()
         return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
-    def caches(self, images: int) -> bool:
-        """Whether the real features of so many images are computed once and kept: where no flip changes them and they
-        fit."""
-        if self.recipe.flips or self.encoder is None or self.needed == {IMAGE}:
-            return False
-        one = self.encoder.features(self.data.images[:1], self.needed - {IMAGE})
-        return sum(tap.numel() for tap in one.values()) * 4 * images <= CACHE_BYTES
-
     def _cache(self) -> dict[str, Tensor]:
-        """Real features of the whole training set."""
-        if not self.caches(len(self.data.images)):
+        """Real features of the whole training set, where no flip changes them and they fit; else none."""
+        taps = self.needed - {IMAGE}
+        if self.recipe.flips or self.encoder is None or not taps:
             return {}
-        assert self.encoder is not None
-        return self.encoder.features(self.data.images, self.needed - {IMAGE})
+        one = self.encoder.features(self.data.images[:1], taps)
+        fits = sum(tap.numel() for tap in one.values()) * 4 * len(self.data.images) <= CACHE_BYTES
+        return self.encoder.features(self.data.images, taps) if fits else {}
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
@@ -199,12 +203,12 @@ class GanTask:
         return Real(self.data.labels[index], taps)
 
     def condition(self, real: Real) -> Tensor:
-        """What the top level is given: its real features, or the label."""
+        """The top level's condition: its real features, or the label."""
         top = self.levels[-1]
         return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
     def generate(self, condition: Tensor) -> Generated:
-        """What every level makes, from the top down."""
+        """Every level's output, from the top down."""
         batch = Generated([], [], [])
         for level in reversed(self.levels):
             if batch.made:
@@ -233,7 +237,8 @@ class GanTask:
         if len({steps for _, steps in self.recipe.generator_steps}) == 1:
             return self.phases("step", self._whole_step)
         report = self.phases("discriminator", self._discriminator_step)
-        repeats = self._repeats(report)
+        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
+        repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
         for repeat in range(repeats):
             new = repeat > 0 or self.recipe.fresh_noise
             anew = functools.partial(self._generator_step, True)  # a backward pass goes once through a batch
@@ -248,13 +253,8 @@ class GanTask:
             report |= self._generator_step(repeat > 0 or self.recipe.fresh_noise)
         return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
 
-    def _repeats(self, report: dict[str, Tensor]) -> int:
-        """Generator steps by the recipe's rule, of half the adversarial loss of the lowest level's D."""
-        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
-        return losses.generator_steps(self.recipe.generator_steps, lowest)
-
     def _discriminator_step(self) -> dict[str, Tensor]:
-        """Bring the next batch, and update all D and Q on it. What they say of real features needs no generator."""
+        """Bring the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
         real = self.real(self.index)
         condition = self.condition(real)
         self.beside.begin()
@@ -289,7 +289,7 @@ class GanTask:
         the discriminator step generated, or on a new draw."""
         real, condition, batch = self.batch
         batch = self.generate(condition) if new else batch
-        weights, report, parts, found = self.weights, {}, [], []
+        weights, report, parts, terms_of_levels = self.weights, {}, [], []
         self.beside.begin()
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
             terms: dict[str, tuple[float, Tensor]] = {}
@@ -303,9 +303,9 @@ class GanTask:
                     logits, recovered = self._judge(discriminator, batch.made[index])
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
                 terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
-            found.append(terms)
+            terms_of_levels.append(terms)
         self.beside.join()
-        for level, trivial, terms in zip(self.levels, self.trivial, found, strict=True):
+        for level, trivial, terms in zip(self.levels, self.trivial, terms_of_levels, strict=True):
             for name, (weight, term) in terms.items():
                 if weight > 0:
                     parts.append(weight * term)
@@ -317,12 +317,11 @@ class GanTask:
         return report
 
     def _encoded(self, fake: Tensor, level: Level) -> Tensor:
-        """What the encoder says of what a level made. Images carry the GAN's mean image; the encoder may have been
-        trained with another."""
+        """The encoder's output for a level's. Images carry the GAN's mean image; the encoder's may be another."""
         assert self.encoder is not None
-        seen = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+        fake = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
         with self._autocast():
-            return self.encoder(seen, level.low, level.high).to(self.mean.dtype)
+            return self.encoder(fake, level.low, level.high).to(self.mean.dtype)
 
     def _update(self, name: str, loss: Tensor) -> None:
         """One optimiser step; gradients go to this side's parameters only."""

@@ -33,12 +33,10 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
 
     A seed that diverged or collapsed counts with the floor in the choice of the best.
     """
-    outcomes = [(one, row, run.outcome(row)) for one, row in confirmed]
-    open_configs = {one.variant for one, _, outcome in outcomes if outcome is None}
-    whole = {one.variant: list[Any]() for one, _, _ in outcomes if one.variant not in open_configs}
-    for one, row, outcome in outcomes:
-        if one.variant in whole:
-            whole[one.variant].append((one, row, outcome))
+    configs: dict[str, list[Any]] = {}
+    for one, row in confirmed:
+        configs.setdefault(one.variant, []).append((one, row, run.outcome(row)))
+    whole = {config: ended for config, ended in configs.items() if all(outcome for *_, outcome in ended)}
     if not whole:
         return None
     values = [[outcome.values for *_, outcome in ended] for ended in whole.values()]

@@ -57,21 +57,20 @@ class SearchRun:
     """A search with everything chosen; a `Configs` for its searcher.
 
     Args:
-        store: None where there is none yet, for a dry run.
         slots: stages at the same time.
         units: GPUs, or nodes where there is no GPU: what is paid for.
     """
 
-    def __init__(self, search: Search, basis: Basis, store: Store | None, slots: int, units: int):
+    def __init__(self, search: Search, basis: Basis, store: Store, slots: int, units: int):
         self.options, self.basis, self.slots, self.units = search, basis, slots, units
         template = basis.config(VARIANTS[search.variant].variant, search.seed)
         varied = tuple(parse_varied(text, basis.recipe) for text in search.vary)
         chosen = (search.chosen_splits, search.ranges, search.zeros, varied)
         self.space = space = Space(search.variant, template, basis.recipe, *chosen)
         parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
-        space_parts = [space.variant, space.splits, space.ranges, space.zeros, space.varied]
+        space_parts = [space.variant, space.splits, space.ranges, space.zeros, [*map(repr, space.varied)]]
         self.key = content_key([*parts, as_json(space_parts)])
-        self.saved_store, self.scores = store, tuple(OBJECTIVES[search.objective])
+        self.store, self.scores = store, tuple(OBJECTIVES[search.objective])
         self.stop_by = self.scores[0] if search.early_stop else ""
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.limits: Limits = search.limits(units)
@@ -87,11 +86,6 @@ class SearchRun:
         return f"sgan-{self.key}"
 
     @property
-    def store(self) -> Store:
-        assert self.saved_store is not None
-        return self.saved_store
-
-    @property
     def study_place(self) -> str | Path:
         """Address of the database, or path of the journal file, in which Optuna's dashboard finds the study."""
         return self.options.study_storage or manifest.folder(self.store, self.key) / STUDY
@@ -101,7 +95,7 @@ class SearchRun:
 
     def searcher(self) -> Searcher:
         """The first phase, with all that the record holds of it."""
-        if self.saved_store and self.key in manifest.keys(self.store):
+        if self.key in manifest.keys(self.store):
             record = manifest.read(self.store, self.key)
             self.rows, self.decided = record["trials"], record["decided"]
             self.before = max([record["spent"], *(row["spent"] for row in self.rows)])
@@ -127,7 +121,7 @@ class SearchRun:
 
     def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
         """A config as options of sweeps/ablation.py."""
-        varied = [f"{one.field}={params[one.field]!r}" for one in self.space.varied]
+        varied = [f"{field}={params[field]!r}" for field, _ in self.space.varied]
         weights, cuts = self.space.loss_weights(dict(params)), SPLITS[params["split"]]
         return chosen_options(self.options, self.basis, cuts, weights, [*self.options.override, *varied])
 
@@ -174,9 +168,8 @@ class SearchRun:
         Raises:
             ConfigError: --hours or --max-cost carry fewer than three trials.
         """
-        recent = [self.trial(row["number"], row["params"])[0] for row in self.phase("explore")[-RECENT:]]
-        stages = [stage for one in recent for _, stage in one.plan.stages]
-        rate = (recorded_rate(self.store, stages) if stages else None) or probe()
+        recent = [self.trial(row["number"], row["params"])[0].plan for row in self.phase("explore")[-RECENT:]]
+        rate = recorded_rate(self.store, [stage for each in recent for _, stage in each.stages]) or probe()
         own = [[stage for _, stage in plan(config).stages] for config in self.templates.values()]
         splits = [rate * sum(cost(each) for each in stages if not isinstance(each, ClassifierStage)) for stages in own]
         self.expected_seconds = mean = sum(splits) / len(splits)
@@ -206,7 +199,7 @@ class SearchRun:
         split = self.space.splits[0]
         stages = {stage for seed in seeds for _, stage in plan(self._template(split, seed)).stages if trials}
         stages = {stage for stage in stages if isinstance(stage, ClassifierStage)}
-        return [cost(each) for each in stages if not (self.saved_store and self.store.has(name(each)))]
+        return [cost(each) for each in stages if not self.store.has(name(each))]
 
     def begin(self, searcher: Searcher, command: str, commit: str, machine: str) -> None:
         """Write the search's head into the record, and open the copy of the study."""

@@ -5,6 +5,8 @@ lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) 
 """
 
 import dataclasses
+import functools
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -36,19 +38,8 @@ def splits_of(variant: str) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
 
 
-@dataclass(frozen=True)
-class Varied:
-    """A numeric field of the recipe and its range; `log` samples it on a log scale."""
-
-    field: str
-    low: float
-    high: float
-    log: bool
-
-    @property
-    def whole(self) -> bool:
-        """Whether the field takes whole numbers."""
-        return isinstance(self.low, int)
+Varied = tuple[str, FloatDistribution | IntDistribution]
+"""A numeric field of the recipe, by its dotted name, and its range."""
 
 
 def parse_varied(text: str, recipe: Recipe) -> Varied:
@@ -57,31 +48,17 @@ def parse_varied(text: str, recipe: Recipe) -> Varied:
     parts = re.fullmatch(r"([^=]*)=([^:]*):([^:]*)(:log)?", text)
     if parts is None:
         raise ConfigError(f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}")
-    field, low, high, log = parts.groups()
-    value: Any = recipe
-    for name in field.split("."):
-        names = [item.name for item in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
-        require(name in names, f"no field {field!r} for --vary; at {name!r} there are {', '.join(names) or 'none'}")
-        value = getattr(value, name)
-    require(type(value) in (int, float), f"--vary {field} is {value!r}: only numbers can be varied")
+    field, *ends, log = parts.groups()
     try:
-        found = Varied(field, type(value)(low), type(value)(high), bool(log))
-    except ValueError as error:
-        kind = type(value).__name__
-        raise ConfigError(f"--vary {field} takes two {kind} values, but got {text!r}") from error
-    require(
-        found.low <= found.high < math.inf,
-        f"the upper end of --vary {field} must be a finite number >= {found.low:g}, but got {found.high}",
-    )
-    require(not found.log or found.low > 0, f"a log scale needs a lower end > 0, but got --vary {text}")
-    for end in (found.low, found.high):
-        changed(recipe, {field: end})
-    return found
-
-
-def changed(recipe: Recipe, values: dict[str, float]) -> Recipe:
-    """The recipe with fields, by dotted name, replaced."""
-    return with_fields(recipe, values, "--vary")
+        low, high = map(json.loads, ends)
+        for end in (low, high):
+            recipe = with_fields(recipe, {field: end}, "--vary")
+        whole = isinstance(functools.reduce(getattr, field.split("."), recipe), int)
+        return field, (IntDistribution if whole else FloatDistribution)(low, high, log=bool(log))
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # of JSON and Optuna
+        raise ConfigError(f"--vary {text}: {error}") from error
 
 
 def check(
@@ -127,7 +104,7 @@ class Space:
 
     def __post_init__(self):
         check(self.variant, self.splits, self.ranges, self.zeros)
-        fields = [varied.field for varied in self.varied]
+        fields = [field for field, _ in self.varied]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
 
     @property
@@ -154,10 +131,7 @@ class Space:
         for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
             if name in self.weights:
                 found[name] = FloatDistribution(low, high, log=True)
-        for varied in self.varied:
-            kind = IntDistribution if varied.whole else FloatDistribution
-            found[varied.field] = kind(varied.low, varied.high, log=varied.log)  # pyright: ignore[reportArgumentType]
-        return found
+        return found | dict(self.varied)
 
     def known_good(self) -> dict[str, Any]:
         """The paper's point, or the point of this space nearest to it."""
@@ -169,11 +143,9 @@ class Space:
         for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
             if name in self.weights:
                 params[name] = min(max(getattr(row.weights, name), low), high)
-        for varied in self.varied:
-            value: Any = self.recipe
-            for part in varied.field.split("."):
-                value = getattr(value, part)
-            params[varied.field] = min(max(value, varied.low), varied.high)
+        for field, distribution in self.varied:
+            value = functools.reduce(getattr, field.split("."), self.recipe)
+            params[field] = min(max(value, distribution.low), distribution.high)  # pyright: ignore[reportArgumentType]
         return params
 
     def loss_weights(self, params: dict[str, Any]) -> Weights:
@@ -183,7 +155,7 @@ class Space:
 
     def config(self, params: dict[str, Any], seed: int) -> Config:
         """The config that params mean."""
-        recipe = changed(self.recipe, {varied.field: params[varied.field] for varied in self.varied})
+        recipe = with_fields(self.recipe, {field: params[field] for field, _ in self.varied}, "--vary")
         weights, same = self.loss_weights(params), self.template
         row = VARIANTS[self.variant].variant
         cuts = SPLITS[params["split"]]
@@ -198,5 +170,5 @@ class Space:
         """A config in words."""
         weights = self.loss_weights(params)
         told = " : ".join(f"{getattr(weights, name):.3g}" for name in WEIGHTS)
-        more = "".join(f", {varied.field} {params[varied.field]:.3g}" for varied in self.varied)
+        more = "".join(f", {field} {params[field]:.3g}" for field, _ in self.varied)
         return f"{params['split']}, {told}{more}"

@@ -145,11 +145,11 @@ def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
     run.plan(run.searcher(), lambda: 0.0)
     search = tyro.cli(Search, args=[*SEARCH, "--store", str(tmp_path / "none")])
     basis = prepare(search, 0)
-    fresh = SearchRun(search, basis, None, 2, 1)
+    fresh = SearchRun(search, basis, open_store(str(tmp_path / "fresh")), 2, 1)
     made = fresh.plan(fresh.searcher(), lambda: 1e-4)
     assert made.estimate.low < made.estimate.median < made.estimate.high
     assert {path: path.stat().st_mtime_ns for path in searched.rglob("*")} == before
-    assert not list(tmp_path.iterdir())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_config_that_does_not_learn_is_stopped_early(tmp_path: Path, digits: Data):

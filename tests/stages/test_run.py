@@ -39,10 +39,9 @@ from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.kinds.score import best_point
 from sgan.stages.run import Event, run_stage, run_trial
 from sgan.store.files import StoreError, read_tensors
-from sgan.store.local import Store
+from sgan.store.local import CHECKPOINTS, Store
 from sgan.store.record import RECORD_FILE, read_record
 from sgan.training import checkpoint
-from sgan.training.checkpoint import CHECKPOINTS
 from sgan.training.loop import Diverged, Progress
 
 SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]

@@ -10,7 +10,7 @@ from test_train import STEPS, few, gan_task  # noqa: F401  # a fixture
 from sgan.models.encoder import Encoder
 from sgan.training.checkpoint import task_tensors
 from sgan.training.cuda_graphs import EAGER
-from sgan.training.steps import ClassifierTask, GanTask
+from sgan.training.steps import ClassifierTask, GanTask, Networks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs")
 
@@ -22,8 +22,8 @@ def on_gpu(case: str, data, precision: str, graphs: bool) -> GanTask:
     levels = [dataclasses.replace(level, generator=level.generator.cuda()) for level in task.levels]
     discriminators = [discriminator.cuda() for discriminator in task.discriminators]
     assert task.encoder is not None
-    rest = (recipe, weights, task.seed, task.mean.cuda(), task.classes, feedback, graphs)
-    return GanTask(levels, discriminators, task.encoder.cuda(), data.to("cuda"), *rest)
+    networks = Networks(levels, discriminators, task.encoder.cuda(), task.classes)
+    return GanTask(networks, data.to("cuda"), recipe, weights, task.seed, feedback, graphs)
 
 
 def same(graphed: GanTask | ClassifierTask, launched: GanTask | ClassifierTask) -> None:

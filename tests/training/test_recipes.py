@@ -39,7 +39,7 @@ from sgan.stages.kinds import joint
 from sgan.stages.kinds.level import START_FILE
 from sgan.stages.run import run_trial
 from sgan.store.local import Store
-from sgan.training.steps import ClassifierTask, GanTask, step_seed
+from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
 from sweeps.planning.options import Sweep
 
 
@@ -244,8 +244,7 @@ def test_the_full_generator_has_one_discriminator_and_gradients_in_all_of_it(dig
     level = Level(IMAGE, LABEL, chain, through=("fc3",))
     few = replace(digits, images=digits.images[:64], labels=digits.labels[:64])
     discriminator = Discriminator(TINY, PAPER, IMAGE, ("fc3",))
-    mean = torch.zeros(1, 1, 8, 8)
-    task = GanTask([level], [discriminator], encoder, few, PAPER, Weights(), 0, mean, 10)
+    task = GanTask(Networks([level], [discriminator], encoder, 10), few, PAPER, Weights(), 0)
     before = {key: value.clone() for key, value in chain.state_dict().items()}
     report = task.step(0)
     assert {"g_adversarial", "g_conditional", "g_entropy", "d_accuracy"} <= set(report)
@@ -259,9 +258,7 @@ def test_the_conditional_ratio_of_features_is_to_their_variance(digits):
     torch.manual_seed(0)
     encoder = Encoder(TINY, 0.3).requires_grad_(False)
     levels = [Level(IMAGE, "fc3", Generator(TINY, PAPER, IMAGE, "fc3"))]
-    task = GanTask(
-        levels, [Discriminator(TINY, PAPER, IMAGE)], encoder, digits, PAPER, Weights(), 0, torch.zeros(1, 1, 8, 8), 10
-    )
+    task = GanTask(Networks(levels, [Discriminator(TINY, PAPER, IMAGE)], encoder, 10), digits, PAPER, Weights(), 0)
     with torch.no_grad():
         real = encoder(digits.images.float() / 255, IMAGE, "fc3").double().numpy()
     report = task.step(0)

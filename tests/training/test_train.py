@@ -27,7 +27,7 @@ from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS, Task, module_tensors
 from sgan.training.cuda_graphs import EAGER, Phases, _Recorded
 from sgan.training.loop import Diverged, Progress, loop, marks
-from sgan.training.steps import ClassifierTask, GanTask, step_seed
+from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
 
 SEED = 3
 ADV, ADV_ENT, ALL = Weights(1, 0, 0), Weights(1, 0, 10), Weights()
@@ -61,7 +61,7 @@ def gan_task(
             generator.mean.copy_(mean)
         levels.append(Level(low, high, generator.to(memory_format=torch.channels_last), labels))
         discriminators.append(Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
-    return GanTask(levels, discriminators, encoder, data, recipe, weights, SEED, mean, 10, feedback)
+    return GanTask(Networks(levels, discriminators, encoder, 10), data, recipe, weights, SEED, feedback)
 
 
 class Adam:

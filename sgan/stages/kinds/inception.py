@@ -33,10 +33,8 @@ def run(stage: InceptionStage, context: Context, folder: Path, evaluator: Evalua
     tensors |= {key: torch.from_numpy(value) for key, value in statistics.items()}
     write_tensors(folder / REFERENCE_FILE, tensors)
     yield Progress(total, total)
-    return {
-        "scores": on_test | metrics.inception_scores(real.logits),
-        "fingerprint": {"scores": as_json(fingerprint(stage, total))},
-    }
+    scores = on_test | metrics.inception_scores(real.logits)
+    return {"scores": scores, "fingerprint": {"scores": as_json(fingerprint(stage, total))}}
 
 
 def fingerprint(stage: InceptionStage, samples: int) -> metrics.Fingerprint:

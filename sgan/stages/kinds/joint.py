@@ -4,13 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
-from sgan.data.batches import pixel_mean
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage
 from sgan.stages.kinds.level import START_FILE, build, generators, load_encoder, train
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, load_optimisers, module_tensors
-from sgan.training.steps import GanTask, role_seed
+from sgan.training.steps import GanTask, Networks, role_seed
 
 
 def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
@@ -21,11 +20,8 @@ def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator 
     levels, discriminators = build(stage.levels, recipe, data, context.device)
     for level, discriminator, tensors in zip(levels, discriminators, states, strict=True):
         load_modules(generators([level]) | {"discriminator": nn.ModuleList([discriminator])}, tensors)
-    encoder, mean = load_encoder(first, context), pixel_mean(data.images, recipe.pixel_mean)
-    seed, classes = role_seed(first.seed, "joint"), first.dataset.classes
-    task = GanTask(
-        levels, discriminators, encoder, data, recipe, first.weights, seed, mean, classes, feedback=stage.feedback
-    )
+    networks = Networks(levels, discriminators, load_encoder(first, context), first.dataset.classes)
+    task = GanTask(networks, data, recipe, first.weights, role_seed(first.seed, "joint"), stage.feedback)
     if not stage.fresh_adam:
         place = dict.fromkeys(task.modules, 0)
         for level, discriminator, tensors in zip(levels, discriminators, states, strict=True):

@@ -18,7 +18,7 @@ from sgan.stages.kinds import classifier
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import module_tensors, task_tensors
 from sgan.training.loop import Progress, loop, marks
-from sgan.training.steps import FORMAT, GanTask, role_seed
+from sgan.training.steps import FORMAT, GanTask, Networks, role_seed
 
 START_FILE = "joint-start.safetensors"
 """The state with which the joint stage goes on, where it is not the last one."""
@@ -57,10 +57,9 @@ def load_encoder(stage: LevelStage, context: Context) -> Encoder | None:
 def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the level; its weights and, in the middle, the state for the joint stage are kept."""
     recipe, data = stage.recipe, context.data
-    levels, discriminators = build((stage,), recipe, data, context.device)
-    encoder, mean = load_encoder(stage, context), pixel_mean(data.images, recipe.pixel_mean)
-    seed, classes = role_seed(stage.seed, stage.low), stage.dataset.classes
-    task = GanTask(levels, discriminators, encoder, data, recipe, stage.weights, seed, mean, classes)
+    built = build((stage,), recipe, data, context.device)
+    networks = Networks(*built, load_encoder(stage, context), stage.dataset.classes)
+    task = GanTask(networks, data, recipe, stage.weights, role_seed(stage.seed, stage.low))
     steps = max(1, stage.images // recipe.batch)
     start = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else 0
     yield from train(task, stage, folder, evaluator, start)
