@@ -3,12 +3,10 @@
 Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -77,24 +75,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             remove(temporary)
-
-
-@contextmanager
-def passing(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder inside `parent` that is removed at the end. Those of this prefix whose processes were killed are
-    removed first: each has a lock, which its process holds while it lives."""
-    for left in parent.glob(f"{prefix}*/lock"):
-        with suppress(OSError), open(left, "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left.parent, ignore_errors=True)
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-    try:
-        with open(made / "new", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(made / "new", made / "lock")  # so that it is never there and free while its process lives
-            yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

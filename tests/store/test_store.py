@@ -20,7 +20,6 @@ from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
-    passing,
     read_json,
     read_tensors,
     sha256,
@@ -40,15 +39,6 @@ with Store(sys.argv[1]).claim('stage') as mine:
     time.sleep(60 if mine else 0)
 """
 
-PASSES = """
-import sys, time
-from pathlib import Path
-from sgan.store.files import passing
-with passing(Path(sys.argv[1]), 'a-') as folder:
-    print(folder, flush=True)
-    time.sleep(60)
-"""
-
 
 def publish(store: Store, name: str = "stage") -> Path:
     """A finished stage with one file of tensors; returns that file."""
@@ -65,22 +55,6 @@ def claimer(store: Store) -> subprocess.Popen:
 def said(process: subprocess.Popen) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def test_a_passing_folder_goes_with_its_process_or_when_the_next_one_comes(tmp_path):
-    owner = subprocess.Popen([sys.executable, "-c", PASSES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    theirs, other = Path(said(owner)), tmp_path / "a-file-of-somebody"
-    other.mkdir()
-    (theirs / "content").write_text("kept")
-    with passing(tmp_path, "a-") as ours:
-        assert (theirs / "content").read_text() == "kept"  # its process lives
-        assert sorted(tmp_path.iterdir()) == sorted([ours, theirs, other])
-    assert sorted(tmp_path.iterdir()) == sorted([theirs, other])
-    owner.kill()
-    owner.wait(20)
-    assert theirs.exists()
-    with passing(tmp_path, "a-") as ours:
-        assert sorted(tmp_path.iterdir()) == sorted([ours, other])
 
 
 def test_names_from_outside_stay_inside(tmp_path):
