@@ -1,7 +1,6 @@
 """The process that keeps MLflow level with a sweep while it runs, so that a slow or absent server holds nothing up."""
 
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -63,7 +62,6 @@ def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[s
         sweep_key: Key of the sweep.
         uri: Tracking URI.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ray job that is stopped sends it to all processes of the job
     store, pause, trouble = open_store(address), 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began, before = time.process_time(), trouble
