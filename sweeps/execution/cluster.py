@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ def join_cluster() -> None:
     address = cluster_address()
     if address:
         _require_answer(address)
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -40,6 +42,8 @@ def join_cluster() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
         )
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address:
@@ -48,6 +52,8 @@ def join_cluster() -> None:
         if "AF_UNIX" in reason:
             advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
+    finally:
+        signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
 
 
 def _require_answer(address: str) -> None:
