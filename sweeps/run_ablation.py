@@ -48,7 +48,7 @@ def main(options: Sweep) -> int:
     try:
         finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
     finally:
-        unsent = follow.finish(follower)
+        unsent = follow.finish(follower, store, key, uri)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
     failed, left = outcomes.count("failed"), outcomes.count("interrupted") + outcomes.count("failed")
     store.note("sweep ended", sweep=key, open=left, failed=failed)

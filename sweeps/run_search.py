@@ -120,7 +120,7 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         plots.draw(searcher.study, run.space, run.plots, run.scores)
     finally:
         run.end(searcher)
-        unsent = follow.finish(follower)
+        unsent = follow.finish(follower, store, run.key, uri)
     store.note("search ended", search=run.key)
     if stopped:
         print("\nStopped with trials open; the same command goes on where they are.")
