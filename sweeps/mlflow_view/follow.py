@@ -4,6 +4,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import tyro
 from tyro.conf import Positional
@@ -30,14 +31,19 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(process: "subprocess.Popen[bytes]", store: Store, sweep_key: str, uri: str) -> str:
+def finish(
+    process: "subprocess.Popen[bytes]", store: Store, sweep_key: str, uri: str, seconds: float | None = None
+) -> str:
     """Wait until the process has sent what is left; if it was killed, or could not, send it from here.
 
+    Args:
+        seconds: wait no longer, and send nothing from here: the process then ends by itself.
     Returns:
         "", or one line that says what went wrong, and how to send the rest later.
     """
-    process.communicate()
-    return attempt(store, [sweep_key], uri) if process.returncode else ""
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=seconds)
+    return attempt(store, [sweep_key], uri) if process.returncode and seconds is None else ""
 
 
 def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:

@@ -141,7 +141,7 @@ def _alarms(sweep: Sweep) -> list[str]:
 
 def _seen(sweep: Sweep) -> list[str]:
     done, variants = sweep.done, sweep.manifest["variants"]
-    if done.empty:
+    if not len(done):
         return ["No trial has finished."]
     lines, seeds = [], done["seed"].nunique()
     if seeds <= FEW_SEEDS:
