@@ -141,7 +141,7 @@ def _alarms(sweep: Sweep) -> list[str]:
 
 def _seen(sweep: Sweep) -> list[str]:
     done, variants = sweep.done, sweep.manifest["variants"]
-    if not len(done):
+    if len(done) == 0:
         return ["No trial has finished."]
     lines, seeds = [], done["seed"].nunique()
     if seeds <= FEW_SEEDS:
@@ -149,7 +149,7 @@ def _seen(sweep: Sweep) -> list[str]:
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
             f"2/2^{seeds} = {2 / 2**seeds:g}."
         )
-    seen = done.groupby("variant")["generator_images"].last()
+    seen = dict(zip(done["variant"], done["generator_images"], strict=True))
     images = ", ".join(f"{each['title']} {seen[each['name']]:,.0f}" for each in variants if each["name"] in seen)
     return [
         *lines,
