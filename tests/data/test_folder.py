@@ -269,7 +269,8 @@ def test_scores_see_the_pixels_that_training_sees_at_each_images_own_size(root):
     exif[0x0112] = 6
     picture(size=(32, 20)).save(root / "cats" / "turned.png", exif=exif)
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(root / "cats" / "clear.png")
-    images = [image for batch in metrics.find(str(root / "cats"), "train", root, None).batches() for image in batch]
+    found = metrics.find(str(root / "cats"), "train", root, None)
+    images = [image for batch in metrics.batches(found.images) for image in batch]
     assert len(images) == 12
     assert [tuple(image.shape) for image in images if image.shape[1:] != (32, 32)] == [(3, 32, 20)]
     square = rows(*(image[None].numpy() for image in images if image.shape[1:] == (32, 32)))
