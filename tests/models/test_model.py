@@ -72,7 +72,7 @@ def test_a_saved_stack_samples_the_same_images(name, statistics, tmp_path):
     assert torch.equal(found, drawn(levels, torch.tensor(labels), statistics, 11))
     assert torch.equal(loaded.sample(23), drawn(levels, balanced_labels(23, 10), statistics, 0))
     assert not torch.equal(loaded.sample(labels, 12), found)
-    assert (loaded.classes, loaded.labels, loaded.about) == (10, STACKS[name][-1][2], {"seed": 7})
+    assert (loaded.classes, loaded.about) == (10, {"seed": 7})
     assert {path.suffix for path in (tmp_path / "m").iterdir()} == {".json", ".safetensors"}
 
 
