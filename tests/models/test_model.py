@@ -163,7 +163,7 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     ("words", "said"),
     [
         (("nothing",), "'nothing' is no folder, and no run or stage in the store"),
-        ((".", "--n", "0"), "--n must be a whole number >= 1, but got 0"),
+        ((".", "--n", "0"), "--n must be greater than 0, but got 0"),
         ((".", "--out", "x.jpg"), "--out must be a .png file"),
         ((".",), "there is no model at"),
     ],
