@@ -3,7 +3,6 @@
 python -m sgan.metrics DIR_OR_DATASET [--against DIR_OR_DATASET] [--help]
 """
 
-import dataclasses
 import hashlib
 import itertools
 import sys
@@ -24,7 +23,7 @@ from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
 from sgan.data.image_folder import image_files, read_image
 from sgan.evaluation import inception
-from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_scores, join, network_scores
+from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores
 from sgan.presets import DATASETS
 from sgan.store.files import write_json
 
@@ -129,13 +128,11 @@ def main(options: Options) -> int:
     found = describe(source, network)
     scores = network_scores(found, describe(real, network)) if real else inception_scores(found.logits)
     reference = f"{real.name} ({real.digest})" if real else "none"
-    fingerprint = dataclasses.asdict(
-        Fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
-    )
+    known = fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
     print(source.name, *(f"  {name:<28}{score:.4f}" for name, score in scores.items()), sep="\n")
-    print(*(f"  {name:<28}{value}" for name, value in fingerprint.items()), sep="\n")
+    print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
     if options.json:
-        write_json(options.json, {"source": source.name, "scores": scores, "fingerprint": fingerprint})
+        write_json(options.json, {"source": source.name, "scores": scores, "fingerprint": known})
     return 0
 
 
