@@ -267,7 +267,6 @@ DEPENDENTS: dict[str, set[str]] = {
     "store/__init__.py": set(),
     "store/claims.py": set(),
     "store/files.py": set(),
-    "store/ledger.py": set(),
     "store/local.py": set(),
     "store/record.py": set(),
     "store/s3.py": set(),
