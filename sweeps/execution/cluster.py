@@ -22,6 +22,8 @@ CONFIG = "ray_bootstrap_config.yaml"
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
 """For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
 CPUs a tenth faster (docs/performance.md)."""
+FOUND_HERE = ("", "auto")
+"""Values of RAY_ADDRESS with which Ray joins the cluster that `ray start` has left on this machine."""
 ANSWER_SECONDS = 10.0
 """A cluster's head answers within so many seconds."""
 
@@ -31,7 +33,7 @@ def cluster_address() -> str:
     `ray start` has left on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
     left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    if address in ("", "auto") and left.exists():
+    if address in FOUND_HERE and left.exists():
         return left.read_text().strip()
     return "" if address == "local" else address
 
@@ -44,7 +46,7 @@ def join_cluster() -> None:
     """
     address = cluster_address()
     if address:
-        _require_answer(address)
+        require_answer(address)
     try:
         ray.init(
             address=address or "local",
@@ -63,8 +65,8 @@ def join_cluster() -> None:
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
 
 
-def _require_answer(address: str) -> None:
-    """Raise ConfigError where nothing listens at host:port: Ray itself would try for minutes."""
+def require_answer(address: str) -> None:
+    """Raise ConfigError where nothing listens at an address host:port: Ray itself would try for minutes."""
     server, _, port = address.rpartition("://")[2].rpartition(":")
     if not (server and port.isdigit()):
         return
@@ -75,7 +77,8 @@ def _require_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
-    origin = "of RAY_ADDRESS" if os.environ.get("RAY_ADDRESS", "auto") != "auto" else "that `ray start` has left here"
+    named = os.environ.get("RAY_ADDRESS", "") not in FOUND_HERE
+    origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
     return ConfigError(
         f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "
         "RAY_ADDRESS=local to use this machine alone"
