@@ -8,12 +8,11 @@
     sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
     failures/<name>.json   the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
-    drivers/<time>-<key>.log the output of a command on a cluster (sweeps.execution.jobs)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
 JSON and tensors have a SHA-256 inside, a line of a record or the ledger has a CRC, and stage.json has the SHA-256 of
 every file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it again, but for
-the ledger's and the logs' account of the past. `sgan.store.s3` keeps the same in a bucket.
+the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno

@@ -31,6 +31,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         StoreError: a file of the sweep is damaged. All trials but those that need it have been sent.
         OSError, MlflowException, SQLAlchemyError: MLflow cannot be reached.
     """
+    if not live:
+        store.renew()
     update = _Pass(connect(uri), store, manifests.read(store, sweep_key))
     with store.lock(f"mlflow-{sweep_key}"):  # two passes at once, of two drivers, would make runs twice
         return update.send(uri, live)
