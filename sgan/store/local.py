@@ -34,6 +34,7 @@ from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
+    is_plain,
     read_json,
     read_tensors,
     remove,
@@ -204,11 +205,11 @@ class Store:
     def file(self, name: str, file: str) -> Path:
         """A file of a finished stage, checked against the digest taken when it was published.
 
-        Raises StoreError where the file is missing or its bytes have changed.
+        Raises StoreError where the file is missing, its bytes have changed, or a symbolic link is in its place.
         """
         path, expected = self._file(name, file), self.facts(name)["files"].get(file)
         with suppress(OSError):  # also where the disk cannot read it
-            if expected and sha256(path) == expected:
+            if expected and is_plain(self._folder(name), file) and sha256(path) == expected:
                 return path
         raise StoreError(f"{path} is missing or damaged; delete {self._folder(name)}, and the stage is trained again")
 
@@ -266,9 +267,9 @@ class Store:
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with the files that an interrupted run left in it."""
         folder = self.work(name)
+        _remove_foreign(folder)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
-        _remove_hidden(folder)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
@@ -279,9 +280,9 @@ class Store:
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`."""
         folder, finished = self.work(name), self._folder(name)
+        _remove_foreign(folder)
         for file in (*drop, STAGE_FILE):
             remove(folder / file)
-        _remove_hidden(folder)
         paths = sorted(folder.rglob("*"))
         digests = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
@@ -299,7 +300,9 @@ def newest(checkpoints: Iterable[str]) -> str:
     return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
 
 
-def _remove_hidden(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed."""
-    for path in list(folder.rglob(".*")):
-        remove(path)
+def _remove_foreign(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed, and symbolic links, which no stage makes: they could lead
+    to any file of this machine."""
+    for path in [folder] if folder.is_symlink() else list(folder.rglob("*")):
+        if path.is_symlink() or path.name.startswith("."):
+            remove(path)

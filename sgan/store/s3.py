@@ -256,7 +256,7 @@ class BucketStore(Store):
         folder, upload = self._folder(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
-            self._put(folder / file, f"stages/{name}/{upload}/{file}")
+            self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
         done, body = f"done/{name}.json", json.dumps(sealed(facts), indent=1).encode()
         if not self._patiently(lambda: swap(self.fs, f"{self.base}/{done}", body)):
             self.note("stage discarded", stage=name)

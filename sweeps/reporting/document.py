@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgan.store.files import StoreError, sha256
+from sgan.store.files import StoreError, is_plain, sha256
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.planning import manifest
@@ -62,7 +62,7 @@ def copy_plots(store: Store, sweep: Sweep, out: Path) -> str:
         return ""
     plots, folder = manifest.folder(store, key) / "plots", out.with_suffix("") / key
     store.fetch(plots)
-    files = {path.name: path for path in plots.glob("*.png")}
+    files = {path.name: path for path in plots.glob("*.png") if is_plain(plots, path.name)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in digests.items():
         if name not in files or sha256(files[name])[:16] != digest:
