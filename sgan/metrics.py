@@ -114,7 +114,7 @@ def describe(source: Source, network: inception.Inception, cache: Path) -> Featu
     file = cache / f"inception-{content_key([network.weights, source.digest, code_version()])}.safetensors"
     try:
         if file.exists():
-            tensors = read_tensors(file)[0]
+            tensors = read_tensors(file)
             return Features(tensors["features"], tensors["logits"])
     except StoreError:
         pass  # damaged: computed again

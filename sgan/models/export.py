@@ -120,7 +120,7 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
         levels = [_level(dataset, recipe, row) for row in rows]
-    saved, built = read_tensors(weights)[0], _tensors(levels)
+    saved, built = read_tensors(weights), _tensors(levels)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
         raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
     for name, tensor in built.items():

@@ -13,14 +13,7 @@ from typing import Any
 
 from sgan.checks import content_key
 
-KINDS = {
-    "encoder": "classifier",
-    "scorer": "scorer",
-    "inception": "inception",
-    "level": "level",
-    "joint": "joint",
-    "score": "score",
-}
+KINDS = {kind: kind for kind in ("scorer", "inception", "level", "joint", "score")} | {"encoder": "classifier"}
 """Kind of a stage -> its file in sgan/stages/kinds."""
 COUNTED = ("sgan.data.batches", "sgan.models.", "sgan.training.", "sgan.evaluation.", "sgan.stages.kinds.")
 """Modules, and packages with a dot at the end, whose code is part of names."""

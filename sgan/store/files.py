@@ -1,14 +1,12 @@
-"""Files that say whether they are whole: JSON and tensors hold a SHA-256 of themselves, a line holds a CRC.
+"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines, and tensors.
 
 Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from sgan.checks import ConfigError
 
-SEAL, NOTE = "sha256", "note"
+SEAL = "sha256"
 
 
 class StoreError(ConfigError):
@@ -88,24 +85,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
-@contextmanager
-def passing(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder inside `parent` that is removed at the end. Those of this prefix whose processes were killed are
-    removed first: each has a lock, which its process holds while it lives."""
-    for left in parent.glob(f"{prefix}*/lock"):
-        with suppress(OSError), open(left, "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left.parent, ignore_errors=True)
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-    try:
-        with open(made / "new", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(made / "new", made / "lock")  # so that it is never there and free while its process lives
-            yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
     content = {name: item for name, item in value.items() if name != SEAL}
@@ -167,37 +146,16 @@ def _crc(value: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _tensors_digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
-    """SHA-256 of tensors with their names, types and shapes, and of the note beside them."""
-    digest = hashlib.sha256(json.dumps(dict(note), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors with their SHA-256 and a note, whole or not at all.
-
-    Raises OSError where the disk is full or cannot be written.
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = dict(note or {})
-    text = json.dumps({**notes, SEAL: _tensors_digest(plain, notes)}, sort_keys=True)
-    content = safetensors.torch.save(plain, {NOTE: text})  # several entries would stand in any order
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, whole or not at all; OSError where the disk is full or cannot be written."""
+    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a safetensors file and its note; StoreError with its name where they are not what was written."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; StoreError with its name where it is none."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            note = dict(json.loads((file.metadata() or {}).get(NOTE, "{}")))
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
-    if note.pop(SEAL, "") != _tensors_digest(tensors, note):
-        raise StoreError(f"{path} is not as it was written; delete its folder, and it is made again")
-    return tensors, note

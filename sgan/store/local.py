@@ -9,10 +9,9 @@
     failures/<name>.json   the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
 
-Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. Everything in it says whether it is whole:
-JSON and tensors have a SHA-256 inside, a line of a record or the ledger has a CRC, and stage.json has the SHA-256 of
-every file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it again, but for
-the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
+Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a SHA-256 of itself, and stage.json
+that of every other file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it
+again, but for the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno
@@ -215,7 +214,7 @@ class Store:
 
     def tensors(self, name: str, file: str) -> dict[str, Tensor]:
         """Tensors of a finished stage, checked as by `file`."""
-        return read_tensors(self.file(name, file))[0]
+        return read_tensors(self.file(name, file))
 
     def _file(self, name: str, file: str) -> Path:
         return inside(self._folder(name), file)

@@ -73,11 +73,6 @@ def is_bucket(address: str) -> bool:
     return bool(separator)
 
 
-def absolute(address: str) -> str:
-    """The address of the same store from any folder."""
-    return address if is_bucket(address) else str(Path(address).absolute())
-
-
 def _connect(address: str) -> tuple[S3FileSystem, str]:
     """The file system of an address, and the folder in it."""
     folder, _, query = address.removeprefix("s3://").partition("?")

@@ -8,7 +8,7 @@ checkpoints/<step>/checkpoint.json     the SHA-256 of both, and of every other f
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -185,10 +185,9 @@ def check(folder: Path, digests: Mapping[str, str]) -> None:
 
 def new_files(work: Path, known: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of the files in a work folder, but for record, checkpoints and those that are known."""
-    return {file: sha256(work / file) for file in _files(work) if file not in known}
-
-
-def _files(work: Path) -> Iterator[str]:
-    for path in sorted((*work.glob("[!.]*"), *work.glob("[!.]*/[!.]*"))):
-        if path.is_file() and path.parent.name != CHECKPOINTS and path.name != RECORD_FILE:
-            yield path.relative_to(work).as_posix()
+    paths = {path.relative_to(work).as_posix(): path for path in (*work.glob("[!.]*"), *work.glob("[!.]*/[!.]*"))}
+    return {
+        file: sha256(path)
+        for file, path in paths.items()
+        if path.is_file() and file not in known and file != RECORD_FILE
+    }

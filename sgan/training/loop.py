@@ -7,6 +7,7 @@ from a checkpoint is the same run.
 import contextlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def loop(
     def save() -> None:
         nonlocal saved
         seconds = start.seconds + time.monotonic() - began
-        checkpoints.save(Checkpoint(number, seconds, record.text, files, task_tensors(task) | _window_tensors(window)))
+        checkpoints.save(Checkpoint(number, seconds, record.text, files, _state(task, window)))
         saved = number
 
     if not record.points:
@@ -107,7 +108,8 @@ def loop(
     try:
         yield progress()
         while number < steps:
-            window.append(task.step(number))
+            for name, loss in task.step(number).items():
+                window[name].append(loss)
             number += 1
             point = number % every == 0 or number in evaluations
             if point:
@@ -132,30 +134,31 @@ def loop(
     check(folder, files)
 
 
-def _means(window: list[dict[str, Tensor]], last: int) -> dict[str, float]:
+def _means(window: Mapping[str, list[Tensor]], last: int) -> dict[str, float]:
     """Mean of each loss over the steps that end with number `last`; Diverged where one is not finite."""
     # Losses from a checkpoint are on the CPU.
-    values = {name: [losses[name].to(window[-1][name].device) for losses in window] for name in window[0]}
-    means = {name: torch.stack(each).mean().item() for name, each in values.items()}
+    stacked = {name: torch.stack([loss.to(losses[-1].device) for loss in losses]) for name, losses in window.items()}
+    means = {name: losses.mean().item() for name, losses in stacked.items()}
     for name, mean in means.items():
         if not math.isfinite(mean):
-            losses = [value.item() for value in values[name]]
+            losses = stacked[name].tolist()
             place = next((place for place, value in enumerate(losses) if not math.isfinite(value)), len(losses) - 1)
             raise Diverged(f"{name} is {losses[place]} in step {last - len(losses) + place + 1}")
     return means
 
 
-def _window_tensors(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The losses since the last point of the record as "window/name", (steps,)."""
-    names = window[0] if window else ()
-    return {f"window/{name}": torch.stack([losses[name] for losses in window]) for name in names}
+def _state(task: Task, window: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """A checkpoint's tensors: the task's, and the losses since the last point of the record as "window/name"."""
+    return task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
 
 
-def _restore(task: Task, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Load a checkpoint's tensors, if there are any; returns the losses since the last point of the record."""
+def _restore(task: Task, tensors: Mapping[str, Tensor]) -> defaultdict[str, list[Tensor]]:
+    """Load the tensors that `_state` took, if there are any; returns the losses."""
     if tensors:
         load_modules(task.modules, tensors)
         load_optimisers(task, tensors)
-    losses = {name.removeprefix("window/"): each for name, each in tensors.items() if name.startswith("window/")}
-    count = len(next(iter(losses.values()))) if losses else 0
-    return [{name: each[place] for name, each in losses.items()} for place in range(count)]
+    window = defaultdict[str, list[Tensor]](list)
+    for name, losses in tensors.items():
+        if name.startswith("window/"):
+            window[name.removeprefix("window/")] = list(losses)
+    return window

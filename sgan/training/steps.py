@@ -171,8 +171,8 @@ class GanTask:
         self.trivial = [self._trivial(level) for level in self.levels]
 
     def _trivial(self, level: Level) -> dict[str, float]:
-        """What a generator scores that ignores z (entropy), and one that ignores its condition: the variance of the
-        real features for one that always answers their mean, log K for one that says nothing about the label."""
+        """The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
+        always makes their mean, or log K, if it says nothing about the label."""
         conditional = math.log(self.classes)
         if level.high != LABEL:
             assert self.encoder is not None
@@ -203,12 +203,12 @@ class GanTask:
         return Real(self.data.labels[index], taps)
 
     def condition(self, real: Real) -> Tensor:
-        """What the top level is given: its real features, or the label."""
+        """The top level's condition: its real features, or the label."""
         top = self.levels[-1]
         return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
     def generate(self, condition: Tensor) -> Generated:
-        """What every level makes, from the top down."""
+        """Every level's output, from the top down."""
         batch = Generated([], [], [])
         for level in reversed(self.levels):
             if batch.made:
@@ -237,7 +237,8 @@ class GanTask:
         if len({steps for _, steps in self.recipe.generator_steps}) == 1:
             return self.phases("step", self._whole_step)
         report = self.phases("discriminator", self._discriminator_step)
-        repeats = self._repeats(report)
+        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
+        repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
         for repeat in range(repeats):
             new = repeat > 0 or self.recipe.fresh_noise
             anew = functools.partial(self._generator_step, True)  # a backward pass goes once through a batch
@@ -252,13 +253,8 @@ class GanTask:
             report |= self._generator_step(repeat > 0 or self.recipe.fresh_noise)
         return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
 
-    def _repeats(self, report: dict[str, Tensor]) -> int:
-        """Generator steps by the recipe's rule, of half the adversarial loss of the lowest level's D."""
-        lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
-        return losses.generator_steps(self.recipe.generator_steps, lowest)
-
     def _discriminator_step(self) -> dict[str, Tensor]:
-        """Bring the next batch, and update all D and Q on it. What they say of real features needs no generator."""
+        """Bring the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
         real = self.real(self.index)
         condition = self.condition(real)
         self.beside.begin()
@@ -293,7 +289,7 @@ class GanTask:
         the discriminator step generated, or on a new draw."""
         real, condition, batch = self.batch
         batch = self.generate(condition) if new else batch
-        weights, report, parts, found = self.weights, {}, [], []
+        weights, report, parts, terms_of_levels = self.weights, {}, [], []
         self.beside.begin()
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
             terms: dict[str, tuple[float, Tensor]] = {}
@@ -307,9 +303,9 @@ class GanTask:
                     logits, recovered = self._judge(discriminator, batch.made[index])
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
                 terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
-            found.append(terms)
+            terms_of_levels.append(terms)
         self.beside.join()
-        for level, trivial, terms in zip(self.levels, self.trivial, found, strict=True):
+        for level, trivial, terms in zip(self.levels, self.trivial, terms_of_levels, strict=True):
             for name, (weight, term) in terms.items():
                 if weight > 0:
                     parts.append(weight * term)
@@ -321,12 +317,11 @@ class GanTask:
         return report
 
     def _encoded(self, fake: Tensor, level: Level) -> Tensor:
-        """What the encoder says of what a level made. Images carry the GAN's mean image; the encoder may have been
-        trained with another."""
+        """The encoder's output for a level's. Images carry the GAN's mean image; the encoder's may be another."""
         assert self.encoder is not None
-        seen = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
+        fake = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
         with self._autocast():
-            return self.encoder(seen, level.low, level.high).to(self.mean.dtype)
+            return self.encoder(fake, level.low, level.high).to(self.mean.dtype)
 
     def _update(self, name: str, loss: Tensor) -> None:
         """One optimiser step; gradients go to this side's parameters only."""

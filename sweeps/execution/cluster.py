@@ -12,30 +12,15 @@ import torch
 import yaml
 
 from sgan.checks import ConfigError
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
+from sweeps.execution import cluster_address
 
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
 """For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
 CPUs a tenth faster (docs/performance.md)."""
-FOUND_HERE = ("", "auto")
-"""Values of RAY_ADDRESS with which Ray joins the cluster that `ray start` has left on this machine."""
 ANSWER_SECONDS = 10.0
 """A cluster's head answers within so many seconds."""
-
-
-def cluster_address() -> str:
-    """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else what
-    `ray start` has left on this machine."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    if address in FOUND_HERE and left.exists():
-        return left.read_text().strip()
-    return "" if address == "local" else address
 
 
 def join_cluster() -> None:
@@ -77,7 +62,7 @@ def require_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
-    named = os.environ.get("RAY_ADDRESS", "") not in FOUND_HERE
+    named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
     origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
     return ConfigError(
         f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "

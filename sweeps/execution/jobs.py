@@ -18,8 +18,9 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sgan.checks import ConfigError, content_key, require
-from sgan.store.s3 import absolute
-from sweeps.execution.cluster import cluster_address, require_answer
+from sgan.store.s3 import is_bucket
+from sweeps.execution import cluster_address
+from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
 from sweeps.planning.options import INTERRUPTED, Options
 
@@ -86,8 +87,9 @@ def _connect(cluster: str) -> JobSubmissionClient:
 
 def _key(options: Options, script: str) -> str:
     """The key of a command: its options from whatever folder it was given in."""
+    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     data = options.data.absolute() if options.data else None
-    same = dataclasses.replace(options, attach=False, stop=False, store=absolute(options.store), data=data)
+    same = dataclasses.replace(options, attach=False, stop=False, store=store, data=data)
     return content_key([script, repr(same)])
 
 

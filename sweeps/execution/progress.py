@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from sgan.checks import ConfigError
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import write_json
-from sgan.store.local import Store
+from sgan.store.local import NO_ROOM, Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0
@@ -52,9 +53,10 @@ class Progress:
         if peak > 1.1 * self.peak:
             self.peak = peak
             self._line(trial, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
-        what = label or f"waits for {result.get('waiting', '')}"
+        waiting, blocked = result.get("waiting", ""), result.get("blocked", "")
+        what = label or (f"{waiting}: {blocked}" if blocked else f"waits for {waiting}")
         before, when = self.last.get(trial.id, ("", 0.0))
-        if (what != before and label) or now - when > SILENCE:
+        if (what != before and (label or blocked)) or now - when > SILENCE:
             self.last[trial.id] = what, now
             self._line(trial, what)
 
@@ -73,6 +75,17 @@ class Progress:
                 content = {"trial": trial.plan.name, "error": end.reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
+
+    def wait(self, error: OSError | ConfigError) -> None:
+        """The store does not let the command go on now."""
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+        else:
+            what = f"the store is in the way: {error}"
+        before, when = self.last.get("", ("", 0.0))
+        if what != before or time.monotonic() - when > SILENCE:
+            self.last[""] = what, time.monotonic()
+            self.say(what)
 
     def say(self, text: str) -> None:
         """Print a line of its own."""

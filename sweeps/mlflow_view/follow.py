@@ -1,7 +1,6 @@
 """The process that keeps MLflow level with a sweep while it runs, so that a slow or absent server holds nothing up."""
 
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -32,21 +31,24 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(process: "subprocess.Popen[bytes]") -> str:
+def finish(process: "subprocess.Popen[bytes]", seconds: float | None = None) -> str:
     """Wait until the process has sent what is left. One that was killed, or could not send, has one successor.
 
+    Args:
+        seconds: wait no longer, and start no successor: the process then ends by itself.
     Returns:
         "", or one line that says what went wrong, and how to send the rest later.
     """
     assert isinstance(process.args, list)
     address, sweep_key, uri = map(str, process.args[-3:])
     store = open_store(address)
-    process.communicate()
-    if process.returncode:
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=seconds)
+    if process.returncode and seconds is None:
         with suppress(OSError):  # the disk with the log is full, or read-only
             process = start(store, sweep_key, uri)
             process.communicate()
-    if process.returncode == 0:
+    if not process.returncode:  # None: it goes on
         return ""
     lines = (folder(store, sweep_key) / LOG).read_text().splitlines() if process.returncode > 0 else []
     return lines[-1] if lines else f"the process that sends to MLflow was killed; {later(store, uri)}"
@@ -60,7 +62,6 @@ def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[s
         sweep_key: Key of the sweep.
         uri: Tracking URI.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ray job that is stopped sends it to all processes of the job
     store, pause, trouble = open_store(address), 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began, before = time.process_time(), trouble

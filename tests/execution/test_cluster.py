@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from sweeps.execution import cluster
+from sweeps.execution import cluster, cluster_address
 from sweeps.planning.options import Options
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_the_address_is_what_ray_documents(tmp_path, monkeypatch, address, start
     if started:
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text("192.0.2.2:6379")
-    assert cluster.cluster_address() == joined
+    assert cluster_address() == joined
 
 
 def join(**environment: str) -> str:

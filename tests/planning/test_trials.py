@@ -3,11 +3,12 @@
 import shutil
 from pathlib import Path
 
+from sgan.stages.cost import cost
 from sgan.stages.graph import name
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import End, ListSource, Trial, ended, missing, work
+from sweeps.planning.trials import End, ListSource, Trial, ended, missing
 
 
 def trials(seeds: int, *variants: str) -> list[Trial]:
@@ -35,7 +36,7 @@ def test_a_list_hands_out_each_trial_once_and_the_longest_way_first(tmp_path: Pa
     found = handed_out(ListSource(some, store))
     assert {trial.id for trial in found} == {trial.id for trial in some}
     assert len(found) == len(some) == 12
-    ways = [sum(work(stage) for _, stage in trial.plan.stages) for trial in found]
+    ways = [sum(cost(stage) for _, stage in trial.plan.stages) for trial in found]
     assert ways == sorted(ways, reverse=True)
     # Stages that are finished are no part of the way.
     longest = found[0]

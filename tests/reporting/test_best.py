@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import tyro
 from mlflow import MlflowClient
-from sweeps.planning.ablation_options import Sweep
+from sweeps.planning.options import Sweep
 
 from sgan.checks import ConfigError
 from sweeps import best
 from sweeps.mlflow_view import connection
+from sweeps.mlflow_view.runs import TRIAL
 
 PRINT = json.dumps({"scores": {"network": "a"}})
 OTHER = json.dumps({"scores": {"network": "b"}})
@@ -43,7 +44,7 @@ def store(tmp_path_factory) -> Path:
         for name, variant, split, weights, phase, fingerprint, seeds in ROWS[: len(ROWS) if copy == 0 else 1]:
             for seed, (inception, fid) in seeds.items():
                 tags = {
-                    "outcome": "done", "mlflow.parentRunId": parent, connection.TRIAL: f"{name}-{seed}-{copy}",
+                    "outcome": "done", "mlflow.parentRunId": parent, TRIAL: f"{name}-{seed}-{copy}",
                     "variant": name, "base_variant": variant, "seed": str(seed), "cuts": split, "phase": phase,
                     "fingerprint": fingerprint,
                     "config_key": f"{variant}{split}{weights}", "dataset": "digits", "recipe": "laptop",
@@ -55,7 +56,7 @@ def store(tmp_path_factory) -> Path:
                     client.log_param(run, f"variant.weights.{field}", value)
                 client.log_metric(run, "inception_score", inception)
                 client.log_metric(run, "fid", fid)
-    unfinished = {"outcome": "running", "mlflow.parentRunId": parent, connection.TRIAL: "x", "seed": "5"}
+    unfinished = {"outcome": "running", "mlflow.parentRunId": parent, TRIAL: "x", "seed": "5"}
     client.create_run(experiment, tags=unfinished)
     return root
 

@@ -1,6 +1,6 @@
 """Weights and scores of a tiny trial of every variant and recipe are those that were recorded.
 
-python tests/test_golden.py    records them anew, after a change that is meant to alter them
+PYTHONPATH=tests python tests/stages/test_golden.py    records them anew, after a change that is meant to alter them
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def outcome(trial: Config, root: Path) -> dict[str, Any]:
     """The digest of a finished trial's weights, the mean size of each of its tensors, and its scores."""
     finish(plan(trial), root)
     store, name = Store(root), plan(trial).name
-    tensors = read_tensors(store.file(name, "model/last/generator.safetensors"))[0]
+    tensors = read_tensors(store.file(name, "model/last/generator.safetensors"))
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(tensors[key].numpy().tobytes())

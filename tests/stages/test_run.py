@@ -134,7 +134,7 @@ def test_a_score_is_what_the_parts_say_of_samples_drawn_by_hand(shared):
         h = levels[1].generator(torch.eye(10)[labels], z[1])
         pixels = (levels[0].generator(h, z[0]) * 255).round() / 255
     encoder = Encoder(TINY, 0.1).requires_grad_(False)
-    tensors, _ = read_tensors(Store(shared).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE)
+    tensors = read_tensors(Store(shared).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE)
     encoder.load_state_dict({key.removeprefix("encoder/"): value for key, value in tensors.items()})
     by_hand = (encoder(pixels - encoder.mean).argmax(1) == labels).float().mean().item()
     assert Store(shared).facts(trial.name)["scores"]["accuracy"] == pytest.approx(by_hand, abs=1e-6)
@@ -420,7 +420,7 @@ def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
     finish(trial, root)
     best = store.facts(trial.name)["best_images"]
     assert set(best) == {name(stage) for stage in trial.score.trained}
-    weights = read_tensors(store.file(trial.name, "model/best/generator.safetensors"))[0]
+    weights = read_tensors(store.file(trial.name, "model/best/generator.safetensors"))
     for index, stage in enumerate(trial.score.trained):
         score = recipe.best_by if joint or stage == trial.score.levels[0] else "feature_fid"
         lines = [line for line in read_record(store.stage(name(stage))) if line["images"] > 0 and "judge" in line]

@@ -489,8 +489,8 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     for _, stage in trial.stages:
         for file in quiet.facts(name(stage))["files"]:
             if file.endswith("model.safetensors"):
-                mine = read_tensors(other.stage(name(stage)) / file)[0]
-                theirs = read_tensors(quiet.stage(name(stage)) / file)[0]
+                mine = read_tensors(other.stage(name(stage)) / file)
+                theirs = read_tensors(quiet.stage(name(stage)) / file)
                 assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     assert other.facts(trial.name)["scores"] == quiet.facts(trial.name)["scores"]
     assert isinstance(trial.score.levels[0], LevelStage)
