@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import tyro
 from mlflow import MlflowClient
-from sweeps.planning.options import Sweep
 
 from sgan.checks import ConfigError
 from sweeps import best
 from sweeps.mlflow_view import connection
 from sweeps.mlflow_view.runs import TRIAL
+from sweeps.planning.options import Sweep
 
 PRINT = json.dumps({"scores": {"network": "a"}})
 OTHER = json.dumps({"scores": {"network": "b"}})

@@ -31,8 +31,6 @@ from sweeps.mlflow_view.connection import EXPERIMENT, connect, default_uri, page
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning.manifest import folder
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory) -> Path:
