@@ -46,7 +46,7 @@ def main(options: Sweep) -> int:
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
     finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
-    unsent = follow.finish(follower, None if finished else STOPPED_SECONDS)
+    unsent = follow.finish(follower, store, key, uri, None if finished else STOPPED_SECONDS)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
     failed, left = outcomes.count("failed"), outcomes.count("interrupted") + outcomes.count("failed")
     store.note("sweep ended", sweep=key, open=left, failed=failed)

@@ -118,7 +118,7 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     with suppress(OSError):  # a full disk; the same command makes them again
         plots.draw(searcher.study, run.space, run.plots, run.scores)
         run.end(searcher)
-    unsent = follow.finish(follower, None if finished else STOPPED_SECONDS)
+    unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
     store.note("search ended", search=run.key)
     if not finished:
         print("\nStopped with trials open; the same command goes on where they are.")

@@ -26,12 +26,12 @@ from typing import Any
 import optuna
 import yaml
 from conftest import FILLER, fill, mount
+from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
-from sweeps.mlflow_view import connection
 from sweeps.mlflow_view.runs import runs_of
 from sweeps.planning import manifest
 
@@ -72,7 +72,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri, self.folder, self.process = f"http://127.0.0.1:{self.port}", folder, None
-        connection.connect(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
+        MlflowClient(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
@@ -254,7 +254,7 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
     done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    client = connection.connect(server.uri)
+    client = MlflowClient(server.uri)
     runs = [run for key in manifest.keys(Store(store)) for run in runs_of(client, key)]
     assert {run.info.status for run in runs} == {"FINISHED"}
     return f"{len(found)} stages of the same bytes, the same tables and study, {len(runs)} MLflow runs verified"

@@ -43,13 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests in tests/slow are slow."""
-    for item in items:
-        if Path(__file__).with_name("slow") in item.path.parents:
-            item.add_marker("slow")
-
-
 TINY = DATASETS["digits"].scaled(0.25)
 BATCH = 16
 CLASSIFIER = EncoderRecipe(

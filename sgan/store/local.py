@@ -17,19 +17,20 @@ again, but for the ledger's and the logs' account of the past. `sgan.store.s3` k
 
 import errno
 import fcntl
+import json
 import os
+import platform
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sgan.store import ledger
 from sgan.store.files import (
     StoreError,
     atomic_write,
@@ -37,15 +38,17 @@ from sgan.store.files import (
     read_json,
     read_tensors,
     remove,
+    sealed,
     sha256,
     sync,
+    unsealed,
     write_json,
 )
 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
-FOLDERS = ("stages", "work", "claims", "failures", "sweeps")
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
 """Folders that every process may have to write."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
@@ -88,16 +91,24 @@ class Store:
         return hash(self.address)
 
     def note(self, event: str, **about: Any) -> None:
-        """Add an event to the ledger, if it can be written."""
-        ledger.append(self._own_ledger(), event, about)
+        """Add an event to this process's file of the ledger, unless the disk does not take it."""
+        origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
+        line = json.dumps(sealed({**origin, "event": event, **about}))
+        with suppress(OSError), open(self._own_ledger(), "ab", buffering=0) as file:
+            file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
 
     def _own_ledger(self) -> Path:
         return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
 
     def events(self) -> list[dict[str, Any]]:
-        """All events of the ledger, the earliest first; StoreError where a file of it is damaged."""
+        """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        return ledger.read(self.root / LEDGER)
+        events = []
+        for path in (self.root / LEDGER).glob("*.jsonl"):
+            for line in path.read_text(errors="replace").split("\n"):
+                with suppress(ValueError):
+                    events.append(unsealed(line))
+        return sorted(events, key=lambda event: event["time"])
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
@@ -141,8 +152,7 @@ class Store:
 
     def checkpoint(self, name: str) -> str:
         """Name of the newest checkpoint of a stage in progress; "" if it has none."""
-        folder = self.work(name) / CHECKPOINTS
-        return newest(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+        return max((path.name for path in (self.work(name) / CHECKPOINTS).glob("[0-9]*")), default="")
 
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
@@ -189,23 +199,12 @@ class Store:
         """True once the stage is finished."""
         return (self._folder(name) / STAGE_FILE).exists()
 
-    def renew(self) -> None:
-        """Let every answer from now on know what other hosts have finished by now."""
-
-    def finished(self, beginning: str) -> list[str]:
-        """Names of the finished stages that begin so."""
-        names = (path.parent.name for path in (self.root / "stages").glob(f"*/{STAGE_FILE}"))
-        return sorted(name for name in names if name.startswith(beginning))
-
     def facts(self, name: str) -> dict[str, Any]:
         """The content of a finished stage's stage.json."""
         return read_json(self.stage(name) / STAGE_FILE, name=name)
 
     def file(self, name: str, file: str) -> Path:
-        """A file of a finished stage, checked against the digest taken when it was published.
-
-        Raises StoreError where the file is missing or its bytes have changed.
-        """
+        """A file of a finished stage; StoreError where it is missing or no longer has its digest."""
         path, expected = self._file(name, file), self.facts(name)["files"].get(file)
         with suppress(OSError):  # also where the disk cannot read it
             if expected and sha256(path) == expected:
@@ -226,10 +225,7 @@ class Store:
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
-        """Whether a process holds the claim now. Never waits.
-
-        A process that claims the stage at this very moment may be refused, as by another claim.
-        """
+        """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
         try:
             with open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -291,12 +287,6 @@ class Store:
         os.rename(folder, finished)
         sync(finished.parent)
         self.note("stage published", stage=name, status=facts["status"])
-
-
-def newest(checkpoints: Iterable[str]) -> str:
-    """The name with the highest number of steps; "" where there is none."""
-    steps = {name: name.partition(".")[0] for name in checkpoints}
-    return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
 
 
 def _remove_hidden(folder: Path) -> None:
