@@ -33,15 +33,15 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
     Args:
         manifest: as `read` returns it. "variants" is left out: it follows from the trials.
     """
-    key, place = manifest["key"], folder(store, manifest["key"])
+    key, path = manifest["key"], folder(store, manifest["key"]) / HEAD
     head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
-        store.fetch(place / HEAD)
-        if (place / HEAD).exists():
-            head["started"] = read_json(place / HEAD, key=key)["started"]
-        if not (place / HEAD).exists() or head != read_json(place / HEAD, key=key):
-            write_json(place / HEAD, head)
-            store.save(place / HEAD)
+        store.fetch(path)
+        before = read_json(path, key=key) if path.exists() else {}
+        head |= {"started": before.get("started", head["started"])}
+        if head != before:
+            write_json(path, head)
+            store.save(path)
     for row in manifest["trials"]:
         write_trial(store, key, row)
 
@@ -140,11 +140,7 @@ def commit() -> str:
 
 
 def note_commit() -> str:
-    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it.
-
-    Raises:
-        ConfigError: this is no git checkout.
-    """
+    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it."""
     found = _git_commit()
     require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
     (ROOT / NOTED).write_text(f"{found} {code_version()}\n")

@@ -70,9 +70,11 @@ class TrialSource(Protocol):
 
     def exhausted(self) -> bool:
         """Whether no trial will come any more."""
+        ...
 
     def report(self, trial: Trial, point: Point) -> bool:
         """Take an evaluation of a trial in progress; true ends that trial early."""
+        ...
 
     def end(self, trial: Trial, end: End) -> None:
         """Take the end of a trial."""
