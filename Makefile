@@ -14,7 +14,7 @@ EDITABLE = $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
 
-# The quick tests: six minutes on two idle cores.
+# The quick tests, meant to take at most six minutes on two idle cores.
 test: $(ENV)/dev
 	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -1,8 +1,6 @@
 """The processor of this machine."""
 
-import contextlib
 import platform
-import sys
 from pathlib import Path
 
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -28,6 +26,3 @@ def multiplies_bfloat16() -> bool:
     """
     facts = _facts()
     return not facts or bool(BFLOAT16 & set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split()))
-
-
-end, importing = sys.exit, contextlib.nullcontext  # for execution and mlflow_view, until they use these no more

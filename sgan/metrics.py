@@ -3,12 +3,10 @@
 python -m sgan.metrics DIR_OR_DATASET [--against DIR_OR_DATASET] [--help]
 """
 
-import dataclasses
 import hashlib
 import itertools
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tyro.conf import Positional
@@ -25,10 +23,9 @@ from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
 from sgan.data.image_folder import image_files, read_image
 from sgan.evaluation import inception
-from sgan.evaluation.scores import SPLITS, Features, Fingerprint, inception_scores, join, network_scores
+from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores
 from sgan.presets import DATASETS
-from sgan.stages.graph import code_version
-from sgan.store.files import StoreError, read_tensors, write_json, write_tensors
+from sgan.store.files import write_json
 
 Part = Literal["train", "test"]
 
@@ -58,8 +55,6 @@ class Options:
     """Score only the first images: this number of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the GPU where there is one."""
-    cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgan"
-    """Where the network's features of real images are kept."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the scores and their fingerprint to this file."""
 
@@ -72,15 +67,13 @@ class Source:
     digest: str
     images: Tensor | list[Path]
 
-    def batches(self) -> Iterator[Tensor]:
-        """The images as uint8 tensors (n, channels, height, width), each of images of one size."""
-        if isinstance(self.images, Tensor):
-            yield from self.images.split(inception.BATCH)
-            return
-        images = (pil_to_tensor(read_image(path, 3)) for path in self.images)
-        for _, neighbours in itertools.groupby(images, key=lambda image: image.shape):
-            while batch := list(itertools.islice(neighbours, inception.BATCH)):
-                yield torch.stack(batch)
+
+def batches(images: Iterable[Tensor | Path]) -> Iterator[Tensor]:
+    """uint8 tensors (n, channels, height, width) of images or their files, each of images of one size."""
+    tensors = (each if isinstance(each, Tensor) else pil_to_tensor(read_image(each, 3)) for each in images)
+    for _, neighbours in itertools.groupby(tensors, key=lambda image: image.shape):
+        while batch := list(itertools.islice(neighbours, inception.BATCH)):
+            yield torch.stack(batch)
 
 
 def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
@@ -109,24 +102,10 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     return Source(words, digest, images)
 
 
-def describe(source: Source, network: inception.Inception, cache: Path) -> Features:
-    """The network's features and logits of a source, from the cache where they have been computed before."""
-    file = cache / f"inception-{content_key([network.weights, source.digest, code_version()])}.safetensors"
-    try:
-        if file.exists():
-            tensors = read_tensors(file)
-            return Features(tensors["features"], tensors["logits"])
-    except StoreError:
-        pass  # damaged: computed again
-    parts = []
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(source.name, total=len(source.images))
-        for images in source.batches():
-            parts.append(network.describe(images))
-            progress.advance(bar, len(images))
-    found = join(parts)
-    write_tensors(file, {"features": found.features, "logits": found.logits})
-    return found
+def describe(source: Source, network: inception.Inception) -> Features:
+    """The network's features and logits of a source."""
+    images = track(source.images, source.name, console=Console(stderr=True))
+    return join([network.describe(batch) for batch in batches(images)])
 
 
 def main(options: Options) -> int:
@@ -146,21 +125,14 @@ def main(options: Options) -> int:
     real = find(against, options.against_part, options.data, None) if against else None
     network = inception.load(inception.find_weights(options.inception_weights), device)
 
-    found = describe(source, network, options.cache)
-    if real:
-        scores = network_scores(found, describe(real, network, options.cache))
-    else:
-        scores = inception_scores(found.logits)
+    found = describe(source, network)
+    scores = network_scores(found, describe(real, network)) if real else inception_scores(found.logits)
     reference = f"{real.name} ({real.digest})" if real else "none"
-    fingerprint = Fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
-    print(source.name)
-    for name, score in scores.items():
-        print(f"  {name:<28}{score:.4f}")
-    for name, value in dataclasses.asdict(fingerprint).items():
-        print(f"  {name:<28}{value}")
+    known = fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
+    print(source.name, *(f"  {name:<28}{score:.4f}" for name, score in scores.items()), sep="\n")
+    print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
     if options.json:
-        fields = dataclasses.asdict(fingerprint)
-        write_json(options.json, {"source": source.name, "scores": scores, "fingerprint": fields})
+        write_json(options.json, {"source": source.name, "scores": scores, "fingerprint": known})
     return 0
 
 

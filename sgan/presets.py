@@ -5,88 +5,67 @@ repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 """
 
 from dataclasses import replace
+from typing import Any
 
-from sgan.checks import ConfigError, require, validated
+from sgan.checks import require, validated
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
-CIFAR10 = Dataset(  # released code, cifar10
-    name="cifar10",
-    channels=3,
-    size=32,
-    classes=10,
-    encoder=EncoderShape(maps=(64, 128), kernel=5, padding=0, features=256),
-    gan=GanShape(
-        maps=(256, 256, 128, 128),
-        kernel=5,
-        image_noise=16,
-        feature_noise=50,
-        noise_hidden=(128, 128),
-        label_noise_hidden=256,
-        label_hidden=512,
-        vector_hidden=(512, 512),
-        image_convs=(
-            Conv(96),
-            Conv(96, stride=2, norm=True),
-            Conv(192, norm=True, dropout=True),
-            Conv(192, stride=2, norm=True),
-            Conv(192, padding=0, norm=True, dropout=True),
-            Conv(192, kernel=1, padding=0),
-        ),
-        image_fc=(),
-        mean_pool=True,
-        vector_fc=((512, False), (512, True)),
-        map_convs=(Conv(128), Conv(256, stride=2)),
-        map_fc=(256,),
+_CIFAR10 = GanShape(  # released code, cifar10
+    maps=(256, 256, 128, 128),
+    kernel=5,
+    image_noise=16,
+    feature_noise=50,
+    noise_hidden=(128, 128),
+    label_noise_hidden=256,
+    label_hidden=512,
+    vector_hidden=(512, 512),
+    image_convs=(
+        Conv(96),
+        Conv(96, stride=2, norm=True),
+        Conv(192, norm=True, dropout=True),
+        Conv(192, stride=2, norm=True),
+        Conv(192, padding=0, norm=True, dropout=True),
+        Conv(192, kernel=1, padding=0),
     ),
-    flips=True,
+    image_fc=(),
+    mean_pool=True,
+    vector_fc=((512, False), (512, True)),
+    map_convs=(Conv(128), Conv(256, stride=2)),
+    map_fc=(256,),
 )
+_MNIST = GanShape(  # released code, mnist
+    maps=(128, 128, 64, 64),
+    kernel=5,
+    image_noise=50,
+    feature_noise=50,
+    noise_hidden=(128,),
+    vector_hidden=(512, 512),
+    image_convs=tuple(Conv(maps, kernel=5, stride=2, padding=2) for maps in (32, 64, 128)),
+    image_fc=(256,),
+    vector_fc=((256, False), (256, False)),
+    map_convs=(Conv(64), Conv(128, stride=2)),
+    map_fc=(256,),
+    sigmoid_q=True,
+)
+_DIGITS = GanShape(  # our own: the MNIST layout at 8x8
+    maps=(64, 32, 32, 16),
+    kernel=3,
+    image_noise=8,
+    feature_noise=16,
+    noise_hidden=(32,),
+    vector_hidden=(128, 128),
+    image_convs=(Conv(32, stride=2), Conv(64, stride=2, norm=True)),
+    image_fc=(128,),
+    vector_fc=((128, False), (128, False)),
+    map_convs=(Conv(32), Conv(64, stride=2)),
+    map_fc=(64,),
+)
+# Name, channels, size, classes; conv1's and conv2's maps, kernel, padding, width of fc3.
+CIFAR10 = Dataset("cifar10", 3, 32, 10, EncoderShape((64, 128), 5, 0, 256), _CIFAR10, flips=True)
 SVHN = replace(CIFAR10, name="svhn", flips=False)  # the released code has none; digits must not be mirrored
-MNIST = Dataset(  # released code, mnist
-    name="mnist",
-    channels=1,
-    size=28,
-    classes=10,
-    encoder=EncoderShape(maps=(32, 32), kernel=5, padding=0, features=256),
-    gan=GanShape(
-        maps=(128, 128, 64, 64),
-        kernel=5,
-        image_noise=50,
-        feature_noise=50,
-        noise_hidden=(128,),
-        vector_hidden=(512, 512),
-        image_convs=(
-            Conv(32, kernel=5, stride=2, padding=2),
-            Conv(64, kernel=5, stride=2, padding=2),
-            Conv(128, kernel=5, stride=2, padding=2),
-        ),
-        image_fc=(256,),
-        vector_fc=((256, False), (256, False)),
-        map_convs=(Conv(64), Conv(128, stride=2)),
-        map_fc=(256,),
-        sigmoid_q=True,
-    ),
-)
-DIGITS = Dataset(  # our own: the MNIST layout at 8x8
-    name="digits",
-    channels=1,
-    size=8,
-    classes=10,
-    encoder=EncoderShape(maps=(16, 32), kernel=3, padding=1, features=64),
-    gan=GanShape(
-        maps=(64, 32, 32, 16),
-        kernel=3,
-        image_noise=8,
-        feature_noise=16,
-        noise_hidden=(32,),
-        vector_hidden=(128, 128),
-        image_convs=(Conv(32, stride=2), Conv(64, stride=2, norm=True)),
-        image_fc=(128,),
-        vector_fc=((128, False), (128, False)),
-        map_convs=(Conv(32), Conv(64, stride=2)),
-        map_fc=(64,),
-    ),
-)
+MNIST = Dataset("mnist", 1, 28, 10, EncoderShape((32, 32), 5, 0, 256), _MNIST)
+DIGITS = Dataset("digits", 1, 8, 10, EncoderShape((16, 32), 3, 1, 64), _DIGITS)
 DATASETS = {row.name: row for row in (DIGITS, MNIST, SVHN, CIFAR10)}
 
 TRAINING_IMAGES = {"digits": 1_347, "mnist": 60_000, "svhn": 73_257, "cifar10": 50_000}
@@ -133,28 +112,17 @@ _RELEASED_ADAM = replace(_PAPER_ADAM, eps_in_root=True)
 def _paper(dataset: Dataset, images: int) -> Recipe:
     """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. It says nothing of
     Adam's state in joint training, which here goes on."""
-    colour = dataset.channels == 3
     epochs = 200 * images
     # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are.
     classifier = EncoderRecipe(
         images=max(epochs // 10, 300_000), adam=AdamRecipe(learning_rate=1e-3, beta1=0.9), flips=dataset.flips
     )
-    gan = GanRecipe(
-        adam=_PAPER_ADAM,
-        image_noise=0.05 if colour else 0.0,
-        feature_noise=0.2 if colour else 0.0,
-        dropout=0.1 if colour else 0.0,
-    )
+    gan = GanRecipe(adam=_PAPER_ADAM)
+    if dataset.channels == 3:
+        gan = replace(gan, image_noise=0.05, feature_noise=0.2, dropout=0.1)
+    levels: dict[str, Any] = dict.fromkeys(("image_level", "feature_level", "joint_images"), epochs)
     return Recipe(
-        name="paper",
-        encoder=classifier,
-        gan=gan,
-        joint=gan,
-        image_level=epochs,
-        feature_level=epochs,
-        joint_images=epochs,
-        scorer=_scorer(dataset),
-        fresh_adam=False,
+        name="paper", encoder=classifier, gan=gan, joint=gan, scorer=_scorer(dataset), fresh_adam=False, **levels
     )
 
 
@@ -233,11 +201,8 @@ RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
 
 @validated()
 class Row:
-    """A variant, its title in tables, and its Inception score on CIFAR-10 in the paper's table 1.
-
-    Attributes:
-        default: one of the six of that table, which a sweep runs unless it names others.
-    """
+    """A variant, its title in tables, its Inception score on CIFAR-10 in the paper's table 1, and whether it is one of
+    the six there, which a sweep runs unless it names others."""
 
     variant: Variant
     title: str
@@ -271,8 +236,7 @@ REAL_DATA_PAPER = "11.24 ± 0.12"
 
 def recipe_row(name: str, dataset: Dataset, images: int) -> Recipe:
     """The recipe `name` for a dataset with so many training images; ConfigError where there is none."""
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    require(name in RECIPES, f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[name](dataset, images)
 
 
@@ -288,7 +252,7 @@ def configure(
 ) -> Config:
     """The complete config of one trial, which the dataset's classifier scores.
 
-    A variant without labels gets a binary discriminator in every recipe, and an encoder trained without labels. A
+    A variant without labels gets a binary discriminator and, if a stack, an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.
 
     Args:

@@ -17,17 +17,13 @@ import sgan
 from sgan.checks import ConfigError, checked, require
 from sgan.store.s3 import find_store
 
-FEWEST_DIGITS = 6
-"""A stage is found by the beginning of its name from this many hex digits on."""
-
 
 @dataclass(frozen=True)
 class Options:
     """Sample images from a trained stack."""
 
     source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN_OR_PATH")]
-    """Id of an MLflow run, name of a finished score stage (score-0123456789abcdef, or its beginning), or the folder of
-    a model."""
+    """Id of an MLflow run, name of a finished score stage (score-0123456789abcdef), or the folder of a model."""
     classes: Annotated[tuple[int, ...], tyro.conf.arg(name="class")] = ()
     """Classes to sample, in turn; without it all, in turn."""
     n: int = 64
@@ -48,18 +44,15 @@ def locate(source: str, address: str) -> Path:
     """The folder of a model's path, a run's id or a stage's name; ConfigError where there is none."""
     if Path(source).is_dir():
         return Path(source)
-    found: list[str] = []
     store = find_store(address)
-    if store and "/" not in source:
-        digits = (store.shown(source) or source).removeprefix("score-")
-        found = store.finished(f"score-{digits}") if len(digits) >= FEWEST_DIGITS else []
-    if store is None or len(found) != 1:
+    name = (store.shown(source) or source) if store and "/" not in source else ""
+    if store is None or not name or not store.has(name):
         raise ConfigError(
-            f"{source!r} is no folder, and {'more than one run or stage begins so' if found else 'no run or stage'} in "
-            f"the store {address}; name the store with --store, or get a model from its MLflow server: "
-            "mlflow artifacts download --run-id RUN --artifact-path model --dst-path DIR, and then DIR/model"
+            f"{source!r} is no folder, and no run or stage in the store {address}; name the store with --store, or get "
+            "a model from its MLflow server: mlflow artifacts download --run-id RUN --artifact-path model "
+            "--dst-path DIR, and then DIR/model"
         )
-    return store.stage(found[0])
+    return store.stage(name)
 
 
 def main(options: Options) -> int:

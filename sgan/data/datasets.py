@@ -1,14 +1,11 @@
 """Datasets, read from their files once, where a command plans."""
 
-import contextlib
 import functools
 import hashlib
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
@@ -21,19 +18,6 @@ from sgan.shapes import Dataset
 
 DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""
-DOWNLOAD_PATIENCE = 20.0
-"""Seconds of silence after which a download has failed."""
-
-
-@contextlib.contextmanager
-def download_patience() -> Iterator[None]:
-    """Inside, a download from a silent server fails after DOWNLOAD_PATIENCE; by default it would wait for ever."""
-    default = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(default)
 
 
 def _digest(tensors: tuple[Tensor, ...]) -> str:
@@ -53,57 +37,31 @@ def _digits() -> Parts:
     return images[DIGITS_TEST:], labels[DIGITS_TEST:], images[:DIGITS_TEST], labels[:DIGITS_TEST]
 
 
-def _check_idx(path: Path, dimensions: int) -> None:
-    """Require an IDX file (LeCun's format: magic number, sizes, bytes) to have the length that its header gives."""
-    with open(path, "rb") as file:
-        header = file.read(4 + 4 * dimensions)
-    if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
-        raise DataError(f"{path} is not an IDX file of bytes with {dimensions} dimensions; delete it and get it again")
-    expected = len(header) + int(np.frombuffer(header[4:], ">u4").prod(dtype=np.int64))
-    if path.stat().st_size != expected:
-        raise DataError(
-            f"{path} is torn: its header asks for {expected} bytes and it has {path.stat().st_size}; "
-            "delete it and get it again"
-        )
-
-
-def _mnist(root: Path) -> Parts:
-    raw = root / "MNIST" / "raw"
-    for part in ("train", "t10k"):
-        for kind, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
-            path = raw / f"{part}-{kind}-ubyte"
-            if path.exists():
-                _check_idx(path, dimensions)
-    parts = _torchvision("MNIST", root)
-    for images, labels in (parts[:2], parts[2:]):
-        if len(images) != len(labels) or images.shape[1:] != (1, 28, 28) or int(labels.max()) > 9:
-            raise DataError(
-                f"the files in {raw} do not belong together: {tuple(images.shape)} images, {len(labels)} labels up to "
-                f"{int(labels.max())}; delete them and get them again"
-            )
-    return parts
-
-
 def _torchvision(name: str, root: Path) -> Parts:
     """A torchvision dataset from `root`; absent files are downloaded into it."""
     kind, parts = getattr(torchvision.datasets, name), []
     for split in ("train", "test"):
         options = {"split": split} if name == "SVHN" else {"train": split == "train"}
         try:
-            with download_patience():
-                try:
-                    rows = kind(root, **options)
-                except RuntimeError:  # torchvision's error for "not found or corrupted"
-                    rows = kind(root, **options, download=True)
+            try:
+                rows = kind(root, **options)
+            except RuntimeError:  # torchvision's error for "not found or corrupted"
+                rows = kind(root, **options, download=True)
+            images = torch.as_tensor(rows.data)
+            labels = torch.as_tensor(rows.labels if name == "SVHN" else rows.targets).long()
+            if (
+                len(images) != len(labels)
+                or int(labels.max()) > 9
+                or (name == "MNIST" and images.shape[1:] != (28, 28))
+            ):
+                raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
         except Exception as error:  # a reader or a download raises almost anything; the advice is the same
             raise DataError(
-                f"{name} cannot be read from {root} nor downloaded into it ({error!r:.200}); "
-                f"get its files on a machine with a network (torchvision.datasets.{name}(root, download=True)), "
-                "copy the folder here and name it with --data, or run --dataset digits, which needs no files"
+                f"{name} cannot be read from {root} nor downloaded into it ({error!r:.200}); delete its files if they "
+                f"are damaged, get them on a machine with a network (torchvision.datasets.{name}(root, download=True)),"
+                " copy the folder here and name it with --data, or run --dataset digits, which needs no files"
             ) from error
-        images = torch.as_tensor(rows.data)
-        images = {"MNIST": images[:, None], "CIFAR10": images.movedim(-1, 1)}.get(name, images)
-        parts += [images, torch.as_tensor(rows.labels if name == "SVHN" else rows.targets).long()]
+        parts += [{"MNIST": images[:, None], "CIFAR10": images.movedim(-1, 1)}.get(name, images), labels]
     return tuple(parts)  # pyright: ignore[reportReturnType]
 
 
@@ -120,7 +78,7 @@ def read(dataset: Dataset, root: Path) -> Data:
     readers: dict[str, Callable[[], Parts]] = {
         "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
         "digits": _digits,
-        "mnist": lambda: _mnist(root),
+        "mnist": lambda: _torchvision("MNIST", root),
         "cifar10": lambda: _torchvision("CIFAR10", root),
         "svhn": lambda: _torchvision("SVHN", root),
     }

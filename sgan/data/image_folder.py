@@ -1,11 +1,12 @@
 """Image folders: a class is a sub-folder, whose images are brought to one size and one number of channels."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from sgan.checks import ConfigError
 
@@ -37,16 +38,13 @@ def read_image(path: Path, channels: int) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            frames, mode = getattr(image, "n_frames", 1), image.mode
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"an animation of {frames} frames")
+            if image.mode not in MODES:
+                raise ValueError(f"pixels of mode {image.mode}, not of 8 bits a channel")
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise whatever their format's code does
-        raise DataError(f"{path} cannot be read as an image ({error!r:.200}); delete it or move it away") from error
-    if frames > 1:
-        raise DataError(f"{path} is an animation of {frames} frames, not an image; delete it or move it away")
-    if mode not in MODES:
-        raise DataError(
-            f"{path} has pixels of mode {mode}; only 8 bits a channel can be used: convert it or move it away"
-        )
+        raise DataError(f"{path} cannot be read as an image ({error!r:.200}); convert it or move it away") from error
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -57,8 +55,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     """Names of a folder's classes, sorted.
 
     Raises:
-        DataError: there are fewer than two, training and test images have other ones, or images lie beside the class
-            folders.
+        DataError: fewer than two, not the same in train and test, or images beside the class folders.
     """
     parts = _parts(root)
     names = []
@@ -84,8 +81,7 @@ def read(root: Path, size: int, channels: int) -> Parts:
     antialiasing.
 
     Raises:
-        DataError: as in class_names and read_image, by the first such file and how many more there are; or a class has
-            no images.
+        DataError: as in class_names and read_image, or a class has no images.
     """
     names, parts = class_names(root), []
     for part in _parts(root):
@@ -95,17 +91,19 @@ def read(root: Path, size: int, channels: int) -> Parts:
         # Shuffled once: in some scores the first images stand for all, and must not be of one class.
         files = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
         labels = torch.tensor([label for _, label in files])
-        parts += [_decode([path for path, _ in files], size, channels), labels]
-    if len(parts) == 4:
-        return tuple(parts)  # pyright: ignore[reportReturnType]
-    images, labels = parts
-    test, generator = torch.zeros(len(labels), dtype=torch.bool), torch.Generator().manual_seed(0)
-    for label in range(len(names)):
-        members = (labels == label).nonzero().flatten()
-        order = members[torch.randperm(len(members), generator=generator)]
-        if len(members) > 1:
-            test[order[: max(1, len(members) // KEPT_FOR_TESTING)]] = True
-    return images[~test], labels[~test], images[test], labels[test]
+        images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+        for index, (path, _) in enumerate(files):
+            image: Any = read_image(path, channels)
+            square: Any = center_crop(image, min(image.size))
+            images[index] = pil_to_tensor(square.resize((size, size), Image.Resampling.LANCZOS))
+        parts += [images, labels]
+    if len(parts) == 2:
+        images, labels = parts
+        test = torch.zeros(len(labels), dtype=torch.bool)
+        for label in range(len(names)):
+            test[(labels == label).nonzero().flatten()[1::KEPT_FOR_TESTING]] = True
+        parts = [images[~test], labels[~test], images[test], labels[test]]
+    return tuple(parts)  # pyright: ignore[reportReturnType]
 
 
 def _parts(root: Path) -> tuple[Path, ...]:
@@ -116,21 +114,3 @@ def _parts(root: Path) -> tuple[Path, ...]:
 
 def _counts(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in IGNORED
-
-
-def _decode(files: list[Path], size: int, channels: int) -> Tensor:
-    """Square images (n, channels, size, size) uint8 of files (n,)."""
-    images, faults = torch.empty(len(files), channels, size, size, dtype=torch.uint8), []
-    for index, path in enumerate(files):
-        try:
-            image = read_image(path, channels)
-        except DataError as error:
-            faults.append(str(error))
-            continue
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-        images[index] = pil_to_tensor(square)
-    if faults:
-        raise DataError(faults[0] + (f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""))
-    return images

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from sgan.checks import ConfigError
-from sgan.data.datasets import download_patience
 from sgan.evaluation.scores import Features, join
 from sgan.store.files import sha256
 
@@ -41,8 +40,7 @@ def find_weights(given: Path | None) -> Path:
         raise WeightsError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with download_patience():
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
     except Exception as error:  # a download raises almost anything; the advice is the same
         raise WeightsError(
             f"the Inception weights cannot be downloaded ({error!r:.200}); "

@@ -46,35 +46,25 @@ def classify(classifier: Encoder, images: Tensor) -> Features:
     return Features(found["fc3"].cpu(), found["fc4"].cpu())
 
 
-@dataclass(frozen=True)
-class Fingerprint:
+def fingerprint(network: str, weights: str, resize: str, samples: int, reference: str) -> dict[str, str | int]:
     """All that a score was computed with. Scores can be compared where all of it agrees.
 
-    Attributes:
+    Args:
         network, weights: the network that sees the images, and the SHA-256 of its weights file.
         resize: how images are brought to its size.
         samples: number of images.
         reference: the real images, in words and by digest.
-        splits, shuffle: of the Inception score.
     """
-
-    network: str
-    weights: str
-    resize: str
-    samples: int
-    reference: str
-    splits: int = SPLITS
-    shuffle: str = f"NumPy RandomState({SHUFFLE_SEED})"
+    origin = {"network": network, "weights": weights, "resize": resize, "samples": samples, "reference": reference}
+    return origin | {"splits": SPLITS, "shuffle": f"NumPy RandomState({SHUFFLE_SEED})"}
 
 
 def inception_scores(logits: Tensor) -> dict[str, float]:
     """inception_score and inception_score_split_std: mean and std over 10 splits of exp(E KL(p(y|x) || p(y)))
     (Salimans et al. 2016), from logits (n, K)."""
     found = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
-    return {
-        "inception_score": found["inception_score_mean"],
-        "inception_score_split_std": found["inception_score_std"],
-    }
+    names = {"inception_score": "inception_score_mean", "inception_score_split_std": "inception_score_std"}
+    return {name: found[theirs] for name, theirs in names.items()}
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
@@ -124,18 +114,12 @@ def precision_recall(features: Tensor, real: Tensor) -> dict[str, float]:
     return {name: found[name] for name in ("precision", "recall")}
 
 
-def network_scores(
-    found: Features, real: Features, real_statistics: dict[str, np.ndarray] | None = None
-) -> dict[str, float]:
-    """The scores of the paper's network and its successors: inception_scores, fid, kernel_distance, precision_recall.
-
-    Args:
-        found, real: the network's outputs for the images and for the real ones.
-        real_statistics: `statistics` of the real features, where they have been computed before.
-    """
+def network_scores(found: Features, real: Features, known: dict[str, np.ndarray] | None = None) -> dict[str, float]:
+    """The scores of images by the paper's network and its successors against real ones: inception_scores, fid,
+    kernel_distance, precision_recall. `known`: `statistics` of the real features, where they were computed before."""
     return {
         **inception_scores(found.logits),
-        "fid": frechet_distance(found.features, real_statistics or statistics(real.features)),
+        "fid": frechet_distance(found.features, known or statistics(real.features)),
         **kernel_distance(found.features, real.features),
         **precision_recall(found.features, real.features),
     }
@@ -147,12 +131,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def class_spread(found: Features) -> Tensor:
-    """For each class (K,): the mean Euclidean distance in feature space between two images that the classifier puts
-    into that class; 0 where it puts fewer than two there.
-
-    Grouped by the classifier's decision rather than by the label asked for, so that wrong samples do not count as
-    diversity and variants without labels can be compared.
-    """
+    """For each class (K,): the mean Euclidean distance in feature space between two images that the classifier, not the
+    label asked for, puts into it, so that wrong samples are no diversity; 0 where it puts fewer than two there."""
     decided = found.logits.argmax(1)
     groups = [found.features[decided == label][:SPREAD] for label in range(found.logits.shape[1])]
     return torch.stack([functional.pdist(group).mean() if len(group) > 1 else torch.zeros(()) for group in groups])

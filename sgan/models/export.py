@@ -62,11 +62,6 @@ class Model:
         """Number of classes; labels are 0 to classes - 1."""
         return self.dataset.classes
 
-    @property
-    def labels(self) -> bool:
-        """Whether samples have the labels that are asked for."""
-        return self.levels[-1].labels
-
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
         """Images (n, channels, size, size) uint8 of these labels (n,), or of n labels, all classes in turn, where n is
         given. A model without labels uses their number alone. The same seed gives the same images.
@@ -99,27 +94,24 @@ def save(
 
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
-    """Read a model from its folder, or from a folder with a `last` and a `best` model: a finished score stage's, or
-    MLflow's copy.
-
-    Args:
-        which: "last" for the weights at the end of training, "best" for those with the best score while training.
-    Raises:
-        ModelError, StoreError: there is no model, or it is damaged.
-    """
+    """Read a model from its folder, or the `last` (at the end of training) or `best` one (at the best score while
+    training) from a finished score stage's folder or MLflow's copy. ModelError or StoreError where it is not whole."""
     if which not in (LAST, BEST):
         raise ModelError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
-    folder = _find(Path(path), which)
-    facts = read_json(folder / MODEL_FILE)
+    path = Path(path)
+    places = (path, path / which, path / MODELS / which, path / "data" / MODELS / which)
+    folder = next((place for place in places if (place / MODEL_FILE).exists()), None)
+    if folder is None:
+        raise ModelError(f"there is no model at {path}: it must hold {MODEL_FILE}, or {MODELS}/{which} with one")
+    facts, weights = read_json(folder / MODEL_FILE), folder / WEIGHTS_FILE
     if facts.get("format") != FORMAT:
         raise ModelError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
-    weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256(weights) != facts.get("weights"):
         raise ModelError(f"{weights} is missing or damaged; copy the model again")
     kinds: dict[str, Any] = {"dataset": Dataset, "recipe": GanRecipe, "levels": tuple[LevelRow, ...], "sampling": str}
     dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
-        levels = [_level(dataset, recipe, row) for row in rows]
+        levels = [Level(generator=new_generator(dataset, recipe, **vars(row)), **vars(row)) for row in rows]
     saved, built = read_tensors(weights), _tensors(levels)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
         raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
@@ -128,21 +120,6 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     for level in levels:
         level.generator.to(device).eval().requires_grad_(False)
     return Model(levels, dataset, sampling, facts.get("about", {}))
-
-
-def _find(path: Path, which: str) -> Path:
-    """The folder of a model that `load` accepts `path` for."""
-    for folder in (path, path / which, path / MODELS / which, path / "data" / MODELS / which):
-        if (folder / MODEL_FILE).exists():
-            return folder
-    raise ModelError(
-        f"there is no model at {path}: it must be a folder with {MODEL_FILE}, or with {MODELS}/{which} in it"
-    )
-
-
-def _level(dataset: Dataset, recipe: GanRecipe, row: LevelRow) -> Level:
-    generator = new_generator(dataset, recipe, row.low, row.high, row.labels, row.through, row.codes)
-    return Level(row.low, row.high, generator, row.labels, row.codes, row.through)
 
 
 def _tensors(levels: list[Level]) -> dict[str, Tensor]:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from sgan.checks import ConfigError
-from sgan.config import IMAGE
-from sgan.models.encoder import Encoder, tap_shapes
+from sgan.models.encoder import Encoder
 from sgan.shapes import Dataset
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -28,15 +27,25 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
     Args:
         path: the .npz file; nothing in it is unpickled.
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
-        mean: the image to subtract from images in [0, 1], (channels, size, size). Without it zeros for grey images,
-            and for colour ones the released meanimg.npy beside the file or in ../data, else CIFAR10_MEAN.
+        mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
+            Without it zeros for grey images, CIFAR10_MEAN for colour ones.
     Raises:
         ReleasedError: the file is none of these, or of another dataset.
     """
     path, encoder = Path(path), Encoder(dataset, 0.01)
-    parameters = list(encoder.parameters())  # weight and bias of conv1, conv2, fc3 and fc4
-    for index, (array, parameter) in enumerate(zip(_arrays(path, len(parameters)), parameters, strict=True)):
-        dense = parameter.dim() == 2
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # NumPy raises almost anything for a file that is none of its own
+        reason = str(error).partition("\n")[0]
+        raise ReleasedError(f"{path} cannot be read as an .npz file of arrays ({reason})") from error
+    parameters = dict(enumerate(encoder.parameters()))  # weight and bias of conv1, conv2, fc3 and fc4
+    if set(arrays) != {f"arr_{index}" for index in parameters}:
+        raise ReleasedError(
+            f"{path} must hold the arrays arr_0 to arr_7, W and b of each layer, but holds {', '.join(sorted(arrays))}"
+        )
+    for index, parameter in parameters.items():
+        array, dense = arrays[f"arr_{index}"], parameter.dim() == 2
         shape = tuple(parameter.shape)[:: -1 if dense else 1]
         if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
             raise ReleasedError(
@@ -45,36 +54,6 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
             )
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         parameter.data.copy_(values.T if dense else values)
-    encoder.mean.copy_(_released_mean(path, dataset) if mean is None else mean)
+    default = torch.tensor(CIFAR10_MEAN)[:, None, None] if dataset.channels == 3 else torch.zeros(1, 1, 1)
+    encoder.mean.copy_(default if mean is None else mean)
     return encoder.eval().requires_grad_(False)
-
-
-def _arrays(path: Path, count: int) -> list[np.ndarray]:
-    """arr_0 to arr_(count - 1) of an .npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # NumPy raises almost anything for a file that is none of its own
-        reason = str(error).partition("\n")[0]
-        raise ReleasedError(f"{path} cannot be read as an .npz file of arrays ({reason})") from error
-    names = [f"arr_{index}" for index in range(count)]
-    if set(arrays) != set(names):
-        raise ReleasedError(
-            f"{path} must hold the arrays arr_0 to arr_{count - 1}, W and b of each layer, but holds "
-            f"{', '.join(sorted(arrays))}"
-        )
-    return [arrays[name] for name in names]
-
-
-def _released_mean(path: Path, dataset: Dataset) -> Tensor:
-    """The mean that the released encoder of a dataset subtracts, broadcast over (channels, size, size)."""
-    if dataset.channels == 1:
-        return torch.zeros(1, 1, 1)
-    expected = tap_shapes(dataset)[IMAGE]
-    for file in (path.parent / "meanimg.npy", path.parent.parent / "data" / "meanimg.npy"):
-        if file.exists():
-            found = np.load(file, allow_pickle=False)
-            if found.shape != expected:
-                raise ReleasedError(f"{file} must have the shape {expected}, but has {found.shape}")
-            return torch.from_numpy(found.astype(np.float32))
-    return torch.tensor(CIFAR10_MEAN)[:, None, None]

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -26,12 +25,21 @@ class StoreError(ConfigError):
     """The store cannot be written, or a file in it is damaged; the message names the path and what to do."""
 
 
-def inside(root: Path, name: str) -> Path:
-    """The path `root / name`; StoreError where a name from outside would lead out of `root`."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+def inside(root: Path, name: object) -> Path:
+    """The path `root / name`; StoreError where a name from outside would lead out of `root`.
+
+    It follows no links: see `is_plain`.
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
     return root / name
+
+
+def is_plain(root: Path, name: str) -> bool:
+    """Whether `root / name` is a regular file that is reached from `root` without a symbolic link."""
+    path = inside(root, name)
+    return path.is_file() and path.resolve() == root.resolve() / name
 
 
 def sha256(path: Path) -> str:
@@ -83,6 +91,18 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
+def unsealed(text: str | bytes) -> dict[str, Any]:
+    """The inverse, from the object's text; ValueError where it is not what was written."""
+    try:
+        value = json.loads(text)
+        whole = isinstance(value, dict) and sealed(value) == value
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not whole:
+        raise ValueError("it is not as it was written")
+    return {name: item for name, item in value.items() if name != SEAL}
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a sealed JSON object, whole or not at all; OSError where the disk is full or cannot be written."""
     text = json.dumps(sealed(value), indent=1)
@@ -97,44 +117,25 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
         its: entries by which it is known from others of its kind; with other values it is another's.
     """
     try:
-        value = json.loads(path.read_bytes())
-        whole = isinstance(value, dict) and sealed(value) == value
-    except (ValueError, RecursionError, OSError) as error:
+        value = unsealed(path.read_bytes())
+        if any(value.get(name) != item for name, item in its.items()):
+            raise ValueError("it is another's")
+    except (ValueError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
-    if not whole or any(value.get(name) != item for name, item in its.items()):
-        raise StoreError(f"{path} is not as it was written; delete it, and what it held is made again")
-    return {name: item for name, item in value.items() if name != SEAL}
+    return value
 
 
-def checked_line(value: Mapping[str, Any]) -> str:
-    """A JSON object as a line with its CRC."""
-    return json.dumps({**value, "crc": _crc(value)}) + "\n"
+def read_lines(text: str, path: Path) -> list[dict[str, Any]]:
+    """The sealed JSON objects of the lines in a file, but for a last one without its end.
 
-
-def read_lines(text: str, path: Path, advice: str) -> list[dict[str, Any]]:
-    """The values of lines that `checked_line` made; a last one without its end is left out.
-
-    Args:
-        text: what is in the file `path`.
-        advice: what to do about damage, for the error.
-    Raises:
-        StoreError: a line is not what was written.
+    Raises StoreError with `path` where one is not what was written.
     """
-    values = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            value = json.loads(line)
-            whole = isinstance(value, dict) and value.pop("crc", None) == _crc(value)
-        except (ValueError, RecursionError):
-            whole, value = False, {}
-        if not whole:
-            raise StoreError(f"line {number} of {path} is not as it was written; {advice}")
-        values.append(value)
-    return values
-
-
-def _crc(value: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+    try:
+        return [unsealed(line) for line in text.split("\n")[:-1]]
+    except ValueError as error:
+        raise StoreError(
+            f"a line of {path} cannot be read ({error}); delete its folder, and it is made again"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -8,16 +8,17 @@
     sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
     failures/<name>.json   the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
-    drivers/<time>-<key>.log the output of a command on a cluster (sweeps.execution.jobs)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a SHA-256 of itself, and stage.json
 that of every other file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it
-again, but for the ledger's and the logs' account of the past. `sgan.store.s3` keeps the same in a bucket.
+again, but for the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno
 import fcntl
+import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -29,23 +30,25 @@ from typing import Any
 
 from torch import Tensor
 
-from sgan.store import ledger
 from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
+    is_plain,
     read_json,
     read_tensors,
     remove,
+    sealed,
     sha256,
     sync,
+    unsealed,
     write_json,
 )
 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
-FOLDERS = ("stages", "work", "claims", "failures", "sweeps")
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
 """Folders that every process may have to write."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
@@ -88,16 +91,24 @@ class Store:
         return hash(self.address)
 
     def note(self, event: str, **about: Any) -> None:
-        """Add an event to the ledger, if it can be written."""
-        ledger.append(self._own_ledger(), event, about)
+        """Add an event to this process's file of the ledger, unless the disk does not take it."""
+        origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
+        line = json.dumps(sealed({**origin, "event": event, **about}))
+        with suppress(OSError), open(self._own_ledger(), "ab", buffering=0) as file:
+            file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
 
     def _own_ledger(self) -> Path:
         return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
 
     def events(self) -> list[dict[str, Any]]:
-        """All events of the ledger, the earliest first; StoreError where a file of it is damaged."""
+        """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        return ledger.read(self.root / LEDGER)
+        events = []
+        for path in (self.root / LEDGER).glob("*.jsonl"):
+            for line in path.read_text(errors="replace").split("\n"):
+                with suppress(ValueError):
+                    events.append(unsealed(line))
+        return sorted(events, key=lambda event: event["time"])
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
@@ -141,8 +152,7 @@ class Store:
 
     def checkpoint(self, name: str) -> str:
         """Name of the newest checkpoint of a stage in progress; "" if it has none."""
-        folder = self.work(name) / CHECKPOINTS
-        return newest(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+        return max((path.name for path in (self.work(name) / CHECKPOINTS).glob("[0-9]*")), default="")
 
     def failure(self, name: str) -> Path:
         """File with the last error of the trial whose last stage is `name`."""
@@ -185,30 +195,22 @@ class Store:
     def fetch(self, path: Path) -> None:
         """Bring a file below `root`, or all files of a folder, to the content that the store has, if it has it."""
 
+    def renew(self) -> None:
+        """Forget listings that count for a moment: what another host has just finished is seen."""
+
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
         return (self._folder(name) / STAGE_FILE).exists()
-
-    def renew(self) -> None:
-        """Let every answer from now on know what other hosts have finished by now."""
-
-    def finished(self, beginning: str) -> list[str]:
-        """Names of the finished stages that begin so."""
-        names = (path.parent.name for path in (self.root / "stages").glob(f"*/{STAGE_FILE}"))
-        return sorted(name for name in names if name.startswith(beginning))
 
     def facts(self, name: str) -> dict[str, Any]:
         """The content of a finished stage's stage.json."""
         return read_json(self.stage(name) / STAGE_FILE, name=name)
 
     def file(self, name: str, file: str) -> Path:
-        """A file of a finished stage, checked against the digest taken when it was published.
-
-        Raises StoreError where the file is missing or its bytes have changed.
-        """
+        """A file of a finished stage; StoreError where it is missing, a link, or no longer has its digest."""
         path, expected = self._file(name, file), self.facts(name)["files"].get(file)
         with suppress(OSError):  # also where the disk cannot read it
-            if expected and sha256(path) == expected:
+            if expected and is_plain(self._folder(name), file) and sha256(path) == expected:
                 return path
         raise StoreError(f"{path} is missing or damaged; delete {self._folder(name)}, and the stage is trained again")
 
@@ -226,10 +228,7 @@ class Store:
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
-        """Whether a process holds the claim now. Never waits.
-
-        A process that claims the stage at this very moment may be refused, as by another claim.
-        """
+        """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
         try:
             with open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -266,9 +265,9 @@ class Store:
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with the files that an interrupted run left in it."""
         folder = self.work(name)
+        _remove_foreign(folder)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
-        _remove_hidden(folder)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
@@ -279,9 +278,9 @@ class Store:
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`."""
         folder, finished = self.work(name), self._folder(name)
+        _remove_foreign(folder)
         for file in (*drop, STAGE_FILE):
             remove(folder / file)
-        _remove_hidden(folder)
         paths = sorted(folder.rglob("*"))
         digests = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
@@ -299,7 +298,9 @@ def newest(checkpoints: Iterable[str]) -> str:
     return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
 
 
-def _remove_hidden(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed."""
-    for path in list(folder.rglob(".*")):
-        remove(path)
+def _remove_foreign(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed, and symbolic links, which no stage makes: they could lead
+    to any file of this machine."""
+    for path in [folder] if folder.is_symlink() else list(folder.rglob("*")):
+        if path.is_symlink() or path.name.startswith("."):
+            remove(path)

@@ -1,19 +1,19 @@
 """The record of a stage: its metric points, in its folder beside its grids."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sgan.store.files import StoreError, checked_line, read_lines
+from sgan.store.files import read_lines, sealed
 from sgan.store.local import GRIDS
 
 RECORD_FILE = "record.jsonl"
 
 
 class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder, each with its CRC.
-
-    What is read again is what is in memory: a file that was damaged meanwhile is made good by `write`.
+    """The record of one stage: metric points as JSON lines in the stage's folder.
 
     Args:
         text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
@@ -22,11 +22,11 @@ class Record:
 
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text
-        self.points = read_lines(text, self.path, _advice(folder))
+        self.points = read_lines(text, self.path)
         self.write()
 
     def write(self) -> None:
-        """Write the whole record anew."""
+        """Write the whole record anew; a file that was damaged meanwhile is made good."""
         temporary = self.path.with_name(f".{self.path.name}")
         temporary.write_text(self.text)
         temporary.replace(self.path)
@@ -35,15 +35,11 @@ class Record:
         """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
         scored there."""
         point = {"images": images, "time": time.time(), "metrics": dict(metrics)} | ({"judge": judge} if judge else {})
-        line = checked_line(point)
+        line = json.dumps(sealed(point)) + "\n"
         with open(self.path, "a") as file:
             file.write(line)
         self.text += line
         self.points.append(point)
-
-
-def _advice(folder: Path) -> str:
-    return f"delete {folder}, and the stage is made again"
 
 
 def grid_file(folder: Path, images: int) -> Path:
@@ -51,14 +47,10 @@ def grid_file(folder: Path, images: int) -> Path:
     return folder / GRIDS / f"{images:09d}.png"
 
 
-def read_record(folder: Path) -> list[dict]:
+def read_record(folder: Path) -> list[dict[str, Any]]:
     """The points of a stage's record; a last line that is still being written is left for the next reading.
 
     Raises StoreError where a line is not what was written.
     """
     path = folder / RECORD_FILE
-    try:
-        text = path.read_text() if path.exists() else ""
-    except ValueError as error:
-        raise StoreError(f"{path} is no text; {_advice(folder)}") from error
-    return read_lines(text, path, _advice(folder))
+    return read_lines(path.read_text(errors="replace") if path.exists() else "", path)

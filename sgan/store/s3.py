@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 from s3fs import S3FileSystem
@@ -28,9 +28,8 @@ from s3fs import S3FileSystem
 from sgan.checks import content_key, require
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
-from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store, newest
+from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
 
-Found = TypeVar("Found")
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
 PATIENT = 2
@@ -65,11 +64,9 @@ def find_store(address: str) -> Store | None:
 
 def is_bucket(address: str) -> bool:
     """Whether an address names a bucket; ConfigError where it names neither that nor a folder."""
-    scheme, separator, rest = address.partition("://")
-    advice = "name a folder that all hosts share, or s3://bucket/folder"
-    require(not separator or scheme == "s3", f"the store {address} cannot be opened; {advice}")
-    named = rest.partition("?")[0].partition("/")[0]
-    require(not separator or bool(named), f"the store {address} names no bucket; {advice}")
+    scheme, separator, folder = address.partition("://")
+    known = not separator or (scheme == "s3" and folder[:1] not in ("", "/", "?"))
+    require(known, f"the store {address} cannot be opened; name a folder that all hosts share, or s3://bucket/folder")
     return bool(separator)
 
 
@@ -78,8 +75,7 @@ def _connect(address: str) -> tuple[S3FileSystem, str]:
     folder, _, query = address.removeprefix("s3://").partition("?")
     given = dict(parse_qsl(query))
     scheme, endpoint = given.pop("scheme", "https"), given.pop("endpoint_override", "")
-    wrong = f"the store's address {address} has {', '.join(given)}; only endpoint_override and scheme are known"
-    require(not given, wrong)
+    require(not given, f"the store {address} has {', '.join(given)}; only endpoint_override and scheme are known")
     return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), folder
 
 
@@ -108,11 +104,8 @@ class BucketStore(Store):
         self.kept_at = 0.0
         self.uploads = ThreadPoolExecutor(1)
         self.upload = self.uploads.submit(lambda: None)
-        mark = f"{self.base}/hosts/{host}"
         try:
-            self.fs.pipe_file(mark, b"")
-            if swap(self.fs, mark, self.writer.encode(), etag='"none"'):
-                raise OSError("its server ignores If-Match, so that two hosts would claim one stage")
+            self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             raise StoreError(
                 f"the output store {address} cannot be written ({_first_line(error)}); name a bucket that is there "
@@ -139,7 +132,7 @@ class BucketStore(Store):
 
     def checkpoint(self, name: str) -> str:
         paths = (file.split("/") for file in self._in_progress(name) if file.startswith(f"{CHECKPOINTS}/"))
-        return newest(path[1] for path in paths if len(path) == 2 or path[-1].endswith(".json"))
+        return max((path[1] for path in paths if path[-1].endswith(".json")), default="")
 
     def _in_progress(self, name: str) -> dict[str, str]:
         """Files of a stage in progress: path in its folder -> ETag."""
@@ -160,16 +153,12 @@ class BucketStore(Store):
         for found, tag in self._find(path.relative_to(self.root).as_posix()).items():
             self._mirror(found, tag, inside(self.root, found))
 
+    def renew(self) -> None:
+        self.listings.clear()
+
     def has(self, name: str) -> bool:
         path = f"done/{name}.json"
         return path in self.listings.get("done", ({}, 0))[0] or path in self._list("done")
-
-    def renew(self) -> None:
-        self.listings.pop("done", None)
-
-    def finished(self, beginning: str) -> list[str]:
-        self.renew()
-        return sorted(Path(path).stem for path in self._list("done") if path.startswith(f"done/{beginning}"))
 
     def facts(self, name: str) -> dict[str, Any]:
         path = inside(self.root / "done", f"{name}.json")
@@ -188,7 +177,7 @@ class BucketStore(Store):
             if ours:
                 if (self._folder(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
                     self._finish(name)
-                self.renew()
+                self.listings.pop("done", None)
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
@@ -205,8 +194,7 @@ class BucketStore(Store):
                 yield True
 
     def begin(self, name: str) -> Path:
-        """The bucket's files of the stage replace this host's: another host may have gone on with it."""
-        remove(self.work(name))
+        remove(self.work(name))  # another host may have gone on with it
         self.kept.clear()
         for found in self._find(f"work/{name}"):
             path = inside(self.root, found)
@@ -224,10 +212,7 @@ class BucketStore(Store):
             super().keep(name, now)
 
     def _keep(self, name: str) -> None:
-        """Bring the bucket's copy of a work folder up to date.
-
-        Checkpoints come after the files that may be newer than they, and a checkpoint's digest, its JSON file, last.
-        """
+        """Bring the bucket's copy of a work folder up to date: checkpoints last, and of these their JSON file."""
         folder = self.work(name)
         with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
             paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
@@ -251,7 +236,7 @@ class BucketStore(Store):
         folder, upload = self._folder(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
-            self._put(folder / file, f"stages/{name}/{upload}/{file}")
+            self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
         done, body = f"done/{name}.json", json.dumps(sealed(facts), indent=1).encode()
         if not self._patiently(lambda: swap(self.fs, f"{self.base}/{done}", body)):
             self.note("stage discarded", stage=name)
@@ -312,7 +297,7 @@ class BucketStore(Store):
         with suppress(FileNotFoundError):
             self._patiently(lambda: self.fs.rm(f"{self.base}/{folder}", recursive=True))
 
-    def _patiently(self, call: Callable[[], Found]) -> Found:
+    def _patiently(self, call: Callable[[], Any]) -> Any:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
         for number, pause in enumerate((*PAUSES, None)):
             try:

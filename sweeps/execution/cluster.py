@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ def join_cluster() -> None:
     """
     address = cluster_address()
     if address:
-        _require_answer(address)
+        require_answer(address)
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -40,6 +42,8 @@ def join_cluster() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
         )
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address:
@@ -48,10 +52,12 @@ def join_cluster() -> None:
         if "AF_UNIX" in reason:
             advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
+    finally:
+        signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
 
 
-def _require_answer(address: str) -> None:
-    """Raise ConfigError where nothing listens at host:port: Ray itself would try for minutes."""
+def require_answer(address: str) -> None:
+    """Raise ConfigError where nothing listens at an address host:port: Ray itself would try for minutes."""
     server, _, port = address.rpartition("://")[2].rpartition(":")
     if not (server and port.isdigit()):
         return
@@ -62,7 +68,8 @@ def _require_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
-    origin = "of RAY_ADDRESS" if os.environ.get("RAY_ADDRESS", "auto") != "auto" else "that `ray start` has left here"
+    named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
+    origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
     return ConfigError(
         f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "
         "RAY_ADDRESS=local to use this machine alone"

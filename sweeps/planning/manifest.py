@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.stages.graph import code_version
-from sgan.store.files import StoreError, read_json, write_json
+from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.planning.trials import Trial
@@ -24,7 +23,7 @@ NOTED = "clusters/COMMIT"
 
 def folder(store: Store, key: str) -> Path:
     """Where the record of a sweep lies: sweep.json, a file a trial in trials/, a search's plots/, and mlflow.log."""
-    return store.root / "sweeps" / key
+    return inside(store.root / "sweeps", key)
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
@@ -48,7 +47,7 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
 
 def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
     """Write a trial of a sweep, unless the record has it as it is."""
-    path = folder(store, key) / "trials" / f"{row['variant']}-{row['seed']}.json"
+    path = inside(folder(store, key) / "trials", f"{row['variant']}-{row['seed']}.json")
     if not path.exists() or read_json(path) != row:
         write_json(path, row)
         store.save(path)
@@ -136,14 +135,14 @@ def commit() -> str:
     if found or not noted.exists():
         return found or "unknown"
     revision, code = noted.read_text().split()
-    return revision if code == code_version() else "unknown"
+    return revision if code == _code() else "unknown"
 
 
 def note_commit() -> str:
     """Note the commit of this checkout in a file that goes to a cluster with the code; returns it."""
     found = _git_commit()
     require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
-    (ROOT / NOTED).write_text(f"{found} {code_version()}\n")
+    (ROOT / NOTED).write_text(f"{found} {_code()}\n")
     return found
 
 
@@ -153,6 +152,12 @@ def _git_commit() -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _code() -> str:
+    """Hash of all Python files of the packages."""
+    files = sorted(path for package in ("sgan", "sweeps") for path in (ROOT / package).rglob("*.py"))
+    return content_key([path.read_text() for path in files])
 
 
 if __name__ == "__main__":

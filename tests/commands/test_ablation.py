@@ -17,10 +17,13 @@ from PIL import Image
 from waiting import wait_for
 
 import sgan
+from sgan.stages.graph import name
 from sgan.store.files import read_json
 from sgan.store.local import Store
 from sgan.store.record import read_record
 from sgan.training.checkpoint import CHECKPOINTS
+from sweeps.planning.ablation import plan_ablation
+from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
@@ -219,18 +222,10 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
 @pytest.mark.timeout(400)
 def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path: Path):
     """The claims of both stages that could run are held here."""
-    (tmp_path / "runs").mkdir()
-    driver = start(tmp_path / "runs", "--seeds", "1", "--variants", "dcgan-adv", "--dry-run")
-    driver.communicate(timeout=100)
+    options = Sweep(variants=("dcgan-adv",), seeds=1, budget=0.1, override=SMALL)
+    stages = dict(plan_ablation(options, 0).trials[0].plan.stages)
     store, arguments = Store(tmp_path / "runs"), ("--seeds", "1", "--variants", "dcgan-adv")
-    driver = start(store.root, *arguments)
-    wait_for(lambda: list((store.root / "work").glob("*-*")))
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
-    names = [path.name for path in (store.root / "work").iterdir()]
-    with contextlib.ExitStack() as claims:
-        for name in names:
-            wait_for(lambda name=name: claims.enter_context(store.claim(name)), 60)
+    with store.claim(name(stages["scorer"])), store.claim(name(stages["encoder"])):
         driver = start(store.root, *arguments)
         assert driver.stdout
         while "another process trains it" not in driver.stdout.readline():
@@ -240,7 +235,6 @@ def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path:
         output, _ = driver.communicate(timeout=PROMPTLY)
     assert driver.returncode == 130, output
     assert "the same command goes on" in output
-    complete(store.root, *arguments)
 
 
 @pytest.mark.slow

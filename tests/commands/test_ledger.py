@@ -2,17 +2,13 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import fill
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sgan.store.files import StoreError
 from sgan.store.local import LEDGER, Store
 from sweeps import ledger
 
@@ -85,34 +81,6 @@ def test_what_is_no_store_is_one_line_and_exit_status_2(place, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: there is no output store {tmp_path / place}")
     assert done.stderr.count("\n") == 1
-
-
-@settings(max_examples=150)
-@given(st.integers(0, 10**9))
-def test_a_ledger_damaged_anywhere_is_named_or_the_beginning_of_itself(tmp_path_factory, seed):
-    dice, store = random.Random(seed), Store(tmp_path_factory.mktemp("damaged"))
-    for number in range(3):
-        store.note("counted", count=number)
-    (path,) = (store.root / LEDGER).iterdir()
-    whole, held = store.events(), bytearray(path.read_bytes())
-    at = dice.randrange(len(held))
-    kind = dice.choice(["flip", "cut", "put"])
-    if kind == "flip":
-        held[at] ^= 1 << dice.randrange(8)
-    elif kind == "cut":
-        del held[at:]
-    else:
-        held[at:at] = dice.randbytes(5)
-    path.write_bytes(held)
-    try:
-        found = store.events()
-    except StoreError:
-        with pytest.raises(StoreError, match=rf"{path} .* no result depends on it"):
-            store.events()
-    else:
-        assert found == whole[: len(found)]
-    stage(store, "level-1")  # a damaged ledger holds nothing up
-    assert store.has("level-1")
 
 
 def test_a_disk_that_fills_up_takes_no_half_event(small_disk):

@@ -101,27 +101,25 @@ def test_a_changed_byte_in_any_file_is_other_data(tmp_path, file):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("bytes_lost", [1, 10])
-def test_a_torn_mnist_file_is_named(tmp_path, file, bytes_lost):
+def test_a_torn_mnist_file_is_refused(tmp_path, file, bytes_lost):
     raw, _ = mnist(tmp_path)
     held = (raw / file).read_bytes()
     (raw / file).write_bytes(held[:-bytes_lost])
-    message = refused("mnist", tmp_path)
-    assert str(raw / file) in message
-    assert f"{len(held)} bytes and it has {len(held) - bytes_lost}" in message
+    assert f"MNIST cannot be read from {tmp_path}" in refused("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 6, 8, 14])
-def test_a_file_torn_inside_its_header_is_named(tmp_path, length):
+def test_a_file_torn_inside_its_header_is_refused(tmp_path, length):
     raw, _ = mnist(tmp_path)
     (raw / FILES[0]).write_bytes((raw / FILES[0]).read_bytes()[:length])
-    assert str(raw / FILES[0]) in refused("mnist", tmp_path)
+    assert str(tmp_path) in refused("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("magic", [b"\x00\x00\x08\x01", b"\x00\x00\x0d\x03", b"\x1f\x8b\x08\x00", b"<htm"])
-def test_a_file_with_a_wrong_magic_number_is_named(tmp_path, magic):
+def test_a_file_with_a_wrong_magic_number_is_refused(tmp_path, magic):
     raw, _ = mnist(tmp_path)
     (raw / FILES[2]).write_bytes(magic + (raw / FILES[2]).read_bytes()[4:])
-    assert str(raw / FILES[2]) in refused("mnist", tmp_path)
+    assert str(tmp_path) in refused("mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +128,8 @@ def test_a_file_with_a_wrong_magic_number_is_named(tmp_path, magic):
         (FILES[1], np.full(50, 10, np.uint8), "up to 10"),
         (FILES[3], np.full(20, 255, np.uint8), "up to 255"),
         (FILES[1], np.zeros(49, np.uint8), "49 labels"),
-        (FILES[2], np.zeros((21, 28, 28), np.uint8), "(21, 1, 28, 28) images"),
-        (FILES[0], np.zeros((50, 32, 32), np.uint8), "(50, 1, 32, 32) images"),
+        (FILES[2], np.zeros((21, 28, 28), np.uint8), "(21, 28, 28) images"),
+        (FILES[0], np.zeros((50, 32, 32), np.uint8), "(50, 32, 32) images"),
     ],
     ids=["label 10", "label 255", "a label too few", "an image too many", "wrong size"],
 )
@@ -139,7 +137,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, file, array, wo
     raw, _ = mnist(tmp_path)
     (raw / file).write_bytes(idx(array))
     message = refused("mnist", tmp_path)
-    assert str(raw) in message
+    assert str(tmp_path) in message
     assert words in message
 
 

@@ -81,8 +81,6 @@ def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
         folders[1],
         "--inception-weights",
         weights,
-        "--cache",
-        tmp_path,
         "--json",
         tmp_path / "out",
     )
@@ -128,7 +126,7 @@ def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
 def test_images_keep_their_own_sizes_and_grey_ones_are_repeated(weights, tmp_path):
     folder = draw(tmp_path / "odd", 12, 2, sizes=((20, 30), (20, 30), (41, 17)), modes=("RGB", "L"))
     source = command.find(str(folder), "train", tmp_path, None)
-    found = command.describe(source, inception.load(weights, "cpu"), tmp_path / "cache")
+    found = command.describe(source, inception.load(weights, "cpu"))
     theirs = torch_fidelity.calculate_metrics(
         input1=str(folder),
         batch_size=1,
@@ -145,22 +143,6 @@ def test_images_keep_their_own_sizes_and_grey_ones_are_repeated(weights, tmp_pat
     grey = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(1, 1, 8, 8)
     network = inception.load(weights, "cpu")
     assert torch.equal(network.describe(grey).logits, network.describe(grey.expand(-1, 3, -1, -1)).logits)
-
-
-@pytest.mark.slow
-def test_features_are_computed_once_and_a_torn_cache_is_made_again(folders, weights, tmp_path):
-    network = inception.load(weights, "cpu")
-    source = command.find(str(folders[0]), "train", tmp_path, 10)
-    first = command.describe(source, network, tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
-    made = file.stat().st_mtime_ns
-    assert torch.equal(command.describe(source, network, tmp_path).logits, first.logits)
-    assert file.stat().st_mtime_ns == made
-    file.write_bytes(file.read_bytes()[:-5])
-    assert torch.equal(command.describe(source, network, tmp_path).logits, first.logits)
-    other = command.find(str(folders[1]), "train", tmp_path, 10)
-    command.describe(other, network, tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def refused(source: str | Path, **options) -> str:

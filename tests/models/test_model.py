@@ -72,7 +72,7 @@ def test_a_saved_stack_samples_the_same_images(name, statistics, tmp_path):
     assert torch.equal(found, drawn(levels, torch.tensor(labels), statistics, 11))
     assert torch.equal(loaded.sample(23), drawn(levels, balanced_labels(23, 10), statistics, 0))
     assert not torch.equal(loaded.sample(labels, 12), found)
-    assert (loaded.classes, loaded.labels, loaded.about) == (10, STACKS[name][-1][2], {"seed": 7})
+    assert (loaded.classes, loaded.about) == (10, {"seed": 7})
     assert {path.suffix for path in (tmp_path / "m").iterdir()} == {".json", ".safetensors"}
 
 
@@ -148,7 +148,7 @@ def run(*words: str | int | Path, cwd: Path) -> subprocess.CompletedProcess:
 def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     Store(tmp_path).note_run("0a1b2c3d", "score-0123456789abcdef")
     expected = sgan.load(folder).sample([3] * 6, 5)
-    for number, source in enumerate((folder, "score-0123456789abcdef", "012345", "0a1b2c3d")):
+    for number, source in enumerate((folder, "score-0123456789abcdef", "0a1b2c3d")):
         out = tmp_path / f"{number}.png"
         options = ("--class", 3, "--n", 6, "--seed", 5, "--columns", 3, "--out", out, "--store", tmp_path)
         done = run(source, *options, cwd=tmp_path)
@@ -163,7 +163,7 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     ("words", "said"),
     [
         (("nothing",), "'nothing' is no folder, and no run or stage in the store"),
-        ((".", "--n", "0"), "--n must be a whole number >= 1, but got 0"),
+        ((".", "--n", "0"), "--n must be greater than 0, but got 0"),
         ((".", "--out", "x.jpg"), "--out must be a .png file"),
         ((".",), "there is no model at"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from chaos import below, processes
-from conftest import BATCH, TINY, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
+from conftest import TINY, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
 from sweeps.execution.sharing import mark
 from test_ablation import complete, start, table, trains
 from waiting import wait_for

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgan.checks import as_json
 from sgan.evaluation import inception
 from sgan.evaluation import scores as metrics
 from sgan.stages.context import REFERENCE_FILE, Context, Evaluator, Running
@@ -34,13 +33,13 @@ def run(stage: InceptionStage, context: Context, folder: Path, evaluator: Evalua
     write_tensors(folder / REFERENCE_FILE, tensors)
     yield Progress(total, total)
     scores = on_test | metrics.inception_scores(real.logits)
-    return {"scores": scores, "fingerprint": {"scores": as_json(fingerprint(stage, total))}}
+    return {"scores": scores, "fingerprint": {"scores": fingerprint(stage, total)}}
 
 
-def fingerprint(stage: InceptionStage, samples: int) -> metrics.Fingerprint:
+def fingerprint(stage: InceptionStage, samples: int) -> dict[str, str | int]:
     """What the network's scores of `samples` images are computed with."""
     reference = f"{stage.dataset}, training images ({stage.data})"
-    return metrics.Fingerprint(inception.NETWORK, stage.weights, inception.RESIZE, samples, reference)
+    return metrics.fingerprint(inception.NETWORK, stage.weights, inception.RESIZE, samples, reference)
 
 
 @functools.lru_cache(maxsize=1)

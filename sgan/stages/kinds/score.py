@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgan.checks import as_json
 from sgan.config import IMAGE
 from sgan.evaluation import figures, grid
 from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
@@ -55,7 +54,7 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     return {
         "scores": scores,
         "best_images": {name(trained): images for trained, images in zip(stage.trained, best, strict=True)},
-        "fingerprint": {"scores": as_json(judged), "classes": as_json(by_classes)},
+        "fingerprint": {"scores": judged, "classes": by_classes},
     }
 
 

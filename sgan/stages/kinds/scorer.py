@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-from sgan.checks import as_json
 from sgan.evaluation import scores as metrics
 from sgan.models.encoder import Encoder
 from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
@@ -23,14 +22,14 @@ def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evalu
     # As in the paper, the ceiling is the Inception score of the training images; their FID would be 0, so FID and
     # diversity are the test images' against the training images.
     scores = on_test | {key: on_train[key] for key in on_train if key.startswith("inception")}
-    judged = as_json(fingerprint(stage, sha256(folder / MODEL_FILE), len(data.images)))
+    judged = fingerprint(stage, sha256(folder / MODEL_FILE), len(data.images))
     return {"scores": scores, "fingerprint": {"scores": judged, "classes": judged}}
 
 
-def fingerprint(stage: ClassifierStage, weights: str, samples: int) -> metrics.Fingerprint:
+def fingerprint(stage: ClassifierStage, weights: str, samples: int) -> dict[str, str | int]:
     """What the scorer's scores of `samples` images are computed with; `weights`: SHA-256 of the scorer's."""
     reference = f"{stage.dataset.name}, training images ({stage.data})"
-    return metrics.Fingerprint("the dataset's own classifier", weights, "none", samples, reference)
+    return metrics.fingerprint("the dataset's own classifier", weights, "none", samples, reference)
 
 
 @functools.lru_cache(maxsize=1)
