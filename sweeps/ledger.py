@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from sgan.checks import ConfigError
+from sgan.checks import require
 from sgan.store.s3 import find_store
 from sweeps.planning.options import status
 
@@ -47,9 +47,8 @@ def main(store: Positional[str]) -> int:
         store: The output store.
     """
     opened = find_store(store)
-    if opened is None:
-        raise ConfigError(f"there is no output store {store}; name the folder that a sweep was given as --store")
-    events = opened.events()
+    require(opened is not None, f"there is no output store {store}; name the folder that a sweep was given as --store")
+    events = opened.events() if opened else []
     print(*map(line, events), *account(events), sep="\n")
     return 0
 

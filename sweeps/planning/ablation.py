@@ -12,7 +12,7 @@ from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, prepare
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
-from sweeps.planning.trials import Trial, ended, trial
+from sweeps.planning.trials import Trial, ended, missing, trial
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,10 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
         for seed in options.seed_range
         for variant in dict.fromkeys(options.variants)
     )
-    notes = [
-        f"cuts {' '.join(options.cuts) or 'none'}" if options.cuts != DEFAULT_CUTS else "",
-        f"weights {' '.join(f'{value:.3g}' for value in options.weights)}" if options.weights else "",
-        f"tuned by search {search['study']}" if search else "",
-    ]
-    title = ", ".join([basis.what, *basis.notes, *filter(None, notes)])
+    notes = [f"cuts {' '.join(options.cuts) or 'none'}"] if options.cuts != DEFAULT_CUTS else []
+    notes += [f"weights {' '.join(f'{value:.3g}' for value in options.weights)}"] if options.weights else []
+    notes += [f"tuned by search {search['study']}"] if search else []
+    title = ", ".join([basis.what, *basis.notes, *notes])
     return Ablation(options, basis, trials, _key(options, basis), title, search, default_key, default_command)
 
 
@@ -99,33 +97,16 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
 
 
 def summary(ablation: Ablation, store: Store | None, address: str, slots: int, where: str) -> str:
-    """The work ahead, in lines: trials and stages that are finished and to run.
-
-    Args:
-        store, address: the store, None where there is none yet, and its address.
-        slots, where: number of trials at a time, and the machines in words.
-    """
-    trials = ablation.trials
+    """The work ahead, in lines. The store is None where there is none yet; `where` names the machines."""
+    trials, stages = ablation.trials, sum(len(one.plan.stages) for one in ablation.trials)
     todo = [one for one in trials if store is None or not ended(one, store)]
-    waiting = {name for one in todo for name in one.plan.names if store is None or not store.has(name)}
-    kinds: dict[str, set[str]] = {}
-    for one in trials:
-        for stage_name, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True):
-            kinds.setdefault(stage.kind, set()).add(stage_name)
-    shared = sum(len(one.plan.stages) for one in trials) - sum(map(len, kinds.values()))
+    left = len(missing(todo, store)) if store else len({each for one in todo for each in one.plan.names})
     variants, seeds = len(dict.fromkeys(ablation.options.variants)), ablation.options.seeds
-    lines = [
-        ablation.title,
-        f"  why     {ablation.basis.why}",
+    own = len({each for one in trials for each in one.plan.names})
+    return (
+        f"{ablation.title}\n  why     {ablation.basis.why}\n"
         f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
-        f"{len(todo)} to run",
-    ]
-    for kind, names in kinds.items():
-        left = sum(each in waiting for each in names)
-        lines.append(f"  stages  {kind:<8}{len(names):>3}: {len(names) - left} finished, {left} to run")
-    lines += [
-        f"          {shared} more are shared between trials and run once",
-        f"  slots   {slots} trials at a time on {where}",
-        f"  store   {address}",
-    ]
-    return "\n".join(lines)
+        f"{len(todo)} to run\n"
+        f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
+        f"  slots   {slots} trials at a time on {where}\n  store   {address}"
+    )

@@ -55,7 +55,7 @@ class Basis:
 
     @property
     def shared(self) -> list[Any]:
-        """The parts of this that every trial's config has, for content keys."""
+        """The parts that every trial's config has."""
         return [self.dataset, self.row, self.data.digest, self.recipe, self.inception]
 
 
@@ -67,48 +67,27 @@ def prepare(options: Options, gpus: int) -> Basis:
     """
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.row(dataset_name)
-    inception = options.with_inception(row, gpus)
-    folder = (options.data or DEFAULT_DATA).absolute()
-    if dataset_name != FOLDER:  # what can be wrong with the options comes before the data are read
-        options.build_recipe(row, recipe_name, TRAINING_IMAGES[dataset_name], inception)
+    inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
     recipe = options.build_recipe(row, recipe_name, images, inception)
-    weights_file, weights_digest = None, ""
-    if inception:
-        weights_file = find_weights(options.inception_weights)
-        weights_digest = check_weights(weights_file)
+    weights_file = find_weights(options.inception_weights) if inception else None
+    weights_digest = check_weights(weights_file) if weights_file else ""
     if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
         why += (
             f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
             "many times as long as in float32"
         )
-    for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint):
-        require(
-            part.batch <= len(data.images),
-            f"a batch must be at most the {len(data.images)} training images, but got {part.batch}",
-        )
+    batch = max(part.batch for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint))
+    require(batch <= len(data.images), f"a batch must be at most the {len(data.images)} training images, not {batch}")
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
-    notes = [
-        f"recipe {recipe_name}",
-        f"budget x {options.budget:g}" if options.budget != 1 else "",
-        f"width x {options.width:g}" if options.width != 1 else "",
-        "exact Inception scores" if inception else "",
-        *options.override,
-    ]
-    return Basis(
-        row,
-        row.scaled(options.width),
-        recipe,
-        data,
-        weights_file,
-        weights_digest,
-        why,
-        what,
-        tuple(filter(None, notes)),
-    )
+    notes = [f"recipe {recipe_name}"]
+    notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
+    notes += [*(["exact Inception scores"] * inception), *options.override]
+    dataset = row.scaled(options.width)
+    return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
 
 
 def chosen_options(

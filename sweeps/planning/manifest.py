@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.stages.graph import code_version
 from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
@@ -33,15 +32,15 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
     Args:
         manifest: as `read` returns it. "variants" is left out: it follows from the trials.
     """
-    key, place = manifest["key"], folder(store, manifest["key"])
+    key, path = manifest["key"], folder(store, manifest["key"]) / HEAD
     head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
-        store.fetch(place / HEAD)
-        if (place / HEAD).exists():
-            head["started"] = read_json(place / HEAD, key=key)["started"]
-        if not (place / HEAD).exists() or head != read_json(place / HEAD, key=key):
-            write_json(place / HEAD, head)
-            store.save(place / HEAD)
+        store.fetch(path)
+        before = read_json(path, key=key) if path.exists() else {}
+        head |= {"started": before.get("started", head["started"])}
+        if head != before:
+            write_json(path, head)
+            store.save(path)
     for row in manifest["trials"]:
         write_trial(store, key, row)
 
@@ -136,18 +135,14 @@ def commit() -> str:
     if found or not noted.exists():
         return found or "unknown"
     revision, code = noted.read_text().split()
-    return revision if code == code_version() else "unknown"
+    return revision if code == _code() else "unknown"
 
 
 def note_commit() -> str:
-    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it.
-
-    Raises:
-        ConfigError: this is no git checkout.
-    """
+    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it."""
     found = _git_commit()
     require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
-    (ROOT / NOTED).write_text(f"{found} {code_version()}\n")
+    (ROOT / NOTED).write_text(f"{found} {_code()}\n")
     return found
 
 
@@ -157,6 +152,12 @@ def _git_commit() -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _code() -> str:
+    """Hash of all Python files of the packages."""
+    files = sorted(path for package in ("sgan", "sweeps") for path in (ROOT / package).rglob("*.py"))
+    return content_key([path.read_text() for path in files])
 
 
 if __name__ == "__main__":

@@ -253,12 +253,11 @@ def status(command: Callable[[], int]) -> int:
         return command()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-    except (IsADirectoryError, NotADirectoryError) as error:
-        print(f"error: {error}; delete it, then run the same command: it goes on where it was", file=sys.stderr)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in (*NO_ROOM, errno.EISDIR, errno.ENOTDIR):
             raise
-        print(f"error: {error}; make room, then run the same command: it goes on where it was", file=sys.stderr)
+        remedy = "make room" if error.errno in NO_ROOM else "delete it"
+        print(f"error: {error}; {remedy}, then run the same command: it goes on where it was", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on where it was.")
         return INTERRUPTED

@@ -1,7 +1,7 @@
 """Where a trial stands, read from the store: the only answer to that question."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +64,11 @@ def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[st
     """
     records = {}
     for label, name in ((stage["label"], stage["name"]) for stage in trial["stages"]):
-        if not store.has(name):
-            with suppress(StoreError):
-                records[label] = read_record(store.look(name))
-        else:
-            if RECORD_FILE in store.facts(name)["files"]:
-                store.file(name, RECORD_FILE)  # raises where it is damaged
-            records[label] = read_record(store.stage(name))
+        done = store.has(name)
+        if done and RECORD_FILE in store.facts(name)["files"]:
+            store.file(name, RECORD_FILE)  # raises where it is damaged
+        with nullcontext() if done else suppress(StoreError):
+            records[label] = read_record(store.look(name))
     return records
 
 

@@ -141,7 +141,7 @@ def _alarms(sweep: Sweep) -> list[str]:
 
 def _seen(sweep: Sweep) -> list[str]:
     done, variants = sweep.done, sweep.manifest["variants"]
-    if len(done) == 0:
+    if done.empty:
         return ["No trial has finished."]
     lines, seeds = [], len(set(done["seed"]))
     if seeds <= FEW_SEEDS:
