@@ -20,27 +20,21 @@ IMAGE, LABEL = "image", "label"
 
 @validated()
 class Weights:
-    """The weights lambda of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
+    """The weights of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
 
     adversarial: NonNegativeFloat = 1.0
     conditional: NonNegativeFloat = 1.0
     entropy: NonNegativeFloat = 10.0
 
     def __post_init__(self):
-        require(
-            self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
-            "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
-        )
+        require(any(vars(self).values()), "at least one loss weight must be > 0, but got 0 for all three")
 
 
 def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
         require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at {', '.join(INNER_TAPS)}")
-    order = [TAPS.index(tap) for tap in taps]
-    require(
-        order == sorted(set(order)),
-        f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}",
-    )
+    wanted = f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}"
+    require(taps == tuple(sorted(set(taps), key=TAPS.index)), wanted)
     return taps
 
 
@@ -54,8 +48,8 @@ Budget = Annotated[float, Field(gt=0, le=1e6)]
 
 @validated()
 class Codes:
-    """The part of z that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many values, one-hot, and
-    that many continuous codes in U(0, 1); they are the last numbers of z."""
+    """The part of z, its last numbers, that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many
+    values, one-hot, and that many continuous codes in U(0, 1)."""
 
     categorical: Annotated[int, Field(ge=2, le=1000)] = 10
     continuous: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -89,18 +83,16 @@ class Variant:
 
     def __post_init__(self):
         require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
-        require(
-            self.labels or bool(self.cuts) or self.weights.conditional == 0,
-            "a generator without labels has nothing to recover: its conditional weight must be 0, "
-            f"but got {self.weights.conditional}",
-        )
+        recovers = bool(self.labels or self.cuts) or self.weights.conditional == 0
+        nothing = "a generator without labels has nothing to recover: its conditional weight must be 0, but got"
+        require(recovers, f"{nothing} {self.weights.conditional}")
         single = not (self.cuts or self.through)
         require(single or not self.codes, "codes are of a single generator: a variant with codes has no cuts or taps")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
     def bounds(self) -> tuple[str, ...]:
-        """The taps that bound the levels, from the image up to the label: level i lies between bounds i and i + 1."""
+        """The taps from the image up to the label: level i lies between bounds i and i + 1."""
         return (IMAGE, *self.cuts, LABEL)
 
 
@@ -140,11 +132,9 @@ class EncoderRecipe:
 
 def _falling(rule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
     thresholds = [threshold for threshold, _ in rule]
-    require(
-        len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
-        "pairs (threshold, number of steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3)), "
-        f"but got {rule}",
-    )
+    falling = bool(rule) and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0
+    wanted = "pairs (threshold, steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3))"
+    require(falling, f"{wanted}, but got {rule}")
     return rule
 
 
@@ -274,14 +264,9 @@ class Config:
     inception: str = ""
 
     def __post_init__(self):
-        require(
-            self.variant.labels or self.recipe.gan.discriminator == "binary",
-            "a variant without labels cannot have labels in its discriminator; "
-            "it is planned with a binary discriminator",
-        )
+        fits = self.variant.labels or self.recipe.gan.discriminator == "binary"
+        require(fits, "a variant without labels needs a binary discriminator, but got one of classes")
         recovers_labels = self.variant.labels and (bool(self.variant.cuts) or self.variant.weights.conditional > 0)
-        require(
-            not recovers_labels or self.recipe.encoder.objective == "labels",
-            "a variant with labels needs an encoder trained on them: encoder.objective must be 'labels', "
-            f"but got {self.recipe.encoder.objective!r}",
-        )
+        objective = self.recipe.encoder.objective
+        trained = not recovers_labels or objective == "labels"
+        require(trained, f"with labels, encoder.objective must be 'labels', but got {objective!r}")
