@@ -85,7 +85,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
 
 
 def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
-    """The inverse of `as_json`: a dataclass from plain JSON values. ConfigError where a field is missing, unknown or bad,
+    """The inverse of `as_json`: a dataclass from JSON values. ConfigError where a field is missing, unknown or bad,
     with its dotted name after `where`."""
     try:
         made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
@@ -106,7 +106,7 @@ def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] 
 
 
 def content_key(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values, equal keys. No NaN, no inf: ValueError."""
+    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values, equal keys; ValueError for NaN, inf."""
     plain = json.loads(json.dumps(as_json(value), allow_nan=False), parse_float=lambda digits: float(digits) + 0.0)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))  # now -0.0 is 0.0
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -59,9 +59,7 @@ PROBE = 2**20
 
 
 class Store:
-    """The folder `root`, made if it is not there.
-
-    Raises StoreError where the folder cannot be made or written.
+    """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
     Attributes:
         address: names the store on every host.

@@ -1,4 +1,4 @@
-"""The output store in a bucket (s3://bucket/folder), for clusters whose hosts share no folder.
+"""The output store in a bucket (s3://bucket/folder), for hosts that share no folder.
 
     done/<name>.json            stage.json of a finished stage: created once, and last, it makes the stage finished
     stages/<name>/<upload>/     its files; stage.json names the upload that counts and the digest of each file
@@ -10,6 +10,7 @@ Each host mirrors what it needs in a folder of its own, $SGAN_CACHE or ~/.cache/
 when nothing runs there. The bucket is the truth.
 """
 
+import fnmatch
 import functools
 import json
 import os
@@ -44,14 +45,10 @@ HEAVY = ".safetensors"
 
 @functools.cache
 def open_store(address: str) -> Store:
-    """The store at an address: a folder's path, or s3://bucket/folder.
+    """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
     A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
     the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
-
-    Raises:
-        StoreError: it cannot be reached, or not written.
-        ConfigError: no address of a store.
     """
     address = address.rstrip("/")
     return BucketStore(address) if is_bucket(address) else Store(address or "/")
@@ -80,10 +77,7 @@ def _connect(address: str) -> tuple[S3FileSystem, str]:
 
 
 class BucketStore(Store):
-    """The store at the address of a bucket, mirrored where needed.
-
-    Raises StoreError where the bucket cannot be reached or written.
-    """
+    """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
     poll = 2.0
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
@@ -131,8 +125,8 @@ class BucketStore(Store):
         return watched
 
     def checkpoint(self, name: str) -> str:
-        paths = (file.split("/") for file in self._in_progress(name) if file.startswith(f"{CHECKPOINTS}/"))
-        return max((path[1] for path in paths if path[-1].endswith(".json")), default="")
+        heads = fnmatch.filter(self._in_progress(name), f"{CHECKPOINTS}/*.json")
+        return max((Path(head).parent.name for head in heads), default="")
 
     def _in_progress(self, name: str) -> dict[str, str]:
         """Files of a stage in progress: path in its folder -> ETag."""
