@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import tyro
+from mlflow import MlflowClient
 from tyro.conf import Positional
 
 from sgan.store.files import read_json
@@ -57,9 +58,9 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
         (key,) = manifest.keys(again)
         trials = len(manifest.read(again, key)["trials"])
         uri, took = connection.default_uri(again), [time.process_time()]
-        connection.connect("http://127.0.0.1:9")  # nothing is sent there
+        MlflowClient("http://127.0.0.1:9")  # nothing is sent there
         took.append(time.process_time())
-        connection.connect(uri).search_experiments()
+        MlflowClient(uri).search_experiments()
         took.append(time.process_time())
         passes, spent = 0, 0.0
         while now <= end:

@@ -98,7 +98,7 @@ class Variant:
 
 @validated()
 class AdamRecipe:
-    """Adam's settings. `eps_in_root` divides by sqrt(v + eps) (released code) instead of sqrt(v) + eps."""
+    """Adam's settings. `eps_in_root` divides by sqrt(v_hat + eps) (released code) instead of sqrt(v_hat) + eps."""
 
     learning_rate: Rate = 1e-4
     beta1: Annotated[float, Field(ge=0, le=0.9999)] = 0.5

@@ -11,7 +11,7 @@ from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.planning import manifest
 from sweeps.planning.ablation import plan_ablation, record, summary
-from sweeps.planning.options import INTERRUPTED, Sweep
+from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
 from sweeps.reporting import results, tables
@@ -45,10 +45,8 @@ def main(options: Sweep) -> int:
     job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
-    try:
-        finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
-    finally:
-        unsent = follow.finish(follower)
+    finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
+    unsent = follow.finish(follower, store, key, uri, None if finished else STOPPED_SECONDS)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
     failed, left = outcomes.count("failed"), outcomes.count("interrupted") + outcomes.count("failed")
     store.note("sweep ended", sweep=key, open=left, failed=failed)

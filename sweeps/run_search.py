@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -28,7 +28,7 @@ from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
 from sweeps.planning.manifest import without_password
-from sweeps.planning.options import INTERRUPTED
+from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS
 from sweeps.planning.trials import ListSource, clock
 from sweeps.reporting import results, tables
 
@@ -109,20 +109,18 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     follower = follow.start(store, run.key, uri)
     store.note("search started", search=run.key, command=command)
     confirmed, best = [], None
-    try:
-        if scheduler.run(searcher, job, store, slots):
-            confirmed = run.confirm(searcher, made)
-            print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
-            stopped = not scheduler.run(ListSource([one for one, _ in confirmed], store), job, store, slots)
-            best = write_best(run, searcher, confirmed)
-        else:
-            stopped = True
+    finished = scheduler.run(searcher, job, store, slots)
+    if finished:
+        confirmed = run.confirm(searcher, made)
+        print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
+        finished = scheduler.run(ListSource([one for one, _ in confirmed], store), job, store, slots)
+        best = write_best(run, searcher, confirmed)
+    with suppress(OSError):  # a full disk; the same command makes them again
         plots.draw(searcher.study, run.space, run.plots, run.scores)
-    finally:
         run.end(searcher)
-        unsent = follow.finish(follower)
+    unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
     store.note("search ended", search=run.key)
-    if stopped:
+    if not finished:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\n{account(run, made, time.monotonic() - began)}")

@@ -12,6 +12,7 @@ import collections
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -25,12 +26,12 @@ from typing import Any
 import optuna
 import yaml
 from conftest import FILLER, fill, mount
+from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
-from sweeps.mlflow_view import connection
 from sweeps.mlflow_view.runs import runs_of
 from sweeps.planning import manifest
 
@@ -42,10 +43,17 @@ COMMANDS = {
     "ablation": ("--slots", "2", "--seeds", "1", "--variants", "sgan", "sgan-no-joint", "dcgan-adv-cond"),
     "search": ("--slots", "1", "--trials", "4", "--variant", "sgan-no-joint", "--splits", "none", "fc3", *NARROW),
 }
-FAULTS = ("driver", "worker", "worker", "raylet", "uploader", "mlflow", "interrupt", "two interrupts", "terminate")
+FAULTS = ("driver", "worker", "worker", "trial", "scheduler", "raylet", "uploader", "mlflow")
+FAULTS += ("interrupt", "two interrupts", "terminate")
 SIGNALS = {"driver": signal.SIGKILL, "terminate": signal.SIGTERM}
-PROCESSES = {"worker": "ResourceTrainable", "uploader": "sweeps.mlflow_view.follow", "raylet": "raylet/raylet"}
-"""Words of a command line by which a process is found."""
+PROCESSES = {
+    "worker": r"^ray::(scorer|encoder|level|joint|score)-",
+    "trial": r"^ray::\w*Trainable",
+    "scheduler": r"^ray::StageScheduler",
+    "uploader": r"sweeps\.mlflow_view\.follow",
+    "raylet": r"raylet/raylet",
+}
+"""Regular expressions of a command line by which a process is found. Ray names a stage's process after the stage."""
 DISK = "256m"
 """Size of a round's store, where one can be mounted."""
 ENDS = (1, 2, 130, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
@@ -64,7 +72,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri, self.folder, self.process = f"http://127.0.0.1:{self.port}", folder, None
-        connection.connect(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
+        MlflowClient(f"sqlite:///{folder / 'server.db'}").search_experiments()  # migrates
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
@@ -114,15 +122,20 @@ def below(process: int, found: dict[int, tuple[int, str]]) -> set[int]:
     return tree
 
 
+def victims(kind: str, driver: int, found: dict[int, tuple[int, str]]) -> list[int]:
+    """The processes of a kind that belong to a driver."""
+    tree = below(driver, found) & found.keys()
+    return sorted(each for each in tree if re.search(PROCESSES[kind], found[each][1]))
+
+
 def strike(fault: str, driver: subprocess.Popen[bytes], store: Path, server: Server, dice: random.Random) -> bool:
     """Do it; whether there was something to hit."""
     found = processes()
     if fault in PROCESSES:
-        mine = below(driver.pid, found)
-        victims = sorted(each for each in mine if PROCESSES[fault] in found[each][1]) if driver.pid in found else []
-        if victims:
-            os.kill(dice.choice(victims), signal.SIGKILL)
-        return bool(victims)
+        mine = victims(fault, driver.pid, found)
+        if mine:
+            os.kill(dice.choice(mine), signal.SIGKILL)
+        return bool(mine)
     if fault == "mlflow":
         there = server.process is not None
         server.kill()
@@ -209,7 +222,8 @@ def table(path: Path) -> list[list[str]]:
 
 def study(store: Path) -> list[tuple]:
     """What the search's study holds, but for the times."""
-    storage = JournalStorage(JournalFileBackend(str(store / "optuna.log")))
+    (path,) = store.glob("sweeps/*/optuna.log")
+    storage = JournalStorage(JournalFileBackend(str(path)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.load_study(study_name=None, storage=storage)
     return [(each.number, each.state, each.params, each.values, each.user_attrs) for each in found.trials]
@@ -240,7 +254,7 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     sync = [sys.executable, "-m", "sweeps.tracking", "sync", str(store), "--mlflow", server.uri, "--verify"]
     done = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    client = connection.connect(server.uri)
+    client = MlflowClient(server.uri)
     runs = [run for key in manifest.keys(Store(store)) for run in runs_of(client, key)]
     assert {run.info.status for run in runs} == {"FINISHED"}
     return f"{len(found)} stages of the same bytes, the same tables and study, {len(runs)} MLflow runs verified"

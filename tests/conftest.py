@@ -33,6 +33,15 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("here", deadline=None, database=None, derandomize=True)
 settings.load_profile("here")
+SLOW_FOLDERS = ("slow", "cluster")
+"""Below tests/: whatever lies there is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+
 
 TINY = DATASETS["digits"].scaled(0.25)
 BATCH = 16

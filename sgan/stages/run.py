@@ -21,7 +21,7 @@ from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, inception, joint, level, score, scorer
-from sgan.store.local import CHECKPOINTS, NO_ROOM, ROOM_WAIT
+from sgan.store.local import CHECKPOINTS
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
@@ -48,7 +48,7 @@ def run_trial(plan: Plan, context: Context) -> Generator[Event]:
 
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
-        StoreError: something in the store is damaged.
+        StoreError, OSError: as `run_stage`.
     """
     for (label, stage), stage_name in zip(plan.stages, plan.names, strict=True):
         while not context.store.has(stage_name):
@@ -71,33 +71,13 @@ def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> 
     of progress, it leaves a checkpoint.
 
     A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
-    Where the store's disk is full or read-only, the stage waits, and goes on from its checkpoint when there is room.
 
     Args:
         judge: the finished stage that scores levels while they train; None trains them without scores.
     Raises:
         StoreError: something in the store is damaged.
+        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint.
     """
-    progress = Progress(0, 0)
-    while True:
-        try:
-            with contextlib.closing(_run(stage, judge, context)) as running:
-                for progress in running:
-                    yield progress
-            return
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            with contextlib.suppress(OSError):  # the output may go to that disk, too
-                print(f"waiting for room in the store {context.store.address} ({error.strerror})", flush=True)
-        while True:
-            yield progress
-            time.sleep(ROOM_WAIT)
-            if context.store.has_room():
-                break
-
-
-def _run(stage: Stage, judge: ClassifierStage | None, context: Context) -> Generator[Progress]:
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None

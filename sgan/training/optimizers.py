@@ -7,10 +7,9 @@ from sgan.config import AdamRecipe
 
 
 class AdamEpsInRoot(torch.optim.Optimizer):
-    """Adam that divides by sqrt(v + eps) with the uncorrected v, and corrects both biases in the step size.
+    """Adam whose step is lr * m_hat / sqrt(v_hat + eps), with both moments corrected for their bias.
 
-    Source: the released code's own Adam (Lasagne's, with eps moved inside the root). Lasagne's a_t is
-    learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t).
+    Source: the released code's nn.py, adam_updates. Plain Adam has eps outside the root.
     """
 
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float):
@@ -19,32 +18,18 @@ class AdamEpsInRoot(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter] = {
-                        "step": torch.zeros((), dtype=torch.float64, device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-            states = [self.state[parameter] for parameter in parameters]
-            gradients: list[Tensor] = [parameter.grad for parameter in parameters]
-            first = [state["exp_avg"] for state in states]
-            second = [state["exp_avg_sq"] for state in states]
             beta1, beta2 = group["betas"]
-            for state in states:
+            for parameter in (each for each in group["params"] if each.grad is not None):
+                state = self.state[parameter]
+                if not state:
+                    # A tensor, so that the GPU need not wait for Python and a CUDA graph counts on.
+                    state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 state["step"] += 1
-            step = states[0]["step"]
-            torch._foreach_lerp_(first, gradients, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-            roots = torch._foreach_add(second, group["eps"])
-            torch._foreach_sqrt_(roots)
-            # A tensor, so that the GPU need not wait for Python and a CUDA graph counts on.
-            size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-            change = torch._foreach_div(first, roots)
-            torch._foreach_mul_(change, size)
-            torch._foreach_sub_(parameters, change)
+                first = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                second = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                root = (second / (1 - beta2 ** state["step"]) + group["eps"]).sqrt_()
+                parameter.sub_(first / root * (group["lr"] / (1 - beta1 ** state["step"])))
 
 
 def adam(module: nn.Module, recipe: AdamRecipe) -> torch.optim.Optimizer:

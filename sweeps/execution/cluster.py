@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,7 @@ import torch
 import yaml
 
 from sgan.checks import ConfigError
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
+from sweeps.execution import cluster_address
 
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
@@ -24,16 +22,6 @@ MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.ma
 CPUs a tenth faster (docs/performance.md)."""
 ANSWER_SECONDS = 10.0
 """A cluster's head answers within so many seconds."""
-
-
-def cluster_address() -> str:
-    """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else what
-    `ray start` has left on this machine."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    if address in ("", "auto") and left.exists():
-        return left.read_text().strip()
-    return "" if address == "local" else address
 
 
 def join_cluster() -> None:
@@ -45,6 +33,7 @@ def join_cluster() -> None:
     address = cluster_address()
     if address:
         _require_answer(address)
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -53,6 +42,8 @@ def join_cluster() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
         )
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address:
@@ -61,6 +52,8 @@ def join_cluster() -> None:
         if "AF_UNIX" in reason:
             advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
+    finally:
+        signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
 
 
 def _require_answer(address: str) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from sgan.checks import ConfigError
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import write_json
-from sgan.store.local import Store
+from sgan.store.local import NO_ROOM, Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0
@@ -43,19 +44,17 @@ class Progress:
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial's stage has gone on, or waits."""
-        label, now = result.get("label", ""), time.monotonic()
+        label, stages = result.get("label", ""), dict(trial.plan.stages)
         if label:
-            stages = dict(trial.plan.stages)
-            self.shares |= dict.fromkeys(self._before(trial, label), 1.0)
+            self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
             self.shares[name(stages[label])] = result.get("share", 0.0)
         peak, fit = result.get("peak", (0, 0))
         if peak > 1.1 * self.peak:
             self.peak = peak
             self._line(trial, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
-        what = label or f"waits for {result.get('waiting', '')}"
-        before, when = self.last.get(trial.id, ("", 0.0))
-        if (what != before and label) or now - when > SILENCE:
-            self.last[trial.id] = what, now
+        waiting, blocked = result.get("waiting", ""), result.get("blocked", "")
+        what = label or (f"{waiting}: {blocked}" if blocked else f"waits for {waiting}")
+        if self._is_news(trial.id, what):
             self._line(trial, what)
 
     def end(self, trial: Trial, end: End) -> None:
@@ -73,15 +72,27 @@ class Progress:
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
 
+    def wait(self, error: OSError | ConfigError) -> None:
+        """The store does not let the command go on now."""
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+        else:
+            what = f"the store is in the way: {error}"
+        if self._is_news("", what):
+            self.say(what)
+
     def say(self, text: str) -> None:
         """Print a line of its own."""
         with suppress(OSError):
             print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
-    def _before(self, trial: Trial, label: str) -> list[str]:
-        """Names of the stages that a stage needs."""
-        stages = dict(trial.plan.stages)
-        return [name(stages[each]) for each in trial.plan.needs[label]]
+    def _is_news(self, of: str, what: str) -> bool:
+        """Whether a line differs from the last one of its kind, or that is long ago."""
+        before, when = self.last.get(of, ("", 0.0))
+        if what == before and time.monotonic() - when < SILENCE:
+            return False
+        self.last[of] = what, time.monotonic()
+        return True
 
     def _share(self) -> float:
         """The share of the work that is done."""

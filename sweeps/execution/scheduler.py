@@ -71,6 +71,8 @@ class SourceSearcher(Searcher):
         self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
         self.early: set[str] = set()
+        self.ended: list[tuple[Trial, End]] = []
+        self.stopped: ray.ObjectRef | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its searcher for a restore that nobody does
@@ -78,6 +80,8 @@ class SourceSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.is_set():
             return Searcher.FINISHED
+        if not self._report_ends():
+            return None
         trial = self._patiently(self.source.next)
         if trial is None:
             return Searcher.FINISHED if self._patiently(self.source.exhausted) else None
@@ -95,8 +99,9 @@ class SourceSearcher(Searcher):
         trial = self.live.get(trial_id)
         if trial is None or "outcome" in result:
             return False
-        if result.get("lost"):
+        if "lost" in result:
             self.add(trial)
+            return False
         self.progress.go_on(trial, result)
         if "scores" in result:
             point = Point(result["label"], result["images"], result["scores"])
@@ -113,14 +118,33 @@ class SourceSearcher(Searcher):
             end = End((result or {}).get("outcome", "stopped"), (result or {}).get("reason", ""))
         if end.outcome != "stopped" or not self.stop.is_set():
             self.progress.end(trial, end)
-            self._patiently(lambda: self.source.end(trial, end))
+            self.ended.append((trial, end))
+            self._report_ends()
+
+    def _report_ends(self) -> bool:
+        """Tell the source how trials ended; false where the store does not let it: it is told again."""
+        while self.ended:
+            try:
+                self.source.end(*self.ended[0])
+            except (OSError, ConfigError) as error:
+                self.progress.wait(error)
+                if isinstance(error, OSError):
+                    return False
+            self.ended.pop(0)
+        return True
+
+    def stopping(self) -> bool:
+        """Whether the command is stopped; then all stages are, at once."""
+        if self.stop.is_set() and self.stopped is None:
+            self.stopped = self.scheduler.stop.remote()
+        return self.stopped is not None
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """What a source answers; None where the store does not let it: it is asked again."""
         try:
             return call()
         except (OSError, ConfigError) as error:
-            self.progress.say(f"the store is in the way: {error}")
+            self.progress.wait(error)
             return None
 
     def save(self, checkpoint_path: str) -> None:
@@ -143,7 +167,7 @@ class SweepStopper(tune.Stopper):
         return self.searcher.take(trial_id, result)
 
     def stop_all(self) -> bool:
-        return self.searcher.stop.is_set()
+        return self.searcher.stopping()
 
 
 def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
@@ -180,10 +204,9 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        try:
-            tuner.fit()
-        finally:
+        tuner.fit()
+        if searcher.stopping() and searcher.stopped:
             with suppress(RayError):
-                ray.get(scheduler.stop.remote(), timeout=STOP_SECONDS)
-            ray.kill(scheduler)
+                ray.get(searcher.stopped, timeout=STOP_SECONDS)
+        ray.kill(scheduler)
     return not stop.is_set()

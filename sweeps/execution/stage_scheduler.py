@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import ray
@@ -104,9 +105,13 @@ class StageScheduler:
         self.changed.set()
 
     async def follow(self, trial_id: str) -> dict[str, Any]:
-        """Where a trial stands, within TICK or as soon as it ends: `label` and `share` of the stage that runs, or
-        `waiting`, why none does; `images` and `scores` of its last evaluation; and at the end `outcome` and `reason`.
-        `lost` where the trial is not known: the actor was begun anew."""
+        """Where a trial stands, within TICK or as soon as it ends.
+
+        Returns:
+            `label` and `share` of the stage that runs, with `images` and `scores` of its last evaluation; or `waiting`,
+            the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
+            the trial is not known, since the actor was begun anew.
+        """
         if trial_id not in self.trials:
             await asyncio.sleep(TICK)
             return {"lost": True}
@@ -273,7 +278,7 @@ class StageScheduler:
 
     def _standing(self, trial: Trial) -> dict[str, Any]:
         """Where a trial stands, as `follow` says."""
-        waiting = ""
+        waiting: list[tuple[str, str]] = []
         for label, stage in trial.plan.stages:
             node = self.nodes[name(stage)]
             if node.status in ("diverged", "failed"):
@@ -282,5 +287,8 @@ class StageScheduler:
             if node.status == "running" and node.progress:
                 return {"label": label, **node.progress}
             if node.status != "done":
-                waiting = waiting or f"{label}: {node.blocked}".removesuffix(": ")
-        return {"label": "", "waiting": waiting} if waiting else {"outcome": "done", "reason": ""}
+                waiting.append((label, node.blocked))
+        if not waiting:
+            return {"outcome": "done", "reason": ""}
+        label, blocked = next(filter(itemgetter(1), waiting), waiting[0])
+        return {"label": "", "waiting": label, "blocked": blocked}

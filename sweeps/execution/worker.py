@@ -14,6 +14,7 @@ from sgan.checks import ConfigError, require
 from sgan.data.batches import Data
 from sgan.stages.graph import Stage, code_version, name
 from sgan.stages.run import Context, be_deterministic, run_stage
+from sgan.store.files import StoreError
 from sgan.store.local import NO_ROOM
 from sgan.training.loop import Progress
 from sweeps.execution import memory
@@ -108,12 +109,13 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                     return {"status": "stopped"}
         facts = context.store.facts(name(stage))
         return {"status": facts["status"], "reason": facts["reason"] or ""}
-    except ConfigError as error:  # it would be the same again
-        return {"status": "failed", "reason": str(error)}
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return {"status": "full", "reason": f"waiting for room in the store {job.store} ({error.strerror})"}
+    except (ConfigError, OSError) as error:
+        lack = error.__cause__ if isinstance(error, StoreError) else error
+        if isinstance(lack, OSError) and lack.errno in NO_ROOM:
+            return {"status": "full", "reason": f"waiting for room in the store {job.store} ({lack.strerror})"}
+        if isinstance(error, ConfigError):  # it would be the same again
+            return {"status": "failed", "reason": str(error)}
+        raise
     except (RuntimeError, MemoryError) as error:
         if not memory.is_lack(error):
             raise

@@ -1,9 +1,6 @@
 """MLflow's client, its experiment, the address of its pages, and its errors in one line."""
 
-import os
 import shlex
-import tempfile
-from pathlib import Path
 
 from mlflow import MlflowClient, MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,19 +18,6 @@ def default_uri(store: Store) -> str:
     return f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client for a tracking URI; a SQLite file that is not there is made."""
-    database = Path(uri.removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and not database.exists():
-        # MLflow makes its tables in many steps, and cannot open a file that has some of them.
-        with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
-            whole = Path(folder, database.name)
-            MlflowClient(tracking_uri=f"{SQLITE}{whole}").search_experiments()
-            if not database.exists():
-                os.replace(whole, database)
-    return MlflowClient(tracking_uri=uri)
-
-
 def experiment_id(client: MlflowClient, store: Store, uri: str) -> str:
     """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie in the store."""
     found = client.get_experiment_by_name(EXPERIMENT)
@@ -46,10 +30,9 @@ def experiment_id(client: MlflowClient, store: Store, uri: str) -> str:
 
 
 def pages(uri: str) -> str:
-    """How to open MLflow: the address of the page with the runs, after the command that serves a database. Without the
-    experiment's id, where MLflow does not tell it, the address is that of all experiments."""
+    """How to open MLflow: the address of the page with the runs, after the command that serves a database."""
     try:
-        found = connect(uri).get_experiment_by_name(EXPERIMENT)
+        found = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
     except ERRORS:
         found = None
     # Without a workflow in the address MLflow 3 opens pages for language models, which show none of the runs.

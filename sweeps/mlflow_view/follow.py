@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
-from sweeps.mlflow_view.sync import attempt, later
+from sweeps.mlflow_view.sync import attempt
 from sweeps.planning.manifest import folder
 
 PAUSE, LONGEST_PAUSE = 5.0, 60.0
@@ -22,7 +22,7 @@ LOG = "mlflow.log"
 
 
 def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start the process that follows a sweep. `finish` lets it end; it also ends when its parent dies.
+    """Start the process that follows a sweep. It ends when its standard input does, as when its parent dies.
 
     Ctrl-C in the parent's terminal does not reach its session. It writes to mlflow.log in the sweep's folder.
     """
@@ -31,24 +31,19 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(process: "subprocess.Popen[bytes]") -> str:
-    """Wait until the process has sent what is left. One that was killed, or could not send, has one successor.
+def finish(
+    process: "subprocess.Popen[bytes]", store: Store, sweep_key: str, uri: str, seconds: float | None = None
+) -> str:
+    """Wait until the process has sent what is left; if it was killed, or could not, send it from here.
 
+    Args:
+        seconds: wait no longer, and send nothing from here: the process then ends by itself.
     Returns:
         "", or one line that says what went wrong, and how to send the rest later.
     """
-    assert isinstance(process.args, list)
-    address, sweep_key, uri = map(str, process.args[-3:])
-    store = open_store(address)
-    process.communicate()
-    if process.returncode:
-        with suppress(OSError):  # the disk with the log is full, or read-only
-            process = start(store, sweep_key, uri)
-            process.communicate()
-    if process.returncode == 0:
-        return ""
-    lines = (folder(store, sweep_key) / LOG).read_text().splitlines() if process.returncode > 0 else []
-    return lines[-1] if lines else f"the process that sends to MLflow was killed; {later(store, uri)}"
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=seconds)
+    return attempt(store, [sweep_key], uri) if process.returncode and seconds is None else ""
 
 
 def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
@@ -68,8 +63,7 @@ def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[s
         used = time.process_time() - began
         pause = min(max(PAUSE, 2 * pause if trouble else used / SHARE), LONGEST_PAUSE)
     trouble = attempt(store, [sweep_key], uri)
-    if trouble:
-        print(f"{trouble}; {later(store, uri)}", flush=True)
+    print(trouble, end="\n" if trouble else "", flush=True)
     return 1 if trouble else 0
 
 

@@ -16,7 +16,7 @@ from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
 from sgan.store.local import Store
 from sweeps.mlflow_view import runs
-from sweeps.mlflow_view.connection import ERRORS, connect, default_uri, error_line, experiment_id
+from sweeps.mlflow_view.connection import ERRORS, default_uri, error_line, experiment_id
 from sweeps.mlflow_view.trial import as_metrics, begun, shared_tags, view, write_files
 from sweeps.planning import manifest as manifests
 from sweeps.planning.state import State, state_of
@@ -31,7 +31,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         StoreError: a file of the sweep is damaged. All trials but those that need it have been sent.
         OSError, MlflowException, SQLAlchemyError: MLflow cannot be reached.
     """
-    update = _Pass(connect(uri), store, manifests.read(store, sweep_key))
+    update = _Pass(MlflowClient(uri), store, manifests.read(store, sweep_key))
     with store.lock(f"mlflow-{sweep_key}"):  # two passes at once, of two drivers, would make runs twice
         return update.send(uri, live)
 
@@ -112,7 +112,7 @@ class _Pass:
 
 
 def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = False) -> str:
-    """Send sweeps as `sync` does; returns one line that says what went wrong, "" where all was sent."""
+    """Send sweeps as `sync` does; returns one line that says what went wrong and what to do, "" where all was sent."""
     trouble = ""
     for key in sweep_keys:
         try:
@@ -122,12 +122,8 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = Fals
         except ERRORS as error:
             trouble = error_line(error)
             break
-    return trouble and f"MLflow did not get everything: {trouble}"
-
-
-def later(store: Store, uri: str) -> str:
-    """How to send what is left."""
-    command = f"python sweeps/tracking.py sync {shlex.quote(store.address)}"
-    if uri == default_uri(store):
-        return f"send it later with: {command} (if mlflow.db is damaged, delete it first)"
-    return f"send it later with: {command} --mlflow {shlex.quote(uri)}"
+    where = (
+        " (if mlflow.db is damaged, delete it first)" if uri == default_uri(store) else f" --mlflow {shlex.quote(uri)}"
+    )
+    command = f"python sweeps/tracking.py sync {shlex.quote(store.address)}{where}"
+    return trouble and f"MLflow did not get everything: {trouble}; send it later with: {command}"

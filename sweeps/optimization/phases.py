@@ -2,6 +2,7 @@
 never saw."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,7 @@ class SearchRun:
 
     def write(self, row: Row) -> None:
         """Write a row into the record."""
-        self.store.when_there_is_room(lambda: manifest.write_trial(self.store, self.key, row))
+        manifest.write_trial(self.store, self.key, row)
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
@@ -243,7 +244,7 @@ class SearchRun:
             "plotted": {file.name: sha256(file)[:16] for file in sorted(self.plots.glob("*.png"))},
             "trials": [],
         }
-        self.store.when_there_is_room(lambda: manifest.write(self.store, head))
+        manifest.write(self.store, head)
 
     @property
     def plots(self) -> Path:
@@ -262,10 +263,10 @@ class SearchRun:
                 now = confirmations(carried, search.top, search.confirm_seeds, best)
                 best, seeds = min(best, now[0]), min(seeds, now[1])
             self.decided = {"asked": asked, "best": best, "seeds": seeds}
-            self.write_head(searcher)
+            self.store.when_there_is_room(lambda: self.write_head(searcher))
         chosen = self.best(searcher, self.decided["best"], self.decided["seeds"])
         for _, row in chosen:
-            self.write(row)
+            self.store.when_there_is_room(functools.partial(self.write, row))
         return chosen
 
     def best(self, searcher: Searcher, best: int, seeds: int) -> list[tuple[Trial, Row]]:

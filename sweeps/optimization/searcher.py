@@ -132,20 +132,21 @@ class Searcher:
         return running.stopped
 
     def end(self, trial: Trial, end: End) -> None:
-        running = self.live.pop(trial.variant)
+        running = self.live[trial.variant]
         if end.outcome == "stopped" and running.stopped:
             row = {**running.row, "stopped": sorted(running.points.items())}
             self.configs.write(row)
             self._tell(running.trial, row, Outcome(PRUNED, points=running.points))
         elif end.outcome != "stopped":
-            self.seconds.append(time.monotonic() - running.began)
             outcome = self.configs.outcome(running.row)
+            self.seconds.append(time.monotonic() - running.began)
             if outcome:
                 self._tell(running.trial, running.row, outcome)
             else:
                 self.failed.add(running.trial.number)
                 note(running.trial, {REASON: end.reason})
                 self._copy()
+        del self.live[trial.variant]  # not before its row is written: a full disk may refuse it
 
     def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome) -> None:
         tell(self.study, asked, row, outcome)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
-from sgan.store.files import read_json, write_json
+from sgan.stages.graph import code_version
+from sgan.store.files import StoreError, read_json, write_json
 from sgan.store.local import Store
+from sgan.store.s3 import find_store
 from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
@@ -73,6 +75,15 @@ def keys(store: Store) -> list[str]:
     return [head["key"] for head in sorted(heads, key=lambda head: head["started"])]
 
 
+def find(address: str) -> tuple[Store, list[str]]:
+    """The store at an address and the keys of its sweeps; StoreError where it holds none."""
+    store = find_store(address)
+    found = keys(store) if store else []
+    if not (store and found):
+        raise StoreError(f"{address} holds no sweep; name the folder that the sweep was given as --store")
+    return store, found
+
+
 def trial_row(
     trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "", base_variant: str = ""
 ) -> dict[str, Any]:
@@ -121,12 +132,11 @@ def commit() -> str:
 
     Without a git folder it is the commit of `note_commit`, if the code is still the same; otherwise "unknown".
     """
-    noted = ROOT / NOTED
-    found = _git_commit()
-    if not found and noted.exists():
-        revision, _, code = noted.read_text().partition(" ")
-        found = revision if code.strip() == _code() else ""
-    return found or "unknown"
+    found, noted = _git_commit(), ROOT / NOTED
+    if found or not noted.exists():
+        return found or "unknown"
+    revision, code = noted.read_text().split()
+    return revision if code == code_version() else "unknown"
 
 
 def note_commit() -> str:
@@ -137,23 +147,16 @@ def note_commit() -> str:
     """
     found = _git_commit()
     require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
-    (ROOT / NOTED).write_text(f"{found} {_code()}\n")
+    (ROOT / NOTED).write_text(f"{found} {code_version()}\n")
     return found
 
 
 def _git_commit() -> str:
-    """ "" outside of git."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _code() -> str:
-    """Hash of all Python files of the packages."""
-    files = sorted(path for package in ("sgan", "sweeps") for path in (ROOT / package).rglob("*.py"))
-    return content_key([[str(path.relative_to(ROOT)), path.read_text()] for path in files])
 
 
 if __name__ == "__main__":

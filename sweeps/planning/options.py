@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ INCEPTION_SAMPLES = 50_000
 DEFAULT_DATA = Path("data")
 BAD, INTERRUPTED = 2, 130
 """Exit statuses of a command that needs another option or more room, and of a stopped one."""
+STOPPED_SECONDS = 3.0
+"""A stopped command waits for MLflow no longer than so many seconds."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of writes to a full disk, beyond a quota, and to a disk that has become read-only."""
 
@@ -244,7 +247,8 @@ def with_fields(recipe: Recipe, values: Mapping[str, Any], option: str) -> Recip
 
 
 def status(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status. ConfigError, a full disk and Ctrl-C end in one line."""
+    """Run a command; returns its exit status. ConfigError, a full disk, Ctrl-C and SIGTERM end in one line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
     except ConfigError as error:

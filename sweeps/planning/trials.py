@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from sgan.config import Config
 from sgan.stages.cost import cost
-from sgan.stages.graph import Plan, Stage, plan
+from sgan.stages.graph import Plan, Stage, name, plan
 from sgan.store.local import Store
 from sweeps.planning.state import state_of
 
@@ -33,8 +33,8 @@ class Trial:
     @property
     def row(self) -> dict[str, Any]:
         """The name of the trial and its stages, as in the record of its sweep: `state_of` takes it."""
-        stages = zip(self.plan.stages, self.plan.names, strict=True)
-        return {"name": self.plan.name, "stages": [{"label": label, "name": name} for (label, _), name in stages]}
+        stages = [{"label": label, "name": name(stage)} for label, stage in self.plan.stages]
+        return {"name": self.plan.name, "stages": stages}
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,20 @@ class TrialSource(Protocol):
         ahead: trials that are known before the first one runs: their stages can be put in the best order.
     """
 
-    @property
-    def expected(self) -> int: ...
-
-    @property
-    def ahead(self) -> Sequence[Trial]: ...
+    expected: int
+    ahead: Sequence[Trial]
 
     def next(self) -> Trial | None:
         """The next trial to start; None where there is none now."""
-        ...
 
     def exhausted(self) -> bool:
         """Whether no trial will come any more."""
-        ...
 
     def report(self, trial: Trial, point: Point) -> bool:
         """Take an evaluation of a trial in progress; true ends that trial early."""
-        ...
 
     def end(self, trial: Trial, end: End) -> None:
         """Take the end of a trial."""
-        ...
 
 
 def trial(variant: str, seed: int, config: Config) -> Trial:
@@ -97,10 +90,8 @@ def ended(trial: Trial, store: Store) -> bool:
 
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     """The stages that trials which have not ended still need, each once."""
-    stages = {
-        name: stage for each in trials for name, (_, stage) in zip(each.plan.names, each.plan.stages, strict=True)
-    }
-    return {name: stage for name, stage in stages.items() if not store.has(name)}
+    stages = {name(stage): stage for each in trials for _, stage in each.plan.stages}
+    return {each: stage for each, stage in stages.items() if not store.has(each)}
 
 
 class ListSource:
@@ -108,24 +99,20 @@ class ListSource:
 
     def __init__(self, trials: Sequence[Trial], store: Store):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
-        self.ahead = [each for _, each in sorted(ways, key=lambda way: -way[0])]
-        self.expected, self._handed_out = len(self.ahead), 0
+        self.ahead: Sequence[Trial] = [each for _, each in sorted(ways, key=lambda way: -way[0])]
+        self.expected, self._left = len(self.ahead), list(self.ahead)
 
     def next(self) -> Trial | None:
-        """The next trial; None after the last one."""
-        self._handed_out += 1
-        return self.ahead[self._handed_out - 1] if self._handed_out <= self.expected else None
+        return self._left.pop(0) if self._left else None
 
     def exhausted(self) -> bool:
-        """Whether all have been handed out."""
-        return self._handed_out >= self.expected
+        return not self._left
 
     def report(self, trial: Trial, point: Point) -> bool:
-        """No trial of a list ends early."""
-        return False
+        return False  # no trial of a list ends early
 
     def end(self, trial: Trial, end: End) -> None:
-        """Nothing: the store has the result."""
+        pass  # the store has the result
 
 
 def clock(seconds: float) -> str:

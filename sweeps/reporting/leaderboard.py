@@ -1,7 +1,5 @@
 """The best configs of many sweeps: the runs of finished trials -> a table for each dataset and way of scoring."""
 
-import itertools
-
 import pandas as pd
 
 from sweeps.reporting.results import SCORES
@@ -56,11 +54,8 @@ def listing(rows: pd.DataFrame, by: str, min_seeds: int, top: int, more: str = "
             notes += [f"alarm in {len(alarms)}: {alarm}" for alarm in alarms[:1]]
             lines.append([str(rank), one["variant"], one["split"], one["weights"], *cells, str(len(seeds))])
             lines[-1] += [one["recipe"], "; ".join(notes)]
-            # Successive seeds differ from their places in the list by the same number.
-            for _, group in itertools.groupby(enumerate(seeds), lambda pair: pair[1]["seed"] - pair[0]):
-                run = [row["seed"] for _, row in group]
-                options = f"{one['rerun']} --seeds {len(run)} --first-seed {run[0]}{more}"
-                commands.append(f"{rank}  python sweeps/ablation.py {options}")
+            span = f"--seeds {seeds[-1]['seed'] - one['seed'] + 1} --first-seed {one['seed']}"
+            commands.append(f"{rank}  python sweeps/ablation.py {one['rerun']} {span}{more}")
         if commands:
             datasets.append(members["dataset"].iloc[0])
             tables.append("\n".join([f"{datasets[-1]}, by {SCORES[by][0]}", "", aligned(lines), "", *commands]))

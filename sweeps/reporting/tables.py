@@ -12,7 +12,6 @@ from sweeps.reporting.results import SCORES, Sweep
 
 BESIDE = ("inception_score", "fid", "diversity")
 """Scores of the table that has default and tuned lambdas."""
-BASELINE = "sgan"
 FEW_SEEDS = 5
 ABSENT = "–"
 MEANING = (
@@ -60,7 +59,7 @@ def markdown(sweep: Sweep, plots: str = "") -> str:
         rows.append([variant["title"], *cells, *([variant["paper"] or ABSENT] * paper)])
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in columns]
     rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * paper)])
-    facts = [*MEANING, *_scored(sweep), *_alarms(sweep), *_findings(sweep, scores), *_origin(sweep)]
+    facts = [*MEANING, *_scored(sweep), *_alarms(sweep), *_seen(sweep), *_origin(sweep)]
     parts = [aligned(rows), *_beside(sweep, scores), "\n".join(f"- {fact}" for fact in facts), *_plots(sweep, plots)]
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts]) + "\n"
 
@@ -80,8 +79,7 @@ def spread(statistics: Statistics, score: str) -> str:
 
 
 def _cells(sweep: Sweep, scores: Mapping[Any, Statistics], variant: str, columns: Iterable[str]) -> list[str]:
-    """A variant's scores, each with the number of its values where not every finished trial has one, and the number of
-    finished trials; with the others, where there are any: "2 of 3; 1 diverged"."""
+    """A variant's scores, and its number of finished trials, as in "2 of 3; 1 diverged"."""
     statistics = scores[variant]
     outcomes = list(sweep.trials.loc[sweep.trials["variant"] == variant, "outcome"])
     done, others = outcomes.count("done"), {name: outcomes.count(name) for name in ("diverged", "failed")}
@@ -93,7 +91,6 @@ def _cells(sweep: Sweep, scores: Mapping[Any, Statistics], variant: str, columns
 
 
 def _beside(sweep: Sweep, scores: Mapping[Any, Statistics]) -> list[str]:
-    """The scores without and with what a search chose, side by side; or how to get the former."""
     if not sweep.manifest.get("default"):
         return []
     if sweep.default is None or sweep.default.fingerprint != sweep.fingerprint:
@@ -108,7 +105,6 @@ def _beside(sweep: Sweep, scores: Mapping[Any, Statistics]) -> list[str]:
 
 
 def _plots(sweep: Sweep, folder: str) -> list[str]:
-    """A search's plots: the slices, of which there are many, as links."""
     names = list(sweep.manifest.get("plotted", ())) if folder else []
     slices = [name for name in names if name.startswith("slice-")]
     links = [f"[{name.removeprefix('slice-').removesuffix('.png')}]({folder}/{quote(name)})" for name in slices]
@@ -117,7 +113,6 @@ def _plots(sweep: Sweep, folder: str) -> list[str]:
 
 
 def _scored(sweep: Sweep) -> list[str]:
-    """What the scores were computed with."""
     lines, another = [], True
     if sweep.fingerprint:
         scores, classes = (sweep.fingerprint[part] for part in ("scores", "classes"))
@@ -135,7 +130,6 @@ def _scored(sweep: Sweep) -> list[str]:
 
 
 def _alarms(sweep: Sweep) -> list[str]:
-    """Which variants raised an alarm or diverged, in how many seeds, and the first one's words."""
     lines = []
     for variant in sweep.manifest["variants"]:
         own = sweep.trials[sweep.trials["variant"] == variant["name"]]
@@ -145,49 +139,26 @@ def _alarms(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _findings(sweep: Sweep, scores: Mapping[Any, Statistics]) -> list[str]:
-    """What follows from the means alone: the order, which variants catch up with SGAN, and how sure one can be."""
-    done, titles = sweep.done, {each["name"]: each["title"] for each in sweep.manifest["variants"]}
-    if done.empty:
+def _seen(sweep: Sweep) -> list[str]:
+    done, variants = sweep.done, sweep.manifest["variants"]
+    if len(done) == 0:
         return ["No trial has finished."]
-    inception, fid = (
-        {name: each[score, "mean"] for name, each in scores.items()} for score in ("inception_score", "fid")
-    )
-    order = sorted((name for name in fid if not math.isnan(fid[name])), key=fid.__getitem__)
-    lines = [f"By mean FID, best first: {', '.join(titles[name] for name in order)}."]
-    if BASELINE in titles:
-        base, own = titles[BASELINE], scores[BASELINE]
-        # NaN, which no mean reaches, where SGAN has fewer than two seeds.
-        lowest = own["inception_score", "mean"] - own["inception_score", "std"]
-        highest = own["fid", "mean"] + own["fid", "std"]
-        near = {
-            "Inception score": [titles[name] for name in inception if inception[name] >= lowest and name != BASELINE],
-            "FID": [titles[name] for name in fid if fid[name] <= highest and name != BASELINE],
-        }
-        catching_up = "; ".join(f"by {score} {', '.join(names) or 'none'}" for score, names in near.items())
-        lines.append(
-            f"Which variants catch up with {base} cannot be said from fewer than two finished seeds of it."
-            if math.isnan(lowest + highest)
-            else f"Variants that catch up with {base} (a mean no worse than {base}'s by more than {base}'s standard "
-            f"deviation): {catching_up}."
-        )
-    seeds = len(set(done["seed"]))
+    lines, seeds = [], done["seed"].nunique()
     if seeds <= FEW_SEEDS:
         lines.append(
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
             f"2/2^{seeds} = {2 / 2**seeds:g}."
         )
     seen = dict(zip(done["variant"], done["generator_images"], strict=True))
-    images = ", ".join(f"{title} {seen[name]:,.0f}" for name, title in titles.items() if name in seen)
-    lines.append(
+    images = ", ".join(f"{each['title']} {seen[each['name']]:,.0f}" for each in variants if each["name"] in seen)
+    return [
+        *lines,
         f"Training images seen by the generator of images: {images}. A joint stage comes on top of the levels, as in "
-        "the paper."
-    )
-    return lines
+        "the paper.",
+    ]
 
 
 def _origin(sweep: Sweep) -> list[str]:
-    """The search behind the table, the command, the commits, the machine, and devices where trials differ in them."""
     record, settings, done = sweep.manifest, sweep.manifest["settings"], sweep.done
     lines = []
     if "explored" in record:

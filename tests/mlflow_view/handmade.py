@@ -13,7 +13,7 @@ from PIL import Image
 from sgan.store.files import write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, Record
-from sweeps.mlflow_view.connection import connect, default_uri
+from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync as sync_sweep
 from sweeps.planning import manifest as manifests
@@ -80,6 +80,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
             stages = [{"label": label, "name": stage_name(label, variant, seed)} for label in labels]
             config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
+            own |= {"base_variant": variant}
             own |= {"phase": "ablation", "rerun": "--seeds 1"}
             own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
@@ -103,11 +104,11 @@ def sync(store: Store, live: bool = False) -> bool:
 
 
 def client_of(store: Store) -> MlflowClient:
-    return connect(default_uri(store))
+    return MlflowClient(default_uri(store))
 
 
 def found(store: Store, uri: str | None = None) -> Any:
-    return find(connect(uri or default_uri(store)), KEY)
+    return find(MlflowClient(uri or default_uri(store)), KEY)
 
 
 def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
@@ -116,14 +117,14 @@ def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
 
 def points(run, uri: str) -> dict[str, list[int]]:
     """Metric -> the steps it was logged at, in order, repetitions included; stages only."""
-    client = connect(uri)
+    client = MlflowClient(uri)
     keys = [key for key in run.data.metrics if "/" in key]
     return {key: sorted(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in keys}
 
 
 def grids(run, uri: str) -> dict[tuple[str, int, str], int]:
     """(label, images, file ending) -> number of files."""
-    files = [Path(file.path).name for file in connect(uri).list_artifacts(run.info.run_id, "images")]
+    files = [Path(file.path).name for file in MlflowClient(uri).list_artifacts(run.info.run_id, "images")]
     pattern = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}(\.png|\+compressed\.webp)")
     matches = [pattern.fullmatch(name) for name in files]
     assert all(matches), files

@@ -193,9 +193,9 @@ def test_mlflow_samples_from_the_model_without_this_repository(folder, tmp_path)
     root = Path(sgan.__file__).parent.parent
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     script = (
-        "import sys; from pathlib import Path; from sweeps.mlflow_view import connection, model\n"
+        "import sys; from pathlib import Path; from mlflow import MlflowClient; from sweeps.mlflow_view import model\n"
         "model.save_model(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "client = connection.connect(sys.argv[3])\n"
+        "client = MlflowClient(sys.argv[3])\n"
         "run = client.create_run(client.create_experiment('x', artifact_location=Path(sys.argv[2]).parent.as_uri()))\n"
         "client.log_artifacts(run.info.run_id, sys.argv[2], 'model'); print(run.info.run_id)\n"
     )

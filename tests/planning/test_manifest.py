@@ -48,14 +48,14 @@ def test_a_copy_without_git_knows_the_commit_that_was_noted_of_its_code(checkout
     copy = tmp_path / "copy"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
     assert python(copy, "-c", WHAT).stdout.strip() == expected
-    with open(copy / "sweeps" / "search.py", "a") as file:
+    with open(copy / "sgan" / "config.py", "a") as file:
         file.write("# other code\n")
     assert python(copy, "-c", WHAT).stdout.strip() == "unknown"
     (copy / "clusters" / "COMMIT").unlink()
     assert python(copy, "-c", WHAT).stdout.strip() == "unknown"
     assert "is no git checkout" in python(copy, "-m", "sweeps.planning.manifest").stderr
 
-    with open(checkout / "sweeps" / "search.py", "a") as file:
+    with open(checkout / "sgan" / "config.py", "a") as file:
         file.write("# other code\n")
     assert python(checkout, "-m", "sweeps.planning.manifest").stdout.strip().endswith(f"{expected}-dirty")
 

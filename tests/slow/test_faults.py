@@ -27,7 +27,7 @@ from sgan.store.files import StoreError
 from sgan.store.local import Store
 from sgan.training.checkpoint import CHECKPOINTS
 from sweeps.execution import memory
-from sweeps.execution.memory import GIB, advice
+from sweeps.execution.memory import GIB
 from sweeps.execution.scheduler import Slots
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view.connection import default_uri
@@ -172,18 +172,6 @@ def test_a_gpu_is_shared_by_as_many_as_fit_it(monkeypatch):
     assert memory.peak() == (4 * GIB, 18)
 
 
-def test_out_of_memory_says_what_would_fit():
-    shared = advice("level0", config(), 30 * GIB, 80 * GIB, 4)
-    assert "a trial needs at least 30.0 GiB of 80.0 GiB, which 4 share; 2 at a time would fit" in shared
-    assert "--trials-per-gpu 2" in shared
-    alone = advice("level0", config(), 120 * GIB, 80 * GIB, 1)
-    assert f"--override gan.batch={BATCH // 2} joint.batch={BATCH // 2}, which is another config" in alone
-    assert "--override joint.batch=2," in advice("joint", config(), 500 * GIB, 80 * GIB, 1)
-    assert "samples=100" in advice("score", config(), 120 * GIB, 80 * GIB, 1)
-    said = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
-    assert memory.asked_for(torch.OutOfMemoryError(said)) == 2.5 * GIB
-
-
 LACKING = """
 import sys
 from collections.abc import Iterator
@@ -233,8 +221,8 @@ def test_a_trial_without_memory_fails_at_once_with_what_would_fit(allocate, root
     """A real allocation that the kernel refuses; the worker says so and lives on."""
     command = [sys.executable, "-c", LACKING.replace("{allocate}", allocate), str(root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
-    assert done.stdout.startswith("failed out of memory in level1: a trial needs at least"), done.stderr
-    assert "--override gan.batch=8 joint.batch=8" in done.stdout
+    assert done.stdout.startswith("failed out of memory in level, which needs more than"), done.stderr
+    assert "--override: a smaller gan.batch" in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 

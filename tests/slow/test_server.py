@@ -18,11 +18,11 @@ import psycopg
 import pytest
 import s3fs
 from handmade import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_name, train
+from mlflow import MlflowClient
 from s3 import serve
 
 from sgan.store.local import FIGURES, GRIDS, Store
 from sgan.store.record import read_record
-from sweeps.mlflow_view.connection import connect
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
 from sweeps.planning import manifest as manifests
@@ -117,7 +117,7 @@ def write(folder: Path, number: int, server: str) -> Store:
 
 def lacking(store: Store, number: int, server: str, folder: Path) -> list[str]:
     """What MLflow has not, or has otherwise than the store: every point and every file of every trial."""
-    client, wrong = connect(server), []
+    client, wrong = MlflowClient(server), []
     parent, runs = find(client, f"sweep{number}")
     trials = manifests.read(store, f"sweep{number}")["trials"]
     assert parent is not None
@@ -160,13 +160,13 @@ def fresh(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_many_sweeps_at_once_lose_nothing(server, bucket, tmp_path):
-    connect(server)
+    MlflowClient(server)
     with ThreadPoolExecutor(WRITERS) as pool:
         stores = list(pool.map(lambda number: write(tmp_path, number, server), range(WRITERS)))
         found = pool.map(lambda number: lacking(stores[number], number, server, tmp_path), range(WRITERS))
         assert [one for each in found for one in each] == []
     kept = s3fs.S3FileSystem().find(f"{bucket}/mlartifacts")
     assert sum(path.endswith("config.json") for path in kept) == WRITERS
-    run = next(iter(find(connect(server), "sweep0")[1].values()))
-    connect(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
+    run = next(iter(find(MlflowClient(server), "sweep0")[1].values()))
+    MlflowClient(server).log_metric(run.info.run_id, "encoder/g_adv", 9.0, step=150)
     assert lacking(stores[0], 0, server, tmp_path)  # a difference is seen

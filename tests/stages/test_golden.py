@@ -1,6 +1,6 @@
 """Weights and scores of a tiny trial of every variant and recipe are those that were recorded.
 
-python tests/test_golden.py    records them anew, after a change that is meant to alter them
+PYTHONPATH=tests python tests/stages/test_golden.py    records them anew, after a change that is meant to alter them
 """
 
 import hashlib

@@ -369,7 +369,7 @@ def test_comments_docstrings_and_layout_change_no_name(copied):
         ("models/discriminator", "LEAK = 0.2", "LEAK = 0.1", STACKS),
         ("training/losses", "F.softplus(-logit).mean()", "F.softplus(-logit).sum()", STACKS),
         ("training/losses", "loss > threshold", "loss >= threshold", STACKS),
-        ("training/optimizers", "1 - beta2**step", "1 - beta1**step", {"encoder", *STACKS}),
+        ("training/optimizers", "value=1 - beta2", "value=1 - beta1", {"encoder", *STACKS}),
         ("data/batches", "1_000_003", "1_000_033", {"encoder", *STACKS}),
         ("training/steps", "repeat > 0 or", "repeat >= 0 or", STACKS),
         ("stages/kinds/classifier", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5", CLASSIFIERS),

@@ -16,14 +16,14 @@ def gradients(size: float) -> list[np.ndarray]:
     return [size * random.normal(size=(4, 3)) for _ in range(6)]
 
 
-def lasagne(start: np.ndarray, steps: list[np.ndarray]) -> np.ndarray:
-    """Lasagne's adam with eps moved inside the root."""
+def released(start: np.ndarray, steps: list[np.ndarray]) -> np.ndarray:
+    """The released code's formula: lr * m_hat / sqrt(v_hat + eps)."""
     parameter, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for t, gradient in enumerate(steps, 1):
-        a_t = RATE * np.sqrt(1 - BETAS[1] ** t) / (1 - BETAS[0] ** t)
         m = BETAS[0] * m + (1 - BETAS[0]) * gradient
         v = BETAS[1] * v + (1 - BETAS[1]) * gradient**2
-        parameter = parameter - a_t * m / np.sqrt(v + EPS)
+        m_hat, v_hat = m / (1 - BETAS[0] ** t), v / (1 - BETAS[1] ** t)
+        parameter = parameter - RATE * m_hat / np.sqrt(v_hat + EPS)
     return parameter
 
 
@@ -34,25 +34,26 @@ def follow(optimiser: torch.optim.Optimizer, parameter: torch.Tensor, steps: lis
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6], ids=["large", "near the root of eps", "small"])
-def test_eps_in_the_root_follows_lasagne(size):
+def test_eps_in_the_root_follows_the_released_code(size):
     start = np.random.default_rng(1).normal(size=(4, 3))
     parameter = nn.Parameter(torch.from_numpy(start.copy()))
     follow(AdamEpsInRoot([parameter], RATE, BETAS, EPS), parameter, gradients(size))
-    np.testing.assert_allclose(parameter.detach().numpy(), lasagne(start, gradients(size)), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(parameter.detach().numpy(), released(start, gradients(size)), rtol=1e-12, atol=1e-15)
 
 
-def test_small_gradients_move_far_less_with_eps_in_the_root():
-    """From zero moments, one step is rate * g / sqrt(g^2 + eps / (1 - beta2)), written out; for g = 1e-6 that is
-    3e-4 of the rate, and about the whole rate in plain Adam."""
-    moved = []
-    for in_root in (True, False):
-        module = nn.Linear(1, 1, bias=False).double()
-        nn.init.zeros_(module.weight)
-        recipe = AdamRecipe(RATE, *BETAS, EPS, eps_in_root=in_root)
-        follow(adam(module, recipe), module.weight, [np.full((1, 1), 1e-6)])
-        moved.append(-module.weight.item())
-    assert moved[0] == pytest.approx(RATE * 1e-6 / np.sqrt(1e-12 + EPS / 1e-3), rel=1e-9)
-    assert moved[1] == pytest.approx(RATE * 1e-6 / (1e-6 + EPS), rel=1e-9)
+def test_a_first_step_is_as_worked_out_by_hand():
+    """From zero moments m_hat is g and v_hat is g^2: the step is rate * g / sqrt(g^2 + eps). For g = 1e-4 that is
+    rate / sqrt(2), where g^2 = eps; for g = 1e-6 about a hundredth of the rate, and about the rate in plain Adam."""
+    for gradient, expected in ((1e-4, RATE / np.sqrt(2)), (1e-6, RATE * 1e-6 / np.sqrt(1e-12 + 1e-8))):
+        moved = []
+        for in_root in (True, False):
+            module = nn.Linear(1, 1, bias=False).double()
+            nn.init.zeros_(module.weight)
+            recipe = AdamRecipe(RATE, *BETAS, EPS, eps_in_root=in_root)
+            follow(adam(module, recipe), module.weight, [np.full((1, 1), gradient)])
+            moved.append(-module.weight.item())
+        assert moved[0] == pytest.approx(expected, rel=1e-9)
+        assert moved[1] == pytest.approx(RATE * gradient / (gradient + EPS), rel=1e-9)
 
 
 def test_plain_adam_is_torchs():

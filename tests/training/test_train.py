@@ -65,7 +65,7 @@ def gan_task(
 
 
 class Adam:
-    """Kingma and Ba's Adam, or with eps inside the root of the uncorrected v (released code)."""
+    """Kingma and Ba's Adam, or with eps inside the root beside the corrected v (released code)."""
 
     def __init__(self, recipe: GanRecipe):
         self.recipe = recipe.adam
@@ -77,7 +77,7 @@ class Adam:
         m, v, t = r.beta1 * m + (1 - r.beta1) * gradient, r.beta2 * v + (1 - r.beta2) * gradient**2, t + 1
         self.moments[name] = m, v, t
         if r.eps_in_root:
-            move = (1 - r.beta2**t) ** 0.5 / (1 - r.beta1**t) * m / (v + r.eps).sqrt()
+            move = m / (1 - r.beta1**t) / (v / (1 - r.beta2**t) + r.eps).sqrt()
         else:
             move = m / (1 - r.beta1**t) / ((v / (1 - r.beta2**t)).sqrt() + r.eps)
         parameter.data -= r.learning_rate * move
