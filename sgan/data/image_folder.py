@@ -69,10 +69,8 @@ def class_names(root: Path) -> tuple[str, ...]:
     if odd:
         raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
     if len(names[0]) < 2:
-        raise DataError(
-            f"{parts[0]} must hold at least two sub-folders, one a class, with the class's images in it; it holds "
-            f"{', '.join(names[0]) or 'none'}"
-        )
+        held = ", ".join(names[0]) or "none"
+        raise DataError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
     return names[0]
 
 
