@@ -113,11 +113,10 @@ class EncoderRecipe:
 
     Attributes:
         images: training images seen.
-        objective: what it learns to tell: "labels", or, without any label, by which of four right angles an image was
-            turned ("rotation", Gidaris et al. 2018).
+        objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
+            Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
-        flips: random horizontal flips.
-        shifts: random shifts by up to this many pixels.
+        flips, shifts: random horizontal flips, and random shifts by up to this many pixels.
     """
 
     images: PositiveInt
@@ -143,15 +142,13 @@ Steps = Annotated[int, Field(ge=1, le=100)]
 
 @validated()
 class GanRecipe:
-    """How generators and discriminators are trained; every field is a difference between the two named recipes or a
-    value they share.
+    """How generators and discriminators are trained.
 
     Attributes:
         discriminator: "binary" has one logit l and D = sigmoid(l); "classes" has one a class and
             D = Z / (Z + 1) with Z = sum exp(l), and a class loss on real images, times class_weight.
         adversarial: the generator's loss: "non-saturating" -log D, or "saturating" log(1 - D).
-        discriminator_scale: factor of the discriminator's adversarial loss (1: the sum of its two terms; 0.5: half of
-            each).
+        discriminator_scale: factor of the discriminator's adversarial loss, which is the sum of two terms.
         generator_steps: rule of (threshold, steps), highest threshold first: the number of generator steps after a
             discriminator step whose adversarial loss (half the sum of its terms) lies above the threshold.
         fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch.
@@ -161,9 +158,8 @@ class GanRecipe:
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
-            (Radford et al. 2016), also where the dataset's row has none.
-        dropout: dropout of the image discriminator.
-        norm_eps: epsilon of batch normalisation.
+            (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
+        dropout: of the image discriminator.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
             Weights, losses and Adam are float32 in both, and so is all sampling.
     """
@@ -193,8 +189,7 @@ class Recipe:
     """All of the training and scoring of one trial.
 
     Attributes:
-        encoder, gan: the classifier's training and the independent stages.
-        joint: the joint stage's own settings (released code: more noise and dropout).
+        encoder, gan, joint: training of the encoder, in the independent stages, and in the joint stage.
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
         joint_start: the joint stage starts from the state of the levels after this share of their training.
@@ -204,9 +199,8 @@ class Recipe:
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
         scorer: training of the classifier that scores.
         samples: generated images a score.
-        evaluations: scores and grids drawn while a stage trains.
-        best_by: the score of these evaluations whose best point is kept beside the last one; a level that makes
-            features has its feature FID for that.
+        evaluations: scores and grids while a stage trains.
+        best_by: the score whose best evaluation is kept beside the last; for features it is their FID.
     """
 
     name: str

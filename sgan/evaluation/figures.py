@@ -36,10 +36,8 @@ def draw_all(
     """Every figure of a stack by name: those of `samples`, its nearest training images, and real images.
 
     Args:
-        levels: from the image up, on the device of the data.
-        statistics: batch normalisation when sampling, "running" or "batch".
+        levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
         features: the scorer's of the training images at fc3, (n, F).
-        classes: K.
     """
     return {
         **samples(levels, statistics, classes),

@@ -172,7 +172,7 @@ class Store:
             self.save(kept)
 
     def note_run(self, run: str, name: str) -> None:
-        """Remember the score stage that an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
+        """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
         path = self._run(run)
         if not path.exists():
             write_json(path, {"run": run, "stage": name})
