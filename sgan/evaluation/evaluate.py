@@ -62,8 +62,7 @@ class Evaluation:
         `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
         features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images.
 
-        Args:
-            judge: its scores replace the classifier's.
+        The judge's scores replace the classifier's.
         """
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)

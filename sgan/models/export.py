@@ -49,7 +49,7 @@ class Model:
         levels: from the image up.
         dataset: its dataset's row with the widths of the networks.
         sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
-        about: its origin: variant, seed, commit, scores ...
+        about: its trial, seed, commit and scores.
     """
 
     levels: list[Level]

@@ -82,12 +82,6 @@ class Store:
             reason = error.strerror or error
             raise StoreError(f"the output store {self.root} cannot be written ({reason}); {self.advice}") from error
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and self.address == other.address
-
-    def __hash__(self) -> int:
-        return hash(self.address)
-
     def note(self, event: str, **about: Any) -> None:
         """Add an event to this process's file of the ledger, unless the disk does not take it."""
         origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
@@ -225,10 +219,8 @@ class Store:
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
         try:
-            with open(self._lock_file(name)) as file:
+            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
         return False

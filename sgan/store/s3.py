@@ -33,8 +33,6 @@ from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
-PATIENT = 2
-"""Tries in silence."""
 SYNC = 10.0
 """Seconds between two uploads of a stage in progress."""
 FRESH = 1.0
@@ -102,7 +100,7 @@ class BucketStore(Store):
             self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             raise StoreError(
-                f"the output store {address} cannot be written ({_first_line(error)}); name a bucket that is there "
+                f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there "
                 "and that this host's credentials may write with --store"
             ) from error
 
@@ -296,11 +294,11 @@ class BucketStore(Store):
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
-                trouble = f"the output store {self.address} does not answer ({_first_line(error)})"
+                trouble = f"the output store {self.address} does not answer ({error!r:.200})"
                 if pause is None or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
-                if number == PATIENT:
+                if number == 2:  # short trouble is not worth a word
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
                 time.sleep(pause)
         raise AssertionError
@@ -310,7 +308,3 @@ def _identity(path: Path) -> tuple[int, int]:
     """What changes when a file is written anew."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
