@@ -19,7 +19,6 @@ export SGAN_STORE="${SGAN_STORE:?is the address of the output store}"
 export SGAN_MLFLOW_DATABASE="${SGAN_MLFLOW_DATABASE:-sqlite:///$state/mlflow.db}"
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 export RAY_AUTH_MODE=token
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0
 # A node that falls silent is given up after 24 s at most, and gives up after 30 s; Ray's defaults take a minute.
 export RAY_health_check_initial_delay_ms=10000 RAY_health_check_period_ms=3000

@@ -25,12 +25,21 @@ class StoreError(ConfigError):
     """The store cannot be written, or a file in it is damaged; the message names the path and what to do."""
 
 
-def inside(root: Path, name: str) -> Path:
-    """The path `root / name`; StoreError where a name from outside would lead out of `root`."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+def inside(root: Path, name: object) -> Path:
+    """The path `root / name`; StoreError where a name from outside would lead out of `root`.
+
+    It follows no links: see `is_plain`.
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
     return root / name
+
+
+def is_plain(root: Path, name: str) -> bool:
+    """Whether `root / name` is a regular file that is reached from `root` without a symbolic link."""
+    path = inside(root, name)
+    return path.is_file() and path.resolve() == root.resolve() / name
 
 
 def sha256(path: Path) -> str:

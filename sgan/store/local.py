@@ -8,11 +8,10 @@
     sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
     failures/<name>.json   the last error of a trial that could not finish; removed when it does
     ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
-    drivers/<time>-<key>.log the output of a command on a cluster (sweeps.execution.jobs)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a SHA-256 of itself, and stage.json
 that of every other file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it
-again, but for the ledger's and the logs' account of the past. `sgan.store.s3` keeps the same in a bucket.
+again, but for the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno
@@ -24,7 +23,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
+    is_plain,
     read_json,
     read_tensors,
     remove,
@@ -195,6 +195,9 @@ class Store:
     def fetch(self, path: Path) -> None:
         """Bring a file below `root`, or all files of a folder, to the content that the store has, if it has it."""
 
+    def renew(self) -> None:
+        """Forget listings that count for a moment: what another host has just finished is seen."""
+
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
         return (self._folder(name) / STAGE_FILE).exists()
@@ -204,10 +207,10 @@ class Store:
         return read_json(self.stage(name) / STAGE_FILE, name=name)
 
     def file(self, name: str, file: str) -> Path:
-        """A file of a finished stage; StoreError where it is missing or no longer has its digest."""
+        """A file of a finished stage; StoreError where it is missing, a link, or no longer has its digest."""
         path, expected = self._file(name, file), self.facts(name)["files"].get(file)
         with suppress(OSError):  # also where the disk cannot read it
-            if expected and sha256(path) == expected:
+            if expected and is_plain(self._folder(name), file) and sha256(path) == expected:
                 return path
         raise StoreError(f"{path} is missing or damaged; delete {self._folder(name)}, and the stage is trained again")
 
@@ -262,9 +265,9 @@ class Store:
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with the files that an interrupted run left in it."""
         folder = self.work(name)
+        _remove_foreign(folder)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
-        _remove_hidden(folder)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
@@ -275,9 +278,9 @@ class Store:
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
         """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`."""
         folder, finished = self.work(name), self._folder(name)
+        _remove_foreign(folder)
         for file in (*drop, STAGE_FILE):
             remove(folder / file)
-        _remove_hidden(folder)
         paths = sorted(folder.rglob("*"))
         digests = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
@@ -289,7 +292,15 @@ class Store:
         self.note("stage published", stage=name, status=facts["status"])
 
 
-def _remove_hidden(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed."""
-    for path in list(folder.rglob(".*")):
-        remove(path)
+def newest(checkpoints: Iterable[str]) -> str:
+    """The name with the highest number of steps; "" where there is none."""
+    steps = {name: name.partition(".")[0] for name in checkpoints}
+    return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
+
+
+def _remove_foreign(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed, and symbolic links, which no stage makes: they could lead
+    to any file of this machine."""
+    for path in [folder] if folder.is_symlink() else list(folder.rglob("*")):
+        if path.is_symlink() or path.name.startswith("."):
+            remove(path)

@@ -153,6 +153,9 @@ class BucketStore(Store):
         for found, tag in self._find(path.relative_to(self.root).as_posix()).items():
             self._mirror(found, tag, inside(self.root, found))
 
+    def renew(self) -> None:
+        self.listings.clear()
+
     def has(self, name: str) -> bool:
         path = f"done/{name}.json"
         return path in self.listings.get("done", ({}, 0))[0] or path in self._list("done")
@@ -233,7 +236,7 @@ class BucketStore(Store):
         folder, upload = self._folder(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
-            self._put(folder / file, f"stages/{name}/{upload}/{file}")
+            self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
         done, body = f"done/{name}.json", json.dumps(sealed(facts), indent=1).encode()
         if not self._patiently(lambda: swap(self.fs, f"{self.base}/{done}", body)):
             self.note("stage discarded", stage=name)

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sgan.store.files import StoreError, read_json, remove, sha256, sync, write_json
+from sgan.store.files import StoreError, inside, read_json, remove, sha256, sync, write_json
 from sgan.store.local import CHECKPOINTS
 from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
@@ -179,7 +179,7 @@ class Checkpoints:
 def check(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise StoreError, or OSError, unless each file has its SHA-256."""
     for file, digest in digests.items():
-        if sha256(folder / file) != digest:
+        if sha256(inside(folder, file)) != digest:
             raise StoreError(f"{folder / file} is not as it was written; the same command makes the stage anew")
 
 

@@ -32,7 +32,7 @@ def join_cluster() -> None:
     """
     address = cluster_address()
     if address:
-        _require_answer(address)
+        require_answer(address)
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -56,8 +56,8 @@ def join_cluster() -> None:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
 
 
-def _require_answer(address: str) -> None:
-    """Raise ConfigError where nothing listens at host:port: Ray itself would try for minutes."""
+def require_answer(address: str) -> None:
+    """Raise ConfigError where nothing listens at an address host:port: Ray itself would try for minutes."""
     server, _, port = address.rpartition("://")[2].rpartition(":")
     if not (server and port.isdigit()):
         return
@@ -68,7 +68,8 @@ def _require_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
-    origin = "of RAY_ADDRESS" if os.environ.get("RAY_ADDRESS", "auto") != "auto" else "that `ray start` has left here"
+    named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
+    origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
     return ConfigError(
         f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "
         "RAY_ADDRESS=local to use this machine alone"

@@ -1,21 +1,27 @@
 """Where there is a cluster, a command outlives the terminal that it was given in: it runs as a Ray job.
 
-The command line submits the job and follows what it prints. Given again, it follows the job that runs. A job's id is
-the key of the command and the number of its attempt, since Ray refuses an id for ever.
+The command line submits the job and follows its output. Given again, it follows the job that runs. A job's id is the
+key of the command and the number of its attempt, since Ray takes an id once.
 """
 
 import asyncio
 import dataclasses
+import logging
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sgan.checks import ConfigError, content_key, require
-from sweeps.execution.cluster import cluster_address
+from sgan.store.s3 import is_bucket
+from sweeps.execution import cluster_address
+from sweeps.execution.cluster import require_answer
+from sweeps.planning.manifest import command
 from sweeps.planning.options import INTERRUPTED, Options
 
 INSIDE = "SGAN_JOB"
@@ -23,12 +29,12 @@ INSIDE = "SGAN_JOB"
 PREFIX = "sgan-"
 KILLED = 137
 """Exit status of a command that was killed."""
-ENVIRONMENT = {
-    INSIDE: "1",
-    "PYTHONUNBUFFERED": "1",
+SUPERVISOR = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
 }
+"""Environment of the process of Ray that runs the job."""
+AGAIN = "This command runs already; it is followed from its beginning."
 RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
@@ -48,44 +54,43 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     )
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
-    try:
-        client = JobSubmissionClient(cluster)
-        jobs = [job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)]
-    except (ConnectionError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"the dashboard of the Ray cluster at {cluster} does not answer ({reason}); start the cluster (`ray up`), "
-            "or set RAY_ADDRESS=local to use this machine alone"
-        ) from error
-    key = f"{PREFIX}{_key(options, script)}"
-    mine = [job for job in jobs if str(job.submission_id).startswith(key)]
+    client = _connect(cluster)
+    key = f"{PREFIX}{_key(options, script)}-"
+    jobs = [job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)]
+    mine = [job for job in jobs if _id(job).startswith(key)]
     running = [job for job in (jobs if options.attach else mine) if job.status in RUNNING]
     if options.attach:
         require(bool(running), "no command runs on this cluster")
-        commands = "".join(f"\n  {job.entrypoint}" for job in running)
+        commands = "".join(f"\n  {(job.metadata or {}).get('command')}" for job in running)
         require(len(running) == 1, f"several commands run on this cluster: give one of them again{commands}")
     if options.stop:
         require(bool(running), "this command does not run here; --attach --stop stops the one that does")
         client.stop_job(_id(running[0]))
-    elif running and not options.attach:
-        print("This command runs already; it is followed from its beginning.", flush=True)
-    if running:
         return follow(client, _id(running[0]))
-    command = shlex.join([sys.executable, str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])
-    environment = ENVIRONMENT | {name: value for name, value in os.environ.items() if name.startswith("SGAN_")}
-    submission = client.submit_job(
-        entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {command}",
-        submission_id=f"{key}-{len(mine) + 1}",
-        runtime_env={"env_vars": environment},
-    )
-    return follow(client, submission)
+    if running and not options.attach:
+        print(AGAIN, flush=True)
+    return follow(client, _id(running[0]) if running else _submit(client, key, mine, script))
+
+
+def _connect(cluster: str) -> JobSubmissionClient:
+    logging.disable(logging.INFO)  # Ray's client would tell of its connections
+    require_answer(cluster)
+    try:
+        return JobSubmissionClient(cluster)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"the dashboard of the Ray cluster at {cluster} does not take commands ({reason}); start the "
+            "cluster with it (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
+        ) from error
 
 
 def _key(options: Options, script: str) -> str:
     """The key of a command: its options from whatever folder it was given in."""
-    store = options.store if "://" in options.store else str(Path(options.store).absolute())
+    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     data = options.data.absolute() if options.data else None
-    return content_key([script, repr(dataclasses.replace(options, stop=False, store=store, data=data))])
+    same = dataclasses.replace(options, attach=False, stop=False, store=store, data=data)
+    return content_key([script, repr(same)])
 
 
 def _id(job: JobDetails) -> str:
@@ -93,8 +98,42 @@ def _id(job: JobDetails) -> str:
     return job.submission_id
 
 
+def _submit(client: JobSubmissionClient, key: str, before: list[JobDetails], script: str) -> str:
+    """Submit this process's command as a job; returns its id. Where another terminal is faster, its job is the one."""
+    attempt = 1 + max((int(_id(job).rpartition("-")[2]) for job in before), default=0)
+    file = _script()
+    try:
+        client.submit_job(
+            entrypoint=f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}",
+            submission_id=f"{key}{attempt}",
+            runtime_env={"env_vars": SUPERVISOR},
+            metadata={"command": command(script)},
+        )
+    except RuntimeError as error:
+        file.unlink()
+        if "already exists" not in str(error):
+            raise
+        print(AGAIN, flush=True)
+    return f"{key}{attempt}"
+
+
+def _script() -> Path:
+    """A file that runs this process's command with its environment, and removes itself.
+
+    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords.
+    """
+    handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=".sh")
+    names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
+    words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+    lines = [f"rm -f {path}", f"cd {shlex.quote(os.getcwd())}", f"export {INSIDE}=1"]
+    lines += [f"export {name}={shlex.quote(os.environ[name])}" for name in names]
+    with open(handle, "w") as file:
+        file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
+    return Path(path)
+
+
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Print what a job prints until it ends; returns its exit status."""
+    """Print the output of a job until it ends; returns its exit status."""
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(job):
@@ -102,10 +141,13 @@ def follow(client: JobSubmissionClient, job: str) -> int:
 
     try:
         asyncio.run(tail())
+        info = client.get_job_info(job)
     except KeyboardInterrupt:
         print("\nIt goes on without this terminal. The same command follows it again, with --stop it stops it.")
         return INTERRUPTED
-    info = client.get_job_info(job)
+    except (RuntimeError, OSError) as error:
+        print(f"\nThe head of the cluster does not answer any more ({error}); give the command again.")
+        return KILLED
     if info.status == JobStatus.STOPPED:
         return INTERRUPTED
     if info.driver_exit_code is None or info.driver_exit_code < 0:

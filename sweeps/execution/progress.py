@@ -60,6 +60,7 @@ class Progress:
     def end(self, trial: Trial, end: End) -> None:
         """A trial has ended."""
         self.ended += 1
+        self.store.renew()  # a node has finished its stages a moment ago
         self.store.note(f"trial {end.outcome}", trial=trial.title, name=trial.plan.name, reason=end.reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
         what = f"{end.outcome}: {end.reason}" if end.reason else end.outcome

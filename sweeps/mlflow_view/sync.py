@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from sgan.checks import content_key
-from sgan.store.files import StoreError, sha256
+from sgan.store.files import StoreError, is_plain, sha256
 from sgan.store.local import Store
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.connection import ERRORS, default_uri, error_line, experiment_id
@@ -31,6 +31,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         StoreError: a file of the sweep is damaged. All trials but those that need it have been sent.
         OSError, MlflowException, SQLAlchemyError: MLflow cannot be reached.
     """
+    if not live:
+        store.renew()
     update = _Pass(MlflowClient(uri), store, manifests.read(store, sweep_key))
     with store.lock(f"mlflow-{sweep_key}"):  # two passes at once, of two drivers, would make runs twice
         return update.send(uri, live)
@@ -77,10 +79,11 @@ class _Pass:
     def send_sweep(self, run: Run) -> None:
         """Send what is new of the sweep itself: its settings, the scores of real images, and a search's plots."""
         manifest, metrics = self.manifest, {}
-        plots = manifests.folder(self.store, manifest["key"]) / "plots"
-        sent = content_key([manifest, {path.name: sha256(path) for path in plots.glob("*")}])
-        if run.data.tags.get(runs.SENT) != sent and plots.is_dir():
-            self.client.log_artifacts(run.info.run_id, str(plots), "plots")
+        folder = manifests.folder(self.store, manifest["key"]) / "plots"
+        plots = [path for path in sorted(folder.glob("*.png")) if is_plain(folder, path.name)]
+        sent = content_key([manifest, {path.name: sha256(path) for path in plots}])
+        for path in plots if run.data.tags.get(runs.SENT) != sent else ():
+            self.client.log_artifact(run.info.run_id, str(path), "plots")
         for judge in filter(self.store.has, manifest["judges"]):  # a later one's scores stand
             facts = self.store.facts(judge)
             scores = {f"real/{name}": value for name, value in facts["scores"].items()}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from mlflow.entities import Metric
 from PIL import Image
 
+from sgan.store.files import inside, is_plain
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE
 from sweeps.mlflow_view.model import save_model
@@ -75,7 +77,8 @@ def view(
         for path in sorted((folder / GRIDS).glob("[0-9]*.png")):
             images = int(path.stem)
             # A stage in progress adds the point after the grid is whole; a score has no points.
-            if (done or images in drawn) and images > sent.get(f"{label}/grids", -1):
+            whole = done or (images in drawn and is_plain(folder, f"{GRIDS}/{path.name}"))
+            if whole and images > sent.get(f"{label}/grids", -1):
                 grids.append((label, images, store.file(name, f"{GRIDS}/{path.name}") if done else path))
                 now_sent[f"{label}/grids"] = images
     alarm = alarm_of(store, trial, state)
@@ -106,17 +109,20 @@ def write_files(
         # and a grid that is sent again lands on itself.
         key = f"{label}+step+{images}"
         name = f"{key}+timestamp+{start}+{uuid.uuid5(uuid.NAMESPACE_OID, key)}"
-        (folder / "images").mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / "images" / f"{name}.png")
+        copy = inside(folder / "images", f"{name}.png")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
         with Image.open(path) as image:
-            image.save(folder / "images" / f"{name}+compressed.webp", method=0)  # fast rather than small
+            image.save(copy.with_name(f"{name}+compressed.webp"), method=0)  # fast rather than small
     if state.outcome == "done":
-        for file in state.facts[-1]["files"]:
-            if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
-                store.file(trial["name"], file)
-        stage = store.stage(trial["name"])
-        shutil.copytree(stage / FIGURES, folder / FIGURES, copy_function=os.symlink)
-        save_model(stage / MODELS, folder / MODELS)
+        with tempfile.TemporaryDirectory() as checked:
+            for file in state.facts[-1]["files"]:
+                if file.startswith((f"{FIGURES}/", f"{MODELS}/")):
+                    root = folder if file.startswith(f"{FIGURES}/") else Path(checked)
+                    copy = inside(root, file)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    os.symlink(store.file(trial["name"], file), copy)
+            save_model(Path(checked, MODELS), folder / MODELS)
 
 
 def shared_tags(manifest: Mapping[str, Any]) -> dict[str, str]:

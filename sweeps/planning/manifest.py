@@ -11,7 +11,7 @@ from typing import Any
 
 from sgan.checks import as_json, content_key, require
 from sgan.stages.graph import code_version
-from sgan.store.files import StoreError, read_json, write_json
+from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.planning.trials import Trial
@@ -24,7 +24,7 @@ NOTED = "clusters/COMMIT"
 
 def folder(store: Store, key: str) -> Path:
     """Where the record of a sweep lies: sweep.json, a file a trial in trials/, a search's plots/, and mlflow.log."""
-    return store.root / "sweeps" / key
+    return inside(store.root / "sweeps", key)
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
 
 def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
     """Write a trial of a sweep, unless the record has it as it is."""
-    path = folder(store, key) / "trials" / f"{row['variant']}-{row['seed']}.json"
+    path = inside(folder(store, key) / "trials", f"{row['variant']}-{row['seed']}.json")
     if not path.exists() or read_json(path) != row:
         write_json(path, row)
         store.save(path)

@@ -62,20 +62,27 @@ class TrialSource(Protocol):
         ahead: trials that are known before the first one runs: their stages can be put in the best order.
     """
 
-    expected: int
-    ahead: Sequence[Trial]
+    @property
+    def expected(self) -> int: ...
+
+    @property
+    def ahead(self) -> Sequence[Trial]: ...
 
     def next(self) -> Trial | None:
         """The next trial to start; None where there is none now."""
+        ...
 
     def exhausted(self) -> bool:
         """Whether no trial will come any more."""
+        ...
 
     def report(self, trial: Trial, point: Point) -> bool:
         """Take an evaluation of a trial in progress; true ends that trial early."""
+        ...
 
     def end(self, trial: Trial, end: End) -> None:
         """Take the end of a trial."""
+        ...
 
 
 def trial(variant: str, seed: int, config: Config) -> Trial:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgan.store.files import StoreError, sha256
+from sgan.store.files import StoreError, is_plain, sha256
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting.results import Sweep, read
@@ -41,9 +41,10 @@ def _copy_plots(store: Store, sweep: Sweep, out: Path) -> str:
         return ""
     plots, folder = manifest.folder(store, key) / "plots", out.with_suffix("") / key
     store.fetch(plots)
+    files = {path.name: path for path in plots.glob("*.png") if is_plain(plots, path.name)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in digests.items():
-        if not (plots / name).exists() or sha256(plots / name)[:16] != digest:
+        if name not in files or sha256(files[name])[:16] != digest:
             raise StoreError(f"{plots / name} is missing or damaged; the search's command draws it again")
-        shutil.copyfile(plots / name, folder / name)
+        shutil.copyfile(files[name], folder / name)
     return f"{out.stem}/{key}"

@@ -143,7 +143,7 @@ def _seen(sweep: Sweep) -> list[str]:
     done, variants = sweep.done, sweep.manifest["variants"]
     if len(done) == 0:
         return ["No trial has finished."]
-    lines, seeds = [], done["seed"].nunique()
+    lines, seeds = [], len(set(done["seed"]))
     if seeds <= FEW_SEEDS:
         lines.append(
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "

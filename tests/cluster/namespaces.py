@@ -50,6 +50,7 @@ PasswordAuthentication no
 UsePAM no
 StrictModes no
 PidFile none
+SetEnv PYTHONPATH={root}
 Subsystem sftp internal-sftp
 """
 
@@ -77,7 +78,7 @@ class Host:
         for key in ("key", "key.pub"):
             shutil.copyfile(folder / key, self.settings / key)
         make_key(self.settings / "host_key")
-        (self.settings / "sshd_config").write_text(SSHD.format(settings=self.settings))
+        (self.settings / "sshd_config").write_text(SSHD.format(settings=self.settings, root=ROOT))
         self.log = open(self.settings / "log", "w")  # noqa: SIM115 - as long as the host
         spaces = ["--mount", "--uts", "--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         script = ["bash", "-c", START, "bash", name, str(self.settings), *map(str, visible)]
@@ -96,7 +97,8 @@ class Host:
         """The command line that runs a command in this host, with a clean environment."""
         enter = ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid"]
         own = {"HOME": "/root", "PATH": PATH, "USER": "root", "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
-        settings = [f"{name}={value}" for name, value in (own | (environment or {})).items()]
+        own |= {"PYTHONPATH": str(ROOT)} | (environment or {})  # the environment may be another checkout's
+        settings = [f"{name}={value}" for name, value in own.items()]
         return [*enter, "env", "--ignore-environment", "--chdir=/root", *settings, *words]
 
     def run(self, *words: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,51 +1,74 @@
-"""What runs where there is a cluster: compared with Ray's own rules, schema and autoscaler; nothing is started."""
+"""How a command joins a cluster; and the clusters' configurations, by Ray's own schema and autoscaler."""
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from ray import _raylet
-from ray._private import ray_constants, services
 from ray.autoscaler._private.util import prepare_config, validate_config
-from waiting import wait_for
 
-from sweeps.execution import alone, cluster
+from sweeps.execution import cluster, cluster_address
 from sweeps.planning.options import Options
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "clusters/hosts.yaml")
 
 
-@pytest.mark.parametrize("address", [None, "", "local", "auto", "192.0.2.1:6379"])
-@pytest.mark.parametrize("started", [False, True])
-def test_a_cluster_is_where_ray_would_join_one(tmp_path, monkeypatch, address, started):
+@pytest.mark.parametrize(
+    ("address", "started", "joined"),
+    [
+        ("", False, ""),
+        ("", True, "192.0.2.2:6379"),
+        ("auto", True, "192.0.2.2:6379"),
+        ("local", True, ""),
+        ("192.0.2.1:6379", True, "192.0.2.1:6379"),
+        ("192.0.2.1:6379", False, "192.0.2.1:6379"),
+    ],
+)
+def test_the_address_is_what_ray_documents(tmp_path, monkeypatch, address, started, joined):
+    """RAY_ADDRESS first, and then what `ray start` has left."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if address is not None:
-        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
     if started:
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text("192.0.2.2:6379")
-    try:
-        joined = services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
-    except ConnectionError:  # "auto" finds several, of tests that run beside this one
-        joined = address
-    assert cluster.on_cluster() == (joined is not None or address == "auto")
+    assert cluster_address() == joined
+
+
+def join(**environment: str) -> str:
+    """The last line of a process of its own, since Ray keeps its folder, that joins a cluster."""
+    command = [sys.executable, "-c", "from sweeps.execution import cluster; cluster.join_cluster()"]
+    values = os.environ | environment
+    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stdout
+    return done.stderr.splitlines()[-1]
 
 
 def test_where_ray_cannot_start_one_line_says_so(tmp_path):
-    """A folder whose name is too long for a socket in it; in a process of its own, since Ray keeps its folder."""
-    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(tmp_path / (100 * "x"))}
-    command = [sys.executable, "-c", "from sweeps import cluster; cluster.connect()"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    last = done.stderr.splitlines()[-1]
+    """A folder whose name is too long for a socket in it."""
+    folder = tmp_path / (100 * "x")
+    last = join(RAY_ADDRESS="local", RAY_TMPDIR=str(folder))
     assert last.startswith("sgan.checks.ConfigError: Ray does not start on this machine (")
-    assert "AF_UNIX path" in last
+    assert last.endswith("set RAY_TMPDIR to a folder with a short path, such as /tmp")
+
+
+def test_a_cluster_that_nobody_answers_for_is_told_at_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        began = time.monotonic()
+        last = join(RAY_ADDRESS=address)
+        assert time.monotonic() - began < 20
+    assert last.startswith(f"sgan.checks.ConfigError: no Ray cluster answers at the address {address} of RAY_ADDRESS (")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    last = join(RAY_ADDRESS="", RAY_TMPDIR=str(tmp_path))
+    assert f"at the address {address} that `ray start` has left here (" in last
 
 
 def read(file: str) -> dict:
@@ -118,7 +141,7 @@ def test_rays_own_provider_launches_what_is_meant(tmp_path, monkeypatch):
     assert sorted(launched, key=str) == sorted(
         [(head, None, "sgan-head"), (worker, "spot", "sgan-worker"), (worker, None, "sgan-worker")], key=str
     )
-    assert cluster.to_come(config, there=1)[7]["GPU"] == 1  # what the head reads of the workers that may come
+    assert cluster.to_come(config, nodes=1)[7]["GPU"] == 1  # what the head reads of the workers that may come
 
 
 def test_the_cloud_gets_the_code_alone():
@@ -137,10 +160,10 @@ def test_the_scheduler_counts_the_workers_that_may_come():
     config = read("cluster.yaml")
     for row in config["available_node_types"].values():
         row["resources"] = {"CPU": 4, "GPU": 1} | row["resources"]  # as Ray's AWS provider fills them in
-    assert cluster.to_come(config, there=1) == 8 * [{"CPU": 4, "GPU": 1}]
-    assert cluster.to_come(config, there=6) == 3 * [{"CPU": 4, "GPU": 1}]
-    assert cluster.to_come(config, there=9) == []
-    assert cluster.to_come(prepare_config(read("clusters/hosts.yaml")), there=1) == []
+    assert cluster.to_come(config, nodes=1) == 8 * [{"CPU": 4, "GPU": 1}]
+    assert cluster.to_come(config, nodes=6) == 3 * [{"CPU": 4, "GPU": 1}]
+    assert cluster.to_come(config, nodes=9) == []
+    assert cluster.to_come(prepare_config(read("clusters/hosts.yaml")), nodes=1) == []
 
 
 def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
@@ -153,58 +176,12 @@ def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     assert Options(store="mine", mlflow="http://other").mlflow == "http://other"
 
 
-def on_local_ray(code: str) -> str:
-    """What code prints in a process of its own that starts Ray for itself."""
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+def test_without_ray_the_slots_are_those_that_ray_has_here():
+    code = (
+        "from sweeps.execution.cluster import count_slots, join_cluster\n"
+        "before = count_slots(None, 1); join_cluster()\n"
+        "assert count_slots(None, 1) == before, (count_slots(None, 1), before)"
+    )
+    values, command = os.environ | {"RAY_ADDRESS": "local"}, [sys.executable, "-c", code]
+    done = subprocess.run(command, env=values, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_ray_the_slots_are_those_that_ray_would_have_here():
-    """And what Ray starts for one process are its stores and agents alone."""
-    code = (
-        "import os, subprocess; from sweeps import cluster\n"
-        "before = cluster.slots(None, 1); cluster.connect()\n"
-        "assert cluster.slots(None, 1) == before, (cluster.slots(None, 1), before)\n"
-        "print(subprocess.check_output(['ps', '-o', 'args=', '--ppid', str(os.getpid())], text=True))"
-    )
-    said = on_local_ray(code)
-    assert "raylet" in said
-    assert not re.findall(r"monitor\.py|dashboard\.py", said)
-
-
-def test_what_stands_for_an_agent_uses_rays_names():
-    names: Any = _raylet
-    ports = {names.METRICS_AGENT_PORT_NAME, names.METRICS_EXPORT_PORT_NAME, names.DASHBOARD_AGENT_LISTEN_PORT_NAME}
-    assert ports == alone.NO_DASHBOARD.keys()
-    assert names.RUNTIME_ENV_AGENT_PORT_NAME == "runtime_env_agent_port"
-    agents = (ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT)
-    assert agents == (alone.DASHBOARD, alone.ENVIRONMENTS)
-
-
-def test_what_stands_for_an_agent_ends_where_ray_has_ended_before_it(tmp_path):
-    command = [sys.executable, "-I", "-S", alone.__file__, alone.DASHBOARD, "agent.py", f"--session-dir={tmp_path}"]
-    environment = os.environ | {"RAY_RAYLET_PID": "0"}
-    done = subprocess.run([*command, "--node-id=x"], env=environment, check=False, timeout=10)
-    assert done.returncode == 0
-    assert (tmp_path / "metrics_agent_port_x").read_text() == "-1"
-
-
-def test_a_node_without_agents_makes_environments_all_the_same_and_leaves_no_process():
-    code = (
-        "import os, subprocess, sys, ray; from sweeps import cluster\n"
-        "cluster.connect()\n"
-        "folder = ray._private.worker._global_node.get_session_dir_path()\n"
-        "shown = '^[^ ]*python[^ ]* -I -S .*/alone.py .*' + folder\n"
-        "agents = subprocess.check_output(['pgrep', '-f', shown], text=True)\n"
-        "asked = ray.remote(runtime_env={'env_vars': {'ASKED': 'yes'}})(lambda: os.environ.get('ASKED'))\n"
-        "plain = ray.remote(lambda: os.environ.get('ASKED'))\n"
-        "print(ray.get([asked.remote(), plain.remote()]), *agents.split())"
-    )
-    said = on_local_ray(code)
-    values, _, agents = said.strip().partition("] ")
-    assert values == "['yes', None"
-    assert len(agents.split()) == 2
-    wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents.split()), 30)

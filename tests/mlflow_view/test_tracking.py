@@ -33,12 +33,13 @@ from PIL import Image
 
 from sgan.checks import ConfigError
 from sgan.store.files import StoreError, write_json
-from sgan.store.local import GRIDS, Store
+from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import Record
 from sweeps import tracking
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.mlflow_view.runs import SENT
 from sweeps.mlflow_view.verify import differences
+from sweeps.planning import manifest as manifests
 
 
 @pytest.fixture(scope="session")
@@ -333,6 +334,49 @@ def test_damage_in_one_trial_holds_no_other_up_and_is_named(store):
         sync(store)
     assert_complete(store, "sgan-no-joint")
     assert "score-sgan-0" not in found(store)[1]
+
+
+@pytest.mark.parametrize("hostile", ["label", "stage"])
+def test_a_record_whose_names_lead_elsewhere_is_an_error_and_writes_nothing_there(hostile, store, tmp_path):
+    finish(store, "sgan", 0)
+    (tmp_path / "taken").mkdir()
+    row = manifests.read(store, KEY)["trials"][0]
+    if hostile == "label":
+        row["stages"][0]["label"] = name = "../../taken/taken"
+    else:
+        row["stages"][0]["name"] = name = "../../taken"
+    manifests.write_trial(store, KEY, row)
+    with pytest.raises(StoreError, match=rf"{re.escape(name)}.* is no name of a file"):
+        sync(store)
+    assert not list(tmp_path.rglob("taken?*"))
+
+
+def test_symbolic_links_in_a_store_are_never_followed(store, tmp_path):
+    """Nothing of the machine that sends goes to MLflow, whoever may write the store."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").write_text("secret")
+    Image.new("RGB", (20, 10)).save(home / "000000200.png")
+    train(store, "level1-0")
+    (store.work("level1-0") / GRIDS / "000000200.png").symlink_to(home / "000000200.png")
+    sync(store, live=True)
+    assert ("level1", 200, ".png") not in grids(trial(store, "sgan"), default_uri(store))
+    finish(store, "sgan", 0)
+    stage, plots = store.stage(stage_name("score", "sgan", 0)), manifests.folder(store, KEY) / "plots"
+    plots.mkdir()
+    for folder in (stage / FIGURES, stage / MODELS, stage / MODELS / "last", plots):
+        (folder / "secret.png").symlink_to(home / "secret")
+        (folder / "folder").symlink_to(home)
+    sync(store)
+    assert_complete(store, "sgan")
+    sent = [path for path in (store.root / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "model.json" for path in sent)
+    assert not [path for path in sent if path.name.startswith("secret") or path.read_bytes() == b"secret"]
+    shutil.move(stage / FIGURES, tmp_path / FIGURES)
+    (stage / FIGURES).symlink_to(tmp_path / FIGURES)
+    client_of(store).delete_run(trial(store, "sgan").info.run_id)
+    with pytest.raises(StoreError, match="missing or damaged"):
+        sync(store)
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):

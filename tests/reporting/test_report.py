@@ -287,6 +287,22 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
         report.main((store.address,), tmp_path / "SEARCHED.md")
 
 
+@pytest.mark.parametrize("name", ["../taken.png", "/{out}/taken.png", "link.png"])
+def test_a_plot_that_leads_elsewhere_is_copied_nowhere(name, tmp_path):
+    store, name = make(tmp_path / "store", seeds=(0,)), name.format(out=tmp_path)
+    plots = manifest.folder(store, KEY) / "plots"
+    plots.mkdir()
+    for path in (plots.parent / "taken.png", tmp_path / "taken.png"):
+        path.write_bytes(b"hostile")
+    (plots / "link.png").symlink_to(tmp_path / "taken.png")
+    digest = hashlib.sha256(b"hostile").hexdigest()[:16]
+    manifest.write(store, manifest.read(store, KEY) | {"plotted": {name: digest}})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(StoreError, match="is missing or damaged"):
+        report.main((store.address,), tmp_path / "out" / "SEARCHED.md")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_a_file_that_cannot_be_written_is_one_error(store, tmp_path):
     with pytest.raises(ConfigError, match=r"absent/out\.md.*--out"):
         report.main((store.address,), tmp_path / "absent" / "out.md")

@@ -1,7 +1,9 @@
 """The store in a bucket, on a real S3 API: several hosts, killed processes, a server in trouble."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -26,11 +30,13 @@ from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
 from sgan.store.claims import swap
-from sgan.store.files import StoreError, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store.files import StoreError, read_json, read_tensors, sealed, sha256, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
 from sgan.store.s3 import BucketStore, open_store
+from sweeps.execution.progress import Progress
 from sweeps.optimization.study import StoredStudy
+from sweeps.planning.trials import End
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
@@ -84,6 +90,21 @@ def test_a_stage_that_one_host_finished_is_whole_on_another(host):
     assert files == {"model.safetensors", "record.jsonl", "grids/000000010.png"}
     assert not one.fs.find(f"{one.base}/work")
     assert not (one.root / "work" / "stage").exists()
+
+
+def test_a_driver_that_hears_of_an_end_sees_what_another_host_finished(host, monkeypatch):
+    monkeypatch.setattr(bucket, "FRESH", 1000.0)
+    one, other = host("one"), host("other")
+    plan = tiny_plan(dataset=TINY)
+    trial: Any = SimpleNamespace(id="trial", title="sgan seed 0", plan=plan)
+    source: Any = SimpleNamespace(ahead=(), expected=1)
+    progress = Progress(other, source)
+    assert not other.has(plan.name)
+    one.begin(plan.name)
+    one.publish(plan.name, {"status": "done", "scores": {"inception_score": 1.0, "fid": 2.0}})
+    assert not other.has(plan.name)
+    progress.end(trial, End("done"))
+    assert other.has(plan.name)
 
 
 def test_the_ledger_has_the_events_of_all_hosts(host):
@@ -140,6 +161,60 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
     for store in (one, other, host("third")):
         assert torch.equal(store.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
     assert len([path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors")]) == 1
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def outside(store: BucketStore, tmp_path: Path) -> dict[str, bytes]:
+    """The files that are not in a store's mirror."""
+    return {path: held for path, held in everything(tmp_path).items() if not path.startswith(f"{store.root}/")}
+
+
+def test_a_key_that_leads_out_of_the_mirror_is_named_and_writes_nothing(host, tmp_path):
+    one, other = host("one"), host("other")
+    one.fs.pipe_file(f"{one.base}/sweeps/../../../taken", b"hostile")
+    before = everything(tmp_path)
+    with pytest.raises(StoreError, match=r"taken' is no name of a file"):
+        other.fetch(other.root / "sweeps")
+    assert everything(tmp_path) == before
+
+
+def test_a_stage_in_progress_whose_files_lead_out_of_the_mirror_is_named_and_writes_nothing(host, tmp_path):
+    one, other = host("one"), host("other")
+    one.fs.pipe_file(f"{one.base}/work/stage/../../../taken.json", b"hostile")
+    before = everything(tmp_path)
+    for read in (other.begin, other.look):
+        with pytest.raises(StoreError, match=r"taken\.json' is no name of a file"):
+            read("stage")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_finished_stage_whose_files_lead_out_of_the_mirror_is_named_and_writes_nothing(host, absolute, tmp_path):
+    one, other = host("one"), host("other")
+    publish(one)
+    file = str(tmp_path / "taken.png") if absolute else "../../../../taken.png"
+    facts = one.facts("stage")
+    one.fs.pipe_file(f"{one.base}/stages/stage/{facts['upload']}/{file}", b"hostile")
+    facts["files"] = {file: hashlib.sha256(b"hostile").hexdigest()}
+    one.fs.pipe_file(f"{one.base}/done/stage.json", json.dumps(sealed(facts)).encode())
+    before = outside(other, tmp_path)
+    for read in (other.stage, other.look, lambda stage: other.file(stage, file)):
+        with pytest.raises(StoreError, match=r"taken\.png' is no name of a file"):
+            read("stage")
+    assert outside(other, tmp_path) == before
+
+
+def test_no_file_outside_the_mirror_is_uploaded(host, tmp_path):
+    one = host("one")
+    (tmp_path / "secret").write_text("secret")
+    for secret in ("../../../../secret", str(tmp_path / "secret")):
+        write_json(one.root / "stages" / "stage" / "stage.json", {"name": "stage", "files": {secret: ""}})
+        with pytest.raises(StoreError, match=r"secret' is no name of a file"), one.claim("stage"):
+            pass
+    assert not one.fs.find(f"{one.base}/stages")
 
 
 def test_files_last_as_long_as_the_store(host):

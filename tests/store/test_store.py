@@ -20,6 +20,7 @@ from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
+    is_plain,
     read_json,
     read_tensors,
     sha256,
@@ -60,15 +61,65 @@ def said(process: subprocess.Popen) -> str:
 def test_names_from_outside_stay_inside(tmp_path):
     store = Store(tmp_path / "store")
     assert inside(tmp_path, "a/b.png") == tmp_path / "a" / "b.png"
-    for name in ("../a", "a/../../b", "/etc/passwd", "", ".", "..", "a\0b"):
+    for name in ("../a", "a/../../b", "/etc/passwd", "", ".", "..", "a\0b", None, 7):
         with pytest.raises(StoreError, match="is no name of a file or folder below"):
             inside(tmp_path, name)
     publish(store)
     for use in (store.stage, store.work, store.has, store.failure, store.weights, store.shown, store.held, store.begin):
         with pytest.raises(StoreError, match="no name of"):
             use("../../other")
-    with pytest.raises(StoreError, match="no name of"):
-        store.file("stage", "../../../other")
+    (tmp_path / "other.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    calls: list[Callable[[], Any]] = [
+        lambda: store.file("stage", "../../../other.json"),
+        lambda: store.file("stage", str(tmp_path / "other.json")),
+        lambda: store.note_run("../../other", "stage"),
+        lambda: store.publish("../../other", {"status": "done"}),
+        lambda: store.claim("../../other").__enter__(),
+        lambda: store.lock("../../other").__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match="no name of"):
+            call()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_symbolic_links_in_a_work_folder_are_removed_and_never_followed(tmp_path):
+    store, home = Store(tmp_path / "store"), tmp_path / "home"
+    home.mkdir()
+    for name in ("secret", ".hidden"):
+        (home / name).write_text(name)
+    store.work("stage").symlink_to(home)
+    folder = store.begin("stage")
+    assert not folder.is_symlink()
+    (folder / "figures").symlink_to(home)
+    (folder / GRIDS / "1.png").symlink_to(home / "secret")
+    assert store.begin("stage") == folder
+    assert [path.name for path in folder.rglob("*")] == [GRIDS]
+    (folder / "figures").symlink_to(home)
+    (folder / GRIDS / "1.png").symlink_to(home / "secret")
+    publish(store)
+    assert list(store.facts("stage")["files"]) == ["model.safetensors"]
+    assert {path.name: path.read_text() for path in home.iterdir()} == {"secret": "secret", ".hidden": ".hidden"}
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "model"])
+def test_a_symbolic_link_in_the_place_of_a_file_or_folder_is_damage(place, tmp_path):
+    """Also to the same bytes: whoever may write the store could have them read from anywhere."""
+    store = Store(tmp_path / "linked" / "store")
+    (tmp_path / "disk").mkdir()
+    shutil.move(store.root, tmp_path / "disk" / "store")
+    store.root.symlink_to(tmp_path / "disk" / "store")  # the store itself may lie behind one
+    (store.begin("stage") / "model").mkdir()
+    (store.work("stage") / "model" / "model.json").write_text("{}")
+    file = publish(store)
+    assert is_plain(store.root, "stages/stage/model.safetensors")
+    assert store.file("stage", "model.safetensors") == file
+    assert store.file("stage", "model/model.json").read_text() == "{}"
+    shutil.move(store.stage("stage") / place, tmp_path / place)
+    (store.stage("stage") / place).symlink_to(tmp_path / place)
+    with pytest.raises(StoreError, match="missing or damaged"):
+        store.file("stage", "model/model.json" if place == "model" else place)
 
 
 def test_another_user_may_read_what_the_umask_lets_them(tmp_path):
