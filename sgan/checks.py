@@ -40,11 +40,8 @@ def one_of(*choices: str) -> AfterValidator:
 def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[Made]]:
     """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`.
 
-    It refuses values of another type, NaN and inf; a whole number becomes a float where a float is expected.
-    Every new instance raises ConfigError for a bad value, also one of `dataclasses.replace`.
-
-    Args:
-        label: gives the name that users know a field by.
+    It raises ConfigError for values of another type, NaN and inf; a whole number becomes a float where a float is
+    expected. `label` gives the name that users know a field by.
     """
 
     def decorate(kind: type[Made]) -> type[Made]:
@@ -65,12 +62,8 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
 
 
 def _message(error: ValidationError, where: str, names: Sequence[str] = (), label: Callable[[str], str] = str) -> str:
-    """The first error in one line: the place, the rule and the value.
-
-    Args:
-        where: the place of the whole value, if it has one.
-        names: the dataclass's fields, since pydantic numbers the ones given by position.
-    """
+    """The first error in one line: the place, the rule and the value. `names`: the dataclass's fields, since pydantic
+    numbers those given by position."""
     first = error.errors(include_url=False)[0]
     place = [names[part] if names and isinstance(part, int) else str(part) for part in first["loc"][:1]]
     path = ".".join([*filter(None, [where]), *map(label, place), *map(str, first["loc"][1:])])
@@ -92,11 +85,8 @@ def checked(kind: Any, value: Any, name: str) -> Any:
 
 
 def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
-    """The inverse of `as_json`: a dataclass from plain JSON values.
-
-    Raises:
-        ConfigError: a field is missing, unknown or bad; the message has its dotted name, after `where`.
-    """
+    """The inverse of `as_json`: a dataclass from JSON values. ConfigError where a field is missing, unknown or bad,
+    with its dotted name after `where`."""
     try:
         made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
@@ -116,11 +106,7 @@ def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] 
 
 
 def content_key(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values have equal keys.
-
-    Raises:
-        ValueError: the value has NaN or inf in it.
-    """
+    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values, equal keys; ValueError for NaN, inf."""
     plain = json.loads(json.dumps(as_json(value), allow_nan=False), parse_float=lambda digits: float(digits) + 0.0)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))  # now -0.0 is 0.0
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,27 +20,21 @@ IMAGE, LABEL = "image", "label"
 
 @validated()
 class Weights:
-    """The weights lambda of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
+    """The weights of a generator's loss: lambda1, lambda2 and lambda3 of the paper (1, 1, 10)."""
 
     adversarial: NonNegativeFloat = 1.0
     conditional: NonNegativeFloat = 1.0
     entropy: NonNegativeFloat = 10.0
 
     def __post_init__(self):
-        require(
-            self.adversarial > 0 or self.conditional > 0 or self.entropy > 0,
-            "at least one loss weight must be > 0, but got 0 for all three: nothing would train the generator",
-        )
+        require(any(vars(self).values()), "at least one loss weight must be > 0, but got 0 for all three")
 
 
 def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
         require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at {', '.join(INNER_TAPS)}")
-    order = [TAPS.index(tap) for tap in taps]
-    require(
-        order == sorted(set(order)),
-        f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}",
-    )
+    wanted = f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}"
+    require(taps == tuple(sorted(set(taps), key=TAPS.index)), wanted)
     return taps
 
 
@@ -54,8 +48,8 @@ Budget = Annotated[float, Field(gt=0, le=1e6)]
 
 @validated()
 class Codes:
-    """The part of z that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many values, one-hot, and
-    that many continuous codes in U(0, 1); they are the last numbers of z."""
+    """The part of z, its last numbers, that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many
+    values, one-hot, and that many continuous codes in U(0, 1)."""
 
     categorical: Annotated[int, Field(ge=2, le=1000)] = 10
     continuous: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -89,18 +83,16 @@ class Variant:
 
     def __post_init__(self):
         require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
-        require(
-            self.labels or bool(self.cuts) or self.weights.conditional == 0,
-            "a generator without labels has nothing to recover: its conditional weight must be 0, "
-            f"but got {self.weights.conditional}",
-        )
+        recovers = bool(self.labels or self.cuts) or self.weights.conditional == 0
+        nothing = "a generator without labels has nothing to recover: its conditional weight must be 0, but got"
+        require(recovers, f"{nothing} {self.weights.conditional}")
         single = not (self.cuts or self.through)
         require(single or not self.codes, "codes are of a single generator: a variant with codes has no cuts or taps")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
     def bounds(self) -> tuple[str, ...]:
-        """The taps that bound the levels, from the image up to the label: level i lies between bounds i and i + 1."""
+        """The taps from the image up to the label: level i lies between bounds i and i + 1."""
         return (IMAGE, *self.cuts, LABEL)
 
 
@@ -121,11 +113,10 @@ class EncoderRecipe:
 
     Attributes:
         images: training images seen.
-        objective: what it learns to tell: "labels", or, without any label, by which of four right angles an image was
-            turned ("rotation", Gidaris et al. 2018).
+        objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
+            Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
-        flips: random horizontal flips.
-        shifts: random shifts by up to this many pixels.
+        flips, shifts: random horizontal flips, and random shifts by up to this many pixels.
     """
 
     images: PositiveInt
@@ -140,11 +131,9 @@ class EncoderRecipe:
 
 def _falling(rule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
     thresholds = [threshold for threshold, _ in rule]
-    require(
-        len(thresholds) > 0 and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0,
-        "pairs (threshold, number of steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3)), "
-        f"but got {rule}",
-    )
+    falling = bool(rule) and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0
+    wanted = "pairs (threshold, steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3))"
+    require(falling, f"{wanted}, but got {rule}")
     return rule
 
 
@@ -153,15 +142,13 @@ Steps = Annotated[int, Field(ge=1, le=100)]
 
 @validated()
 class GanRecipe:
-    """How generators and discriminators are trained; every field is a difference between the two named recipes or a
-    value they share.
+    """How generators and discriminators are trained.
 
     Attributes:
         discriminator: "binary" has one logit l and D = sigmoid(l); "classes" has one a class and
             D = Z / (Z + 1) with Z = sum exp(l), and a class loss on real images, times class_weight.
         adversarial: the generator's loss: "non-saturating" -log D, or "saturating" log(1 - D).
-        discriminator_scale: factor of the discriminator's adversarial loss (1: the sum of its two terms; 0.5: half of
-            each).
+        discriminator_scale: factor of the discriminator's adversarial loss, which is the sum of two terms.
         generator_steps: rule of (threshold, steps), highest threshold first: the number of generator steps after a
             discriminator step whose adversarial loss (half the sum of its terms) lies above the threshold.
         fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch.
@@ -171,9 +158,8 @@ class GanRecipe:
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
-            (Radford et al. 2016), also where the dataset's row has none.
-        dropout: dropout of the image discriminator.
-        norm_eps: epsilon of batch normalisation.
+            (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
+        dropout: of the image discriminator.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
             Weights, losses and Adam are float32 in both, and so is all sampling.
     """
@@ -203,8 +189,7 @@ class Recipe:
     """All of the training and scoring of one trial.
 
     Attributes:
-        encoder, gan: the classifier's training and the independent stages.
-        joint: the joint stage's own settings (released code: more noise and dropout).
+        encoder, gan, joint: training of the encoder, in the independent stages, and in the joint stage.
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
         joint_start: the joint stage starts from the state of the levels after this share of their training.
@@ -214,9 +199,8 @@ class Recipe:
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
         scorer: training of the classifier that scores.
         samples: generated images a score.
-        evaluations: scores and grids drawn while a stage trains.
-        best_by: the score of these evaluations whose best point is kept beside the last one; a level that makes
-            features has its feature FID for that.
+        evaluations: scores and grids while a stage trains.
+        best_by: the score whose best evaluation is kept beside the last; for features it is their FID.
     """
 
     name: str
@@ -274,14 +258,9 @@ class Config:
     inception: str = ""
 
     def __post_init__(self):
-        require(
-            self.variant.labels or self.recipe.gan.discriminator == "binary",
-            "a variant without labels cannot have labels in its discriminator; "
-            "it is planned with a binary discriminator",
-        )
+        fits = self.variant.labels or self.recipe.gan.discriminator == "binary"
+        require(fits, "a variant without labels needs a binary discriminator, but got one of classes")
         recovers_labels = self.variant.labels and (bool(self.variant.cuts) or self.variant.weights.conditional > 0)
-        require(
-            not recovers_labels or self.recipe.encoder.objective == "labels",
-            "a variant with labels needs an encoder trained on them: encoder.objective must be 'labels', "
-            f"but got {self.recipe.encoder.objective!r}",
-        )
+        objective = self.recipe.encoder.objective
+        trained = not recovers_labels or objective == "labels"
+        require(trained, f"with labels, encoder.objective must be 'labels', but got {objective!r}")

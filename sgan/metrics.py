@@ -77,11 +77,7 @@ def batches(images: Iterable[Tensor | Path]) -> Iterator[Tensor]:
 
 
 def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
-    """A folder's images, sorted by path, or a dataset's.
-
-    Raises:
-        ConfigError: there are fewer than the Inception score has splits, or one of them is damaged.
-    """
+    """A folder's images, sorted by path, or a dataset's; ConfigError where one is damaged or they are too few."""
     if name in DATASETS:
         dataset = read(DATASETS[name], data)
         images = (dataset.images if part == "train" else dataset.test_images)[:samples]
@@ -95,10 +91,8 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
             read_image(path, 3)
             content.update(path.read_bytes())
         digest, words = content.hexdigest()[:16], f"folder {folder.resolve().name}, {len(images):,} images"
-    require(
-        len(images) >= SPLITS,
-        f"{name} holds {len(images)} images, but an Inception score of {SPLITS} splits needs at least {SPLITS}",
-    )
+    few = f"{name} holds {len(images)} images, but an Inception score of {SPLITS} splits needs at least {SPLITS}"
+    require(len(images) >= SPLITS, few)
     return Source(words, digest, images)
 
 
@@ -109,15 +103,9 @@ def describe(source: Source, network: inception.Inception) -> Features:
 
 
 def main(options: Options) -> int:
-    """Print the scores and their fingerprint; returns 0.
-
-    Raises:
-        ConfigError: a source, the weights or an option is not usable.
-    """
-    require(
-        options.samples is None or options.samples >= SPLITS,
-        f"--samples must be at least {SPLITS}, but got {options.samples}",
-    )
+    """Print the scores and their fingerprint; returns 0. ConfigError where a source or an option is not usable."""
+    enough = options.samples is None or options.samples >= SPLITS
+    require(enough, f"--samples must be at least {SPLITS}, but got {options.samples}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     require(device == "cpu" or torch.cuda.is_available(), "--device cuda needs a GPU, but torch finds none")
     source = find(options.source, options.part, options.data, options.samples)

@@ -77,11 +77,8 @@ SMALLEST, LARGEST, SMALL = 8, 128, 16
 
 def folder_row(size: int, channels: int, classes: int) -> Dataset:
     """The row of an image folder: CIFAR-10's widths in colour, MNIST's in grey."""
-    require(
-        SMALLEST <= size <= LARGEST and size % 4 == 0,
-        f"the image size must be a multiple of 4 from {SMALLEST} to {LARGEST} (the encoder halves it twice), "
-        f"but got {size}",
-    )
+    sizes = f"a multiple of 4 from {SMALLEST} to {LARGEST} (the encoder halves it twice)"
+    require(SMALLEST <= size <= LARGEST and size % 4 == 0, f"the image size must be {sizes}, but got {size}")
     require(channels in (1, 3), f"channels must be 1 (grey) or 3 (colour), but got {channels}")
     require(classes >= 2, f"an image folder needs at least 2 classes, but got {classes}")
     row = replace(CIFAR10 if channels == 3 else MNIST, name=FOLDER, size=size, classes=classes, flips=False)
@@ -143,16 +140,9 @@ def _released(dataset: Dataset, images: int) -> Recipe:
         fresh_noise=True,
         pixel_mean=True,
     )
-    return replace(
-        paper,
-        name="released",
-        encoder=replace(paper.encoder, pixel_mean=True),
-        gan=gan,
-        joint=replace(gan, hidden_noise=0.2, dropout=0.3),
-        joint_start=190 / 200,
-        fresh_adam=True,
-        feedback=0.01,
-    )
+    encoder, joint = replace(paper.encoder, pixel_mean=True), replace(gan, hidden_noise=0.2, dropout=0.3)
+    paper = replace(paper, name="released", encoder=encoder, gan=gan, joint=joint)
+    return replace(paper, joint_start=190 / 200, fresh_adam=True, feedback=0.01)
 
 
 _LAPTOP_ADAM = AdamRecipe(learning_rate=6e-4, beta1=0.5)

@@ -56,11 +56,7 @@ def locate(source: str, address: str) -> Path:
 
 
 def main(options: Options) -> int:
-    """Write the file; returns 0.
-
-    Raises:
-        ConfigError: the model or an option is not usable.
-    """
+    """Write the file; returns 0. ConfigError where the model or an option is not usable."""
     checked(PositiveInt, options.n, "--n")
     checked(PositiveInt, options.columns, "--columns")
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")

@@ -71,18 +71,14 @@ class GanShape:
     sigmoid_q: bool = False
 
 
-GAN_WIDTHS = ("maps", "noise_hidden", "label_noise_hidden", "label_hidden", "vector_hidden")
-GAN_WIDTHS += ("image_convs", "image_fc", "vector_fc", "map_convs", "map_fc")
-"""Fields of GanShape with hidden widths in them."""
+GAN_SIZES = ("kernel", "image_noise", "feature_noise", "mean_pool", "sigmoid_q")
+"""Fields of GanShape without hidden widths in them."""
 
 
 @validated()
 class Dataset:
-    """A dataset row: what the images are and which networks go with them.
-
-    Attributes:
-        flips: a mirrored image is one of the same class, so that classifiers may be trained with flips.
-    """
+    """A dataset row: what the images are and which networks go with them. `flips`: a mirrored image is one of the same
+    class, so that classifiers may be trained with flips."""
 
     name: str
     channels: int
@@ -108,6 +104,8 @@ class Dataset:
                     return dataclasses.replace(value, maps=scale(value.maps))
             return tuple(map(scale, value))
 
-        gan = dataclasses.replace(self.gan, **{name: scale(getattr(self.gan, name)) for name in GAN_WIDTHS})
-        features = {name: scale(getattr(self.encoder, name)) for name in ("maps", "features")}
-        return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, **features), gan=gan)
+        widths = {name: scale(value) for name, value in vars(self.gan).items() if name not in GAN_SIZES}
+        encoder = dataclasses.replace(
+            self.encoder, maps=scale(self.encoder.maps), features=scale(self.encoder.features)
+        )
+        return dataclasses.replace(self, encoder=encoder, gan=dataclasses.replace(self.gan, **widths))

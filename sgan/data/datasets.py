@@ -67,14 +67,8 @@ def _torchvision(name: str, root: Path) -> Parts:
 
 @functools.lru_cache(maxsize=1)
 def read(dataset: Dataset, root: Path) -> Data:
-    """Read a dataset; the last one is kept, since a command may choose it twice.
-
-    Args:
-        dataset: a row of presets.DATASETS, or presets.folder_row.
-        root: folder with the dataset's files; digits are embedded and do not use it.
-    Raises:
-        DataError: files are absent and cannot be downloaded, or damaged.
-    """
+    """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose
+    it twice. DataError where files are damaged, or absent and cannot be downloaded."""
     readers: dict[str, Callable[[], Parts]] = {
         "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
         "digits": _digits,

@@ -31,11 +31,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent.
-
-    Raises:
-        DataError: the file is no image, an animation, or has more than 8 bits a channel.
-    """
+    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent. DataError
+    where the file is no image, an animation, or has more than 8 bits a channel."""
     try:
         with Image.open(path) as image:
             if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -52,11 +49,8 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Names of a folder's classes, sorted.
-
-    Raises:
-        DataError: fewer than two, not the same in train and test, or images beside the class folders.
-    """
+    """Names of a folder's classes, sorted. DataError where there are fewer than two, not the same in train and test, or
+    images beside the class folders."""
     parts = _parts(root)
     names = []
     for part in parts:
@@ -69,20 +63,14 @@ def class_names(root: Path) -> tuple[str, ...]:
     if odd:
         raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
     if len(names[0]) < 2:
-        raise DataError(
-            f"{parts[0]} must hold at least two sub-folders, one a class, with the class's images in it; it holds "
-            f"{', '.join(names[0]) or 'none'}"
-        )
+        held = ", ".join(names[0]) or "none"
+        raise DataError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
     return names[0]
 
 
 def read(root: Path, size: int, channels: int) -> Parts:
     """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
-    antialiasing.
-
-    Raises:
-        DataError: as in class_names and read_image, or a class has no images.
-    """
+    antialiasing. DataError as in class_names and read_image, and where a class has no images."""
     names, parts = class_names(root), []
     for part in _parts(root):
         files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name)]

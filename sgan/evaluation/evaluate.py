@@ -1,6 +1,7 @@
 """Scores and grids of a stack: while it trains, and at the end."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,11 @@ REAL_SAMPLES = 10_000
 """Training images that stand for all in the score of a level that makes features."""
 EVALUATION_SAMPLES = 2000
 """Samples of a score while training; a final score has the recipe's number."""
+Judge = Callable[[Tensor], dict[str, float]]
+"""Scores of uint8 images (n, channels, size, size)."""
 
 
+@dataclass
 class Evaluation:
     """Samples levels and scores the samples.
 
@@ -35,38 +39,30 @@ class Evaluation:
         reference: the scorer's statistics of the training images.
     """
 
-    def __init__(
-        self,
-        levels: list[Level],
-        statistics: str,
-        data: Data,
-        encoder: Encoder | None,
-        scorer: Encoder,
-        reference: metrics.Reference,
-    ):
-        self.levels, self.statistics, self.data = levels, statistics, data
-        self.encoder, self.scorer, self.reference = encoder, scorer, reference
-        self.top, self.low = levels[-1], levels[0].low
-        self.classes = scorer.classes
-        self.real: dict = {}
+    levels: list[Level]
+    statistics: str
+    data: Data
+    encoder: Encoder | None
+    scorer: Encoder
+    reference: metrics.Reference
+
+    def __post_init__(self) -> None:
+        self.top, self.low, self.classes = self.levels[-1], self.levels[0].low, self.scorer.classes
         if self.low != IMAGE:
-            self.real = metrics.statistics(self._features(data.images[:REAL_SAMPLES], "fc3").cpu())
+            self.real = metrics.statistics(self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu())
 
     def __call__(self, images: int, folder: Path) -> dict[str, float]:
         """Scores for the record, and a grid in `folder`, after `images` training images."""
         self.draw(grid_file(folder, images))
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
-    def score(
-        self, samples: int, seed: int, judge: Callable[[Tensor], dict[str, float]] | None = None
-    ) -> dict[str, float]:
+    def score(self, samples: int, seed: int, judge: Judge | None = None) -> dict[str, float]:
         """Scores of `samples` samples, as many of each class.
 
         `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
         features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images.
 
-        Args:
-            judge: scores of uint8 images (n, channels, size, size), which replace the classifier's.
+        The judge's scores replace the classifier's.
         """
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)

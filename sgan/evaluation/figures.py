@@ -24,7 +24,7 @@ TRIPLES = 3
 
 @dataclass(frozen=True)
 class Figure:
-    """Images (n, channels, size, size) uint8, `columns` a row."""
+    """Images, `columns` a row."""
 
     images: Tensor
     columns: int = COLUMNS
@@ -36,10 +36,8 @@ def draw_all(
     """Every figure of a stack by name: those of `samples`, its nearest training images, and real images.
 
     Args:
-        levels: from the image up, on the device of the data.
-        statistics: batch normalisation when sampling, "running" or "batch".
+        levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
         features: the scorer's of the training images at fc3, (n, F).
-        classes: K.
     """
     return {
         **samples(levels, statistics, classes),
@@ -95,12 +93,7 @@ def neighbours(
     levels: list[Level], statistics: str, classes: int, images: Tensor, classifier: Encoder, features: Tensor
 ) -> Figure:
     """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
-    features, by Euclidean distance, for a stack as in `draw_all`.
-
-    Args:
-        images: the training images, uint8 (n, channels, size, size).
-        features: the classifier's of these at fc3, (n, F).
-    """
+    features, by Euclidean distance, for a stack as in `draw_all`. `features`: the training images', (n, F)."""
     levels, rows = unfolded(levels), min(classes, MOST_ROWS)
     labels = torch.arange(rows, device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
@@ -121,7 +114,7 @@ def real(data: Data, classes: int) -> Figure:
 
 
 def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:
-    """So many draws of z of every level, (count, Z) each; always the same."""
+    """Draws of z of every level, (count, Z) each; always the same."""
     generator, device = torch.Generator().manual_seed(SEED), levels[0].generator.mean.device
     return [[draw(level, count, device, generator) for level in levels] for _ in range(draws)]
 

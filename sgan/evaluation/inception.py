@@ -28,11 +28,7 @@ class WeightsError(ConfigError):
 
 
 def find_weights(given: Path | None) -> Path:
-    """The weights file: the given one, or torch-fidelity's, downloaded to where torch-fidelity looks for it.
-
-    Raises:
-        WeightsError: there is neither.
-    """
+    """The weights file: the given one, or torch-fidelity's, downloaded to its place; WeightsError where absent."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if path.is_file():
         return path.absolute()
@@ -51,33 +47,22 @@ def find_weights(given: Path | None) -> Path:
 
 
 def check_weights(path: Path) -> str:
-    """SHA-256 of a weights file.
+    """SHA-256 of a weights file; WeightsError where it holds other than tensors, or not those of this network.
 
     torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first.
-
-    Raises:
-        WeightsError: the file holds other than tensors, or not those of this network.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        names = set(found)
+            fits = tuple(torch.load(path, map_location="cpu", weights_only=True)["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise WeightsError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
-    if not {"fc.weight", "Conv2d_1a_3x3.conv.weight"} <= names or tuple(found["fc.weight"].shape) != (1008, 2048):
+    if not fits:
         raise WeightsError(f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
     return sha256(path)
 
 
 class Inception:
-    """The network on a device.
-
-    Args:
-        weights: its file.
-        device: torch's name of the device.
-    Raises:
-        WeightsError: the file holds no weights of this network.
-    """
+    """The network of a weights file on a device; WeightsError where the file holds no weights of this network."""
 
     def __init__(self, weights: Path, device: str):
         self.weights, self.device = check_weights(weights), device
@@ -99,7 +84,5 @@ class Inception:
         return join(parts)
 
 
-@functools.lru_cache(maxsize=1)
-def load(weights: Path, device: str) -> Inception:
-    """The network; kept, since every score in a process needs it."""
-    return Inception(weights, device)
+load = functools.lru_cache(maxsize=1)(Inception)
+"""The network; kept, since every score in a process needs it."""

@@ -49,7 +49,7 @@ class Model:
         levels: from the image up.
         dataset: its dataset's row with the widths of the networks.
         sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
-        about: its origin: variant, seed, commit, scores ...
+        about: its trial, seed, commit and scores.
     """
 
     levels: list[Level]
@@ -63,12 +63,8 @@ class Model:
         return self.dataset.classes
 
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
-        """Images (n, channels, size, size) uint8 of these labels (n,), or of n labels, all classes in turn, where n is
-        given. A model without labels uses their number alone. The same seed gives the same images.
-
-        Raises:
-            ModelError: a label is none of the model's.
-        """
+        """Images (n, channels, size, size) uint8 of these labels (n,), or, given n, of all classes in turn. The same
+        seed gives the same images; ModelError where a label is no class. Without labels, their number alone counts."""
         wanted = balanced_labels(labels, self.classes) if isinstance(labels, int) else torch.as_tensor(labels)
         if wanted.dim() != 1 or len(wanted) == 0 or wanted.is_floating_point():
             raise ModelError(f"labels must be at least one whole number in a row, but got {labels!r}")

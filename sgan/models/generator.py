@@ -113,8 +113,7 @@ class Generator(nn.Module):
 class Chain(nn.Module):
     """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
 
-    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first. `parts` are the
-    generators, from the lowest up.
+    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first, as in `parts`.
     """
 
     def __init__(self, generators: list[Generator]):
@@ -135,14 +134,8 @@ class Chain(nn.Module):
 
 
 def new_generator(
-    dataset: Dataset,
-    recipe: GanRecipe,
-    low: str,
-    high: str,
-    labels: bool,
-    through: tuple[str, ...],
-    codes: Codes | None,
+    row: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool, through: tuple[str, ...], codes: Codes | None
 ) -> Generator | Chain:
     """The generator of a level from `high` to `low`: one, or a chain through the named taps."""
-    parts = [Generator(dataset, recipe, *ends, labels, codes) for ends in pairwise((low, *through, high))]
+    parts = [Generator(row, recipe, *ends, labels, codes) for ends in pairwise((low, *through, high))]
     return Chain(parts) if through else parts[0]

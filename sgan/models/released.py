@@ -19,7 +19,7 @@ class ReleasedError(ConfigError):
 
 
 def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None) -> Encoder:
-    """One of the authors' encoders, frozen.
+    """One of the authors' encoders, frozen; ReleasedError where the file is none of these, or of another dataset.
 
     The file holds arr_0, arr_1 ...: W and b of each layer, as lasagne.layers.get_all_param_values lists them. Its
     convolutions do not flip their kernels (Conv2DDNNLayer's default); W of a dense layer is (inputs, units).
@@ -29,8 +29,6 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
         mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
             Without it zeros for grey images, CIFAR10_MEAN for colour ones.
-    Raises:
-        ReleasedError: the file is none of these, or of another dataset.
     """
     path, encoder = Path(path), Encoder(dataset, 0.01)
     try:

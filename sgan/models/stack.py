@@ -67,14 +67,12 @@ def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
 
 
 def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
-    """All levels from the top down: each is given what the one above makes (paper, "Sampling").
+    """All levels top down, each given what the one above makes (paper, "Sampling"): tap -> what its level makes,
+    (B, ...); the image is under "image".
 
     Args:
-        levels: from the image up.
         condition: of the top level, (B, ...).
-        noise: z of every level, (B, Z_i), from the image up.
-    Returns:
-        tap -> what its level makes, (B, ...); the image is under "image".
+        noise: z of every level, (B, Z_i), as the levels from the image up.
     """
     made = {}
     for level, z in zip(reversed(levels), reversed(noise), strict=True):
@@ -102,10 +100,8 @@ def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
 
 
 def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Samples for a tensor of top-level conditions (n, ...), in parts of about equal size: tap -> what its level makes.
-
-    The noise is a function of `seed` alone.
-    """
+    """Samples for top-level conditions (n, ...), in parts of about equal size: tap -> what its level makes. Noise is
+    a function of `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     with sampling(levels, statistics):
         for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):

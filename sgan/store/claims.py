@@ -43,13 +43,9 @@ def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
 
 
 class Leases:
-    """Claims in one folder of a bucket.
+    """Claims in one folder of a bucket, on a file system that does not cache listings.
 
-    Args:
-        fs: it does not cache listings.
-        folder: of the claims, with the bucket.
-        host: names this host. Its callers hold a lock of the host while they ask for a name, so that a claim of this
-            host that they find is that of a process that died.
+    Callers hold a lock of this host while they ask for a name: a claim of `host` that they find is of a dead process.
     """
 
     def __init__(self, fs: S3FileSystem, folder: str, host: str):

@@ -67,16 +67,13 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file or folder that is made there is renamed to `path`, whole and on the disk.
-
-    An error in the block leaves `path` as it was. A folder cannot replace another one that is not empty.
-    """
+    """Yield a temporary path; the file that is made there is renamed to `path`, whole and on the disk, unless the block
+    raises an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
-        for each in (temporary, *temporary.rglob("*")):
-            sync(each)
+        sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:

@@ -59,9 +59,7 @@ PROBE = 2**20
 
 
 class Store:
-    """The folder `root`, made if it is not there.
-
-    Raises StoreError where the folder cannot be made or written.
+    """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
     Attributes:
         address: names the store on every host.
@@ -83,12 +81,6 @@ class Store:
         except OSError as error:
             reason = error.strerror or error
             raise StoreError(f"the output store {self.root} cannot be written ({reason}); {self.advice}") from error
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and self.address == other.address
-
-    def __hash__(self) -> int:
-        return hash(self.address)
 
     def note(self, event: str, **about: Any) -> None:
         """Add an event to this process's file of the ledger, unless the disk does not take it."""
@@ -174,7 +166,7 @@ class Store:
             self.save(kept)
 
     def note_run(self, run: str, name: str) -> None:
-        """Remember the score stage that an MLflow run shows, so that `python -m sgan.sample RUN` finds it."""
+        """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
         path = self._run(run)
         if not path.exists():
             write_json(path, {"run": run, "stage": name})
@@ -230,10 +222,8 @@ class Store:
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
         try:
-            with open(self._lock_file(name)) as file:
+            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
         return False

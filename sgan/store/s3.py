@@ -1,4 +1,4 @@
-"""The output store in a bucket (s3://bucket/folder), for clusters whose hosts share no folder.
+"""The output store in a bucket (s3://bucket/folder), for hosts that share no folder.
 
     done/<name>.json            stage.json of a finished stage: created once, and last, it makes the stage finished
     stages/<name>/<upload>/     its files; stage.json names the upload that counts and the digest of each file
@@ -10,6 +10,7 @@ Each host mirrors what it needs in a folder of its own, $SGAN_CACHE or ~/.cache/
 when nothing runs there. The bucket is the truth.
 """
 
+import fnmatch
 import functools
 import json
 import os
@@ -32,8 +33,6 @@ from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
-PATIENT = 2
-"""Tries in silence."""
 SYNC = 10.0
 """Seconds between two uploads of a stage in progress."""
 FRESH = 1.0
@@ -44,14 +43,10 @@ HEAVY = ".safetensors"
 
 @functools.cache
 def open_store(address: str) -> Store:
-    """The store at an address: a folder's path, or s3://bucket/folder.
+    """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
     A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
     the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
-
-    Raises:
-        StoreError: it cannot be reached, or not written.
-        ConfigError: no address of a store.
     """
     address = address.rstrip("/")
     return BucketStore(address) if is_bucket(address) else Store(address or "/")
@@ -80,10 +75,7 @@ def _connect(address: str) -> tuple[S3FileSystem, str]:
 
 
 class BucketStore(Store):
-    """The store at the address of a bucket, mirrored where needed.
-
-    Raises StoreError where the bucket cannot be reached or written.
-    """
+    """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
     poll = 2.0
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
@@ -108,7 +100,7 @@ class BucketStore(Store):
             self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             raise StoreError(
-                f"the output store {address} cannot be written ({_first_line(error)}); name a bucket that is there "
+                f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there "
                 "and that this host's credentials may write with --store"
             ) from error
 
@@ -131,8 +123,8 @@ class BucketStore(Store):
         return watched
 
     def checkpoint(self, name: str) -> str:
-        paths = (file.split("/") for file in self._in_progress(name) if file.startswith(f"{CHECKPOINTS}/"))
-        return max((path[1] for path in paths if path[-1].endswith(".json")), default="")
+        heads = fnmatch.filter(self._in_progress(name), f"{CHECKPOINTS}/*.json")
+        return max((Path(head).parent.name for head in heads), default="")
 
     def _in_progress(self, name: str) -> dict[str, str]:
         """Files of a stage in progress: path in its folder -> ETag."""
@@ -305,11 +297,11 @@ class BucketStore(Store):
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
-                trouble = f"the output store {self.address} does not answer ({_first_line(error)})"
+                trouble = f"the output store {self.address} does not answer ({error!r:.200})"
                 if pause is None or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
-                if number == PATIENT:
+                if number == 2:  # short trouble is not worth a word
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
                 time.sleep(pause)
         raise AssertionError
@@ -319,7 +311,3 @@ def _identity(path: Path) -> tuple[int, int]:
     """What changes when a file is written anew."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sgan.host import multiplies_bfloat16
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -18,6 +20,7 @@ def measured(folder: Path, name: str, *options: str) -> dict[str, float]:
     return {row["measure"]: row["value"] for row in json.loads(output.read_text())}
 
 
+@pytest.mark.slow
 def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
     rows = measured(tmp_path, "training_step", "--datasets", "mnist", "--levels", "label-fc3", "--rounds", "3")
     # 3.4 and 5.5 where nothing else runs (docs/performance.md).
@@ -26,12 +29,14 @@ def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
     assert ("mnist label-fc3 bfloat16: step" in rows) == multiplies_bfloat16()
 
 
+@pytest.mark.slow
 def test_help_and_a_plan_of_a_thousand_trials_still_take_no_longer_than_torch(tmp_path):
     rows = measured(tmp_path, "startup", "--rounds", "3", "--what", "torch", "help", "plan")
     assert rows["plan"] < 1.1 * rows["torch"]  # 0.55 and 0.13 where nothing else runs (docs/scale.md)
     assert rows["help"] < 0.3 * rows["torch"]
 
 
+@pytest.mark.slow
 def test_table_1_goes_on_over_several_calls(tmp_path):
     """The paper's job on the digits: stopped in the middle, it says so, and the next call ends it with its table."""
     small = ["encoder.images=1280", "scorer.images=6400", "samples=500", "evaluations=1", "image_level=6400"]

@@ -122,6 +122,7 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     assert confirmed["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
+@pytest.mark.slow
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
     assert best.main(best.Filters(str(store), min_seeds=2)) == 0
@@ -137,6 +138,7 @@ def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str]):
     store, _ = quiet
     before, told = stages(store), [(trial.number, trial.params, trial.value) for trial in study(store).trials]
@@ -186,12 +188,14 @@ def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_help_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path):
     code = "import sys, sweeps.search; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert ended.stdout.strip() == "[]", ended.stderr
 
 
+@pytest.mark.slow
 def test_a_bad_option_ends_without_a_traceback(tmp_path: Path):
     command = [sys.executable, str(ROOT / "sweeps" / "search.py"), "--dataset", "digits", "--splits", "fc9"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)

@@ -85,6 +85,7 @@ def test_each_stage_runs_once_after_what_it_needs(processes, store, tmp_path):
                 assert when[stage_name(trial, need)] <= when[stage_name(trial, label)] - 0.2
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_path):
     asked = trials(["dcgan-adv"])
     for _ in range(2):
@@ -95,6 +96,7 @@ def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_
     assert max(events(store, "stage begun").values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["scorer", "score"])
 def test_a_stage_whose_process_is_killed_begins_again(processes, store, tmp_path, label):
     asked = trials(["dcgan-adv-cond"])
@@ -121,6 +123,7 @@ def test_a_stage_that_always_raises_fails_its_trials_alone(processes, store, tmp
     assert [store.failure(trial.plan.name).exists() for trial in asked] == [True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ResourceTrainable", "StageScheduler"])
 def test_a_trials_process_or_the_scheduler_may_be_killed(processes, store, tmp_path, kind):
     asked = trials(["sgan", "dcgan-adv-cond"])
@@ -142,6 +145,7 @@ def test_a_trials_process_or_the_scheduler_may_be_killed(processes, store, tmp_p
     assert set(events(store, "stage published").values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_process_trains_is_waited_for(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"])
     stage = stage_name(asked[0], "level0")
@@ -173,6 +177,7 @@ def test_a_trial_that_is_stopped_early_stops_what_it_alone_needs(processes, stor
     assert not store.has(joint)
 
 
+@pytest.mark.slow
 def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_one_stage(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"], seeds=8)
     source = ListSource(asked)
@@ -187,6 +192,7 @@ def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_o
     assert source.most <= 2
 
 
+@pytest.mark.slow
 def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"])
     stage = stage_name(asked[0], "scorer")

@@ -80,8 +80,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
             stages = [{"label": label, "name": stage_name(label, variant, seed)} for label in labels]
             config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
-            own |= {"base_variant": variant}
-            own |= {"phase": "ablation", "rerun": "--seeds 1"}
+            own |= {"phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
             own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {

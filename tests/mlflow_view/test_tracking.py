@@ -369,10 +369,9 @@ def test_symbolic_links_in_a_store_are_never_followed(store, tmp_path):
         (folder / "folder").symlink_to(home)
     sync(store)
     assert_complete(store, "sgan")
-    parent, _ = found(store)
-    for run in (parent, trial(store, "sgan")):
-        sent = Path(client_of(store).download_artifacts(run.info.run_id, ""))
-        assert not [path for path in sent.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    sent = [path for path in (store.root / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "model.json" for path in sent)
+    assert not [path for path in sent if path.name.startswith("secret") or path.read_bytes() == b"secret"]
     shutil.move(stage / FIGURES, tmp_path / FIGURES)
     (stage / FIGURES).symlink_to(tmp_path / FIGURES)
     client_of(store).delete_run(trial(store, "sgan").info.run_id)

@@ -10,7 +10,6 @@ ROUND = 8
 that a round has."""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes through /proc")
 def test_an_ablation_and_a_search_in_chaos_end_as_quiet_ones(tmp_path: Path):

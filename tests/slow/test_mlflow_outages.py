@@ -32,8 +32,6 @@ from sweeps.mlflow_view.connection import EXPERIMENT, default_uri, pages
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning.manifest import folder
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory) -> Path:

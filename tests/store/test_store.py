@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from sgan.store.files import (
     StoreError,
-    atomic_write,
     inside,
     is_plain,
     read_json,
@@ -137,21 +136,6 @@ def test_another_user_may_read_what_the_umask_lets_them(tmp_path):
     paths = [path for path in store.root.rglob("*") if path.is_file()]
     assert len(paths) == 6
     assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    def write(stops: bool) -> None:
-        with atomic_write(tmp_path / "deep" / "folder") as temporary:
-            temporary.mkdir()
-            (temporary / "a").write_text("a")
-            if stops:
-                raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write(stops=True)
-    assert not list((tmp_path / "deep").iterdir())
-    write(stops=False)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("a")] == ["deep/folder/a"]
 
 
 def test_the_newest_checkpoint_names_itself(tmp_path):
