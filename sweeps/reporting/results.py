@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, difference
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.state import alarm_of, scores_of, state_of
@@ -37,8 +37,7 @@ class Sweep:
 
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
-        trials: one row a trial of the record, in its order: COLUMNS, as `_row` explains them, and NUMBERS (NaN where
-            absent).
+        trials: one row a trial of the record, in its order: COLUMNS and NUMBERS (NaN where absent).
         real: scores of the real data.
         fingerprint: what the scores were computed with: of "scores" (Inception score, FID ...) and of "classes"
             (diversity, accuracy ...); empty before anything is scored.
@@ -92,8 +91,7 @@ def read(
 
 
 def _row(store: Store, trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's identity and outcome; why it diverged or failed, and its alarm, "" where there is none; of a finished
-    one its scores, their fingerprint as JSON, its commit, and the devices and versions of torch that trained it."""
+    """COLUMNS of a trial, and of a finished one its scores; the fingerprint is JSON."""
     state = state_of(store, trial)
     row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
     row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
@@ -107,17 +105,14 @@ def _row(store: Store, trial: Mapping[str, Any]) -> dict[str, Any]:
 def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
     """The fingerprint that all finished trials have, and real data but for the number of their images."""
     fingerprints = [json.loads(text) for text in dict.fromkeys(texts)]
-    if not fingerprints:
-        return {}
-    first = fingerprints[0]
+    first = fingerprints[0] if fingerprints else {}
     for other in (*fingerprints, *([real] if real else [])):
         for part, fields in first.items():
-            for name, value in fields.items():
-                others = other.get(part, {}).get(name)
-                if others != value and not (other is real and name == "samples"):
-                    raise Incomparable(
-                        f"scores of one table must be computed in one way, but {name} of {part} is {value!r} in some "
-                        f"and {others!r} in others; report the trials apart (--variants, --seeds, another store), or "
-                        "score them again with one command"
-                    )
+            found = difference(fields, other.get(part, {}) | ({"samples": fields["samples"]} if other is real else {}))
+            if found:
+                raise Incomparable(
+                    f"scores of one table must be computed in one way, but {found[0]} of {part} is {found[1]!r} in "
+                    f"some and {found[2]!r} in others; report the trials apart (--variants, --seeds, another store), or "
+                    "score them again with one command"
+                )
     return first

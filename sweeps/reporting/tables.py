@@ -3,15 +3,12 @@
 import datetime
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
 from sweeps.reporting.results import SCORES, Sweep
 
-BESIDE = ("inception_score", "fid", "diversity")
-"""Scores of the table that has default and tuned lambdas."""
 FEW_SEEDS = 5
 ABSENT = "–"
 MEANING = (
@@ -50,17 +47,19 @@ def markdown(sweep: Sweep, plots: str = "") -> str:
     Args:
         plots: of a search, the folder of its plots, as seen from the file that the section stands in; "": none.
     """
-    scores, variants = summary(sweep).to_dict("index"), sweep.manifest["variants"]
     columns = [name for name in SCORES if name in sweep.real or any(sweep.trials[name].notna())]
-    paper = any(variant["paper"] for variant in variants)
-    rows = [["Variant", *(SCORES[name][0] for name in columns), "n", *(["Paper's IS (CIFAR-10)"] * paper)]]
-    for variant in variants:
-        cells = _cells(sweep, scores, variant["name"], columns)
-        rows.append([variant["title"], *cells, *([variant["paper"] or ABSENT] * paper)])
+    paper = any(variant["paper"] for variant in sweep.manifest["variants"])
+    rows = [["Variant", *(SCORES[name][0] for name in columns), "n", "Paper's IS (CIFAR-10)"], *_rows(sweep, columns)]
+    default, hints = sweep.default, []
+    if default and default.fingerprint == sweep.fingerprint:
+        rows += [[f"{title}, default lambdas", *cells] for title, *cells in _rows(default, columns)]
+    elif sweep.manifest.get("default"):
+        hints = [f"The same at the default lambdas, for a table of both: `{sweep.manifest['default_command']}`"]
     real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in columns]
-    rows.append(["Real data", *real, ABSENT, *([sweep.manifest["paper_real"]] * paper)])
-    facts = [*MEANING, *_scored(sweep), *_alarms(sweep), *_seen(sweep), *_origin(sweep)]
-    parts = [aligned(rows), *_beside(sweep, scores), "\n".join(f"- {fact}" for fact in facts), *_plots(sweep, plots)]
+    rows.append(["Real data", *real, ABSENT, sweep.manifest["paper_real"]])
+    table = aligned([row if paper else row[:-1] for row in rows])
+    facts = [*MEANING, *_scored(sweep), *_alarms(sweep), *_seen(sweep), *_origin(sweep), *hints]
+    parts = [table, "\n".join(f"- {fact}" for fact in facts), *_plots(sweep, plots)]
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts]) + "\n"
 
 
@@ -78,30 +77,20 @@ def spread(statistics: Statistics, score: str) -> str:
     return ABSENT if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 
-def _cells(sweep: Sweep, scores: Mapping[Any, Statistics], variant: str, columns: Iterable[str]) -> list[str]:
-    """A variant's scores, and its number of finished trials, as in "2 of 3; 1 diverged"."""
-    statistics = scores[variant]
-    outcomes = list(sweep.trials.loc[sweep.trials["variant"] == variant, "outcome"])
-    done, others = outcomes.count("done"), {name: outcomes.count(name) for name in ("diverged", "failed")}
-    others["unfinished"] = len(outcomes) - done - sum(others.values())
-    notes = "".join(f"; {number} {name}" for name, number in others.items() if number)
-    counts = {score: statistics[score, "count"] for score in columns}
-    cells = [spread(statistics, score) + f" ({n:.0f})" * bool(0 < n < done) for score, n in counts.items()]
-    return [*cells, f"{done} of {len(outcomes)}{notes}" if notes else str(done)]
-
-
-def _beside(sweep: Sweep, scores: Mapping[Any, Statistics]) -> list[str]:
-    if not sweep.manifest.get("default"):
-        return []
-    if sweep.default is None or sweep.default.fingerprint != sweep.fingerprint:
-        return [f"The same at the default lambdas, for a table of both: `{sweep.manifest['default_command']}`"]
-    before = summary(sweep.default).to_dict("index")
-    rows = [["Variant", *(f"{SCORES[name][0]}, {which}" for name in BESIDE for which in ("default", "tuned")), "n"]]
+def _rows(sweep: Sweep, columns: Iterable[str]) -> list[list[str]]:
+    """Of each variant its title, its scores, its number of trials as in "2 of 3; 1 diverged", and the paper's score."""
+    rows, scores = [], summary(sweep).to_dict("index")
     for variant in sweep.manifest["variants"]:
-        default = _cells(sweep.default, before, variant["name"], BESIDE)
-        *pairs, counts = zip(default, _cells(sweep, scores, variant["name"], BESIDE), strict=True)
-        rows.append([variant["title"], *(cell for pair in pairs for cell in pair), " / ".join(counts)])
-    return ["Default and tuned lambdas side by side, on the same seeds:", aligned(rows)]
+        statistics = scores[variant["name"]]
+        outcomes = list(sweep.trials.loc[sweep.trials["variant"] == variant["name"], "outcome"])
+        done, others = outcomes.count("done"), {name: outcomes.count(name) for name in ("diverged", "failed")}
+        others["unfinished"] = len(outcomes) - done - sum(others.values())
+        notes = "".join(f"; {number} {name}" for name, number in others.items() if number)
+        counts = {score: statistics[score, "count"] for score in columns}
+        cells = [spread(statistics, score) + f" ({n:.0f})" * bool(0 < n < done) for score, n in counts.items()]
+        counted = f"{done} of {len(outcomes)}{notes}" if notes else str(done)
+        rows.append([variant["title"], *cells, counted, variant["paper"] or ABSENT])
+    return rows
 
 
 def _plots(sweep: Sweep, folder: str) -> list[str]:
@@ -113,19 +102,18 @@ def _plots(sweep: Sweep, folder: str) -> list[str]:
 
 
 def _scored(sweep: Sweep) -> list[str]:
-    lines, another = [], True
-    if sweep.fingerprint:
-        scores, classes = (sweep.fingerprint[part] for part in ("scores", "classes"))
-        the_papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
-        another = not the_papers or sweep.manifest["settings"]["dataset"] != "cifar10"
-        judges = {"Inception score and FID": scores, "Diversity, collapse and accuracy": classes}
-        lines = [
-            f"{kinds} by {each['network']} (weights {each['weights'][:12]}), {each['samples']:,} samples in "
-            f"{each['splits']} splits, {each['shuffle']}, resize {each['resize']}, against {each['reference']}."
-            for kinds, each in judges.items()
-            if each is scores or each["weights"] != scores["weights"]
-        ]
+    lines, judges = [], sweep.fingerprint
+    for part, kinds in (("scores", "Inception score and FID"), ("classes", "Diversity, collapse and accuracy")):
+        if judges and (part == "scores" or judges[part]["weights"] != judges["scores"]["weights"]):
+            each = judges[part]
+            lines.append(
+                f"{kinds} by {each['network']} (weights {each['weights'][:12]}), {each['samples']:,} samples in "
+                f"{each['splits']} splits, {each['shuffle']}, resize {each['resize']}, against {each['reference']}."
+            )
+    scores = judges.get("scores", {"network": "", "weights": ""})
+    the_papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
     compared = any(variant["paper"] for variant in sweep.manifest["variants"])
+    another = not the_papers or sweep.manifest["settings"]["dataset"] != "cifar10"
     return [*lines, *([ANOTHER_NETWORK] if compared and another else [])]
 
 
