@@ -100,9 +100,13 @@ def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] 
     """The first field in which two JSON values differ: its dotted name and both values; None where none does."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return None if first == second else (path, first, second)
-    names = [*first, *(name for name in second if name not in first)]
-    inner = (difference(first.get(name), second.get(name), f"{path}.{name}".strip(".")) for name in names)
-    return next((found for found in inner if found), None)
+    for name in dict.fromkeys((*first, *second)):
+        place = f"{path}.{name}".strip(".")
+        if name not in first or name not in second:
+            return place, first.get(name), second.get(name)
+        if found := difference(first[name], second[name], place):
+            return found
+    return None
 
 
 def content_key(value: Any) -> str:
