@@ -7,7 +7,7 @@ options: two seeds at a quarter of the budget. Of slots x wall:
 
     stages      stages in progress: the efficiency
     start       from the command to a slot's first stage
-    waiting     a slot whose trial waited for a stage that another one trained
+    waiting     a free slot while the stages that the next one needs were not finished
     hand-over   between two stages of a slot, but for waiting
     tail        a slot that had nothing to do before the last stage ended
     end         from the last stage to the command's end: MLflow's rest and the table
@@ -34,7 +34,13 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--seeds", "2", "--budget", "0.25"]
-KINDS = {"sweeps.mlflow_view.follow": "MLflow", "ray::": "workers", "ablation.py": "driver"}
+KINDS = {
+    "sweeps.mlflow_view.follow": "MLflow",
+    "ray::StageScheduler": "scheduler",
+    "Trainable": "trials",
+    "ray::": "workers",
+    "ablation.py": "driver",
+}
 """What a command line has in it -> whose process it is; the others are Ray's own."""
 PHASES = ("before the first stage", "while stages ran", "after the last stage")
 SAMPLED = 0.2

@@ -1,20 +1,20 @@
-"""What scheduling costs as a sweep grows: trials that only sleep, through
-`sweeps.execution.scheduler.fit`, on simulated slots; and the whole command on trials that train about a second.
+"""What scheduling costs as a sweep grows: trials whose stages only sleep, through `sweeps.execution.scheduler.run`, on
+simulated slots; a search that trains nothing; and the whole command on trials that train about a second.
 
     python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--configs 10 100 1000] [--train 10]
         [--json FILE] [--plot FILE]
 
-Ray takes any number of CPUs that a node claims, so that 64 slots need no 64 CPUs. Each number of trials has a driver,
-and a Ray, of its own. Prints, and writes with --json, for each number of trials that sleep:
+Ray takes any number of CPUs that a node claims, so that 64 slots need no 64 CPUs. A trial has two stages of its own,
+and all share one. Each number of trials has a driver, and a Ray, of its own. Prints, and writes with --json, for each
+number of trials whose stages sleep:
 
     driver CPU a trial     of the driver alone
     driver growth          how much larger it is at its end than before the first trial
-    gap, gap 95 %          from the end of a trial to the beginning of the next one in the same worker
-    efficiency             sleep in all / (slots that had work x time from `fit` to the last end)
-    held                   sleep in all / time from each worker's first beginning to its last end: without the start of
-                           workers and the tail
-    first, last slot       from `fit` to the first trial, and to the last slot's first trial
-    wall                   from `fit` to its end
+    hand-over, 95 %        from the end of a stage to the beginning of the next one in the same process
+    efficiency             sleep in all / (slots that had work x time from the first stage's beginning to the last end)
+    first, last slot       from `run` to the first stage, and to the last process's first stage
+    wall                   from `run` to its end
+    workers, their memory  processes that ran stages
 
 for each number of configs that a search suggests, without training any (their outcomes are made up):
 
@@ -43,39 +43,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from optuna.samplers import TPESampler
 
+from sgan.stages.context import Context
+from sgan.stages.graph import Stage, code_version, name
 from sgan.store.s3 import open_store
+from sgan.training.loop import Progress
+from sweeps.execution import scheduler
+from sweeps.execution.cluster import Slots
+from sweeps.execution.shared_store import leave_mark
+from sweeps.execution.worker import Job
 from sweeps.optimization.objective import DONE, Outcome
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.basis import prepare
-from sweeps.planning.trials import End
+from sweeps.planning.options import Sweep
+from sweeps.planning.trials import End, ListSource
 
 ROOT = Path(__file__).parent.parent
 SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
 """Overrides by which a digits trial of one level trains about a second."""
-
-
 DRAWN = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
+
+
+NOTE = "slept.json"
+"""In a stage that slept: its process, when it began and ended, in unix seconds, and the MiB of the process."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """A trial: sleeps and leaves when, in which process, in a file. Times differ by half, as those of trials do."""
+    """Runs a stage: sleeps. Times differ by half, as those of stages do."""
 
-    folder: Path
     seconds: float
 
-    def __call__(self, config: dict[str, Any]) -> Generator[dict[str, Any]]:
-        from ray.tune.result import DONE
-
-        began = time.time()
-        time.sleep(self.seconds * random.Random(config["trial"]).uniform(0.5, 1.5))
+    def __call__(self, stage: Stage, judge: Stage | None, context: Context) -> Generator[Progress]:
+        began, mine = time.time(), name(stage)
+        end = began + self.seconds * random.Random(mine).uniform(0.5, 1.5)
+        folder = context.store.begin(mine)
+        while (left := end - time.time()) > 0:
+            yield Progress(1, 2)
+            time.sleep(min(left, 1.0))  # a stage that trains reports once a second, too
         line = {"worker": os.getpid(), "began": began, "ended": time.time(), "mib": memory("Pss")}
-        (self.folder / f"{config['trial']}.json").write_text(json.dumps(line))
-        yield {DONE: True}
+        (folder / NOTE).write_text(json.dumps(line))
+        scores = {"inception_score": 1.0, "fid": 1.0}
+        context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": scores})
 
 
 def memory(kind: str) -> float:
@@ -85,47 +99,43 @@ def memory(kind: str) -> float:
 
 
 def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, str]]:
-    """One sweep of trials that sleep."""
-    import ray
-
-    from sweeps.execution import scheduler as schedule
-
+    """One sweep of trials whose stages sleep."""
     own = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(num_cpus=slots, object_store_memory=200 * 2**20, **own)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "trials").mkdir()
+        options = Sweep(dataset="digits", variants=("dcgan-adv",), seeds=trials, store=folder)
+        ablation, store = plan_ablation(options, 0), open_store(folder)
+        leave_mark(store, "scale")
+        where = Slots(slots, 1, 0.0, 0, "simulated")
+        job = Job(ablation.basis.data, store.address, "scale", "", code_version(), where, False, Sleep(seconds))
         before, cpu, began = memory("Rss"), driver_cpu(), time.time()
-        schedule.fit(
-            Sleep(root / "trials", seconds), schedule.Slots(slots, 1, 0.0, 0, "simulated"), root, range(trials)
-        )
+        assert scheduler.run(ListSource(ablation.trials, store), job, store, where)
         cpu, grown, ended = driver_cpu() - cpu, memory("Rss") - before, time.time()
-        lines = [json.loads(path.read_text()) for path in (root / "trials").iterdir()]
-    assert len(lines) == trials
+        lines = [json.loads(path.read_text()) for path in store.root.glob(f"stages/*/{NOTE}")]
+    assert len(lines) == 2 * trials + 1
     workers: dict[int, list[dict[str, float]]] = {}
     for line in sorted(lines, key=lambda line: line["began"]):
         workers.setdefault(line["worker"], []).append(line)
     gaps = sorted(
-        1000 * (after["began"] - ended["ended"]) for own in workers.values() for ended, after in itertools.pairwise(own)
+        1000 * (after["began"] - before["ended"])
+        for own in workers.values()
+        for before, after in itertools.pairwise(own)
     )
     firsts = sorted(own[0]["began"] for own in workers.values())
     last = max(line["ended"] for line in lines)
     slept = sum(line["ended"] - line["began"] for line in lines)
-    held = slept / sum(own[-1]["ended"] - own[0]["began"] for own in workers.values())
-    found = {
+    return {
         "driver CPU a trial": (1000 * cpu / trials, "ms"),
         "driver growth": (grown, "MiB"),
-        "efficiency": (100 * slept / (min(slots, trials) * (last - began)), "%"),
-        "held": (100 * held, "%"),
+        "hand-over": (gaps[len(gaps) // 2], "ms"),
+        "hand-over, 95 %": (gaps[int(0.95 * (len(gaps) - 1))], "ms"),
+        "efficiency": (100 * slept / (min(slots, trials) * (last - firsts[0])), "%"),
         "first": (firsts[0] - began, "s"),
         "last slot": (firsts[-1] - began, "s"),
         "wall": (ended - began, "s"),
         "workers": (len(workers), ""),
         "memory of a worker": (sum(line["mib"] for line in lines) / len(lines), "MiB"),
     }
-    if gaps:
-        found |= {"gap": (gaps[len(gaps) // 2], "ms"), "gap 95 %": (gaps[int(0.95 * (len(gaps) - 1))], "ms")}
-    return found
 
 
 class Timed(TPESampler):
@@ -233,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="*", default=[10, 100], help="numbers of trials that sleep")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=5.0, help="mean sleep of a trial")
+    parser.add_argument("--seconds", type=float, default=5.0, help="mean sleep of a stage")
     parser.add_argument("--train", type=int, nargs="*", default=[10], help="numbers of trials that train")
     parser.add_argument("--configs", type=int, nargs="*", default=[10, 100, 1000], help="configs of a search")
     parser.add_argument("--json", type=Path, help="add the rows to those in this file")

@@ -77,7 +77,7 @@ def call(options: list[str], seconds: float) -> tuple[int, dict[str, Any]]:
 def text(command: str, store: Path, calls: list[dict[str, Any]]) -> str:
     """What the calls took, and the table."""
     from sgan.store.local import Store
-    from sweeps.ablation import TABLE
+    from sweeps.run_ablation import TABLE
 
     opened, by_kind = Store(store), defaultdict(float)
     for span in spans(store):

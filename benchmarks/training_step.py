@@ -197,12 +197,11 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
 @contextmanager
 def processes(versions: tuple[str, ...], threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
-    import sweeps.execution.scheduler  # noqa: F401  # sets what workers have in their environment; processes need not import it
+    from sweeps.execution.cluster import MALLOC  # processes need not import it
 
-    tuned = os.environ["GLIBC_TUNABLES"]
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []
     for version in versions:
-        os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else tuned
+        os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else MALLOC
         pipes[version], theirs = context.Pipe()
         started.append(context.Process(target=serve, args=(theirs, version, threads, device), daemon=True))
         started[-1].start()

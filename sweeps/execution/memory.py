@@ -45,6 +45,6 @@ def lack(error: BaseException, stage: Stage) -> str:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         f"out of memory in {stage.kind}, which needs more than {used / GIB:.1f} GiB of {there / GIB:.1f} GiB: run "
-        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config: a smaller gan.batch, "
-        "joint.batch or samples with --override"
+        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config with --override: a smaller "
+        "gan.batch, joint.batch or samples"
     )

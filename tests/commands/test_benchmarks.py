@@ -1,6 +1,7 @@
 """A guard: the cheap ratios of the benchmarks, with limits so wide that only a step twice as slow as it was fails."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from sgan.host import multiplies_bfloat16
 
+SMALL = ("encoder.images=1280", "scorer.images=6400", "samples=500", "evaluations=1")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -36,10 +38,42 @@ def test_help_and_a_plan_of_a_thousand_trials_still_take_no_longer_than_torch(tm
     assert rows["help"] < 0.3 * rows["torch"]
 
 
+SMALLEST = {
+    "checkpoints": ("--seconds", "2"),
+    "efficiency": ("--seeds", "1", "--budget", "0.1", "--variants", "dcgan-adv", "--override", *SMALL),
+    "growth": ("--batches", "25", "--rounds", "1"),
+    "packing": ("--counts", "2", "--levels", "fc3-image", "--rounds", "1"),
+    "samplers": ("--problems", "2", "--evaluations", "30"),
+    "scale": ("--trials", "4", "--slots", "2", "--seconds", "0.5", "--configs", "10", "--train", "2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_measures_something_at_its_smallest_setting(name, tmp_path):
+    rows = measured(tmp_path, name, *SMALLEST[name])
+    assert rows
+    assert all(math.isfinite(value) for value in rows.values())
+
+
+@pytest.mark.slow
+def test_the_plan_and_the_record_of_a_sweep_are_measured_afterwards(tmp_path):
+    """plan.py reads a search's stages, tracking.py a sweep's."""
+    small = ["--override", *SMALL, "image_level=640", "feature_level=640"]
+    space = ["--dataset", "digits", "--variant", "sgan-no-joint", "--splits", "none", "--trials", "3", *small]
+    words = [*space, "--store", str(tmp_path / "runs")]
+    # Levels as short as these may all collapse: then there is nothing to confirm, and the status is 1.
+    subprocess.run([sys.executable, str(BENCHMARKS.parent / "sweeps" / "search.py"), *words], check=False)
+    planned = subprocess.run([sys.executable, str(BENCHMARKS / "plan.py"), *words], check=True, capture_output=True)
+    assert b"| score " in planned.stdout
+    words = [str(BENCHMARKS / "tracking.py"), str(tmp_path / "runs")]
+    assert b"passes over" in subprocess.run([sys.executable, *words], check=True, capture_output=True).stdout
+
+
 @pytest.mark.slow
 def test_table_1_goes_on_over_several_calls(tmp_path):
     """The paper's job on the digits: stopped in the middle, it says so, and the next call ends it with its table."""
-    small = ["encoder.images=1280", "scorer.images=6400", "samples=500", "evaluations=1", "image_level=6400"]
+    small = [*SMALL, "image_level=6400"]
     variants = ["--variants", "sgan-no-joint", "dcgan-adv", "--seeds", "1", "--override", *small, "feature_level=3200"]
     words = [sys.executable, str(BENCHMARKS / "table1.py"), "--store", "store"]
     first = subprocess.run([*words, "--seconds", "3", *variants], cwd=tmp_path, check=False, capture_output=True)

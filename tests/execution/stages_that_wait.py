@@ -31,9 +31,8 @@ class ListSource:
     given: int = 0
     most: int = 0
 
-    @property
-    def expected(self) -> int:
-        return len(self.ahead)
+    def __post_init__(self):
+        self.expected = len(self.ahead)
 
     def next(self) -> Trial | None:
         if self.given == len(self.ahead):

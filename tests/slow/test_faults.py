@@ -1,56 +1,60 @@
 """A machine in trouble: a full or read-only disk, no memory left, and GPUs that are to be deterministic."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 import torch
-from chaos import below, processes
-from conftest import TINY, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
-from sweeps.execution.sharing import mark
+from conftest import FILLER, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
 from test_ablation import complete, start, table, trains
 from waiting import wait_for
 
-from sgan.config import Config
 from sgan.data.batches import Data
 from sgan.data.datasets import read
-from sgan.presets import DATASETS, VARIANTS
-from sgan.stages import run
-from sgan.stages.graph import code_version, name
+from sgan.presets import DATASETS
+from sgan.stages.graph import Plan, code_version, name
 from sgan.stages.run import be_deterministic, run_trial
 from sgan.store.files import StoreError
 from sgan.store.local import Store
-from sgan.training.checkpoint import CHECKPOINTS
-from sweeps.execution import memory
+from sweeps.execution import memory, worker
+from sweeps.execution.cluster import Slots
 from sweeps.execution.memory import GIB
-from sweeps.execution.scheduler import Slots
-from sweeps.execution.worker import Job
+from sweeps.execution.shared_store import leave_mark
+from sweeps.execution.worker import Job, run_stage_under_claim
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest
-from sweeps.planning.trials import Trial
+
+
+def error_of(trial: Plan, store: Path, label: str, break_down: Callable[[], Any]) -> int | None:
+    """Run a trial whose disk breaks down in a stage; returns the number of the error."""
+    try:
+        for event in run_trial(trial, make_context(store)):
+            if event.label == label:
+                break_down()
+    except OSError as error:
+        return error.errno
 
 
 @pytest.mark.parametrize("label", ["encoder", "level0", "score"])
-def test_a_disk_that_fills_up_holds_a_trial_up_until_there_is_room(label, small_disk, tmp_path, monkeypatch, capsys):
-    """Then it ends as if nothing had been, in every kind of stage; it says what it waits for."""
-    monkeypatch.setattr(run, "ROOM_WAIT", 0.01)
-    trial = tiny_plan(tiny_recipe(steps=12))
+def test_a_trial_whose_disk_fills_up_goes_on_when_there_is_room(label, small_disk, tmp_path):
+    """Then it ends as if nothing had been, in every kind of stage."""
+    trial, store = tiny_plan(tiny_recipe(steps=12)), small_disk / "store"
     finish(trial, tmp_path / "quiet")
-    filler, waited = None, False
-    for event in run_trial(trial, make_context(small_disk / "store")):
-        if event.label == label and filler is None:
-            filler = fill(small_disk)
-        if filler and f"room in the store {small_disk / 'store'} (No space left on device)" in capsys.readouterr().out:
-            filler.unlink()
-            waited = True
-    assert waited
-    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, small_disk / "store")
+    assert error_of(trial, store, label, lambda: fill(small_disk)) == errno.ENOSPC
+    (small_disk / FILLER).unlink()
+    finish(trial, store)
+    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, store)
     for each in whole:
         assert through[each] == whole[each], each
 
@@ -99,43 +103,40 @@ def ext4(tmp_path) -> Iterator[Ext4]:
 
 
 @pytest.mark.parametrize("label", ["encoder", "level0"])
-def test_a_disk_that_becomes_read_only_holds_a_trial_up_until_it_is_repaired(
-    label, ext4, tmp_path, monkeypatch, capsys
-):
+def test_a_trial_whose_disk_becomes_read_only_goes_on_when_it_is_repaired(label, ext4, tmp_path):
     """What is published before is on the disk, whole."""
-    monkeypatch.setattr(run, "ROOM_WAIT", 0.01)
-    trial = tiny_plan(tiny_recipe(steps=12))
+    trial, store, broken = tiny_plan(tiny_recipe(steps=12)), ext4.place / "store", []
     finish(trial, tmp_path / "quiet")
-    waited, broken = False, False
-    for event in run_trial(trial, make_context(ext4.place / "store")):
-        if event.label == label and not broken:
+
+    def break_down() -> None:
+        if not broken:
+            broken.append(True)
             ext4.break_down()
-            broken = True
-        if f"room in the store {ext4.place / 'store'} (Read-only file system)" in capsys.readouterr().out:
-            ext4.repair()
-            waited = True
-    assert waited
-    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, ext4.place / "store")
+
+    assert error_of(trial, store, label, break_down) == errno.EROFS
+    ext4.repair()
+    finish(trial, store)
+    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, store)
     for each in whole:
         assert through[each] == whole[each], each
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
-    """Driver, worker and uploader: the command ends with the whole table, and so does the same command again. The disk
-    breaks down while the level trains and after the sweep's run has come to MLflow, which the worker waits for."""
+    """Driver, worker and follower: the command ends with the whole table, and so does the same command again. The disk
+    breaks down while the level trains and after MLflow has the trial's run."""
     store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "1")
     driver = start(store, *options)
     assert driver.stdout is not None
-    wait_for(lambda: any(store.glob("work/level-*")), 60)
-    workers = [process for process in below(driver.pid, processes()) if trains(process)]
+    wait_for(lambda: any(store.glob("work/level-*")))
+    workers = trains(driver)
     assert workers
-    for worker in workers:
-        os.kill(worker, signal.SIGSTOP)
-    wait_for(lambda: any(store.glob("mlartifacts/*/artifacts/manifest.json")), 60)
+    for process in workers:
+        os.kill(process, signal.SIGSTOP)
+    wait_for(lambda: any(store.glob("runs/*.json")))
     filler = fill(ext4.place) if fault == "full" else ext4.break_down()
-    for worker in workers:
-        os.kill(worker, signal.SIGCONT)
+    for process in workers:
+        os.kill(process, signal.SIGCONT)
     assert any("waiting for room in the store" in line for line in driver.stdout)
     filler.unlink() if filler else ext4.repair()
     rest, _ = driver.communicate(timeout=240)
@@ -153,11 +154,6 @@ def test_a_read_only_disk_is_refused_before_anything_starts(small_disk):
         Store(small_disk / "store")
 
 
-def config() -> Config:
-    digest = read(DATASETS["digits"], Path()).digest
-    return Config(TINY, TINY, digest, tiny_recipe(), VARIANTS["sgan"].variant, 0)
-
-
 def test_a_gpu_is_shared_by_as_many_as_fit_it(monkeypatch):
     """The calls that a GPU would get; on this machine there may be none."""
     got: list[float] = []
@@ -173,21 +169,14 @@ def test_a_gpu_is_shared_by_as_many_as_fit_it(monkeypatch):
 
 
 LACKING = """
+import resource
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, "tests")
-import resource
-from test_faults import digits, tiny_trial
-from sgan import train
-from sgan.stages import code_version
-from sgan.store import Store
-from sweeps.schedule import Slots
-from sweeps.sharing import mark
-from sweeps.job import Job
-update = train.GanTask.step
+sys.path[:0] = ["tests", "tests/slow", "tests/commands"]
+from test_faults import run
+from sgan.training import steps
+update = steps.GanTask.step
 def step(self, number):
     if number == 3:
         with open("/proc/self/statm") as file:
@@ -195,34 +184,37 @@ def step(self, number):
         resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, size + 2**26))
         {allocate}
     return update(self, number)
-train.GanTask.step = step
-mark(Store(sys.argv[1]), "mark")
-slots = Slots(1, 1, 0.0, 0, "here")
-*_, last = Job(digits(), sys.argv[1], "mark", "test", code_version(), slots).results(tiny_trial())
-print(last["outcome"], last["reason"])
+steps.GanTask.step = step
+result = run(sys.argv[1], "level1")
+print(result["status"], result["reason"])
 """
+
+
+def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
+    """Run a stage of the tiny trial as its Ray task does, in this process; all before it have finished or are run. The
+    store has the mark; the scheduler answers no report."""
+    trial = tiny_plan()
+    job = Job(digits(), root, "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
+    silent: Any = SimpleNamespace(report=SimpleNamespace(remote=lambda *progress: None))
+    for each, stage in trial.stages:
+        result = run_stage_under_claim(job, stage, trial.score.scorer, silent)
+        if each == label or result["status"] not in ("done", "held"):
+            return result
+    raise AssertionError(label)
 
 
 def digits() -> Data:
     return read(DATASETS["digits"], Path())
 
 
-def job(root: Path, deterministic: bool = False) -> Job:
-    mark(Store(root), "mark")
-    return Job(digits(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
-
-
-def tiny_trial() -> Trial:
-    return Trial("sgan", 0, config(), tiny_plan())
-
-
 @pytest.mark.parametrize("allocate", ["torch.zeros(2**31)", "bytearray(2**33)"], ids=["torch", "python"])
-def test_a_trial_without_memory_fails_at_once_with_what_would_fit(allocate, root):
+def test_a_stage_without_memory_fails_at_once_with_what_would_fit(allocate, root):
     """A real allocation that the kernel refuses; the worker says so and lives on."""
+    leave_mark(Store(root), "mark")
     command = [sys.executable, "-c", LACKING.replace("{allocate}", allocate), str(root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
     assert done.stdout.startswith("failed out of memory in level, which needs more than"), done.stderr
-    assert "with --override" in done.stdout
+    assert "a smaller gan.batch" in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 
@@ -231,35 +223,45 @@ def test_an_error_that_is_no_lack_of_memory_is_raised(root, monkeypatch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr("sgan.training.steps.GanTask.step", wrong)
+    leave_mark(Store(root), "mark")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        list(job(root).results(tiny_trial()))
+        run(str(root), "level1")
 
 
-@pytest.mark.parametrize("taken_over", [False, True])
-def test_a_trial_that_nobody_asks_for_more_frees_its_stage(taken_over, root, tmp_path, monkeypatch):
-    """Then another process may go on with it; asked again, the trial goes on itself or finds it done, and ends as if it
-    had been asked all the time."""
-    monkeypatch.setattr("sweeps.execution.worker.UNASKED", 3.0)
+def test_a_full_disk_is_no_failure_of_a_stage(small_disk, root):
+    """The worker says what it waits for, wherever the disk lets it down; once there is room the stage runs."""
+    leave_mark(Store(root), "mark")
+    shutil.copytree(root, small_disk / "store")
+    filler = fill(small_disk)
+    text = f"waiting for room in the store {small_disk / 'store'} (No space left on device)"
+    assert run(str(small_disk / "store"), "level1") == {"status": "full", "reason": text}
+    filler.unlink()
+    assert run(str(small_disk / "store"), "level1")["status"] == "done"
+
+
+def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch):
+    """Another process may go on with it, and the result is that of one run."""
+
+    class Deaf:
+        def report(self, stage_name: str, progress: dict[str, Any]) -> None:
+            time.sleep(1000)
+
+    monkeypatch.setattr(worker, "SILENCE", 0.0)
+    trial = tiny_plan()
     shutil.copytree(root, tmp_path / "quiet")
-    trial = tiny_trial()
-    finish(trial.plan, tmp_path / "quiet")
-    stage = name(dict(trial.plan.stages)["level0"])
-
-    def free() -> bool:
-        with Store(root).claim(stage) as mine:
-            return mine
-
-    results = job(root).results(trial, 0.0)
-    while (result := next(results))["label"] != "level0" or not 0.0 < result["share"] < 1.0:
-        pass
-    assert not free()
-    wait_for(free, 20)
-    assert list((Store(root).work(stage) / CHECKPOINTS).iterdir())
-    if taken_over:
-        assert finish(trial.plan, root)[0] == "level0"
-    *_, last = results
-    assert last["outcome"] == "done"
-    whole, through = contents(trial.plan, tmp_path / "quiet"), contents(trial.plan, root)
+    finish(trial, tmp_path / "quiet")
+    leave_mark(Store(root), "mark")
+    job = Job(digits(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"))
+    stage = dict(trial.stages)["level1"]
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        deaf: Any = ray.remote(Deaf).remote()
+        assert run_stage_under_claim(job, stage, trial.score.scorer, deaf) == {"status": "stopped"}
+    finally:
+        ray.shutdown()
+    assert not Store(root).held(name(stage))
+    assert finish(trial, root)[0] == "level1"
+    whole, through = contents(trial, tmp_path / "quiet"), contents(trial, root)
     for each in whole:
         assert through[each] == whole[each], each
 
@@ -267,18 +269,17 @@ def test_a_trial_that_nobody_asks_for_more_frees_its_stage(taken_over, root, tmp
 def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, monkeypatch):
     """From the job to torch: every step of every stage has a deterministic form, on CPUs at least."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    leave_mark(Store(root), "mark")
     shutil.copytree(root, tmp_path / "asked")
-    trial = tiny_trial()
     try:
         for place, wanted in ((root, False), (tmp_path / "asked", True)):
-            *_, last = job(place, wanted).results(trial)
-            assert last["outcome"] == "done", last["reason"]
+            assert run(str(place), "score", wanted) == {"status": "done", "reason": ""}
             assert torch.are_deterministic_algorithms_enabled() == wanted
             assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
     finally:
         be_deterministic(False)
-    for label, stage in trial.plan.stages[2:]:
+    for label, stage in tiny_plan().stages[2:]:
         facts = [Store(place).facts(name(stage)) for place in (root, tmp_path / "asked")]
         assert [fact["deterministic"] for fact in facts] == [False, True]
-        tensors = [{file: each for file, each in fact["files"].items() if "safetensors" in file} for fact in facts]
+        tensors = [{file: each[file] for file in each if "safetensors" in file} for each in (f["files"] for f in facts)]
         assert tensors[0] == tensors[1], label
