@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgan.store.files import read_lines, sealed
+from sgan.store.files import StoreError, read_lines, sealed
 from sgan.store.local import GRIDS
 
 RECORD_FILE = "record.jsonl"
@@ -53,4 +53,8 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     Raises StoreError where a line is not what was written.
     """
     path = folder / RECORD_FILE
-    return read_lines(path.read_text(errors="replace") if path.exists() else "", path)
+    try:
+        text = path.read_text() if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is no text; delete its folder, and it is made again") from error
+    return read_lines(text, path)

@@ -29,7 +29,6 @@ from sgan.stages.graph import LevelStage, name
 from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
-from sgan.store.claims import swap
 from sgan.store.files import StoreError, read_json, read_tensors, sealed, sha256, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
@@ -433,7 +432,6 @@ TRAIN = """
 import sys
 sys.path[:0] = [{here!r}, {here!r} + '/store']
 from sgan.store import s3 as bucket
-from sgan.store.claims import swap
 bucket.SYNC = 0.0
 from sgan.store.s3 import open_store
 from test_bucket import context, long_plan
@@ -470,7 +468,8 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     try:
         for line in first.stdout:
             label, images = line.split()
-            if label == "level0" and int(images) > 200 and other._find(f"work/{level}/checkpoints"):
+            other.renew()
+            if label == "level0" and int(images) > 200 and other.checkpoint(level):
                 break
     finally:
         first.kill()
