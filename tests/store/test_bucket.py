@@ -29,6 +29,7 @@ from sgan.stages.graph import LevelStage, name
 from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
+from sgan.store.claims import swap
 from sgan.store.files import StoreError, read_json, read_tensors, sealed, sha256, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.store.record import Record, read_record
