@@ -81,6 +81,7 @@ class StageScheduler:
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
+        self.followed: set[str] = set()
         self.ends: dict[str, asyncio.Event] = {}
         self.running: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Event()
@@ -115,6 +116,7 @@ class StageScheduler:
         if trial_id not in self.trials:
             await asyncio.sleep(TICK)
             return {"lost": True}
+        self.followed.add(trial_id)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
         return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
@@ -122,6 +124,7 @@ class StageScheduler:
     async def leave(self, trial_id: str) -> None:
         """Forget a trial that has ended or is stopped, and stop what it alone needs."""
         self.trials.pop(trial_id, None)
+        self.followed.discard(trial_id)
         self.ends.pop(trial_id, None)
         for stage_name, node in list(self.nodes.items()):
             node.trials.discard(trial_id)
@@ -172,7 +175,8 @@ class StageScheduler:
         self._settle()
         ahead: dict[str, float] = {}
         ready = [stage_name for stage_name, node in self.nodes.items() if self._is_ready(node)]
-        for stage_name in sorted(ready, key=lambda each: -self._ahead(each, ahead)):
+        # Trials that somebody follows come first: they end, and others take their places.
+        for stage_name in sorted(ready, key=lambda each: (not self._is_followed(each), -self._ahead(each, ahead))):
             node = self.nodes.get(stage_name)
             if len(self.running) >= self.slots.count or self.stopping:
                 return
@@ -185,6 +189,9 @@ class StageScheduler:
                 task = asyncio.ensure_future(self._finish(stage_name, node))
                 self.running.add(task)
                 task.add_done_callback(self.running.discard)
+
+    def _is_followed(self, stage_name: str) -> bool:
+        return bool(self.nodes[stage_name].trials & self.followed)
 
     def _is_ready(self, node: Node) -> bool:
         return (

@@ -99,6 +99,11 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     reports.go_on(share=0.0)
     try:
         context = job.context()
+    except StoreError as error:  # a store that cannot be opened now may be there again in a moment
+        return {"status": "full", "reason": str(error)}
+    except ConfigError as error:
+        return {"status": "failed", "reason": str(error)}
+    try:
         with context.store.claim(name(stage)) as mine:
             if not mine:
                 return {"status": "held", "reason": "another process trains it"}
