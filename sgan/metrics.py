@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tyro.conf import Positional
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
 from sgan.data.image_folder import image_files, read_image
@@ -128,5 +129,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Options, prog="python -m sgan.metrics")))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         sys.exit(2)

@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from tyro.conf import Positional
 
 import sgan
+from sgan.addresses import masked
 from sgan.checks import ConfigError, checked, require
 from sgan.store.s3 import find_store
 
@@ -74,5 +75,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Options, prog="python -m sgan.sample")))
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ from sweeps.execution.cluster import count_slots, join_cluster
 from sweeps.execution.shared_store import require_shared_store
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
-from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.planning import manifest
 from sweeps.planning.ablation import plan_ablation, record, summary
 from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
@@ -27,6 +27,7 @@ def main(options: Sweep) -> int:
     Raises:
         ConfigError: a bad option, data that are absent or torn, a store that cannot be written.
     """
+    address = address_of(options.mlflow)
     if not options.dry_run:
         print("starting Ray ...", flush=True)
         join_cluster()
@@ -41,7 +42,9 @@ def main(options: Sweep) -> int:
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
     record(ablation, store, f"{processor()}, {slots.where}", commit)
-    uri = options.mlflow or default_uri(store)
+    uri = address or default_uri(store)
+    if address:
+        warn_if_away(uri)
     job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
@@ -57,5 +60,5 @@ def main(options: Sweep) -> int:
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}", flush=True)
+    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri, key)}", flush=True)
     return 1 if left or unsent else 0

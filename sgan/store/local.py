@@ -30,6 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sgan.addresses import masked
 from sgan.store.files import (
     StoreError,
     atomic_write,
@@ -122,7 +123,7 @@ class Store:
                 if error.errno not in NO_ROOM:
                     raise
                 with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for room in the store {self.address} ({error.strerror})", flush=True)
+                    print(f"waiting for room in the store {masked(self.address)} ({error.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
@@ -76,7 +77,7 @@ class Progress:
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+            what = f"waiting for room in the store {masked(self.store.address)} ({error.strerror})"
         else:
             what = f"the store is in the way: {error}"
         if self._is_news("", what):

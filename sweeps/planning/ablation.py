@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import as_json, content_key
 from sgan.presets import REAL_DATA_PAPER, VARIANTS
 from sgan.stages.graph import code_version, name
@@ -108,5 +109,5 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
         f"{len(todo)} to run\n"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
-        f"  slots   {slots} trials at a time on {where}\n  store   {address}"
+        f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
     )

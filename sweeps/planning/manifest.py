@@ -1,7 +1,6 @@
 """The record of a sweep or a search in the store: what it consists of. Every view of it is made from this."""
 
 import dataclasses
-import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import as_json, content_key, require
 from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
@@ -116,14 +116,9 @@ def trial_row(
     }
 
 
-def without_password(text: str) -> str:
-    """A text with addresses in it, without their passwords."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1", re.sub(r"//([^/@:\s]*):[^/\s]*@", r"//\1@", text))
-
-
 def command(script: str) -> str:
-    """The command line of this process, without passwords."""
-    return shlex.join(["python", f"sweeps/{script}", *map(without_password, sys.argv[1:])])
+    """The command line of this process, without what is secret in its addresses."""
+    return shlex.join(["python", f"sweeps/{script}", *map(masked, sys.argv[1:])])
 
 
 def commit() -> str:

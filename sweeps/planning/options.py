@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, folder_row, recipe_row
@@ -41,7 +42,7 @@ def flag(field: str) -> str:
 
 
 def _address(text: str) -> str:
-    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {text!r}")
+    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {masked(text)!r}")
     return text
 
 
@@ -80,8 +81,9 @@ class Options:
     store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
-    mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
-    """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
+    mlflow: str | None = None
+    """Address of an MLflow server, as http://127.0.0.1:5000. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the
+    store."""
     slots: PositiveInt | None = None
     """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
     trials_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
@@ -252,7 +254,7 @@ def status(command: Callable[[], int]) -> int:
     try:
         return command()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
     except OSError as error:
         if error.errno not in (*NO_ROOM, errno.EISDIR, errno.ENOTDIR):
             raise

@@ -224,6 +224,7 @@ STACKS = {"level", "joint", "score"}
 ALL = {*CLASSIFIERS, *STACKS, "inception"}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
+    "addresses.py": set(),
     "checks.py": set(),
     "config.py": set(),
     "data/__init__.py": set(),
