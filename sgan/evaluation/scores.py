@@ -154,7 +154,7 @@ def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict
     Returns:
         inception_scores (the std is over the splits of this one set), fid, diversity (mean over classes of class_spread
         relative to the real images'), collapsed_classes (share of the classes that are missed or repeat themselves:
-        class_spread below COLLAPSED of the real images'), and scorer_accuracy in [0, 1].
+        class_spread below COLLAPSED of the real images'), and judge_accuracy in [0, 1].
     """
     spread = (class_spread(found) / reference.spread)[reference.spread > 0]
     values = inception_scores(found.logits) | {
@@ -162,4 +162,4 @@ def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict
         "diversity": spread.mean().item(),
         "collapsed_classes": (spread < COLLAPSED).float().mean().item(),
     }
-    return values if labels is None else values | {"scorer_accuracy": accuracy(found.logits, labels)}
+    return values if labels is None else values | {"judge_accuracy": accuracy(found.logits, labels)}

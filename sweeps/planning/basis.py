@@ -10,12 +10,16 @@ from sgan.checks import require
 from sgan.config import Config, Recipe, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
+from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
 from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
+
+BATCHES = ("encoder", "scorer", "gan", "joint")
+"""Fields of a recipe that have a batch."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,16 @@ def prepare(options: Options, gpus: int) -> Basis:
             f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
             "many times as long as in float32"
         )
-    batch = max(part.batch for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint))
-    require(batch <= len(data.images), f"a batch must be at most the {len(data.images)} training images, not {batch}")
+    count = len(data.images)
+    large = [part for part in BATCHES if getattr(recipe, part).batch > count]
+    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
+    fitting = " ".join(f"{part}.batch={count}" for part in large)
+    enough = f"a batch must be at most the {count} training images, but got {held}; give --override {fitting}"
+    require(not large, f"{enough}, or more images")
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
+        why += f"\n  data    {describe(folder)}"
     notes = [f"recipe {recipe_name}"]
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
     notes += [*(["exact Inception scores"] * inception), *options.override]

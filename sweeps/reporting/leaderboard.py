@@ -2,10 +2,10 @@
 
 import pandas as pd
 
+from sgan.evaluation.measures import measure
 from sweeps.reporting.results import SCORES
 from sweeps.reporting.tables import aligned, spread
 
-LESS_IS_BETTER = ("fid", "best_fid")
 COLUMNS = ("inception_score", "fid", "diversity")
 WEIGHTS = ("adversarial", "conditional", "entropy")
 CONFIG = ["config_key", "explored"]
@@ -43,7 +43,7 @@ def listing(rows: pd.DataFrame, by: str, min_seeds: int, top: int, more: str = "
         statistics = pd.DataFrame(configs[columns].agg(["mean", "std", "count"])).to_dict("index")
         seeds_of = {config: seeds.to_dict("records") for config, seeds in configs}
         best = [config for config, each in statistics.items() if each[by, "count"] >= min_seeds]
-        best.sort(key=lambda config: statistics[config][by, "mean"], reverse=by not in LESS_IS_BETTER)
+        best.sort(key=lambda config: statistics[config][by, "mean"], reverse=measure(by).better == "higher")
         lines = [["", "Variant", "Split", "Weights", *(SCORES[name][0] for name in columns), "n", "Recipe", "Note"]]
         commands = []
         for rank, config in enumerate(best[:top], 1):

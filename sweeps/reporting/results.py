@@ -8,22 +8,14 @@ from typing import Any
 import pandas as pd
 
 from sgan.checks import ConfigError, difference
+from sgan.evaluation.measures import MEASURES, measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.state import alarm_of, scores_of, state_of
 
 SCORES = {  # column -> (heading, decimals)
-    "inception_score": ("Inception score", 2),
-    "best_inception_score": ("Best IS", 2),
-    "fid": ("FID", 1),
-    "best_fid": ("Best FID", 1),
-    "kid": ("KID", 4),
-    "precision": ("Precision", 3),
-    "recall": ("Recall", 3),
-    "accuracy": ("Encoder accuracy", 3),
-    "scorer_accuracy": ("Scorer accuracy", 3),
-    "diversity": ("Diversity", 2),
-    "collapsed_classes": ("Collapsed", 2),
+    **{name: (each.heading, each.decimals) for name, each in MEASURES.items()},
+    "best_fid": (measure("best_fid").heading, measure("best_fid").decimals),
     "train_seconds": ("Training time (s)", 0),
 }
 NUMBERS = [*SCORES, "generator_images"]

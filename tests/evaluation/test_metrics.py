@@ -210,8 +210,8 @@ def test_accuracy_is_the_share_of_labels_met():
     logits[:30] = one_hot_logits((wanted[:30] + 1) % K)
     assert metrics.accuracy(logits, wanted) == pytest.approx(0.7)
     real = Features(features(100, 8), logits)
-    assert scores(real, Reference(real), wanted)["scorer_accuracy"] == pytest.approx(0.7)
-    assert "scorer_accuracy" not in scores(real, Reference(real), None)
+    assert scores(real, Reference(real), wanted)["judge_accuracy"] == pytest.approx(0.7)
+    assert "judge_accuracy" not in scores(real, Reference(real), None)
 
 
 class Images(Dataset):

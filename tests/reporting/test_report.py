@@ -67,7 +67,7 @@ def finish(
 def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda seed: 5000) -> Store:
     """A store with the sweep above."""
     store = Store(root)
-    real = {"inception_score": 9.8, "fid": 0.7, "scorer_accuracy": 0.99, "diversity": 1.0}
+    real = {"inception_score": 9.8, "fid": 0.7, "judge_accuracy": 0.99, "diversity": 1.0}
     finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
     for rank, (variant, ends) in enumerate(SCORES.items()):
@@ -87,7 +87,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
                 write_json(store.failure(name), {"trial": name, "error": "no memory", "time": 1_700_000_500.0})
             elif result:
                 scores = {"inception_score": result[0], "inception_score_split_std": 0.1, "fid": result[1]}
-                labels = {} if variant == "far" else {"accuracy": 0.9, "scorer_accuracy": 0.85}
+                labels = {} if variant == "far" else {"accuracy": 0.9, "judge_accuracy": 0.85}
                 finish(store, level, result[2], {})
                 # Scoring takes time too, but trains nothing.
                 scores |= labels | {"diversity": 0.8}
@@ -159,20 +159,20 @@ def test_the_section_of_a_sweep(store):
     assert section.startswith("## digits, recipe tiny\n")
     accuracy, judged, diversity = "0.900 ± 0.000", "0.850 ± 0.000", "0.80 ± 0.00"
     assert cells(section, "SGAN") == [
+        "12.00 ± 2.00",
         "9.20 ± 0.20",
-        "12.0 ± 2.0",
-        accuracy,
         judged,
+        accuracy,
         diversity,
         "40 ± 10",
         "3",
         "8.59 ± 0.12",
     ]
-    near = ["9.03 ± 0.04", "13.5 ± 0.7", accuracy, judged, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
+    near = ["13.50 ± 0.71", "9.03 ± 0.04", judged, accuracy, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
     assert cells(section, "DCGAN (adv+cond+ent)") == near
     assert cells(section, "DCGAN (adv)") == [
+        "80.00",
         "5.00",
-        "80.0",
         "–",
         "–",
         "0.80",
@@ -181,7 +181,7 @@ def test_the_section_of_a_sweep(store):
         "–",
     ]
     assert cells(section, "Seventh") == ["–"] * 6 + ["0 of 3; 3 unfinished", "–"]
-    assert cells(section, "Real data") == ["9.80", "0.7", "–", "0.990", "1.00", "–", "–", "11.24 ± 0.12"]
+    assert cells(section, "Real data") == ["0.70", "9.80", "0.990", "–", "1.00", "–", "–", "11.24 ± 0.12"]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows}) == 1
     assert rows[-1].startswith("| Real data")
@@ -207,7 +207,7 @@ def test_scores_of_different_fingerprints_are_refused(tmp_path):
 
 def test_one_seed_has_no_spread(store):
     section = tables.markdown(results.read(store, KEY, seeds=[0]))
-    assert cells(section, "SGAN")[:2] == ["9.00", "10.0"]
+    assert cells(section, "SGAN")[:2] == ["10.00", "9.00"]
     assert "±" not in "".join(cells(section, "DCGAN (adv+cond+ent)"))
     assert "2/2^1 = 1." in section
 
@@ -253,7 +253,7 @@ def test_default_lambdas_have_rows_below_the_tuned_ones(tmp_path):
     # The default sweep's third seed is left out: both rows are of the same seeds.
     for title in ("SGAN", "SGAN, default lambdas"):
         row = next(line for line in section.splitlines() if line.startswith(f"| {title} "))
-        assert [cell.strip() for cell in row.split("|")][2:4] == ["9.10 ± 0.14", "11.0 ± 1.4"]
+        assert [cell.strip() for cell in row.split("|")][2:4] == ["11.00 ± 1.41", "9.10 ± 0.14"]
     assert "default lambdas, for a table" not in section
 
     manifest.write(store, tuned | {"default": "ef56"})

@@ -78,7 +78,7 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
     facts = Store(shared).facts(trial.name)
     assert facts["status"] == "done"
     scores = facts["scores"]
-    names = {"inception_score", "inception_score_split_std", "fid", "diversity", "scorer_accuracy", "accuracy"}
+    names = {"inception_score", "inception_score_split_std", "fid", "diversity", "judge_accuracy", "accuracy"}
     names |= {"collapsed_classes"}
     assert set(scores) == names | {f"best_{name}" for name in names}
     assert all(math.isfinite(value) for value in scores.values())
