@@ -47,10 +47,9 @@ class Basis:
         seed: int,
         weights: Weights | None = None,
         cuts: tuple[str, ...] = DEFAULT_CUTS,
-        recipe: Recipe | None = None,
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
+        shared = (self.dataset, self.row, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
 
     @property
@@ -66,7 +65,7 @@ def prepare(options: Options, gpus: int) -> Basis:
         ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
     """
     dataset_name, recipe_name, why = options.choose(gpus)
-    row = options.row(dataset_name)
+    row = options.dataset_row(dataset_name)
     inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
@@ -78,8 +77,7 @@ def prepare(options: Options, gpus: int) -> Basis:
             f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
             "many times as long as in float32"
         )
-    batch = max(part.batch for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint))
-    require(batch <= len(data.images), f"a batch must be at most the {len(data.images)} training images, not {batch}")
+    check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
@@ -88,6 +86,18 @@ def prepare(options: Options, gpus: int) -> Basis:
     notes += [*(["exact Inception scores"] * inception), *options.override]
     dataset = row.scaled(options.width)
     return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    """Raise ConfigError where a batch is larger than the training set."""
+    batches = {f"{part}.batch": getattr(recipe, part).batch for part in ("encoder", "scorer", "gan", "joint")}
+    wide = {name: batch for name, batch in batches.items() if batch > images}
+    told, smaller = ", ".join(f"{name} {batch}" for name, batch in wide.items()), (f"{name}={images}" for name in wide)
+    require(
+        not wide,
+        f"the {images} training images are fewer than a batch ({told}); give more images, or --override "
+        + " ".join(smaller),
+    )
 
 
 def chosen_options(
