@@ -53,7 +53,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     best = config_file.read(options.config) if options.config else None
     if best and best.matches(options):
         row = VARIANTS[best.variant].variant
-        best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts))
+        best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts), options.config)
         default = dataclasses.replace(
             options, config=None, cuts=DEFAULT_CUTS, weights=None, override=best.base_override
         )

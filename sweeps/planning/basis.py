@@ -10,12 +10,16 @@ from sgan.checks import require
 from sgan.config import Config, Recipe, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
+from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
 from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
+
+BATCHES = ("encoder", "scorer", "gan", "joint")
+"""Fields of a recipe that have a batch."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
+        why += f"\n  data    {describe(folder)}"
     notes = [f"recipe {recipe_name}"]
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
     notes += [*(["exact Inception scores"] * inception), *options.override]
@@ -90,14 +95,11 @@ def prepare(options: Options, gpus: int) -> Basis:
 
 def check_batch(recipe: Recipe, images: int) -> None:
     """Raise ConfigError where a batch is larger than the training set."""
-    batches = {f"{part}.batch": getattr(recipe, part).batch for part in ("encoder", "scorer", "gan", "joint")}
-    wide = {name: batch for name, batch in batches.items() if batch > images}
-    told, smaller = ", ".join(f"{name} {batch}" for name, batch in wide.items()), (f"{name}={images}" for name in wide)
-    require(
-        not wide,
-        f"the {images} training images are fewer than a batch ({told}); give more images, or --override "
-        + " ".join(smaller),
-    )
+    large = [part for part in BATCHES if getattr(recipe, part).batch > images]
+    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
+    fitting = " ".join(f"{part}.batch={images}" for part in large)
+    enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
+    require(not large, f"{enough}, or more images")
 
 
 def chosen_options(
