@@ -128,8 +128,10 @@ def _released(dataset: Dataset, images: int) -> Recipe:
     """The released code: its CIFAR-10 folder for colour images, its MNIST folder for grey ones."""
     paper = _paper(dataset, images)
     if dataset.channels == 1:
-        gan = replace(paper.gan, adam=_RELEASED_ADAM)
-        return replace(paper, name="released", gan=gan, joint=gan, fresh_adam=True, feedback=0.0)
+        gan = replace(paper.gan, adam=_RELEASED_ADAM, discriminator_scale=0.5, fresh_noise=True)
+        # In train_independent.py discriminators are leaky with N(0, 0.02) throughout; train_joint.py is another script.
+        joint = replace(gan, dense_slope=0.0, dense_glorot=True, convolution_std=0.01)
+        return replace(paper, name="released", gan=gan, joint=joint, joint_start=0.0, fresh_adam=True, feedback=0.0)
     gan = replace(
         paper.gan,
         adam=_RELEASED_ADAM,
