@@ -147,6 +147,7 @@ def test_every_field_of_gan_training_is_in_the_key(part):
         "discriminator_scale": 0.5,
         "precision": "bfloat16",
         "discriminator_norm": True,
+        "dense_glorot": True,
     }
     both = {"discriminator": "classes", "pixel_mean": True}  # gan and joint must agree in these
     for field in (field.name for field in dataclasses.fields(PAPER)):
