@@ -51,10 +51,9 @@ class Basis:
         seed: int,
         weights: Weights | None = None,
         cuts: tuple[str, ...] = DEFAULT_CUTS,
-        recipe: Recipe | None = None,
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
+        shared = (self.dataset, self.row, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
 
     @property
@@ -70,7 +69,7 @@ def prepare(options: Options, gpus: int) -> Basis:
         ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
     """
     dataset_name, recipe_name, why = options.choose(gpus)
-    row = options.row(dataset_name)
+    row = options.dataset_row(dataset_name)
     inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
@@ -82,12 +81,7 @@ def prepare(options: Options, gpus: int) -> Basis:
             f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
             "many times as long as in float32"
         )
-    count = len(data.images)
-    large = [part for part in BATCHES if getattr(recipe, part).batch > count]
-    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
-    fitting = " ".join(f"{part}.batch={count}" for part in large)
-    enough = f"a batch must be at most the {count} training images, but got {held}; give --override {fitting}"
-    require(not large, f"{enough}, or more images")
+    check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
@@ -97,6 +91,15 @@ def prepare(options: Options, gpus: int) -> Basis:
     notes += [*(["exact Inception scores"] * inception), *options.override]
     dataset = row.scaled(options.width)
     return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    """Raise ConfigError where a batch is larger than the training set."""
+    large = [part for part in BATCHES if getattr(recipe, part).batch > images]
+    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
+    fitting = " ".join(f"{part}.batch={images}" for part in large)
+    enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
+    require(not large, f"{enough}, or more images")
 
 
 def chosen_options(

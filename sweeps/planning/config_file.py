@@ -39,7 +39,9 @@ def words(options: Options) -> str:
     parts = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name in (*CHOSEN, "data", "inception_weights", "variants") and value != field.default:
+        if field.name == "row":
+            parts += [word for row in value for word in (flag(field.name), *row)]
+        elif field.name in (*CHOSEN, "data", "inception_weights", "variants", "rows") and value != field.default:
             parts += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(parts)
 
