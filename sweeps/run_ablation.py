@@ -10,7 +10,7 @@ from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record, summary
+from sweeps.planning.ablation import check_record, plan_ablation, record, summary
 from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
@@ -34,6 +34,8 @@ def main(options: Sweep) -> int:
     slots = count_slots(options.slots, options.trials_per_gpu)
     ablation = plan_ablation(options, slots.all_gpus)
     store = find_store(options.store) if options.dry_run else open_store(options.store)
+    if store:
+        check_record(ablation, store)
     print(summary(ablation, store, options.store, slots.count, slots.where), flush=True)
     if options.dry_run or store is None:
         return 0
@@ -56,7 +58,7 @@ def main(options: Sweep) -> int:
     if not finished:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    table = tables.markdown(results.read(store, key, options.variants, options.seed_range))
+    table = tables.markdown(results.read(store, key, ablation.rows, options.seed_range))
     (store.root / TABLE).write_text(table)
     store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}")

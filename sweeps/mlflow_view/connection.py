@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
+from sqlalchemy import URL, make_url
 
 from sgan.addresses import masked
 from sgan.checks import require
@@ -17,7 +18,7 @@ from sgan.store.files import atomic_write, remove
 from sgan.store.local import Store
 
 EXPERIMENT = "sgan"
-SQLITE, ARTIFACTS, HOME = "sqlite:///", "mlartifacts", "store"
+SQLITE, ARTIFACTS, HOME = "sqlite", "mlartifacts", "store"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 VARIABLE = "MLFLOW_TRACKING_URI"
 VIEW = "mlflow.sharedViewState."
@@ -49,7 +50,16 @@ def address_of(given: str | None) -> str:
 
 def default_uri(store: Store) -> str:
     """Tracking URI of the SQLite file inside the store."""
-    return f"{SQLITE}{store.root / 'mlflow.db'}"
+    return database_uri(store.root)
+
+
+def database_uri(root: Path) -> str:
+    """The same for the store's folder. Where a character of its path means something in an address, that names the
+    driver, too: MLflow makes a folder of the quoted name otherwise."""
+    path = str(root / "mlflow.db")
+    plain = f"{SQLITE}:///{path}"
+    quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
+    return plain if make_url(plain).database == path else quoted
 
 
 def prepare(store: Store, uri: str) -> None:
@@ -73,8 +83,9 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie beside it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        beside = Path(uri.removeprefix(SQLITE)).absolute().with_name(ARTIFACTS)
-        return client.create_experiment(EXPERIMENT, beside.as_uri() if uri.startswith(SQLITE) else None)
+        file = make_url(uri).database if uri.startswith(SQLITE) else None
+        place = Path(file).absolute().with_name(ARTIFACTS).as_uri() if file else None
+        return client.create_experiment(EXPERIMENT, place)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

@@ -64,6 +64,21 @@ def test_an_option_beside_the_file_makes_it_another_sweep(written: Path):
     assert plan_ablation(other, 0).search is None
 
 
+def test_a_file_of_another_version_is_named_with_its_commit(written: Path, tmp_path: Path):
+    path, content = tmp_path / "other.yaml", yaml.safe_load(written.read_text())
+    content["config"]["recipe"]["gan"]["later"] = 1
+    path.write_text(yaml.safe_dump(content))
+    words = "config.recipe.gan.later is no known field; it was written by commit abc: use that, or search again"
+    with pytest.raises(ConfigError) as caught:
+        config_file.read(path)
+    assert str(caught.value) == f"{path} cannot be read as the config file of a search: {words}"
+    content = yaml.safe_load(written.read_text())
+    content["config"]["data"] = "other"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"other\.yaml means another config here: data is other .*commit \(abc\)"):
+        planned(path)
+
+
 def leaves(value: Any, path: tuple = ()) -> list[tuple]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(found for name, item in items for found in leaves(item, (*path, name)))]
