@@ -49,14 +49,9 @@ def address_of(given: str | None) -> str:
 
 
 def default_uri(store: Store) -> str:
-    """Tracking URI of the SQLite file inside the store."""
-    return database_uri(store.root)
-
-
-def database_uri(root: Path) -> str:
-    """The same for the store's folder. Where a character of its path means something in an address, that names the
-    driver, too: MLflow makes a folder of the quoted name otherwise."""
-    path = str(root / "mlflow.db")
+    """Tracking URI of the SQLite file inside the store. Where a character of its path means something in an address,
+    that names the driver, too: MLflow makes a folder of the quoted name otherwise."""
+    path = str(store.root / "mlflow.db")
     plain = f"{SQLITE}:///{path}"
     quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
     return plain if make_url(plain).database == path else quoted

@@ -73,7 +73,7 @@ def register(client: MlflowClient, run: Run, name: str) -> str:
     held = client.search_model_versions(f"name = '{name}'")
     version = next((each.version for each in held if each.model_id == model.model_id), None)
     if version is None:
-        source = f"models:/{model.model_id}"
-        version = client.create_model_version(name, source, run.info.run_id, model_id=model.model_id).version
+        place, run_id = model.artifact_location, run.info.run_id
+        version = client.create_model_version(name, place, run_id, model_id=model.model_id).version
     client.set_registered_model_alias(name, BEST, version)
     return version

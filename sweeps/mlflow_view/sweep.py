@@ -2,18 +2,22 @@
 
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from sgan.checks import ConfigError
 from sgan.evaluation.measures import measure
 from sgan.store.files import is_plain, sha256
 from sgan.store.local import Store
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.runs import View, as_metrics, as_params
 from sweeps.mlflow_view.trial import HEADLINES
+from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
+from sweeps.planning.config_file import BEST, BestConfig
 
-REPORT, VERDICT, BEST = "report.html", "verdict.md", "best.yaml"
-"""Files of a sweep in the store, beside its record: the report, its first sentences, and the config that was chosen."""
+REPORT, VERDICT = "report.html", "verdict.md"
+"""Files of a sweep in the store, beside its record: the report, and its first sentences."""
 
 
 def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -> View:
@@ -30,7 +34,8 @@ def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -
             numbers = {"mean": statistics.fmean(values)} | spread
             means = {f"{score}/{kind}/{name}": value for kind, value in numbers.items()}
             metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"])}
-    files = {name: folder / name for name in (REPORT, BEST) if is_plain(folder, name)}
+    files = {REPORT: folder / REPORT} if is_plain(folder, REPORT) else {}
+    files |= {BEST: store.root / BEST} if chosen(store, manifest["key"]) else {}
     plots = {f"plots/{name}": (folder / "plots" / name, digest) for name, digest in manifest.get("plotted", {}).items()}
     for name, (path, digest) in plots.items():
         if is_plain(folder, name) and sha256(path)[:16] == digest:
@@ -45,6 +50,15 @@ def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -
         **runs.origin(manifest, manifest["commit"]),
     }
     return View(list(metrics.values()), as_params(manifest["settings"]), tags, files=files)
+
+
+def chosen(store: Store, sweep_key: str) -> BestConfig | None:
+    """The store's best.yaml, if it is of this sweep, and whole."""
+    store.fetch(store.root / BEST)
+    with suppress(ConfigError):
+        best = config_file.read(store.root / BEST) if is_plain(store.root, BEST) else None
+        return best if best and best.provenance.get("sweep") == sweep_key else None
+    return None
 
 
 def _scores(store: Store, manifest: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -84,6 +84,7 @@ class _Pass:
                 damage = damage or error
         outcome = next((name for name in ("running", "interrupted", "failed") if name in outcomes), "done")
         self.send_sweep(parent, "running" if self.live else outcome, end)
+        self.register(parent)
         if damage:
             raise damage
         return outcome in ("done", "failed")
@@ -99,6 +100,16 @@ class _Pass:
         sent = json.loads(tags.get(runs.SENT, "{}")).get("about") == about["key"]
         whole = sent and tags.get("outcome") == "done" and tags.get(runs.PARENT) == parent.info.run_id
         return whole and (self.live or is_shown(self.client, run, self.store, trial))
+
+    def register(self, parent: Run) -> None:
+        """Register the model of the trial that best.yaml names, and mark its run, if that has not been done."""
+        best = sweep.chosen(self.store, self.manifest["key"])
+        query = f"tags.`{runs.TRIAL}` = '{best.provenance.get('run')}'" if best else ""
+        for run in self.client.search_runs([parent.info.experiment_id], query) if best else ():
+            if "best" not in run.data.tags:
+                name = f"sgan-{self.manifest['settings']['dataset']}"
+                version = model.register(self.client, run, name)
+                self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
         """Send what is new of the sweep itself."""

@@ -72,6 +72,7 @@ def note_of(store: Store, trial: Mapping[str, Any]) -> str:
     parts = [shape, *(["trained one by one and then jointly"] if variant["joint"] else [])]
     parts += [f"losses {', '.join(f'{name} x {value:g}' for name, value in weights.items() if value)}"]
     parts += [] if variant["labels"] else ["without labels"]
+    parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
     command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {trial['seed']}"
     again = f"Run it again:\n\n    {command} --store {shlex.quote(store.address)}"
     return f"**{trial['title']}**, seed {trial['seed']}. {', '.join(parts)}.\n\n{again}"
