@@ -16,6 +16,7 @@ from sgan.addresses import masked
 from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
 from sgan.store.local import FIGURES, MODELS, Store
+from sgan.store.votes import Tally, results
 from sweeps.mlflow_view import model, runs, sweep, views
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
 from sweeps.mlflow_view.trial import (
@@ -67,9 +68,10 @@ class _Pass:
             tags, title = {runs.SWEEP: key}, self.manifest["title"]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
         views.write(client, experiment, self.manifest)
-        names, outcomes, end, damage = varied(self.manifest["trials"]), set(), started, None
+        names, votes = varied(self.manifest["trials"]), results(store)
+        outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
-            run, about = children.get(trial["run"]), self.about(trial, names)
+            run, about = children.get(trial["run"]), self.about(trial, names, votes)
             try:
                 if run and store.has(trial["name"]) and self.has_all(run, trial, about, parent):
                     end = max(end, (run.info.end_time or 0) / 1000)
@@ -89,9 +91,9 @@ class _Pass:
             raise damage
         return outcome in ("done", "failed")
 
-    def about(self, trial: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    def about(self, trial: Mapping[str, Any], names: set[str], votes: Mapping[str, Tally]) -> dict[str, Any]:
         """The params and the note of a trial's run, and their key: what may change after it has ended."""
-        params, note = params_of(self.manifest, trial, names), note_of(self.store, trial)
+        params, note = params_of(self.manifest, trial, names), note_of(self.store, trial, votes)
         return {"params": params, "note": note, "key": content_key([params, note])}
 
     def has_all(self, run: Run, trial: Mapping[str, Any], about: Mapping[str, Any], parent: Run) -> bool:

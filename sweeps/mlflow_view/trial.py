@@ -17,6 +17,7 @@ from sgan.evaluation.measures import LEADING
 from sgan.store.files import inside, is_plain
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE
+from sgan.store.votes import Tally
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.model import DATA, logged_model
 from sweeps.mlflow_view.runs import View, as_metrics, as_params
@@ -64,8 +65,8 @@ def params_of(manifest: Mapping[str, Any], trial: Mapping[str, Any], names: set[
     return as_params({**shared, **shown, "seed": trial["seed"]})
 
 
-def note_of(store: Store, trial: Mapping[str, Any]) -> str:
-    """What a trial is, and the command that runs it again, as Markdown."""
+def note_of(store: Store, trial: Mapping[str, Any], votes: Mapping[str, Tally]) -> str:
+    """What a trial is, what people said of its images, and the command that runs it again, as Markdown."""
     variant = trial["config"]["variant"]
     cuts, weights = variant["cuts"], variant["weights"]
     shape = f"A stack of {len(cuts) + 1} GANs, cut at {', '.join(cuts)}" if cuts else "One GAN"
@@ -75,7 +76,8 @@ def note_of(store: Store, trial: Mapping[str, Any]) -> str:
     parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
     command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {trial['seed']}"
     again = f"Run it again:\n\n    {command} --store {shlex.quote(store.address)}"
-    return f"**{trial['title']}**, seed {trial['seed']}. {', '.join(parts)}.\n\n{again}"
+    seen = f"Visual Turing test: {votes[trial['name']]}.\n\n" if trial["name"] in votes else ""
+    return f"**{trial['title']}**, seed {trial['seed']}. {', '.join(parts)}.\n\n{seen}{again}"
 
 
 def view(

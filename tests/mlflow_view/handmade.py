@@ -91,7 +91,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
                 "recipe": {"noise": 0.1, "b": 2},
             }
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
-            own |= {"phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
+            own |= {"base": variant, "changes": {}, "phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
             own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {

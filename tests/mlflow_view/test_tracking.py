@@ -93,7 +93,9 @@ def test_every_point_and_grid_is_there_once_after_two_passes(store):
     assert run.info.start_time < run.info.end_time
     artifacts = {file.path for file in client_of(store).list_artifacts(run.info.run_id)}
     assert artifacts == {"config.json", "figures", "images"}
-    assert logged_model(client_of(store), run).metrics
+    model = logged_model(client_of(store), run)
+    assert model
+    assert model.metrics
 
 
 def test_a_stage_with_more_points_than_a_call_takes_is_sent_whole(store):
@@ -307,7 +309,9 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
     image.write_bytes(image.read_bytes()[:-30] + bytes(30))
     artifact(run, "images/level1+step+100*.webp").unlink()
     artifact(run, "figures/classes.png").unlink()
-    (model,) = (store.root / "mlartifacts" / "models").glob(f"{logged_model(client, run).model_id}/**/last/model.json")
+    logged = logged_model(client, run)
+    assert logged
+    (model,) = (store.root / "mlartifacts" / "models").glob(f"{logged.model_id}/**/last/model.json")
     model.write_text("{}")
     found = differences(store, KEY, default_uri(store))
     for line, words in zip(

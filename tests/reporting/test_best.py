@@ -191,7 +191,9 @@ def test_a_promoted_config_is_in_best_yaml_and_its_best_seeds_model_is_registere
     assert (chosen.config.variant.cuts, chosen.options.weights) == (cuts, weights)
     assert chosen.matches(Sweep(**config_file.defaults(path)))
     client = MlflowClient(default_uri(opened))
-    run = client.get_run(client.get_model_version_by_alias("sgan-digits", BEST).run_id)
+    version = client.get_model_version_by_alias("sgan-digits", BEST)
+    assert version.run_id
+    run = client.get_run(version.run_id)
     assert run.data.metrics["fid"] == [20.0, 30.0][number - 1]
     assert run.data.tags["best"] == "sgan-digits, version 1"
     (parent,) = client.search_runs(["1"], "tags.`sgan.sweep` = 'ab12' and tags.`mlflow.runName` = 'ab12'")
