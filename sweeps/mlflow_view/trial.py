@@ -114,8 +114,7 @@ def view(
             if whole and images > sent.get(f"{label}/grids", -1):
                 grids.append((label, images, store.file(name, f"{GRIDS}/{path.name}") if done else path))
                 now_sent[f"{label}/grids"] = images
-        facts = store.facts(name) if done else {}
-        before += facts["images"] if facts.get("makes_images") else 0
+        before += store.facts(name).get("generator_images", 0) if done else 0
     settings = {name: str(manifest["settings"][name]) for name in ("dataset", "recipe")}
     tags = {name: str(trial[name]) for name in TAGS} | settings
     tags |= {runs.NAME: f"{trial['variant']} seed {trial['seed']}", "outcome": state.outcome}

@@ -53,7 +53,7 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "reason": reason,
         "images": POINTS[-1],
         "seconds": 2.5,
-        "makes_images": kind in ("level1", "joint"),
+        "generator_images": POINTS[-1] if kind in ("level1", "joint") else 0,
     }
     if kind in ("score", "scorer"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
@@ -166,6 +166,7 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
         "final/diversity": 0.9,
         "final/train_seconds": 2.5 * len(trained),  # all but the score
         "final/generator_images": seen[-1],
+        **dict.fromkeys((f"final/{name}" for name in ("discriminator_steps", "generator_steps", "flops")), 0),
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"

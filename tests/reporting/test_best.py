@@ -47,7 +47,7 @@ def finished(store: Store, made: Trial, fingerprint: dict, inception: float, fid
             continue
         folder = store.begin(name)
         facts = {"kind": label.rstrip("0123456789"), "status": "done", "reason": None, "images": 10, "seconds": 1.0}
-        facts |= {"makes_images": label in ("level0", "joint"), "commit": "abc123", "machine": "a", "torch": "2"}
+        facts |= {"generator_images": 10 * (label == "level0"), "commit": "abc123", "machine": "a", "torch": "2"}
         if label == "score":
             (folder / MODELS / "last").mkdir(parents=True)
             (folder / MODELS / "last" / "model.json").write_text("{}")

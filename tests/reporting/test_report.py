@@ -58,7 +58,7 @@ def finish(
         "status": status,
         "reason": "g_adv is nan",
         "images": 100,
-        "makes_images": name.startswith("level"),
+        "generator_images": 100 if name.startswith("level") else 0,
     }
     facts |= {"seconds": seconds, "commit": commit, "machine": "two cores", "torch": "2.11", "scores": scores}
     store.publish(name, facts)
@@ -77,7 +77,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
             own |= {"phase": "ablation", "rerun": f"--variants {variant}", "rank": rank, "title": TITLES[variant]}
-            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else ""}
+            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else "", "base": "sgan", "changes": {}}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
