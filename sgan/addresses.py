@@ -2,7 +2,7 @@
 
 import re
 
-MASK = "***"
+MASK = "HIDDEN"
 _SECRET = r"[\w.-]*(?:password|passwd|passphrase|secret|token|credential)[\w.-]*|pwd|pass|key|api_?key|sig|signature"
 _RULES = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
@@ -16,7 +16,7 @@ _RULES = tuple(
 
 
 def masked(text: str) -> str:
-    """A text with addresses in it, such as a command line or an error, with "***" in place of what is secret in them.
+    """A text with addresses in it, such as a command line or an error, with "HIDDEN" in place of what is secret in them.
 
     Where it is not clear what belongs to a password, more than that is hidden.
     """

@@ -57,11 +57,11 @@ def test_what_holds_no_secret_stays(address: str):
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("http://u:p@host:5000", "http://***@host:5000"),
-        ("postgresql://u:P/W@h/d", "postgresql://***@h/d"),
-        ("postgresql://h/d?user=u&password=P", "postgresql://h/d?user=u&password=***"),
-        ("https://h/x?token=T&a=b", "https://h/x?token=***&a=b"),
-        ("s3://b/f?endpoint_override=KEY:SECRET@h:9000", "s3://b/f?endpoint_override=***@h:9000"),
+        ("http://u:p@host:5000", "http://HIDDEN@host:5000"),
+        ("postgresql://u:P/W@h/d", "postgresql://HIDDEN@h/d"),
+        ("postgresql://h/d?user=u&password=P", "postgresql://h/d?user=u&password=HIDDEN"),
+        ("https://h/x?token=T&a=b", "https://h/x?token=HIDDEN&a=b"),
+        ("s3://b/f?endpoint_override=KEY:SECRET@h:9000", "s3://b/f?endpoint_override=HIDDEN@h:9000"),
     ],
 )
 def test_the_rest_of_an_address_can_still_be_read(address: str, shown: str):

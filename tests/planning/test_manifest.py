@@ -65,4 +65,4 @@ def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/sweeps/ablation.py", *words])
     assert shlex.split(command("ablation.py")) == ["python", "sweeps/ablation.py", *words]
     monkeypatch.setattr(sys, "argv", ["a", "--mlflow", "https://me:se@cret@host:5000/x"])
-    assert command("search.py") == "python sweeps/search.py --mlflow https://***@host:5000/x"
+    assert command("search.py") == "python sweeps/search.py --mlflow https://HIDDEN@host:5000/x"
