@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sgan.checks import ConfigError, require
-from sweeps.planning.options import status
+from sgan.command_line import parse, status
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ def main(filters: Filters) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(tyro.cli(Filters, prog="python sweeps/best.py"))))
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Filters, prog="python sweeps/best.py")))))

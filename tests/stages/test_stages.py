@@ -226,6 +226,7 @@ ALL = {*CLASSIFIERS, *STACKS, "inception"}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
     "checks.py": set(),
+    "command_line.py": set(),
     "config.py": set(),
     "data/__init__.py": set(),
     "data/batches.py": ALL,
