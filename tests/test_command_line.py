@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ sys.exit(status(main))
 """
 
 
-def run(*words: str, lines: int = 2, stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
+def run(*words: str, lines: int = 2, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
     code = COMMAND.replace("LINES", str(lines))
     return subprocess.run(
         [sys.executable, "-c", code, *words],

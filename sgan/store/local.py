@@ -60,6 +60,8 @@ PROBE = 2**20
 class Store:
     """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
+    Args:
+        there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
         poll: seconds between two looks at a stage that another process trains.
@@ -68,12 +70,12 @@ class Store:
     poll = 0.2
     advice = "name a writable folder with --store"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
         self.address = str(self.root)
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
-            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass

@@ -18,6 +18,7 @@ from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
 from sgan.shapes import Dataset, Width
+from sgan.store.address import store_address
 from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"
@@ -63,6 +64,11 @@ def _address(text: str) -> str:
 def choice(*choices: str) -> tuple[Any, Any]:
     """Metadata of a text option that takes these values alone, and shows them in --help."""
     return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
+
+
+def default_store() -> str:
+    """The store of a command that names none."""
+    return os.environ.get("SGAN_STORE") or "runs"
 
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -115,7 +121,7 @@ class Scores(Group):
 class Places(Group):
     """Where results go."""
 
-    store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
+    store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(default_factory=default_store)
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
     mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)

@@ -270,6 +270,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/probe.py": set(),
     "stages/run.py": set(),
     "store/__init__.py": set(),
+    "store/address.py": set(),
     "store/claims.py": set(),
     "store/files.py": set(),
     "store/local.py": set(),
