@@ -1,5 +1,5 @@
 """What scheduling costs as a sweep grows: trials whose stages only sleep, through `sweeps.execution.scheduler.run`, on
-simulated slots; a search that trains nothing; and the whole command on trials that train about a second.
+simulated slots; a search whose stages do nothing; and the whole command on trials that train about a second.
 
     python benchmarks/scale.py [--trials 10 100] [--slots 16] [--seconds 5] [--configs 10 100 1000] [--train 10]
         [--json FILE] [--plot FILE]
@@ -16,11 +16,11 @@ number of trials whose stages sleep:
     wall                   from `run` to its end
     workers, their memory  processes that ran stages
 
-for each number of configs that a search suggests, without training any (their outcomes are made up):
+for each number of configs of a search whose stages do nothing (their scores are made up):
 
-    CPU a suggestion       without the time in Optuna's sampler
+    CPU a suggestion       of the driver, without the time in Optuna's sampler
     sampler                the time in Optuna's sampler, a suggestion
-    bytes a suggestion     written into the store
+    bytes a suggestion     written by the driver, Tune's own state among them
 
 and for each number of trials that train: wall of `sweeps/ablation.py`, the driver's largest memory, size of the store.
 --plot draws them over the number of trials.
@@ -30,7 +30,6 @@ import argparse
 import itertools
 import json
 import logging
-import math
 import os
 import random
 import resource
@@ -54,18 +53,17 @@ from sweeps.execution import scheduler
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import leave_mark
 from sweeps.execution.worker import Job
-from sweeps.optimization.objective import DONE, Outcome
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.optimization.searcher import Row
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import End, ListSource
+from sweeps.planning.trials import ListSource
 
 ROOT = Path(__file__).parent.parent
 SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
 """Overrides by which a digits trial of one level trains about a second."""
+SEARCH_SLOTS = 4
 DRAWN = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
 
 
@@ -88,7 +86,7 @@ class Sleep:
             time.sleep(min(left, 1.0))  # a stage that trains reports once a second, too
         line = {"worker": os.getpid(), "began": began, "ended": time.time(), "mib": memory("Pss")}
         (folder / NOTE).write_text(json.dumps(line))
-        scores = {"inception_score": 1.0, "fid": 1.0}
+        scores = {"inception_score": 1 + 9 * random.Random(mine).random(), "fid": 1.0, "collapsed_classes": 0.0}
         context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": scores})
 
 
@@ -156,38 +154,29 @@ class Timed(TPESampler):
         return found
 
 
-class Suggesting(SearchRun):
-    """A search whose configs have made-up outcomes."""
-
-    ended: frozenset[int] = frozenset()
-
-    def outcome(self, row: Row) -> Outcome | None:
-        number, params = row["number"], row["params"]
-        score = 9.0 - math.log(params["adversarial"]) ** 2 - math.log(params["entropy"] / 10) ** 2
-        return Outcome(DONE, (score,)) if number in self.ended else None
-
-
 def suggest(configs: int) -> dict[str, tuple[float, str]]:
-    """A search's first phase."""
+    """A search's first phase, by its own code, whose stages do nothing."""
+    own = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(num_cpus=SEARCH_SLOTS, object_store_memory=200 * 2**20, **own)
     with tempfile.TemporaryDirectory() as folder:
         search = Search(dataset="digits", store=folder, trials=2 * configs)
-        basis = prepare(search, 0)
-        run = Suggesting(search, basis, open_store(folder), 1, 1)
+        basis, where = prepare(search, 0), Slots(SEARCH_SLOTS, 1, 0.0, 0, "simulated")
+        run = SearchRun(search, basis, open_store(folder), where.count, 1)
+        leave_mark(run.store, "scale")
         searcher = run.searcher()
         searcher.sampler.make = lambda seed: Timed(seed=seed)
         searcher.target = configs
         run.begin(searcher, "", "", "")
-        Timed.cpu, before = 0.0, time.process_time()
-        while trial := searcher.next():
-            run.ended |= {searcher.count - 1}
-            searcher.end(trial, End("done"))
-        cpu = time.process_time() - before
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        return {
-            "CPU a suggestion": (1000 * (cpu - Timed.cpu) / configs, "ms"),
-            "sampler": (1000 * Timed.cpu / configs, "ms"),
-            "bytes a suggestion": (size / configs, "B"),
-        }
+        job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
+        Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
+        assert scheduler.run(searcher, job, run.store, where)
+        cpu, written = driver_cpu() - before - Timed.cpu, bytes_written() - written
+    assert searcher.ended == configs
+    return {
+        "CPU a suggestion": (1000 * cpu / configs, "ms"),
+        "sampler": (1000 * Timed.cpu / configs, "ms"),
+        "bytes a suggestion": (written / configs, "B"),
+    }
 
 
 def train(trials: int) -> dict[str, tuple[float, str]]:
@@ -233,6 +222,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def bytes_written() -> int:
+    """Bytes that this process has written to files (proc_pid_io(5))."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
 def driver_cpu() -> float:
     """CPU seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -249,20 +244,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="add the rows to those in this file")
     parser.add_argument("--plot", type=Path, help="draw all rows of --json into this file")
     arguments = parser.parse_args()
-    if os.environ.get("SCALE_DRIVER"):
-        print(json.dumps(measure(arguments.trials[0], arguments.slots, arguments.seconds)), flush=True)
+    if kind := os.environ.get("SCALE_DRIVER"):
+        number = arguments.trials[0]
+        found = suggest(number) if kind == "suggest" else measure(number, arguments.slots, arguments.seconds)
+        print(json.dumps(found), flush=True)
         return
     rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     for what, numbers in (("sleep", arguments.trials), ("suggest", arguments.configs), ("train", arguments.train)):
         for trials in numbers:
-            if what == "sleep":
+            if what == "train":
+                found = train(trials)
+            else:
                 words = [f"--trials={trials}", f"--slots={arguments.slots}", f"--seconds={arguments.seconds}"]
                 driver = [sys.executable, __file__, *words]
-                environment = os.environ | {"SCALE_DRIVER": "1"}
+                environment = os.environ | {"SCALE_DRIVER": what}
                 done = subprocess.run(driver, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-            else:
-                found = suggest(trials) if what == "suggest" else train(trials)
             for kind, (value, unit) in found.items():
                 row = {"measure": f"{trials} trials that {what}: {kind}", "value": round(value, 1), "unit": unit}
                 rows.append({"benchmark": "scale", **row})

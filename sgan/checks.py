@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -94,6 +94,30 @@ def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
     other = difference(as_json(made), value, where)
     require(other is None, f"{other[0] if other else ''} is missing")  # a default does not stand in for it
     return made
+
+
+def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
+    """A dataclass with other values, as plain JSON, in fields of these dotted names, checked together. A tuple of words
+    may be written as one: pool1+fc3, or none.
+
+    Raises:
+        ConfigError: an unknown field or a bad value; the message begins with `where`.
+    """
+    plain = as_json(made)
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        inner = plain
+        for parent in parents:
+            inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
+        known = last in inner and not isinstance(inner[last], dict)
+        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
+        require(known, f"{where}: no field {name!r}; here there are {', '.join(names)}")
+        words = isinstance(inner[last], list) and isinstance(value, str)
+        inner[last] = [word for word in value.split("+") if word != "none"] if words else value
+    try:
+        return from_json(type(made), plain)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] | None:

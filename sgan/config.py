@@ -151,7 +151,8 @@ class GanRecipe:
         discriminator_scale: factor of the discriminator's adversarial loss, which is the sum of two terms.
         generator_steps: rule of (threshold, steps), highest threshold first: the number of generator steps after a
             discriminator step whose adversarial loss (half the sum of its terms) lies above the threshold.
-        fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch.
+        fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch,
+            which then moves the generator's running averages for both.
         pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
         flips: random horizontal flips of the real images.
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
@@ -160,6 +161,10 @@ class GanRecipe:
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
             (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
         dropout: of the image discriminator.
+        init_std: weights are N(0, init_std).
+        convolution_std: std of the weights of a discriminator's convolutions; None: init_std.
+        dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
+        dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
             Weights, losses and Adam are float32 in both, and so is all sampling.
     """
@@ -180,6 +185,9 @@ class GanRecipe:
     discriminator_norm: bool = False
     dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.0
     init_std: PositiveFloat = 0.02
+    convolution_std: PositiveFloat | None = None
+    dense_glorot: bool = False
+    dense_slope: Annotated[float, Field(ge=0, lt=1)] = 0.2
     norm_eps: PositiveFloat = 1e-6
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -192,7 +200,8 @@ class Recipe:
         encoder, gan, joint: training of the encoder, in the independent stages, and in the joint stage.
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
-        joint_start: the joint stage starts from the state of the levels after this share of their training.
+        joint_start: the joint stage starts from the state of the levels after this share of their training; 0: from new
+            weights, without the levels' training (released MNIST code).
         fresh_adam: the joint stage starts with fresh Adam states (released code) instead of the levels' own.
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
@@ -211,7 +220,7 @@ class Recipe:
     feature_level: int
     joint_images: int
     scorer: EncoderRecipe
-    joint_start: Rate = 1.0
+    joint_start: Annotated[float, Field(ge=0, le=1)] = 1.0
     fresh_adam: bool = True
     feedback: Annotated[float, Field(ge=0, le=1)] = 1.0
     sampling: Literal["running", "batch"] = "running"

@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from sgan.checks import ConfigError, content_key, require
 from sgan.data.datasets import read
-from sgan.data.image_folder import image_files, read_image
+from sgan.data.image_folder import LeftOut, image_files, read_image
 from sgan.evaluation import inception
 from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores
 from sgan.presets import DATASETS
@@ -83,16 +83,20 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
         images = (dataset.images if part == "train" else dataset.test_images)[:samples]
         digest, words = content_key([dataset.digest, part, len(images)]), f"{name}, {len(images):,} {part} images"
     else:
-        folder = Path(name)
+        folder, left_out = Path(name), LeftOut()
         require(folder.is_dir(), f"{name!r} is neither a folder nor one of the datasets {', '.join(DATASETS)}")
-        images = image_files(folder)[:samples]
+        images = image_files(folder, left_out)[:samples]
         content = hashlib.sha256()
         for path in images:
             read_image(path, 3)
             content.update(path.read_bytes())
         digest, words = content.hexdigest()[:16], f"folder {folder.resolve().name}, {len(images):,} images"
-    few = f"{name} holds {len(images)} images, but an Inception score of {SPLITS} splits needs at least {SPLITS}"
-    require(len(images) >= SPLITS, few)
+        print(f"{name}: left out: {left_out}", file=sys.stderr)
+    require(
+        len(images) >= max(SPLITS, samples or 0),
+        f"{name} holds {len(images)} images; an Inception score of {SPLITS} splits needs at least {SPLITS}, and "
+        "--samples as many as it says: scores of different numbers cannot be compared",
+    )
     return Source(words, digest, images)
 
 

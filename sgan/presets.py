@@ -4,10 +4,11 @@ Sources: SGAN = Huang et al., "Stacked Generative Adversarial Networks", CVPR 20
 repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from typing import Any
 
-from sgan.checks import require, validated
+from sgan.checks import ConfigError, as_json, require, validated, with_fields
 from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
@@ -127,8 +128,10 @@ def _released(dataset: Dataset, images: int) -> Recipe:
     """The released code: its CIFAR-10 folder for colour images, its MNIST folder for grey ones."""
     paper = _paper(dataset, images)
     if dataset.channels == 1:
-        gan = replace(paper.gan, adam=_RELEASED_ADAM)
-        return replace(paper, name="released", gan=gan, joint=gan, fresh_adam=True, feedback=0.0)
+        gan = replace(paper.gan, adam=_RELEASED_ADAM, discriminator_scale=0.5, fresh_noise=True)
+        # In train_independent.py discriminators are leaky with N(0, 0.02) throughout; train_joint.py is another script.
+        joint = replace(gan, dense_slope=0.0, dense_glorot=True, convolution_std=0.01)
+        return replace(paper, name="released", gan=gan, joint=joint, joint_start=0.0, fresh_adam=True, feedback=0.0)
     gan = replace(
         paper.gan,
         adam=_RELEASED_ADAM,
@@ -191,35 +194,82 @@ RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
 
 @validated()
 class Row:
-    """A variant, its title in tables, its Inception score on CIFAR-10 in the paper's table 1, and whether it is one of
-    the six there, which a sweep runs unless it names others."""
+    """A row of an ablation.
 
-    variant: Variant
+    Attributes:
+        title: in tables.
+        changes: what it changes against its base: fields of the variant and of the recipe by their dotted names, as
+            plain JSON. `joint` is the variant's, and `joint.dropout` the recipe's.
+        base: the row of VARIANTS that it changes.
+        paper: Inception score on CIFAR-10 in the paper's table 1.
+        default: one of the six there, which a sweep runs unless it names others.
+    """
+
     title: str
+    changes: dict[str, Any]
+    base: str = "sgan"
     paper: str = ""
     default: bool = False
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of VARIANTS."""
+        return self in VARIANTS.values()
 
-def _dcgan(conditional: float, entropy: float) -> Variant:
-    return Variant(cuts=(), weights=Weights(1.0, conditional, entropy), joint=False, labels=conditional > 0)
+    @property
+    def variant(self) -> Variant:
+        """The variant at the paper's cuts and weights."""
+        base = VARIANTS[self.base].variant if self is not VARIANTS["sgan"] else SGAN
+        return with_fields(base, self.of_variant, f"row {self.title}")
+
+    @property
+    def of_variant(self) -> dict[str, Any]:
+        """The changes that are of the variant, not of the recipe."""
+        known = {field.name for field in fields(Variant)}
+        named = {name for name in self.changes if name.split(".")[0] in known and not name.startswith("joint.")}
+        return {name: value for name, value in self.changes.items() if name in named}
+
+    @property
+    def told(self) -> str:
+        """What it is, in words."""
+        changes = (
+            f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in self.changes.items()
+        )
+        return f"{self.base} with {', '.join(changes) or 'no change'}"
+
+    def config(self, base: Config, recipe: Recipe) -> Config:
+        """The config of its base with its changes; `recipe` is the one before a variant's own needs.
+
+        Raises:
+            ConfigError: an unknown field or a bad value; the message has the title.
+        """
+        where, own = f"row {self.title}", self.of_variant
+        variant = with_fields(base.variant, own, where)
+        recipe = with_fields(recipe, {name: each for name, each in self.changes.items() if name not in own}, where)
+        try:
+            return replace(base, variant=variant, recipe=_fitted(recipe, variant))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
 
-_STACK = Variant(("fc3",), Weights(), joint=True)
+SGAN = Variant(("fc3",), Weights(), joint=True)
+_DCGAN = {"cuts": [], "joint": False}
+_UNLABELLED = _DCGAN | {"labels": False, "weights.conditional": 0.0}
 VARIANTS: dict[str, Row] = {  # paper, table 1 and section 4.4
-    "sgan": Row(_STACK, "SGAN", "8.59 ± 0.12", default=True),
-    "sgan-no-joint": Row(replace(_STACK, joint=False), "SGAN-no-joint", "8.37 ± 0.08", default=True),
-    "dcgan-adv-cond-ent": Row(_dcgan(1.0, 10.0), "DCGAN (adv+cond+ent)", "7.16 ± 0.10", default=True),
-    "dcgan-adv-cond": Row(_dcgan(1.0, 0.0), "DCGAN (adv+cond)", "5.40 ± 0.08", default=True),
-    "dcgan-adv-ent": Row(_dcgan(0.0, 10.0), "DCGAN (adv+ent)", "5.40 ± 0.16", default=True),
-    "dcgan-adv": Row(_dcgan(0.0, 0.0), "DCGAN (adv)", "6.16 ± 0.07", default=True),
+    "sgan": Row("SGAN", {}, paper="8.59 ± 0.12", default=True),
+    "sgan-no-joint": Row("SGAN-no-joint", {"joint": False}, paper="8.37 ± 0.08", default=True),
+    "dcgan-adv-cond-ent": Row("DCGAN (adv+cond+ent)", _DCGAN, paper="7.16 ± 0.10", default=True),
+    "dcgan-adv-cond": Row("DCGAN (adv+cond)", _DCGAN | {"weights.entropy": 0.0}, paper="5.40 ± 0.08", default=True),
+    "dcgan-adv-ent": Row("DCGAN (adv+ent)", _UNLABELLED, paper="5.40 ± 0.16", default=True),
+    "dcgan-adv": Row("DCGAN (adv)", _UNLABELLED | {"weights.entropy": 0.0}, paper="6.16 ± 0.07", default=True),
     # the stack of the paper's figure panel (d)
-    "sgan-no-entropy": Row(replace(_STACK, weights=Weights(entropy=0.0)), "SGAN without entropy loss"),
+    "sgan-no-entropy": Row("SGAN without entropy loss", {"weights.entropy": 0.0}),
     # the paper's other baseline: all generators as one, with the image's discriminator alone
-    "full-gan": Row(Variant((), Weights(), joint=False, through=("fc3",)), "Full generator as one GAN", "fails"),
+    "full-gan": Row("Full generator as one GAN", _DCGAN | {"through": ["fc3"]}, paper="fails"),
     # the paper's future work
-    "sgan-unsupervised": Row(replace(_STACK, labels=False), "SGAN, unsupervised"),
+    "sgan-unsupervised": Row("SGAN, unsupervised", {"labels": False}),
     # Chen et al. 2016: the entropy loss of a few codes, with their lambda, 1
-    "infogan": Row(replace(_dcgan(0.0, 1.0), codes=Codes()), "InfoGAN"),
+    "infogan": Row("InfoGAN", _UNLABELLED | {"weights.entropy": 1.0, "codes": as_json(Codes())}),
 }
 REAL_DATA_PAPER = "11.24 ± 0.12"
 
@@ -256,9 +306,14 @@ def configure(
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
     variant = replace(variant, cuts=cut, through=through, codes=codes)
+    return Config(dataset, judge, data, _fitted(recipe, variant), variant, seed)
+
+
+def _fitted(recipe: Recipe, variant: Variant) -> Recipe:
+    """The recipe with what a variant without labels needs."""
     if not variant.labels:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
         if variant.cuts:
             recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
-    return Config(dataset, judge, data, recipe, variant, seed)
+    return recipe

@@ -10,7 +10,7 @@ from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record, summary
+from sweeps.planning.ablation import check_record, plan_ablation, record, summary
 from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
@@ -31,6 +31,8 @@ def main(options: Sweep) -> int:
     slots = count_slots(options.slots, options.trials_per_gpu)
     ablation = plan_ablation(options, slots.all_gpus)
     store = find_store(options.store) if options.dry_run else open_store(options.store)
+    if store:
+        check_record(ablation, store)
     print(summary(ablation, store, options.store, slots.count, slots.where), flush=True)
     if options.dry_run or store is None:
         return 0
@@ -45,7 +47,7 @@ def main(options: Sweep) -> int:
     store.note("sweep started", sweep=key, command=command)
     finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
     try:  # MLflow shows the report, too
-        sweep = document.keep(store, key, options.store, options.variants, options.seed_range) if finished else None
+        sweep = document.keep(store, key, options.store, ablation.rows, options.seed_range) if finished else None
     finally:
         unsent = follow.finish(follower, store, key, uri, None if finished else STOPPED_SECONDS)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]

@@ -18,6 +18,8 @@ from sgan.shapes import Dataset
 
 DIGITS_TEST = 450
 """Digits kept for testing; the other 1,347 train."""
+PLACES = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py", "SVHN": ""}
+"""Where in a folder torchvision looks for files."""
 
 
 def _digest(tensors: tuple[Tensor, ...]) -> str:
@@ -38,8 +40,9 @@ def _digits() -> Parts:
 
 
 def _torchvision(name: str, root: Path) -> Parts:
-    """A torchvision dataset from `root`; absent files are downloaded into it."""
-    kind, parts = getattr(torchvision.datasets, name), []
+    """A torchvision dataset from `root`, or from the folder of its files; absent ones are downloaded."""
+    kind, parts, place = getattr(torchvision.datasets, name), [], Path(PLACES[name])
+    root = next((up for up in (root, *root.absolute().parents[: len(place.parts)]) if (up / place).is_dir()), root)
     for split in ("train", "test"):
         options = {"split": split} if name == "SVHN" else {"train": split == "train"}
         try:
@@ -57,7 +60,7 @@ def _torchvision(name: str, root: Path) -> Parts:
                 raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
         except Exception as error:  # a reader or a download raises almost anything; the advice is the same
             raise DataError(
-                f"{name} cannot be read from {root} nor downloaded into it ({error!r:.200}); delete its files if they "
+                f"{name} cannot be read from {root / place} nor downloaded ({error!r:.200}); delete its files if they "
                 f"are damaged, get them on a machine with a network (torchvision.datasets.{name}(root, download=True)),"
                 " copy the folder here and name it with --data, or run --dataset digits, which needs no files"
             ) from error

@@ -1,5 +1,7 @@
 """Image folders: a class is a sub-folder, whose images are brought to one size and one number of channels."""
 
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,20 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from sgan.checks import ConfigError
 
-SPLITS = ("train", "test")
-IGNORED = ("thumbs.db", "desktop.ini")
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev")
+"""Names of the folders of a split, in lower case; the first that is there counts."""
+SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information")
+SYSTEMS += ("lost+found", "@eadir", "#recycle", "temporary items", "network trash folder")
+"""What systems leave in folders, in lower case."""
+STORE = ("stages", "claims")
+"""Folders by which an output store is known."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's modes of 8 bits a channel."""
+"""Pillow's modes of 8 bits a channel. It makes them of colours of 16 bits, too, which DEEP finds."""
+DEEP = re.compile(";16[BLN]")
 KEPT_FOR_TESTING = 5
 """One image in five is kept for testing where the folder has no test images of its own."""
+FEW = 10
+"""Names shown of many."""
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
@@ -24,20 +34,63 @@ class DataError(ConfigError):
     """A dataset or image folder that is not there, or a file of it that is damaged; the message says what to do."""
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All files in a folder and below, sorted, but hidden ones and those that file browsers leave."""
-    paths = (path for path in folder.rglob("*") if all(map(_counts, path.relative_to(folder).parts)))
-    return sorted(path for path in paths if path.is_file())
+class LeftOut(defaultdict[str, list[str]]):
+    """Why files and folders are not used -> their names."""
+
+    def __init__(self):
+        super().__init__(list)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{len(names):,} {why} ({_few(names)})" for why, names in self.items() if names) or "none"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join([*names[:FEW], *([f"and {len(names) - FEW:,} more"] if len(names) > FEW else [])])
+
+
+def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """All files in a folder and below, sorted, but for what `left_out` gets. DataError where a folder is unreadable."""
+    files = []
+    for path in _inside(folder, left_out):
+        if path.is_file():
+            files.append(path)
+        elif path.is_symlink():  # it may lead to a folder above
+            left_out["links to folders"].append(path.name)
+        else:
+            files += image_files(path, left_out)
+    return files
+
+
+def _inside(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The files and folders in a folder that count, sorted."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"the image folder {folder} cannot be read ({error.strerror})") from error
+    why = {path: _why_not(path) for path in paths}
+    for path in filter(why.get, paths):
+        left_out[why[path]].append(path.name)
+    return [path for path in paths if not why[path]]
+
+
+def _why_not(path: Path) -> str:
+    if path.name.startswith(".") or path.name.lower() in SYSTEMS:
+        return "hidden or left by a system"
+    if all((path / name).is_dir() for name in STORE):
+        return "output stores"
+    return "" if path.is_file() or path.is_dir() else "links to nothing, pipes or sockets"
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent. DataError
-    where the file is no image, an animation, or has more than 8 bits a channel."""
+    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent; of several
+    in one phone's photo (MPO) the first. DataError where the file is no image, an animation, or has more than 8 bits a
+    channel."""
     try:
         with Image.open(path) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
                 raise ValueError(f"an animation of {frames} frames")
-            if image.mode not in MODES:
+            if image.mode not in MODES or DEEP.search(str(image.tile)):
                 raise ValueError(f"pixels of mode {image.mode}, not of 8 bits a channel")
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise whatever their format's code does
@@ -51,29 +104,24 @@ def read_image(path: Path, channels: int) -> Image.Image:
 def class_names(root: Path) -> tuple[str, ...]:
     """Names of a folder's classes, sorted. DataError where there are fewer than two, not the same in train and test, or
     images beside the class folders."""
-    parts = _parts(root)
-    names = []
-    for part in parts:
-        inside = sorted(path for path in part.iterdir() if _counts(path.name))
-        for path in inside:
-            if path.is_file() and path.suffix.lower() in Image.registered_extensions():
-                raise DataError(f"{path} lies beside the class folders; move it into the folder of its class")
-        names.append(tuple(path.name for path in inside if path.is_dir()))
-    odd = sorted(set(names[0]) ^ set(names[-1]))
-    if odd:
-        raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
-    if len(names[0]) < 2:
-        held = ", ".join(names[0]) or "none"
-        raise DataError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
-    return names[0]
+    return _classes(root, LeftOut())[1]
+
+
+def describe(root: Path) -> str:
+    """A folder's files, its classes, and what is left out and why, in words. DataError as in `class_names`."""
+    left_out = LeftOut()
+    parts, names = _classes(root, left_out)
+    files = [file for part in parts for name in names for file in image_files(part / name, left_out)]
+    return f"{len(files):,} images of {len(names)} classes ({_few(list(names))}); left out: {left_out}"
 
 
 def read(root: Path, size: int, channels: int) -> Parts:
     """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
     antialiasing. DataError as in class_names and read_image, and where a class has no images."""
-    names, parts = class_names(root), []
-    for part in _parts(root):
-        files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name)]
+    folders, names = _classes(root, LeftOut())
+    parts = []
+    for part in folders:
+        files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name, LeftOut())]
         for label in set(range(len(names))) - {label for _, label in files}:
             raise DataError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
         # Shuffled once: in some scores the first images stand for all, and must not be of one class.
@@ -94,11 +142,29 @@ def read(root: Path, size: int, channels: int) -> Parts:
     return tuple(parts)  # pyright: ignore[reportReturnType]
 
 
-def _parts(root: Path) -> tuple[Path, ...]:
-    """The folders that hold class folders: train and test where the folder has both, else itself."""
-    parts = tuple(root / name for name in SPLITS)
-    return parts if all(part.is_dir() for part in parts) else (root,)
-
-
-def _counts(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in IGNORED
+def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]]:
+    """The folders that hold class folders, those of train and test where there are both, else the root; the classes."""
+    inside = _inside(root, left_out)
+    folders = [path for path in inside if path.is_dir()]
+    split = [[path for name in names for path in folders if path.name.lower() == name] for names in (TRAIN, TEST)]
+    parts = [found[0] for found in split] if all(split) else [root]
+    if all(split):
+        left_out["beside train and test"] += [path.name for path in inside if path not in parts]
+    elif folders and len(folders) == sum(map(len, split)):
+        held = ", ".join(path.name for path in folders)
+        raise DataError(f"{root} holds no classes but parts of a split, {held}; it needs both train and test, or none")
+    classes = []
+    for part in parts:
+        inside = inside if part == root else _inside(part, left_out)
+        files = [path for path in inside if path.is_file()]
+        for path in files:
+            if path.suffix.lower() in Image.registered_extensions():
+                raise DataError(f"{path} lies beside the class folders; move it into the folder of its class")
+        left_out["beside the class folders"] += [path.name for path in files]
+        classes.append(tuple(path.name for path in inside if path.is_dir()))
+    if odd := sorted(set(classes[0]) ^ set(classes[-1])):
+        raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
+    if len(classes[0]) < 2:
+        held = ", ".join(classes[0]) or "none"
+        raise DataError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
+    return parts, classes[0]

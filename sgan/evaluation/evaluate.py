@@ -85,7 +85,8 @@ class Evaluation:
         if self.low != IMAGE:
             some = self.data.images[:EVALUATION_SAMPLES]
             made = some[grid.nearest(made, self._features(some, self.low))]
-        grid.save(made, path, GRID_COLUMNS)
+        named = self.top.labels or self.top.high != LABEL
+        grid.save(made, path, GRID_COLUMNS, grid.Words(rows=[str(label) for label in range(self.classes) if named]))
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """The lowest level's output for these labels (n,): uint8 images, or features."""

@@ -1,10 +1,15 @@
 """The paper's figures of a finished stack (section 4, and its appendix of samples). Each is a function of the weights
 alone, since all noise comes from one seed.
 
+A score stage has each as figures/<name>.png, with words around the images; `sgan.evaluation.grid.unlabelled` reads the
+images alone. `classes` of two trials with the same layers have the same noise.
+
 Legend: n images, K classes, R rows (at most 10), F features; images uint8 (n, channels, size, size) in row order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,41 +17,127 @@ from torch.nn import functional as F
 
 from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
-from sgan.evaluation.grid import nearest
+from sgan.evaluation import grid
+from sgan.evaluation.grid import Words, nearest
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
+from sgan.shapes import Dataset
 
 SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
 TRIPLES = 3
 """Samples a row of the figure of neighbours, each followed by its two neighbours."""
+SIDE = 84
+"""Pixels to which small images are enlarged, about."""
+DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
+STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+WORDS = {
+    "classes": Words(
+        "Samples, a row a class",
+        "ten draws of all noise",
+        DRAWS,
+        caption="Look for rows that show their class, and for images of a row that differ. A row of equal images has "
+        "collapsed: there the noise is ignored.",
+    ),
+    "unlabelled": Words(
+        "Samples of a stack without labels",
+        "each image has its own noise; rows mean nothing",
+        DRAWS,
+        caption="Look for variety: all kinds of images should be there. Equal images have collapsed.",
+    ),
+    "interpolation_noise": Words(
+        "From one draw of the noise to another",
+        "all noise moves in a straight line; a categorical code stays",
+        STEPS,
+        caption="Look for small steps and for images that stay plausible on the way. A jump, or a blur in the middle, "
+        "is a region of the noise that the stack has not learned.",
+    ),
+    "interpolation_labels": Words(
+        "From one class to the next",
+        "the label moves in a straight line, and the noise stays",
+        STEPS,
+        caption="Look for a smooth change from one class to the other in the same style. The labels in between were "
+        "never seen in training.",
+    ),
+    "fixed_condition": Words(
+        "One condition of the image level, its own noise varies",
+        "ten draws of z0 for the same condition",
+        DRAWS,
+        caption="A row has one condition, such as one generated fc3 feature. Look for differences in a row: they are "
+        "what the last generator adds by itself. Without entropy loss a row tends to repeat one image.",
+    ),
+    "fixed_noise": Words(
+        "One noise of the image level, the levels above vary",
+        "ten draws of the noise of all levels above, for the same z0",
+        DRAWS,
+        caption="Look for what changes in a row, such as the shape, and for what stays, such as the stroke: this is "
+        "how the levels share the work.",
+    ),
+    "codes": Words(
+        "Categorical code",
+        "ten draws of all other noise",
+        DRAWS,
+        caption="A row has one value of the code, which is learned without labels. Look for rows of one class each; "
+        "two classes in a row, or one class in two rows, are where the code is not the class.",
+    ),
+    "continuous_code": Words(
+        "First continuous code",
+        "the code goes from 0 to 1, and all else stays",
+        STEPS,
+        caption="Look for one property that changes steadily, such as slant or width, in the same way in every row.",
+    ),
+    "neighbours": Words(
+        "Nearest training images",
+        "three times: a sample, the training image nearest in pixels, and the one nearest in the judge's features",
+        ("sample", "pixels", "features") * TRIPLES,
+        caption="Look for samples that differ from both neighbours. A sample that equals one was learned by heart.",
+    ),
+    "real": Words(
+        "Training images, a row a class",
+        "ten images of each class",
+        DRAWS,
+        caption="What samples should look like: compare the variety in a row with that of the samples.",
+    ),
+}
+"""Name of a figure -> the words around it, but for the labels of its rows. `classes` without labels is "unlabelled"."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Images, `columns` a row."""
+    """Images, a row for each label in `words`."""
 
     images: Tensor
-    columns: int = COLUMNS
+    words: Words
+
+    def save(self, path: Path) -> None:
+        """Write it as a PNG file, about 900 pixels wide."""
+        grid.save(self.images, path, len(self.words.columns), self.words, SIDE)
+
+
+def class_names(dataset: Dataset) -> tuple[str, ...]:
+    """Names of the classes: CIFAR-10's, or numbers; an image folder's count its sub-folders in order of their names."""
+    return CIFAR10 if dataset.name == "cifar10" else tuple(map(str, range(dataset.classes)))
 
 
 def draw_all(
-    levels: list[Level], statistics: str, data: Data, scorer: Encoder, features: Tensor, classes: int
+    levels: list[Level], statistics: str, names: Sequence[str], data: Data, scorer: Encoder, features: Tensor
 ) -> dict[str, Figure]:
     """Every figure of a stack by name: those of `samples`, its nearest training images, and real images.
 
     Args:
         levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
+        names: of the classes.
         features: the scorer's of the training images at fc3, (n, F).
     """
     return {
-        **samples(levels, statistics, classes),
-        "neighbours": neighbours(levels, statistics, classes, data.images, scorer, features),
-        "real": real(data, classes),
+        **samples(levels, statistics, names),
+        "neighbours": neighbours(levels, statistics, names, data.images, scorer, features),
+        "real": real(data, names),
     }
 
 
-def samples(levels: list[Level], statistics: str, classes: int) -> dict[str, Figure]:
+def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[str, Figure]:
     """The figures of samples alone, by name, for a stack as in `draw_all`; chained generators are taken apart.
 
     classes: a row of samples a class; of a stack without labels, samples.
@@ -59,7 +150,7 @@ def samples(levels: list[Level], statistics: str, classes: int) -> dict[str, Fig
     continuous_code: a row has one value of the categorical code; the first continuous code goes from 0 to 1, and all
         else stays.
     """
-    levels = unfolded(levels)
+    levels, classes = unfolded(levels), len(names)
     top, device, rows = levels[-1], levels[0].generator.mean.device, min(classes, MOST_ROWS)
     labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)
     condition = label_condition(top, labels, classes)
@@ -86,31 +177,46 @@ def samples(levels: list[Level], statistics: str, classes: int) -> dict[str, Fig
     if top.labels:
         following = label_condition(top, (labels + 1) % classes, classes)
         figures["interpolation_labels"] = ((1 - along) * condition + along * following, first)
-    return {name: Figure(_images(levels, statistics, *given)) for name, given in figures.items()}
+    drawn = {}
+    for name, given in figures.items():
+        named, words = _rows(levels, names), WORDS[name if top.labels or name != "classes" else "unlabelled"]
+        if name in ("codes", "continuous_code"):
+            named = [f"code {value}" for value in range(rows)]
+        if name == "interpolation_labels":
+            named = [f"{names[row]} to {names[(row + 1) % classes]}" for row in range(rows)]
+        drawn[name] = Figure(_images(levels, statistics, *given), replace(words, rows=named))
+    return drawn
 
 
 def neighbours(
-    levels: list[Level], statistics: str, classes: int, images: Tensor, classifier: Encoder, features: Tensor
+    levels: list[Level], statistics: str, names: Sequence[str], images: Tensor, classifier: Encoder, features: Tensor
 ) -> Figure:
     """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
     features, by Euclidean distance, for a stack as in `draw_all`. `features`: the training images', (n, F)."""
-    levels, rows = unfolded(levels), min(classes, MOST_ROWS)
-    labels = torch.arange(rows, device=images.device).repeat_interleave(TRIPLES)
+    levels, classes = unfolded(levels), len(names)
+    labels = torch.arange(min(classes, MOST_ROWS), device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
     made = _images(levels, statistics, label_condition(levels[-1], labels, classes), noise)
     alike = images[nearest(made, images)]
     akin = images[nearest(classifier.features(made, ("fc3",))["fc3"], features)]
-    return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), 3 * TRIPLES)
+    words = replace(WORDS["neighbours"], rows=_rows(levels, names))
+    return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), words)
 
 
-def real(data: Data, classes: int) -> Figure:
+def real(data: Data, names: Sequence[str]) -> Figure:
     """Training images, a row a class; a class with fewer than ten repeats them."""
-    rows = []
-    for label in range(min(classes, MOST_ROWS)):
+    rows, named = [], []
+    for label, name in enumerate(names[:MOST_ROWS]):
         members = (data.labels == label).nonzero().flatten()
         if len(members):
             rows.append(data.images[members[torch.arange(COLUMNS, device=members.device) % len(members)]])
-    return Figure(torch.cat(rows))
+            named.append(name)
+    return Figure(torch.cat(rows), replace(WORDS["real"], rows=named))
+
+
+def _rows(levels: list[Level], names: Sequence[str]) -> Sequence[str]:
+    """Labels of rows that each have a class; of a stack that is given none, numbers."""
+    return names[:MOST_ROWS] if levels[-1].labels else [f"row {row + 1}" for row in range(min(len(names), MOST_ROWS))]
 
 
 def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:

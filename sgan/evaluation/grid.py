@@ -1,25 +1,93 @@
-"""Image grids as PNG files, and the real images that are nearest to samples."""
+"""Image grids with words around them as PNG files, and the real images that are nearest to samples."""
 
+import functools
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import save_image
 
-LEGIBLE = 32
-"""Small images are enlarged, pixel by pixel, to about this size."""
+SMALL = 48
+"""Pixels to which small images are enlarged, about."""
+GAP, MARGIN = 4, 12
+PAPER, INK, FAINT = 255, "black", "dimgray"
+BOX = "images"
+"""Text chunk of a PNG file: left, top, right and bottom of the images without the words around them."""
 PART = 2000
 """Candidates that distances are computed to at once."""
 
 
-def save(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 images (n, channels, size, size) row by row, `columns` a row, as a PNG file, whole or not at all."""
-    scale = max(1, LEGIBLE // images.shape[-1])
-    enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+@dataclass(frozen=True)
+class Words:
+    """What stands around a grid; each may be absent. Pillow's own font has Latin letters alone.
+
+    Attributes:
+        title, along: above it: its name, and what changes along a row.
+        columns, rows: a heading of each column, and a label of each row.
+        caption: below it: what to look for.
+    """
+
+    title: str = ""
+    along: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[str] = ()
+    caption: str = ""
+
+
+NO_WORDS = Words()
+
+
+def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side: int = SMALL) -> None:
+    """Write uint8 images (n, channels, size, size) row by row, `columns` a row, as a PNG file, whole or not at all.
+
+    side: pixels to which images that are smaller are enlarged, about, by a whole factor.
+    """
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    scale = max(1, round(side / pixels.shape[1]))
+    enlarged = pixels.repeat(scale, 1).repeat(scale, 2)
+    step, rows = enlarged.shape[1] + GAP, -(-len(images) // columns)
+    text, heading = _font(15), _font(22)
+    left = MARGIN + round(max((text.getlength(row) + 8 for row in words.rows), default=0))
+    top = MARGIN + 34 * bool(words.title) + 22 * bool(words.along) + 20 * bool(words.columns)
+    right, bottom = left + columns * step - GAP, top + rows * step - GAP
+    letter = text.getlength(words.caption) / max(1, len(words.caption))
+    caption = textwrap.fill(words.caption, int(0.95 * (right - MARGIN) / letter)) if words.caption else ""
+    size = right + MARGIN, bottom + MARGIN + 20 * len(caption.splitlines()) + MARGIN * bool(caption)
+    canvas = np.full((size[1], size[0], pixels.shape[3]), PAPER, np.uint8)
+    for index, image in enumerate(enlarged):
+        row, column = divmod(index, columns)
+        canvas[top + row * step :, left + column * step :][: step - GAP, : step - GAP] = image
+    picture = Image.fromarray(canvas.squeeze(2) if canvas.shape[2] == 1 else canvas)
+    pen = ImageDraw.Draw(picture)
+    pen.text((MARGIN, MARGIN), words.title, INK, heading)
+    pen.text((left, top - 20 * bool(words.columns) - 22), words.along, FAINT, text)
+    for number, column in enumerate(words.columns):
+        pen.text((left + number * step + (step - GAP) / 2, top - 12), column, INK, text, "mm")
+    for number, row in enumerate(words.rows):
+        pen.text((left - 8, top + number * step + (step - GAP) / 2), row, INK, text, "rm")
+    pen.multiline_text((MARGIN, bottom + MARGIN), caption, FAINT, text, spacing=4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    save_image(enlarged.cpu().float() / 255, temporary, format="png", nrow=columns, padding=2, pad_value=0.5)
+    temporary, about = path.with_name(f".{path.name}"), PngInfo()
+    about.add_text(BOX, f"{left},{top},{right},{bottom}")
+    picture.save(temporary, "png", pnginfo=about)
     temporary.replace(path)
+
+
+def unlabelled(path: Path) -> Image.Image:
+    """The images of a file that `save` wrote, without the words around them."""
+    with Image.open(path) as picture:
+        box = [int(number) for number in picture.info[BOX].split(",")]
+        return picture.crop((box[0], box[1], box[2], box[3]))
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def nearest(samples: Tensor, candidates: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
         maps = inputs = target[0]
         if len(target) == 1:
             for width, norm in shape.vector_fc:
-                block: list[nn.Module] = [nn.Linear(inputs, width, bias=not norm), nn.LeakyReLU(LEAK)]
+                block: list[nn.Module] = [nn.Linear(inputs, width, bias=not norm), nn.LeakyReLU(recipe.dense_slope)]
                 if norm:
                     block.insert(1, nn.BatchNorm1d(width, eps=recipe.norm_eps, track_running_stats=False))
                     block = [Noise(recipe.hidden_noise), *block, Noise(recipe.hidden_noise)]
@@ -65,14 +65,14 @@ class Discriminator(nn.Module):
             layers += [nn.Flatten()] if widths else []
             inputs = maps * side * side
             for width in widths:
-                layers += [nn.Linear(inputs, width), nn.LeakyReLU(LEAK)]
+                layers += [nn.Linear(inputs, width), nn.LeakyReLU(recipe.dense_slope)]
                 inputs = width
         self.trunk = nn.Sequential(*layers)
         outputs = dataset.classes if recipe.discriminator == "classes" else 1
         self.logits = nn.Linear(maps if self.pooled else inputs, outputs)
         self.q = nn.Linear(inputs, codes.size if codes else noise_size(dataset, low, through))
         self.sigmoid_q = shape.sigmoid_q and codes is None
-        initialise(self, recipe.init_std)
+        initialise(self, recipe.init_std, recipe.convolution_std, recipe.dense_glorot)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         trunk = self.trunk(h)

@@ -65,7 +65,12 @@ class Model:
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
         """Images (n, channels, size, size) uint8 of these labels (n,), or, given n, of all classes in turn. The same
         seed gives the same images; ModelError where a label is no class. Without labels, their number alone counts."""
-        wanted = balanced_labels(labels, self.classes) if isinstance(labels, int) else torch.as_tensor(labels)
+        try:
+            many = isinstance(labels, int)
+            wanted = balanced_labels(max(labels, 0), self.classes) if many else torch.as_tensor(labels)
+            torch.Generator().manual_seed(seed)
+        except (RuntimeError, TypeError, ValueError) as error:  # torch's, of what are no numbers
+            raise ModelError(f"labels and seed must be whole numbers, but got {labels!r:.99}, seed {seed!r}") from error
         if wanted.dim() != 1 or len(wanted) == 0 or wanted.is_floating_point():
             raise ModelError(f"labels must be at least one whole number in a row, but got {labels!r}")
         for label in wanted.unique().tolist():
@@ -91,7 +96,13 @@ def save(
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     """Read a model from its folder, or the `last` (at the end of training) or `best` one (at the best score while
-    training) from a finished score stage's folder or MLflow's copy. ModelError or StoreError where it is not whole."""
+    training) from a finished score stage's folder or MLflow's copy. ModelError or StoreError where it is not whole, or
+    there is no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, with many lines
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(f"device {device!r} cannot be used here ({reason}); use 'cpu'") from error
     if which not in (LAST, BEST):
         raise ModelError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
     path = Path(path)

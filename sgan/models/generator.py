@@ -23,11 +23,20 @@ def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes:
     return own + len(through) * dataset.gan.feature_noise + (codes.size if codes else 0)
 
 
-def initialise(module: nn.Module, std: float) -> None:
-    """Weights N(0, std), biases 0, batch normalisation 1 and 0 (released code)."""
+def initialise(module: nn.Module, std: float, convolution_std: float | None = None, glorot: bool = False) -> None:
+    """Weights N(0, std), biases 0, batch normalisation 1 and 0 (released code).
+
+    Args:
+        convolution_std: of convolutions; None: as the others.
+        glorot: those of fully connected layers are U(-a, a) with a = sqrt(6 / (inputs + outputs)) instead (Glorot and
+            Bengio 2010).
+    """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.normal_(part.weight, std=std)
+            if glorot and isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+            else:
+                nn.init.normal_(part.weight, std=std if isinstance(part, nn.Linear) else convolution_std or std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 

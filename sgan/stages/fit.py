@@ -9,7 +9,7 @@ from sgan.config import LABEL, Config
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import tap_shapes
 from sgan.models.generator import new_generator
-from sgan.stages.graph import LevelStage, plan
+from sgan.stages.graph import plan
 
 
 def check_networks(configs: Iterable[Config]) -> None:
@@ -18,7 +18,7 @@ def check_networks(configs: Iterable[Config]) -> None:
     Raises:
         ConfigError: they do not fit together; the message names the level.
     """
-    stages = [stage for config in configs for _, stage in plan(config).stages if isinstance(stage, LevelStage)]
+    stages = [stage for config in configs for stage in plan(config).score.levels]
     different = {(s.dataset, s.recipe, s.low, s.high, s.labels, s.through, s.codes): s for s in stages}
     for stage in different.values():
         try:

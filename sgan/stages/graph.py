@@ -25,11 +25,15 @@ class _Stage:
     kind: str
 
     @property
-    def parents(self) -> tuple[Any, ...]:
-        """The stages among the fields, and their parents before them, each once."""
+    def inputs(self) -> tuple[Any, ...]:
+        """The stages whose results this one reads: those among the fields."""
         values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
-        stages = [each for value in values for each in value if isinstance(each, _Stage)]
-        return tuple(dict.fromkeys(parent for stage in stages for parent in (*stage.parents, stage)))
+        return tuple(each for value in values for each in value if isinstance(each, _Stage))
+
+    @property
+    def parents(self) -> tuple[Any, ...]:
+        """The inputs, and their parents before them, each once."""
+        return tuple(dict.fromkeys(parent for stage in self.inputs for parent in (*stage.parents, stage)))
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,14 @@ class LevelStage(_Stage):
 
 @dataclass(frozen=True)
 class JointStage(_Stage):
-    """Goes on training all levels together; fields as in Recipe."""
+    """Goes on training all levels together; fields as in Recipe.
+
+    Attributes:
+        scratch: starts with new weights: of the levels it takes their networks and their encoder alone.
+    """
 
     levels: tuple[LevelStage, ...]
+    scratch: bool
     recipe: GanRecipe
     feedback: float
     fresh_adam: bool
@@ -97,6 +106,10 @@ class JointStage(_Stage):
     sampling: str
 
     kind = "joint"
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        return tuple(filter(None, (each.encoder for each in self.levels))) if self.scratch else self.levels
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,10 @@ class ScoreStage(_Stage):
     best_by: str
 
     kind = "score"
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        return (*self.trained, *filter(None, (self.encoder, self.scorer, self.inception)))
 
     @property
     def trained(self) -> tuple[JointStage | LevelStage, ...]:
@@ -185,6 +202,7 @@ def plan(config: Config) -> Plan:
     if variant.joint:
         joint = JointStage(
             levels=levels,
+            scratch=recipe.joint_start == 0,
             recipe=recipe.joint,
             feedback=recipe.feedback,
             fresh_adam=recipe.fresh_adam,
@@ -205,7 +223,8 @@ def plan(config: Config) -> Plan:
     stages: list[tuple[str, Stage]] = [("scorer", scorer)]
     stages += [("inception", inception)] if inception else []
     stages += [("encoder", encoder)] if encoder in score.parents else []
-    stages += [(f"level{index}", level) for index, level in reversed(list(enumerate(levels)))]
+    numbered = reversed(list(enumerate(levels)))
+    stages += [(f"level{index}", level) for index, level in numbered if level in score.parents]
     stages += [("joint", joint)] if joint else []
     return Plan((*stages, ("score", score)))
 
@@ -224,8 +243,8 @@ def _level(config: Config, low: str, high: str, encoder: ClassifierStage) -> Lev
         recipe=recipe.gan,
         weights=variant.weights,
         images=recipe.image_level if low == IMAGE else recipe.feature_level,
-        joint_start=recipe.joint_start if variant.cuts else 1.0,
-        keep_adam=bool(variant.cuts) and not recipe.fresh_adam,
+        joint_start=recipe.joint_start or 1.0 if variant.cuts else 1.0,
+        keep_adam=bool(variant.cuts and recipe.joint_start) and not recipe.fresh_adam,
         evaluations=recipe.evaluations,
         sampling=recipe.sampling,
         seed=config.seed,

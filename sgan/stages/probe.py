@@ -33,6 +33,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
         scorer=replace(recipe.scorer, images=STEPS * recipe.scorer.batch),
         image_level=STEPS * recipe.gan.batch,
         feature_level=recipe.gan.batch,
+        joint_start=1.0,
         evaluations=1,
     )
     times: dict[str, list[tuple[float, int]]] = {}

@@ -157,6 +157,7 @@ class GanTask:
         self.classes, self.feedback = networks.classes, feedback
         self.generator = nn.ModuleList(level.generator for level in self.levels)
         self.discriminator = nn.ModuleList(self.discriminators)
+        self.norms = [each for each in self.generator.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]
         # Subtracted from real images; all computes in the parameters' precision, but for what autocast chooses.
         self.mean = pixel_mean(data.images, recipe.pixel_mean).to(next(self.generator.parameters()).dtype)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
@@ -207,8 +208,14 @@ class GanTask:
         top = self.levels[-1]
         return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
-    def generate(self, condition: Tensor) -> Generated:
-        """Every level's output, from the top down."""
+    def generate(self, condition: Tensor, averages: bool = True) -> Generated:
+        """Every level's output, from the top down.
+
+        Args:
+            averages: whether the running averages of batch normalisation move.
+        """
+        for norm in self.norms:
+            norm.track_running_stats = averages
         batch = Generated([], [], [])
         for level in reversed(self.levels):
             if batch.made:
@@ -258,7 +265,8 @@ class GanTask:
         real = self.real(self.index)
         condition = self.condition(real)
         self.beside.begin()
-        batch = self.generate(condition)
+        # The running averages move in generator steps alone (released code): here where one goes on with this batch.
+        batch = self.generate(condition, averages=not self.recipe.fresh_noise)
         self.batch = real, condition, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):

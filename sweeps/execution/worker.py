@@ -17,7 +17,7 @@ from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError
 from sgan.store.local import NO_ROOM
 from sgan.training.loop import Progress
-from sweeps.execution import memory
+from sweeps.execution import memory, mps
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import open_shared_store
 
@@ -57,6 +57,8 @@ class Job:
         )
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
+        if 0 < self.slots.gpus < 1:
+            mps.start(self.mark)  # before this process begins to use the GPU
         memory.cap(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store = open_shared_store(self.store, self.mark, platform.node())

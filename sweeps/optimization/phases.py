@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgan import presets
 from sgan.checks import as_json, content_key, require
-from sgan.presets import REAL_DATA_PAPER, VARIANTS
 from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.fit import check_networks
 from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, code_version, name, plan
@@ -64,7 +64,7 @@ class SearchRun:
 
     def __init__(self, search: Search, basis: Basis, store: Store, slots: int, units: int):
         self.options, self.basis, self.slots, self.units = search, basis, slots, units
-        template = basis.config(VARIANTS[search.variant].variant, search.seed)
+        template = basis.config(presets.VARIANTS[search.variant].variant, search.seed)
         varied = tuple(parse_varied(text, basis.recipe) for text in search.vary)
         chosen = (search.chosen_splits, search.ranges, search.zeros, varied)
         self.space = space = Space(search.variant, template, basis.recipe, *chosen)
@@ -117,7 +117,10 @@ class SearchRun:
         phase, seed = ("explore", self.options.seed) if seed is None else ("confirm", seed)
         one = trial(f"config-{number}", seed, self.space.config(dict(params), seed))
         title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params)
-        row = manifest.trial_row(one, phase, words, number, title, base_variant=self.options.variant)
+        default = self.space.fields(self.space.known_good())
+        changes = {field: value for field, value in self.space.fields(params).items() if value != default[field]}
+        changed = presets.Row(title, changes, self.options.variant)
+        row = manifest.trial_row(one, phase, words, number, changed, base_variant=self.options.variant)
         return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
     def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
@@ -234,9 +237,9 @@ class SearchRun:
             "started": time.time(),
             "settings": as_json(settings),
             "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
-            "paper_real": REAL_DATA_PAPER,
+            "paper_real": presets.REAL_DATA_PAPER,
             "search": None,
-            "default": "",
+            "scores": list(self.scores),
             "explored": searcher.ended,
             "decided": self.decided,
             "spent": self.spent(),

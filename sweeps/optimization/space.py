@@ -9,16 +9,17 @@ import functools
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sgan.checks import ConfigError, content_key, require
+from sgan.checks import ConfigError, content_key, require, with_fields
 from sgan.config import INNER_TAPS, Config, Recipe, Weights
 from sgan.presets import VARIANTS, configure
-from sweeps.planning.options import DEFAULT_CUTS, with_fields
+from sweeps.planning.options import DEFAULT_CUTS
 
 WEIGHTS = ("adversarial", "conditional", "entropy")
 SHORT = {"adversarial": "adv", "conditional": "cond", "entropy": "ent"}
@@ -165,6 +166,13 @@ class Space:
     def key(self, params: dict[str, Any]) -> str:
         """What tells two configs apart: weights of losses that are left out do not."""
         return content_key(self.config(params, 0))
+
+    def fields(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What params choose, as plain JSON by the dotted names of a row's changes."""
+        weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(dict(params))).items()}
+        cuts = "through" if VARIANTS[self.variant].variant.through else "cuts"
+        varied = {field: params[field] for field, _ in self.varied}
+        return {cuts: list(SPLITS[params["split"]]), **weights, **varied}
 
     def title(self, params: dict[str, Any]) -> str:
         """A config in words."""

@@ -10,12 +10,16 @@ from sgan.checks import require
 from sgan.config import Config, Recipe, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
+from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
 from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
+
+BATCHES = ("encoder", "scorer", "gan", "joint")
+"""Fields of a recipe that have a batch."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,9 @@ class Basis:
         seed: int,
         weights: Weights | None = None,
         cuts: tuple[str, ...] = DEFAULT_CUTS,
-        recipe: Recipe | None = None,
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, recipe or self.recipe)
+        shared = (self.dataset, self.row, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
 
     @property
@@ -66,7 +69,7 @@ def prepare(options: Options, gpus: int) -> Basis:
         ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
     """
     dataset_name, recipe_name, why = options.choose(gpus)
-    row = options.row(dataset_name)
+    row = options.dataset_row(dataset_name)
     inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
@@ -78,16 +81,25 @@ def prepare(options: Options, gpus: int) -> Basis:
             f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
             "many times as long as in float32"
         )
-    batch = max(part.batch for part in (recipe.encoder, recipe.scorer, recipe.gan, recipe.joint))
-    require(batch <= len(data.images), f"a batch must be at most the {len(data.images)} training images, not {batch}")
+    check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
         what = f"folder {folder.name} ({len(data.images):,} training images, {row.size}x{row.size})"
+        why += f"\n  data    {describe(folder)}"
     notes = [f"recipe {recipe_name}"]
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
     notes += [*(["exact Inception scores"] * inception), *options.override]
     dataset = row.scaled(options.width)
     return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    """Raise ConfigError where a batch is larger than the training set."""
+    large = [part for part in BATCHES if getattr(recipe, part).batch > images]
+    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
+    fitting = " ".join(f"{part}.batch={images}" for part in large)
+    enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
+    require(not large, f"{enough}, or more images")
 
 
 def chosen_options(

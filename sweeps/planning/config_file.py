@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,9 @@ def words(options: Options) -> str:
     parts = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name in (*CHOSEN, "data", "inception_weights", "variants") and value != field.default:
+        if field.name == "row":
+            parts += [word for row in value for word in (flag(field.name), *row)]
+        elif field.name in (*CHOSEN, "data", "inception_weights", "variants", "rows") and value != field.default:
             parts += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(parts)
 
@@ -49,33 +52,30 @@ class BestConfig:
 
     Attributes:
         variant: the variant of the search.
-        base_override: the first of the overrides, which every trial of the search had.
         config: the complete config, of one of its seeds.
         provenance: study, trial, commit and confirmed scores.
     """
 
     variant: Annotated[str, one_of(*VARIANTS)]
     options: ChosenOptions
-    base_override: tuple[str, ...]
     config: Config
     provenance: dict[str, Any]
 
     def __post_init__(self):
         require(isinstance(self.provenance.get("study"), str), f"provenance.study is missing: {self.provenance!r:.99}")
-        first = self.options.override[: len(self.base_override)]
-        require(self.base_override == first, f"base_override must be {first}, but got {self.base_override}")
 
     def matches(self, options: Options) -> bool:
         """Whether these are the file's options, with no change."""
         return all(getattr(options, name) == getattr(self.options, name) for name in CHOSEN)
 
-    def check(self, config: Config) -> None:
-        """Raise ConfigError, with the field, where the file's config differs from the one that its options make."""
+    def check(self, config: Config, path: Path | None) -> None:
+        """Raise ConfigError, with the field, where the config of the file `path` differs from the one that its options
+        make."""
         found = difference(as_json(self.config), as_json(config))
         if found:
             name, there, here = found
             raise ConfigError(
-                f"the config file means another config here: {name} is {there} in the file and {here} here; use the "
+                f"{path} means another config here: {name} is {there} in the file and {here} here; use the "
                 f"data and the commit ({self.provenance.get('commit')}) of the search, or give its options by hand"
             )
 
@@ -91,13 +91,17 @@ class BestConfig:
 
 
 def read(path: Path) -> BestConfig:
-    """Read a best.yaml; ConfigError, with the field, for a damaged one."""
+    """Read a best.yaml; ConfigError, with the field and the commit, for a damaged one or another version's."""
+    text = ""
     try:
-        content = json.loads(json.dumps(yaml.safe_load(path.read_text()), allow_nan=False))
+        text = path.read_text()
+        content = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
         return from_json(BestConfig, content)
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}") from error
+        commit = re.search(r"^  commit: (\S+)", text, re.MULTILINE)
+        origin = f"; it was written by commit {commit[1]}: use that, or search again" if commit else ""
+        raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}{origin}") from error
 
 
 def defaults(path: Path) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import as_json, content_key, require
+from sgan.presets import Row
 from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
+OF_VARIANT = ("title", "paper", "base", "changes")
+"""Entries of a trial that all seeds of its row have."""
 ROOT = Path(__file__).resolve().parents[2]
 NOTED = "clusters/COMMIT"
 """The commit that a cluster has the code of, in the checkout."""
@@ -55,7 +58,7 @@ def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
 
 def read(store: Store, key: str) -> dict[str, Any]:
     """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
-    and "variants", the name, title and paper's score of each row of its table.
+    and "variants", the name and OF_VARIANT of each row of its table.
 
     Raises:
         StoreError: a file of it is damaged.
@@ -63,7 +66,7 @@ def read(store: Store, key: str) -> dict[str, Any]:
     place = folder(store, key)
     store.fetch(place)
     rows = sorted(map(read_json, (place / "trials").glob("*.json")), key=lambda row: (row["rank"], row["seed"]))
-    variants = {row["variant"]: {"name": row["variant"], "title": row["title"], "paper": row["paper"]} for row in rows}
+    variants = {row["variant"]: {"name": row["variant"], **{each: row[each] for each in OF_VARIANT}} for row in rows}
     return read_json(place / HEAD, key=key) | {"trials": rows, "variants": list(variants.values())}
 
 
@@ -83,9 +86,7 @@ def find(address: str) -> tuple[Store, list[str]]:
     return store, found
 
 
-def trial_row(
-    trial: Trial, phase: str, rerun: str, rank: int, title: str, paper: str = "", base_variant: str = ""
-) -> dict[str, Any]:
+def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
     """A trial in the record of a sweep.
 
     `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
@@ -95,8 +96,7 @@ def trial_row(
         phase: "ablation", or "explore" or "confirm" in a search.
         rerun: the options of sweeps/ablation.py, without seeds, that run its config again.
         rank: the place of its variant in tables.
-        title: the variant in tables.
-        paper: the variant's Inception score in the paper.
+        row: its title in tables, the paper's score, and what it changes against which variant.
         base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
     """
     return {
@@ -104,8 +104,10 @@ def trial_row(
         "run": trial.id,
         "variant": trial.variant,
         "base_variant": base_variant or trial.variant,
-        "title": title,
-        "paper": paper,
+        "title": row.title,
+        "paper": row.paper,
+        "base": row.base,
+        "changes": row.changes,
         "rank": rank,
         "seed": trial.seed,
         "phase": phase,

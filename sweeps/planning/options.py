@@ -5,21 +5,21 @@ It imports nothing that takes seconds, so that --help is fast.
 
 import dataclasses
 import errno
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
-from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
+from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
-from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, folder_row, recipe_row
+from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
 from sgan.shapes import Dataset, Width
+from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"
 Made = TypeVar("Made")
@@ -122,7 +122,7 @@ class Options:
 
         def build(gpus: int) -> Recipe:
             dataset, recipe, _ = self.choose(gpus)
-            return self.build_recipe(self.row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
+            return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
 
         return valid(lambda gpus=gpus: build(gpus) for gpus in (0, 1))
 
@@ -142,7 +142,7 @@ class Options:
         wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
         return self.scorer == "inception" or (self.scorer == AUTO and wanted)
 
-    def row(self, name: str) -> Dataset:
+    def dataset_row(self, name: str) -> Dataset:
         """The row of a dataset, at full width; DataError for a bad image folder."""
         if name != FOLDER:
             return DATASETS[name]
@@ -156,13 +156,7 @@ class Options:
     def build_recipe(self, dataset: Dataset, recipe: str, images: int, inception: bool = False) -> Recipe:
         """The recipe's row with --budget, the samples of Inception scores and --override."""
         fields: dict[str, Any] = {"samples": INCEPTION_SAMPLES} if inception else {}
-        for change in self.override:
-            name, equals, text = change.partition("=")
-            require(bool(equals), f"--override takes FIELD=VALUE, but got {change!r}")
-            try:
-                fields[name] = json.loads(text)
-            except (ValueError, RecursionError):
-                fields[name] = text  # a plain word
+        fields |= dict(assignment(change, "--override") for change in self.override)
         return with_fields(recipe_row(recipe, dataset, images).budget(self.budget), fields, "--override")
 
 
@@ -175,11 +169,17 @@ class Sweep(Options):
     train only what is new.
     """
 
-    variants: Annotated[tuple[Annotated[str, one_of(*VARIANTS)], ...], Field(min_length=1)] = tuple(
+    variants: tuple[Annotated[str, one_of(*VARIANTS)], ...] = tuple(
         name for name, row in VARIANTS.items() if row.default
     )
     """Rows of the ablation; beside the paper's six there are sgan-no-entropy, full-gan, sgan-unsupervised and
-    infogan."""
+    infogan. Without a name: those of --rows and --row alone."""
+    rows: tuple[FilePath, ...] = ()
+    """Files of rows of one's own beside them, such as sweeps/rows/released.yaml: each a base variant and the fields of
+    the variant or the recipe that it changes."""
+    row: tyro.conf.UseAppendAction[tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]] = ()
+    """One row of one's own: NAME base=sgan FIELD=VALUE ..., with fields such as weights.entropy, cuts, joint or
+    gan.fresh_noise."""
     seeds: PositiveInt = 3
     """Number of training seeds a variant."""
     first_seed: Seed = 0
@@ -198,12 +198,18 @@ class Sweep(Options):
         require(last <= 2**31 - 3, f"seeds must be at most {2**31 - 3}, but --first-seed and --seeds end at {last}")
         if self.weights:
             Weights(*self.weights)  # not all of them may be 0
+        require(bool(self.all_rows), "--variants names no variant, and there is no --rows or --row; name one")
         super().__post_init__()
 
     @property
     def loss_weights(self) -> Weights | None:
         """The weights of --weights, if any."""
         return Weights(*self.weights) if self.weights else None
+
+    @property
+    def all_rows(self) -> dict[str, Row]:
+        """The rows of the ablation by name: the variants, and one's own."""
+        return {name: VARIANTS[name] for name in self.variants} | own_rows(self.rows, self.row)
 
     @property
     def seed_range(self) -> range:
@@ -222,28 +228,6 @@ def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
     if errors and not made:
         raise errors[0]
     return made
-
-
-def with_fields(recipe: Recipe, values: Mapping[str, Any], option: str) -> Recipe:
-    """The recipe with other values, as plain JSON, in fields of these dotted names, checked together.
-
-    Raises:
-        ConfigError: an unknown field or a bad value; the message has the name of the option.
-    """
-    plain = as_json(recipe)
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        inner = plain
-        for parent in parents:
-            inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
-        known = last in inner and not isinstance(inner[last], dict)
-        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
-        require(known, f"no field {name!r} for {option}; here there are {', '.join(names)}")
-        inner[last] = value
-    try:
-        return from_json(Recipe, plain)
-    except ConfigError as error:
-        raise ConfigError(f"{option}: {error}") from error
 
 
 def status(command: Callable[[], int]) -> int:

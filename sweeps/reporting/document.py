@@ -2,6 +2,7 @@
 
 import base64
 import shlex
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -100,9 +101,10 @@ def keep(
 def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -> None:
     """Print the verdict, the table of five columns as wide as the terminal, and three lines: the report, how to open
     MLflow (`link`), and the next step (`then`)."""
-    console, found = console or Console(highlight=False), comparisons.contrasts(sweep)
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
+    found = comparisons.contrasts(sweep)
     headings, *rows = tables.headline(sweep, found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.MARKDOWN)
     for heading in headings:
         table.add_column(Text(heading))
     for row in rows:

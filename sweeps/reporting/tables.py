@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgan.evaluation.measures import BEST, LEADING
+from sgan.store import votes
 from sweeps.reporting.comparisons import OUTCOMES, SURE, Contrast, disagreements, p_value, worse_at_best
 from sweeps.reporting.results import ABSENT, SCORES, Statistics, Sweep, known
 
@@ -135,7 +136,10 @@ def caption(sweep: Sweep) -> str:
 
 def facts(sweep: Sweep) -> list[str]:
     """What to know about the scores, a line each."""
-    return [*disagreements(sweep), *_scored(sweep), *_origin(sweep)]
+    trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
+    told = {trials[stage]: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
+    people = [f"Visual Turing test: {title}: {tally}." for title, tally in told.items()]
+    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
 
 
 def changes(sweep: Sweep) -> Rows:
@@ -156,6 +160,7 @@ def commands(sweep: Sweep, store: str) -> list[str]:
     for leader in list(sweep.ranking)[:1]:
         trial = next(row["trial"] for row in sweep.of(leader).to_dict("records") if row["outcome"] == "done")
         lines.append(f"python -m sgan.sample {trial} --store {address} --out samples.png")
+        lines.append(f"python -m sgan.turing_test {trial} --store {address}")
     return [*lines, f"python sweeps/best.py {address}", f"python sweeps/report.py {address} --out RESULTS.md"]
 
 

@@ -88,6 +88,17 @@ def test_mnist_is_what_its_files_hold(tmp_path):
     assert data.labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize("named", ["MNIST", "MNIST/raw"])
+def test_the_folder_of_the_files_may_be_named_itself(tmp_path, named, monkeypatch):
+    mnist(tmp_path)
+    expected = read(DATASETS["mnist"], tmp_path).digest
+    assert read(DATASETS["mnist"], tmp_path / named).digest == expected
+    monkeypatch.chdir(tmp_path / named)
+    read.cache_clear()
+    assert read(DATASETS["mnist"], Path(".")).digest == expected
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["MNIST", "raw", *FILES])
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_a_changed_byte_in_any_file_is_other_data(tmp_path, file):
     raw, _ = mnist(tmp_path)

@@ -1,6 +1,9 @@
 """Image folders made by the tests: what is read from them, and each fault one clear error that names the file."""
 
 import itertools
+import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,11 @@ from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
 from sgan.presets import folder_row
-from sweeps.planning.ablation import plan_ablation
+from sgan.store.local import Store
+from sweeps.planning.ablation import plan_ablation, summary
 from sweeps.planning.options import Sweep
+
+BATCHES = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
@@ -85,6 +91,43 @@ def test_train_and_test_folders_are_the_parts(root, tmp_path_factory):
     assert "only one has birds" in refused(both)
 
 
+def split(root: Path, place: Path, *names: str) -> Path:
+    """The two classes of `root` in folders of these names."""
+    for name in names:
+        for label in ("cats", "dogs"):
+            (place / name / label).mkdir(parents=True)
+            for index in range(5):
+                picture(seed=index).save(place / name / label / f"{index}.png")
+    return place
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val"), ("training", "validation"), ("Train", "Test"), ("train", "valid"), ("train", "dev")]
+)
+def test_the_folders_of_a_split_are_parts_whatever_their_names(root, names, tmp_path_factory):
+    place = split(root, tmp_path_factory.mktemp("split"), *names)
+    assert class_names(place) == ("cats", "dogs")
+    assert [len(part) for part in read(place, 8, 1)] == [10, 10, 10, 10]
+
+
+def test_of_three_parts_two_are_used_and_the_third_is_told(root, tmp_path_factory):
+    place = split(root, tmp_path_factory.mktemp("split"), "train", "val", "test")
+    (place / "labels.csv").write_text("about")
+    words = "20 images of 2 classes (cats, dogs); left out: 2 beside train and test (labels.csv, val)"
+    assert image_folder.describe(place) == words
+
+
+@pytest.mark.parametrize("names", [("val", "test"), ("train", "training"), ("train",)])
+def test_the_folders_of_half_a_split_are_no_classes(root, names, tmp_path_factory):
+    place = split(root, tmp_path_factory.mktemp("split"), *names)
+    assert f"{place} holds no classes but parts of a split, {', '.join(sorted(names))}; it needs" in refused(place)
+
+
+def test_a_class_may_be_called_train(root):
+    (root / "cats").rename(root / "train")
+    assert class_names(root) == ("dogs", "train")
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "RGBA"])
 def test_every_mode_becomes_the_channels_asked_for(root, mode):
     picture(mode).save(root / "cats" / ("odd.jpg" if mode == "CMYK" else "odd.png"))
@@ -120,12 +163,83 @@ def test_transparency_is_white_and_exif_turns_the_image(root):
 
 
 def test_hidden_files_are_passed_over(root):
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
         (root / "cats" / name).write_text("no image")
-    (root / ".git").mkdir()
+    for name in (".git", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir"):
+        (root / name).mkdir()
+        (root / "dogs" / name).mkdir()
     (root / "README.txt").write_text("about")
     assert class_names(root) == ("cats", "dogs")
     assert len(read(root, 32, 3)[0]) == 16
+
+
+def test_what_is_not_used_is_counted_and_named(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    picture().save(elsewhere / "linked.png")
+    (root / "cats" / "gone.png").symlink_to(root / "nothing")
+    (root / "cats" / "good.png").symlink_to(elsewhere / "linked.png")
+    (root / "dogs" / "more").symlink_to(elsewhere)
+    (root / "dogs" / "up").symlink_to(root)
+    os.mkfifo(root / "dogs" / "pipe")
+    (root / "dogs" / ".hidden").touch()
+    (root / "README.txt").touch()
+    assert image_folder.describe(root) == (
+        "21 images of 2 classes (cats, dogs); left out: 1 beside the class folders (README.txt); "
+        "2 links to nothing, pipes or sockets (gone.png, pipe); 1 hidden or left by a system (.hidden); "
+        "2 links to folders (more, up)"
+    )
+    images, _, test_images, _ = read(root, 32, 3)
+    assert len(images) + len(test_images) == 21
+    for number in range(30):
+        (root / "cats" / f".{number:02}").touch()
+    assert "31 hidden or left by a system (.00, .01, " in image_folder.describe(root)
+    assert "and 21 more)" in image_folder.describe(root)
+
+
+def test_a_class_behind_a_link_is_one(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "cats").rename(elsewhere / "cats")
+    (root / "cats").symlink_to(elsewhere / "cats")
+    assert len(read(root, 32, 3)[0]) == 16
+
+
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+    def fail(path: Path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    assert f"{root} cannot be read (Permission denied)" in refused(root)
+
+
+def test_a_store_in_the_folder_is_no_class(root, monkeypatch):
+    monkeypatch.chdir(root)
+    Store("runs")
+    Store("cats/other")
+    sweep = Sweep(dataset="folder", data=Path("."), override=BATCHES)
+    assert class_names(Path(".")) == ("cats", "dogs")
+    ablation = plan_ablation(sweep, gpus=0)
+    line = "\n  data    20 images of 2 classes (cats, dogs); left out: 2 output stores (runs, other)\n"
+    assert line in summary(ablation, None, "runs", 2, "here")
+
+
+def test_a_phones_photo_of_several_pictures_is_its_first(root):
+    photo = picture()
+    photo.save(root / "cats" / "photo.jpg", format="MPO", save_all=True, append_images=[picture(seed=1)], quality=95)
+    with Image.open(root / "cats" / "photo.jpg") as image:
+        assert (image.format, getattr(image, "n_frames", 1)) == ("MPO", 2)
+        assert np.array_equal(np.asarray(image_folder.read_image(root / "cats" / "photo.jpg", 3)), np.asarray(image))
+    assert len(read(root, 32, 3)[0]) == 17
+
+
+def deep_colours() -> bytes:
+    """A PNG of 2x2 pixels with 16 bits a channel, which Pillow cannot write: the PNG specification, section 5."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(2 * (b"\0" + 12 * b"\x80"))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_each_broken_or_odd_file_is_named(root):
@@ -210,10 +324,13 @@ def test_sizes_and_channels_that_cannot_be_are_refused(root, options, words):
 
 def test_a_sweep_over_a_folder_says_what_it_is(root):
     sweep = Sweep(dataset="folder", data=root, image_size=12, channels=1, seeds=1, override=("gan.batch=8",))
-    with pytest.raises(ConfigError, match="at most the 16 training images"):
+    with pytest.raises(ConfigError) as caught:
         plan_ablation(sweep, gpus=0)
-    batches = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
-    resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=batches), gpus=0)
+    assert str(caught.value) == (
+        "a batch must be at most the 16 training images, but got encoder.batch=64, scorer.batch=64, joint.batch=64; "
+        "give --override encoder.batch=16 scorer.batch=16 joint.batch=16, or more images"
+    )
+    resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=BATCHES), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
     assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
     bad: dict[str, Any]
@@ -231,9 +348,10 @@ def odd_files(folder: Path) -> dict[str, tuple[bool, bytes]]:
     picture().save(folder / "frame.gif")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "deep.png")
     Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "float.tif")
+    (folder / "colours.png").write_bytes(deep_colours())
     (folder / "torn.png").write_bytes((folder / "L.png").read_bytes()[:80])
     (folder / "notes.txt").write_text("no image")
-    refused = ("frames.gif", "deep.png", "float.tif", "torn.png", "notes.txt")
+    refused = ("frames.gif", "deep.png", "colours.png", "float.tif", "torn.png", "notes.txt")
     return {path.name: (path.name not in refused, path.read_bytes()) for path in folder.iterdir()}
 
 
@@ -248,7 +366,7 @@ def fault(use: Callable[[], object]) -> str:
 def test_scores_of_a_folder_take_and_refuse_the_files_that_training_does(root, tmp_path_factory):
     """Each odd file alone among images that can be read."""
     expected = odd_files(tmp_path_factory.mktemp("odd"))
-    assert (len(expected), sum(fine for fine, _ in expected.values())) == (12, 7)
+    assert (len(expected), sum(fine for fine, _ in expected.values())) == (13, 7)
     for name, (fine, content) in expected.items():
         victim = root / "cats" / name
         victim.write_bytes(content)
@@ -274,3 +392,17 @@ def test_scores_see_the_pixels_that_training_sees_at_each_images_own_size(root):
     square = rows(*(image[None].numpy() for image in images if image.shape[1:] == (32, 32)))
     trained, _, tested, _ = read(root, 32, 3)
     assert set(square) <= set(rows(trained, tested))
+
+
+def test_scores_of_fewer_images_than_asked_for_are_refused(root):
+    with pytest.raises(ConfigError) as caught:
+        metrics.find(str(root / "cats"), "train", root, 1000)
+    assert str(caught.value).startswith(f"{root / 'cats'} holds 10 images; ")
+    assert "--samples as many as it says" in str(caught.value)
+    assert len(metrics.find(str(root), "train", root, 12).images) == 12
+
+
+def test_scores_say_what_is_left_out(root, capsys):
+    (root / "cats" / "gone.png").symlink_to(root / "nothing")
+    metrics.find(str(root), "train", root, None)
+    assert capsys.readouterr().err == f"{root}: left out: 1 links to nothing, pipes or sockets (gone.png)\n"

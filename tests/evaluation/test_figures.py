@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAPER, TINY
+from PIL import Image
 from torch import Tensor, nn
 
 from sgan.config import IMAGE, LABEL, Codes
 from sgan.data.batches import to_input
 from sgan.evaluation import grid
-from sgan.evaluation.figures import COLUMNS, Figure, neighbours, real, samples
+from sgan.evaluation.figures import COLUMNS, WORDS, Figure, class_names, neighbours, real, samples
 from sgan.evaluation.grid import nearest
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, descend, label_condition, unfolded
+from sgan.presets import DATASETS
 
 K = 10
+NAMES = tuple("abcdefghij")
 
 
 class Toy(nn.Module):
@@ -47,7 +50,7 @@ def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[L
 
 def cells(figure: Figure) -> np.ndarray:
     """Pixel values in [0, 1], (rows, columns, 64)."""
-    return figure.images.float().div(255).reshape(-1, figure.columns, 64).numpy()
+    return figure.images.float().div(255).reshape(-1, len(figure.words.columns), 64).numpy()
 
 
 def constant(values: np.ndarray, axis: int) -> bool:
@@ -60,7 +63,7 @@ TAPS = {1: (IMAGE, LABEL), 2: (IMAGE, "fc3", LABEL), 3: (IMAGE, "pool2", "fc3", 
 @pytest.mark.parametrize("depth", TAPS)
 def test_each_figure_holds_fixed_what_its_name_says(depth):
     """Pixel i is the noise of level i, from the image up; the label follows."""
-    drawn = samples(stack(*TAPS[depth]), "running", K)
+    drawn = samples(stack(*TAPS[depth]), "running", NAMES)
     label = np.eye(K)[:, None].repeat(COLUMNS, 1)
     for name, figure in drawn.items():
         found = cells(figure)
@@ -88,16 +91,16 @@ def test_each_figure_holds_fixed_what_its_name_says(depth):
 
 
 def test_a_stack_without_labels_has_no_label_to_move():
-    drawn = samples(stack(*TAPS[2], labels=False), "running", K)
+    drawn = samples(stack(*TAPS[2], labels=False), "running", NAMES)
     assert set(drawn) == {"classes", "fixed_condition", "fixed_noise", "interpolation_noise"}
     assert all(not cells(figure)[:, :, 2:].any() for figure in drawn.values())
-    single = samples(stack(*TAPS[1], labels=False), "running", K)
+    single = samples(stack(*TAPS[1], labels=False), "running", NAMES)
     assert set(single) == {"classes", "interpolation_noise"}  # nor a condition to hold
 
 
 def test_codes_are_shown_one_by_one():
     """z: one plain number, 4 values of the categorical code, 2 continuous codes."""
-    drawn = samples(stack(IMAGE, LABEL, labels=False, codes=Codes(4, 2)), "running", 4)
+    drawn = samples(stack(IMAGE, LABEL, labels=False, codes=Codes(4, 2)), "running", NAMES[:4])
     rows = np.eye(4)[:, None].repeat(COLUMNS, 1)
     found = cells(drawn["codes"])
     assert np.array_equal(found[:, :, 1:5], rows)
@@ -118,7 +121,7 @@ def test_a_chained_generator_is_drawn_as_its_levels():
     chain = Level(IMAGE, LABEL, Chain(parts), through=("fc3",))
     plain = [Level(IMAGE, "fc3", parts[0]), Level("fc3", LABEL, parts[1])]
     assert [(level.low, level.high) for level in unfolded([chain])] == [(IMAGE, "fc3"), ("fc3", LABEL)]
-    ours, theirs = (samples(levels, "running", K) for levels in ([chain], plain))
+    ours, theirs = (samples(levels, "running", NAMES) for levels in ([chain], plain))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name].images, theirs[name].images) for name in ours)
     condition = label_condition(chain, torch.arange(6), K)
@@ -137,10 +140,10 @@ def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
     generator = Generator(TINY, PAPER, IMAGE, LABEL)
     levels = [Level(IMAGE, LABEL, generator)]
     before, state = {k: v.clone() for k, v in generator.state_dict().items()}, torch.get_rng_state()
-    first = samples(levels, statistics, K)
+    first = samples(levels, statistics, NAMES)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    second = samples(levels, statistics, K)
+    second = samples(levels, statistics, NAMES)
     assert all(torch.equal(first[name].images, second[name].images) for name in first)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert generator.training
@@ -152,9 +155,9 @@ def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
     encoder = Encoder(TINY, 0.2)
     some = digits.images[:300]
     levels = [Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))]
-    figure = neighbours(levels, "running", K, some, encoder, encoder.features(some, ("fc3",))["fc3"])
+    figure = neighbours(levels, "running", NAMES, some, encoder, encoder.features(some, ("fc3",))["fc3"])
     triples = figure.images.reshape(-1, 3, 1, 8, 8)
-    assert figure.columns == 9
+    assert len(figure.words.columns) == 9
     assert len(triples) == 30
     with torch.no_grad():
         views = [lambda x: x.float().flatten(1), lambda x: encoder(to_input(x, encoder.mean), IMAGE, "fc3")]
@@ -171,7 +174,30 @@ def test_an_image_is_its_own_nearest_neighbour(digits):
 
 
 def test_real_images_come_by_class(digits):
-    figure = real(digits, K)
+    figure = real(digits, NAMES)
     known = {image.numpy().tobytes(): int(label) for image, label in zip(digits.images, digits.labels, strict=True)}
     found = [known[image.numpy().tobytes()] for image in figure.images]
     assert found == [label for label in range(K) for _ in range(COLUMNS)]
+
+
+def test_every_figure_says_what_it_shows_and_what_to_look_for(digits, tmp_path):
+    """Title, axis, captions, a heading for each column, a label for each row, and about 900 pixels."""
+    words = {"unlabelled"}
+    for levels in (stack(*TAPS[2]), stack(*TAPS[2], labels=False), stack(*TAPS[1], labels=False, codes=Codes(10, 2))):
+        drawn = samples(levels, "running", NAMES) | {"real": real(digits, NAMES)}
+        for name, figure in drawn.items():
+            assert all((figure.words.title, figure.words.along, figure.words.caption))
+            assert len(figure.words.rows) * len(figure.words.columns) == len(figure.images)
+            figure.save(tmp_path / f"{name}.png")
+            with Image.open(tmp_path / f"{name}.png") as picture:
+                assert 840 <= picture.width <= 960
+        words |= set(drawn)
+    assert words | {"neighbours"} == set(WORDS)
+    named = samples(stack(*TAPS[2]), "running", NAMES)
+    assert named["classes"].words.rows == NAMES
+    assert named["interpolation_labels"].words.rows[8:] == ["i to j", "j to a"]
+    unnamed = samples(stack(*TAPS[2], labels=False), "running", NAMES)["classes"].words
+    assert unnamed.rows[0] == "row 1"
+    assert unnamed.title == WORDS["unlabelled"].title
+    assert class_names(DATASETS["cifar10"])[9] == "truck"
+    assert class_names(DATASETS["svhn"]) == tuple("0123456789")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import PAPER, RELEASED, TINY, named_recipe
@@ -23,6 +25,7 @@ from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import STAGE_FILE, Store
+from sweeps.mlflow_view.sgan_sampler import Sampler
 
 STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
     "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
@@ -99,12 +102,38 @@ def test_last_and_best(folder):
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [([10], "label 10 is no class of this model; its classes are 0 to 9"), ([-1], "label -1"), ([], "at least one")],
+    [
+        ([10], "label 10 is no class of this model; its classes are 0 to 9"),
+        ([-1], "label -1"),
+        ([], "at least one"),
+        (0, "at least one"),
+        (-3, "at least one whole number in a row, but got -3"),
+        ("3", "whole numbers, but got '3'"),
+        (None, "whole numbers, but got None"),
+        ([1.5], "whole number"),
+        ([[1]], "in a row"),
+    ],
 )
 def test_labels_that_the_model_does_not_have_are_refused(folder, labels, words):
     with pytest.raises(ModelError) as caught:
         sgan.load(folder).sample(labels)
     assert words in str(caught.value)
+
+
+def test_seeds_devices_and_weights_that_are_not_there_are_refused(folder):
+    found = sgan.load(folder)
+    for seed in ("x", 1.5, 2**64, None):
+        with pytest.raises(ModelError, match="whole numbers"):
+            found.sample([1], seed)
+    for device in ["nonsense", *([] if torch.cuda.is_available() else ["cuda", "cuda:7"])]:
+        with pytest.raises(ModelError, match=rf"device '{device}' cannot be used here \(.*\); use 'cpu'") as caught:
+            sgan.load(folder, device=device)
+        assert "\n" not in str(caught.value)
+    sampler = Sampler({"last": found})
+    images = sampler.predict(pandas.DataFrame({"label": [3]}), {"which": "last"})
+    assert np.array_equal(images[0].transpose(2, 0, 1), found.sample([3])[0].numpy())
+    with pytest.raises(ModelError, match="which must be one of last, but got 'foo'"):
+        sampler.predict(pandas.DataFrame({"label": [3]}), {"which": "foo"})
 
 
 def test_damage_is_named(folder, tmp_path):

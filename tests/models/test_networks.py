@@ -268,7 +268,7 @@ def test_a_generator_without_labels_is_given_nothing():
 
 
 @pytest.mark.parametrize("name", ["G1", "G0", "D1", "D0", "E"])
-def test_weights_start_as_released(name):
+def test_weights_start_as_in_the_released_independent_training(name):
     torch.manual_seed(0)
     module = network("mnist", name, "cpu")
     std = 0.01 if name == "E" else 0.02
@@ -283,6 +283,27 @@ def test_weights_start_as_released(name):
             assert part.momentum == 0.1
             assert (part.weight == 1).all()
             assert not part.bias.any()
+
+
+@pytest.mark.parametrize(("name", "low"), [("D1", "fc3"), ("D0", IMAGE)])
+def test_discriminators_start_as_in_the_released_joint_training_on_mnist(name, low):
+    """Convolutions N(0, 0.01) and leaky; all else Glorot-uniform, U(-a, a) with a^2 = 6 / (inputs + outputs), of which
+    the standard deviation is a / sqrt(3); hidden layers of that with ReLU."""
+    torch.manual_seed(0)
+    module = Discriminator(DATASETS["mnist"], named_recipe("released", "mnist").joint, low)
+    parts = [part for part in module.trunk if isinstance(part, (nn.Linear, nn.Conv2d, nn.LeakyReLU))]
+    for part, after in itertools.pairwise(parts):
+        if isinstance(after, nn.LeakyReLU):
+            assert after.negative_slope == (0.2 if isinstance(part, nn.Conv2d) else 0.0)
+    for part in (*parts, module.logits, module.q):
+        if isinstance(part, nn.Conv2d):
+            assert part.weight.std().item() == pytest.approx(0.01, rel=5 / math.sqrt(2 * part.weight.numel()))
+        elif isinstance(part, nn.Linear):
+            bound, count = math.sqrt(6 / (part.in_features + part.out_features)), part.weight.numel()
+            assert 0.9 * bound < part.weight.abs().max().item() <= bound
+            assert part.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(2 * count))
+    counts = {"D1": 0, "D0": 3}
+    assert sum(isinstance(part, nn.Conv2d) for part in parts) == counts[name]
 
 
 def test_a_bias_stands_where_no_batch_normalisation_does():

@@ -33,7 +33,7 @@ def write(folder: Path) -> Path:
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
     path = folder / "best.yaml"
     options = chosen_options(CHOSEN, basis, CUTS, Weights(*WEIGHTS), VARIED)
-    config_file.BestConfig("sgan", options, BASE, config, provenance).write(path)
+    config_file.BestConfig("sgan", options, config, provenance).write(path)
     return path
 
 
@@ -46,22 +46,33 @@ def planned(path: Path) -> Ablation:
     return plan_ablation(Sweep(**config_file.defaults(path), config=path), 0)
 
 
-def test_the_ablation_runs_what_the_file_says_and_knows_the_default_lambdas(written: Path):
+def test_the_ablation_runs_what_the_file_says(written: Path):
     found = planned(written)
     expected = plan_ablation(CHOSEN, 0)
     assert [trial.config for trial in found.trials] == [trial.config for trial in expected.trials]
     assert found.key == expected.key
     assert found.search is not None
     assert found.search["study"] == "sgan-0123"
-    default = Sweep(dataset="digits", recipe="laptop", override=BASE)
-    assert found.default_key == plan_ablation(default, 0).key
-    assert "--weights" not in found.default_command
-    assert "image_noise" not in found.default_command
 
 
 def test_an_option_beside_the_file_makes_it_another_sweep(written: Path):
     other = dataclasses.replace(Sweep(**config_file.defaults(written), config=written), weights=(1.0, 1.0, 10.0))
     assert plan_ablation(other, 0).search is None
+
+
+def test_a_file_of_another_version_is_named_with_its_commit(written: Path, tmp_path: Path):
+    path, content = tmp_path / "other.yaml", yaml.safe_load(written.read_text())
+    content["config"]["recipe"]["gan"]["later"] = 1
+    path.write_text(yaml.safe_dump(content))
+    words = "config.recipe.gan.later is no known field; it was written by commit abc: use that, or search again"
+    with pytest.raises(ConfigError) as caught:
+        config_file.read(path)
+    assert str(caught.value) == f"{path} cannot be read as the config file of a search: {words}"
+    content = yaml.safe_load(written.read_text())
+    content["config"]["data"] = "other"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"other\.yaml means another config here: data is other .*commit \(abc\)"):
+        planned(path)
 
 
 def leaves(value: Any, path: tuple = ()) -> list[tuple]:

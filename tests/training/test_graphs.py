@@ -9,10 +9,13 @@ from test_train import STEPS, few, gan_task  # noqa: F401  # a fixture
 
 from sgan.models.encoder import Encoder
 from sgan.training.checkpoint import task_tensors
-from sgan.training.cuda_graphs import EAGER
+from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.steps import ClassifierTask, GanTask, Networks
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs"),
+]
 
 
 def on_gpu(case: str, data, precision: str, graphs: bool) -> GanTask:
@@ -54,3 +57,19 @@ def test_graphs_and_python_train_the_same_classifier(objective, few):  # noqa: F
         encoder = Encoder(TINY, 0.2, classes=4 if objective == "rotation" else None).cuda()
         tasks.append(ClassifierTask(encoder, few.to("cuda"), recipe, 3, graphs))
     same(*tasks)
+
+
+def test_a_phase_that_cannot_be_recorded_goes_on_launched():
+    """It waits for the GPU, which no recording may."""
+    total = torch.zeros((), device="cuda")
+
+    def phase() -> dict[str, torch.Tensor]:
+        total.add_(1)
+        assert total.item() > 0
+        return {"total": total}
+
+    phases = Phases(total.device)
+    with pytest.warns(UserWarning, match="training goes on without CUDA graphs"):
+        found = [phases("phase", phase)["total"].item() for _ in range(EAGER + 3)]
+    assert found == list(range(1, EAGER + 4))
+    assert torch.rand(3, device="cuda").isfinite().all()  # the generator of the failed recording is replaced

@@ -36,7 +36,7 @@ from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, name, plan
 from sgan.stages.kinds import joint
-from sgan.stages.kinds.level import START_FILE
+from sgan.stages.kinds.level import START_FILE, build
 from sgan.stages.run import run_trial
 from sgan.store.local import Store
 from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
@@ -79,9 +79,12 @@ def test_the_two_recipes_of_cifar10_differ_in_just_the_facts_of_the_released_cod
 
 def test_the_released_recipe_of_mnist():
     paper, released = (leaves(named_recipe(recipe, "mnist")) for recipe in ("paper", "released"))
-    differ = {field for field in paper if paper[field] != released[field]}
-    assert differ == {"name", "gan.adam.eps_in_root", "joint.adam.eps_in_root", "feedback", "fresh_adam"}
-    assert released["feedback"] == 0.0
+    gan = {"adam.eps_in_root": (False, True), "discriminator_scale": (1.0, 0.5), "fresh_noise": (False, True)}
+    expected: dict[str, Any] = {f"{part}.{field}": each for part in ("gan", "joint") for field, each in gan.items()}
+    expected |= {"joint.dense_slope": (0.2, 0.0), "joint.dense_glorot": (False, True)}
+    expected |= {"joint.convolution_std": (None, 0.01), "joint_start": (1.0, 0.0), "fresh_adam": (False, True)}
+    expected |= {"feedback": (1.0, 0.0), "name": ("paper", "released")}
+    assert {field: (paper[field], released[field]) for field in paper if paper[field] != released[field]} == expected
 
 
 def test_svhn_follows_cifar10_but_digits_are_not_mirrored():
@@ -165,6 +168,31 @@ def test_the_joint_stage_goes_on_with_the_levels_adam_or_starts_it_afresh(recipe
             assert set(one) == {"step", "exp_avg", "exp_avg_sq"}
             assert all(torch.equal(one[key], other[key]) for key in one)
         assert any(one["exp_avg"].abs().max() > 0 for one in found)
+
+
+def test_a_joint_stage_from_scratch_needs_no_level_and_starts_with_weights_of_its_own(root, monkeypatch):
+    """Those that its levels start with, and no Adam state."""
+    recipe = tiny_recipe(steps=2, joint_start=0.0, fresh_adam=False)
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def train(task: GanTask, *rest: Any):
+        assert not any(optimiser.state for optimiser in task.optimisers.values())
+        begun.append(task.modules["generator"].state_dict())
+        begun[-1] = {key: value.clone() for key, value in begun[-1].items()}
+        yield from original(task, *rest)
+
+    original = joint.train
+    monkeypatch.setattr(joint, "train", train)
+    trial = tiny_plan(recipe)
+    assert finish(trial, root) == ["joint", "score"]
+    built, _ = build(trial.score.levels, recipe.joint, read(DATASETS["digits"], Path()), "cpu")
+    wanted = torch.nn.ModuleList(level.generator for level in built).state_dict()
+    assert begun[0].keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in begun[0].items())
+    alone = tiny_plan(recipe, replace(STACK, joint=False))
+    assert finish(alone, root) == ["level1", "level0", "score"]
+    files = Store(root).facts(name(alone.score.levels[0]))["files"]
+    assert START_FILE not in files
 
 
 def test_levels_keep_adams_state_only_for_a_joint_stage_that_wants_it(root):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import BATCH, CLASSIFIER, PAPER, RELEASED, TINY
@@ -33,6 +34,7 @@ SEED = 3
 ADV, ADV_ENT, ALL = Weights(1, 0, 0), Weights(1, 0, 10), Weights()
 RULE = ((9.0, 1), (0.5, 3), (0.0, 5))
 """Three generator steps at the losses with which training starts."""
+MNIST_RELEASED = dataclasses.replace(PAPER, discriminator_scale=0.5, fresh_noise=True, dense_slope=0.0)
 JOINT_RELEASED = dataclasses.replace(RELEASED, hidden_noise=0.2, dropout=0.3, generator_steps=RULE)
 
 
@@ -132,7 +134,12 @@ class ReferenceGan:
             Z = logits.exp().sum(1)
             return Z / (Z + 1)
 
+        averages = copy.deepcopy([dict(G.named_buffers()) for G in self.G])
         made, noise = self.generate(condition)
+        if r.fresh_noise:  # running averages move in generator steps alone, and none goes on with this batch
+            for G, kept in zip(self.G, averages, strict=True):
+                for name, buffer in G.named_buffers():
+                    buffer.copy_(kept[name])
         updates, halves = [], []
         for i, D in enumerate(self.D):
             real, _ = D(h[levels[i].low])
@@ -197,7 +204,7 @@ STEPS = {
     "released, level on features": (("fc3", LABEL), RELEASED, ALL, 1.0, True),
     "released, joint": ((IMAGE, "fc3", LABEL), JOINT_RELEASED, ALL, 0.01, True),
     "released, joint, without the conditional loss": ((IMAGE, "fc3", LABEL), JOINT_RELEASED, ADV_ENT, 0.01, True),
-    "released, joint as on MNIST": ((IMAGE, "fc3", LABEL), PAPER, ALL, 0.0, True),
+    "released, joint as on MNIST": ((IMAGE, "fc3", LABEL), MNIST_RELEASED, ALL, 0.0, True),
 }
 
 
@@ -220,6 +227,26 @@ def test_steps_are_those_of_the_equations(case, few, float64):
             torch.testing.assert_close(
                 tensor, wanted, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_running_averages_move_by_a_tenth_once_in_each_generator_step_and_in_no_other(fresh, few, float64):
+    """NumPy: the first layer of G1 is given [y, z], where z is the discriminator step's draw or, afresh, the second."""
+    task = gan_task(few, ("fc3", LABEL), dataclasses.replace(PAPER, fresh_noise=fresh))
+    parts = task.levels[0].generator.modules()
+    linear = next(part for part in parts if isinstance(part, nn.Linear))
+    norm = next(part for part in parts if isinstance(part, nn.BatchNorm1d))
+    mean, variance = np.zeros(linear.out_features), np.ones(linear.out_features)
+    for step in range(3):
+        torch.manual_seed(step_seed(SEED, step))
+        noise = [torch.rand(BATCH, TINY.gan.feature_noise).numpy() for _ in range(2)]
+        labels = np.eye(10)[few.labels[task.batches[step]].numpy()]
+        h = np.concatenate([labels, noise[fresh]], 1) @ linear.weight.detach().numpy().T
+        mean, variance = 0.9 * mean + 0.1 * h.mean(0), 0.9 * variance + 0.1 * h.var(0, ddof=1)
+        task.step(step)
+        found = norm.state_dict()
+        np.testing.assert_allclose(found["running_mean"].numpy(), mean, rtol=1e-10)
+        np.testing.assert_allclose(found["running_var"].numpy(), variance, rtol=1e-10)
 
 
 def upper_gradients(data: Data, feedback: float, weights: Weights) -> list[Tensor]:

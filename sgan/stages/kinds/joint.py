@@ -13,18 +13,19 @@ from sgan.training.steps import GanTask, Networks, role_seed
 
 
 def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Train the stack from its levels' weights, and from their Adam states where the recipe says so."""
+    """Train the stack from new weights, or from its levels', and from their Adam states where the recipe says so."""
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
-    states = [context.tensors(level, file) for level in stage.levels]
     levels, discriminators = build(stage.levels, recipe, data, context.device)
-    for level, discriminator, tensors in zip(levels, discriminators, states, strict=True):
+    states = [] if stage.scratch else [context.tensors(level, file) for level in stage.levels]
+    begun = list(zip(levels, discriminators, states, strict=not stage.scratch))
+    for level, discriminator, tensors in begun:
         load_modules(generators([level]) | {"discriminator": nn.ModuleList([discriminator])}, tensors)
     networks = Networks(levels, discriminators, load_encoder(first, context), first.dataset.classes)
     task = GanTask(networks, data, recipe, first.weights, role_seed(first.seed, "joint"), stage.feedback)
     if not stage.fresh_adam:
         place = dict.fromkeys(task.modules, 0)
-        for level, discriminator, tensors in zip(levels, discriminators, states, strict=True):
+        for level, discriminator, tensors in begun:
             load_optimisers(task, tensors, place)
             place["generator"] += len(list(level.generator.parameters()))
             place["discriminator"] += len(list(discriminator.parameters()))

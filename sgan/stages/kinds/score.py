@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgan.config import IMAGE
-from sgan.evaluation import figures, grid
+from sgan.evaluation import figures
 from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
 from sgan.models import export as model
 from sgan.models.encoder import Encoder
@@ -44,9 +44,9 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
         model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
         if title == model.LAST:
             features = context.tensors(stage.scorer, REFERENCE_FILE)["features"]
-            known = (context.data, evaluation.scorer, features, evaluation.classes)
+            known = (figures.class_names(first.dataset), context.data, evaluation.scorer, features)
             for figure, drawn in figures.draw_all(levels, stage.sampling, *known).items():
-                grid.save(drawn.images, folder / FIGURES / f"{figure}.png", drawn.columns)
+                drawn.save(folder / FIGURES / f"{figure}.png")
     weights = context.facts(stage.scorer)["files"][MODEL_FILE]
     by_classes = scorer.fingerprint(stage.scorer, weights, stage.samples)
     judged = inception.fingerprint(stage.inception, stage.samples) if stage.inception else by_classes
