@@ -83,7 +83,7 @@ def _curves(sweep: Sweep) -> list[Plot]:
     if points.empty:
         return []
     many = max(len(sweep.values(name, LEADING)) for name in sweep.titles) >= QUARTILES_FROM
-    compute = "seconds" if points["flops"].hasnans else "flops"
+    compute = "flops" if any(points["flops"] > 0) else "seconds"
     for column, label, what in (
         ("images", "generator images", "At equal images, which curve is better, and do bands overlap?"),
         (

@@ -16,17 +16,17 @@ from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.state import JUDGING, alarm_of, records_of, scores_of, state_of
 
-TRAINING = {
+OF_TRAINING = {
     "train_seconds": Measure("Training (s)", 0, "lower", "seconds of all stages of a trial, shared or not"),
-    "generator_images": Measure("Generator images", 0, "", "images of the generators of images in training"),
+    "generator_images": Measure("Generator images", 0, "", "images that the generator of images was updated on"),
     "discriminator_steps": Measure("D steps", 0, "", "steps of all discriminators"),
     "generator_steps": Measure("G steps", 0, "", "steps of all generators"),
-    "flops": Measure("FLOPs", -1, "lower", "floating-point operations of training"),
+    "flops": Measure("FLOPs", -1, "lower", "floating-point operations of these steps"),
 }
 SCORES: dict[str, Measure] = {
     **MEASURES,
     **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
-    **TRAINING,
+    **OF_TRAINING,
 }
 """Every number of a trial, in the order of tables."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
@@ -140,7 +140,7 @@ def read(
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
     """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
-    seconds, flops (NaN where a stage has none), value.
+    seconds, flops, value.
 
     The joint stage goes on with the image level, so its images are added to those of the level. Seconds and FLOPs are
     those of all stages so far: a stack has trained its encoder and its levels above before its first image.
@@ -154,21 +154,21 @@ def curves(sweep: Sweep, score: str) -> pd.DataFrame:
             if facts["kind"] in JUDGING:
                 continue
             before, seen = 0, 0.0
-            for line in records[stage["label"]] if facts["makes_images"] else ():
+            for line in records[stage["label"]] if facts.get("generator_images") else ():
                 # A discriminator's step has that many steps of the generator, on average since the last line.
-                seen += (line["images"] - before) * line["metrics"].get("generator_steps", 1.0)
+                seen += (line["images"] - before) * line["metrics"].get("generator_steps", 0.0)
                 before, share = line["images"], line["images"] / max(facts["images"], 1)
                 value = line["metrics"].get(score)
                 # A judge of another command scored here; and what a joint stage begins with has been scored before.
                 if value is None or line.get("judge", "") not in judges or (images and not line["images"]):
                     continue
                 spent = {"seconds": seconds + share * facts["seconds"]}
-                spent |= {"flops": flops + share * (facts.get("flops") or float("nan"))}
+                spent |= {"flops": flops + share * facts.get("flops", 0)}
                 of = {"variant": trial["variant"], "seed": trial["seed"], "point": point, "images": images + seen}
                 rows.append({**of, **spent, "value": value})
                 point += 1
             images, seconds = images + seen, seconds + facts["seconds"]
-            flops += facts.get("flops") or float("nan")
+            flops += facts.get("flops", 0)
     return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "seconds", "flops", "value"])
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from waiting import wait_for
 
 import sgan
+from sgan.evaluation.grid import unlabelled
 from sgan.stages.graph import name
 from sgan.store.files import read_json
 from sgan.store.local import Store
@@ -111,7 +112,7 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
         assert run.data.params["variant.weights.conditional"] == "1.0"
     folder = Path(children[0].info.artifact_uri.removeprefix("file://"))
     for figure in ("classes", "fixed_condition", "interpolation_noise", "real"):
-        assert Image.open(folder / "figures" / f"{figure}.png").size == (10 * 34 + 2, 10 * 34 + 2)
+        assert unlabelled(folder / "figures" / f"{figure}.png").size == (10 * 84 - 4, 10 * 84 - 4)
     assert (folder / "figures" / "neighbours.png").exists()
     assert sgan.load(folder / "model").sample(3).shape == (3, 1, 8, 8)
     assert children[0].data.tags["alarm"]
@@ -121,7 +122,7 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
     out = store / "drawn.png"
     command = [sys.executable, "-m", "sgan.sample", children[0].info.run_id, "--store", str(store), "--out", str(out)]
     subprocess.run(command, check=True, timeout=100)
-    assert Image.open(out).size == (8 * 34 + 2, 8 * 34 + 2)
+    assert Image.open(out).size == (8 * 52 + 20, 8 * 52 + 20)
     assert list((folder / "images").glob("level0+step+*.png"))
 
 

@@ -126,7 +126,7 @@ def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
 def test_images_keep_their_own_sizes_and_grey_ones_are_repeated(weights, tmp_path):
     folder = draw(tmp_path / "odd", 12, 2, sizes=((20, 30), (20, 30), (41, 17)), modes=("RGB", "L"))
     source = command.find(str(folder), "train", tmp_path, None)
-    found = command.describe(source, inception.load(weights, "cpu"))
+    found = command.describe(source, inception.load(weights, "cpu").describe)
     theirs = torch_fidelity.calculate_metrics(
         input1=str(folder),
         batch_size=1,

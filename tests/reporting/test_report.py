@@ -58,7 +58,7 @@ def finish(
         "status": status,
         "reason": "g_adv is nan",
         "images": 100,
-        "makes_images": name.startswith("level"),
+        "generator_images": 100 if name.startswith("level") else 0,
     }
     facts |= {"seconds": seconds, "commit": commit, "machine": "two cores", "torch": "2.11", "scores": scores}
     store.publish(name, facts)
@@ -77,8 +77,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
             own |= {"phase": "ablation", "rerun": f"--variants {variant}", "rank": rank, "title": TITLES[variant]}
-            own |= {"base": variant, "changes": {}}
-            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else ""}
+            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else "", "base": "sgan", "changes": {}}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
@@ -189,9 +188,9 @@ def test_curves_go_on_through_all_stages(tmp_path):
         "level0": [
             (0, {"fid": 50.0}, ""),
             (50, {"generator_steps": 2.0, "fid": 7.0}, "other"),
-            (100, {"fid": 20.0}, ""),
+            (100, {"generator_steps": 1.0, "fid": 20.0}, ""),
         ],
-        "joint": [(0, {"fid": 19.0}, ""), (40, {"fid": 10.0}, "")],
+        "joint": [(0, {"fid": 19.0}, ""), (40, {"generator_steps": 1.0, "fid": 10.0}, "")],
     }
     for label, seconds in stages.items():
         folder = store.begin(f"{label}-x")
@@ -200,7 +199,14 @@ def test_curves_go_on_through_all_stages(tmp_path):
             record.add(*line)
         images = {"level0": 100, "joint": 40}
         facts = {"kind": label.rstrip("01"), "name": f"{label}-x", "status": "done", "images": images.get(label, 60)}
-        facts |= {"makes_images": label in images, "seconds": seconds, "fingerprint": {}, "commit": "abc", "scores": {}}
+        facts |= {
+            "generator_images": images.get(label, 0),
+            "flops": images.get(label, 0) * 10,
+            "seconds": seconds,
+            "fingerprint": {},
+            "commit": "abc",
+            "scores": {},
+        }
         store.publish(f"{label}-x", facts | {"machine": "two cores", "torch": "2.11"})
     own = [{"label": label, "name": f"{label}-x"} for label in stages]
     trial = {"name": "score-x", "variant": "sgan", "seed": 0, "stages": own, "cuts": "fc3", "phase": "ablation"}
@@ -209,6 +215,7 @@ def test_curves_go_on_through_all_stages(tmp_path):
     found = results.curves(results.read(store, KEY), "fid")
     # Two generator steps for the first fifty images; a joint stage begins with what has been scored.
     assert found["images"].to_list() == [0, 150, 190]
+    assert found["flops"].to_list() == [0, 1000, 1400]
     assert found["seconds"].to_list() == [15, 35, 43]  # the encoder and the level above come first
     assert found["value"].to_list() == [50, 20, 10]
     assert found["point"].to_list() == [0, 1, 2]
