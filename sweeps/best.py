@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sgan.checks import ConfigError, from_json, require
+from sgan.command_line import parse, status
 from sgan.config import Config, Weights
 from sgan.evaluation.measures import LEADING, measure
 from sgan.presets import VARIANTS
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.config_file import BEST, BestConfig, ChosenOptions
-from sweeps.planning.options import Sweep, status
+from sweeps.planning.options import Sweep
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,6 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
         "inception" if config.inception else "classifier",
     )
     record = manifest.read(store, best["sweep"])
-    override = tuple(record["settings"].get("override", ()))
     provenance = {
         "study": best["sweep"],
         "sweep": best["sweep"],
@@ -136,7 +136,7 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
         "seeds": [each["seed"] for each in seeds],
         filters.by: [each[filters.by] for each in seeds],
     }
-    BestConfig(trial["base_variant"], chosen, override, config, provenance).write(store.root / BEST)
+    BestConfig(trial["base_variant"], chosen, config, provenance).write(store.root / BEST)
     store.save(store.root / BEST)
     print(f"{trial['title']}, seed {trial['seed']} of {len(seeds)}: {store.root / BEST}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(store.root / BEST))}")
@@ -147,4 +147,4 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(tyro.cli(Filters, prog="python sweeps/best.py"))))
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Filters, prog="python sweeps/best.py")))))

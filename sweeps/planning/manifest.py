@@ -119,8 +119,12 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_va
 
 
 def command(script: str) -> str:
-    """The command line of this process, without what is secret in its addresses."""
-    return shlex.join(["python", f"sweeps/{script}", *map(masked, sys.argv[1:])])
+    """The command line of this process, without passwords; given elsewhere than in the checkout, with its folder."""
+    words = ["python", f"sweeps/{script}", *map(masked, sys.argv[1:])]
+    if Path.cwd() == ROOT:
+        return shlex.join(words)
+    words[1] = str(ROOT / words[1])
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
 
 
 def commit() -> str:

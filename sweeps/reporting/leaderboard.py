@@ -71,7 +71,9 @@ def listing(store: Store, lists: Lists, by: str, top: int) -> str:
     """
     columns, tables, number = list(dict.fromkeys((by, *COLUMNS))), [], 0
     for dataset, configs in lists:
-        lines = [["", "Variant", "Split", "Weights", *(SCORES[name][0] for name in columns), "n", "Recipe", "Note"]]
+        lines = [
+            ["", "Variant", "Split", "Weights", *(SCORES[name].heading for name in columns), "n", "Recipe", "Note"]
+        ]
         commands = []
         for seeds in configs[:top]:
             number += 1
@@ -85,7 +87,7 @@ def listing(store: Store, lists: Lists, by: str, top: int) -> str:
             span = f"--seeds {seeds[-1]['seed'] - one['seed'] + 1} --first-seed {one['seed']}"
             address = shlex.quote(masked(store.address))
             commands.append(f"{number}  python sweeps/ablation.py {one['row']['rerun']} {span} --store {address}")
-        tables.append("\n".join([f"{dataset}, by {SCORES[by][0]}", "", aligned(lines), "", *commands]))
+        tables.append("\n".join([f"{dataset}, by {SCORES[by].heading}", "", aligned(lines), "", *commands]))
     if len(lists) > len({dataset for dataset, _ in lists}):
         tables.append("Lists of one dataset were scored in different ways; their numbers cannot be compared.")
     return "\n\n".join(tables)
