@@ -30,7 +30,6 @@ GALLERIES = {
 }  # fmt: skip
 FROM_STUDY = {
     "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
-    "slice": "Score against each parameter, a dot a config. Is the best region inside the range or at its edge?",
     "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
 }
 """Of the plots that a search draws from its study, by the first part of their names: what to look for."""

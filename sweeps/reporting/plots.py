@@ -40,10 +40,10 @@ class Plot:
 
 
 def draw(sweep: Sweep) -> list[Plot]:
-    """The plots of a sweep that its scores allow: curves, seeds, diversity against quality, a search's history."""
+    """The plots of a sweep that its scores allow: curves, seeds, diversity against quality, a search's configs."""
     with matplotlib.rc_context(STYLE):
         plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, LEADING) else []
-        return [*plots, *_history(sweep)]
+        return [*plots, *_search(sweep)]
 
 
 def samples(sweep: Sweep) -> list[Plot]:
@@ -157,22 +157,38 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
     return [Plot("diversity", title, caption, _png(figure, axes))]
 
 
-def _history(sweep: Sweep) -> list[Plot]:
-    """Of a search, the score of each explored config, and the best so far."""
+def _search(sweep: Sweep) -> list[Plot]:
+    """Of a search, the score of each explored config: one after the other, and against each of its params."""
     score = next(iter(sweep.manifest.get("scores", ())), LEADING)
     rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
     if len(rows) < 2:
         return []
+    heading, values = MEASURES[score].heading, np.array([row[score] for row in rows])
     figure, axes = _axes()
-    numbers, values = [row["number"] for row in rows], np.array([row[score] for row in rows])
+    numbers = [row["number"] for row in rows]
     best = (np.minimum if MEASURES[score].better == "lower" else np.maximum).accumulate(values)
     axes.scatter(numbers, values, s=18, color=COLOURS[2], label="an explored config")
     axes.step(numbers, best, where="post", color=COLOURS[5], label="the best so far")
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
     caption = "On the one seed that chose among them, so the best of many is lucky. Is the line still improving?"
-    title = f"{MEASURES[score].heading} of every explored config"
-    return [Plot("history", title, caption, _png(figure, axes))]
+    found = [Plot("history", f"{heading} of every explored config", caption, _png(figure, axes))]
+    varied = [name for name in rows[0]["params"] if len({row["params"][name] for row in rows}) > 1]
+    figure = Figure((WIDTH, 2.0 * len(varied)), layout="constrained")
+    for place, name in enumerate(varied):
+        axes = figure.add_subplot(len(varied), 1, place + 1)
+        at = [row["params"][name] for row in rows]
+        axes.scatter(at, values, s=18, color=COLOURS[2])
+        axes.set_xlabel(name)
+        _score_axis(axes, score)
+        if isinstance(at[0], str):
+            axes.tick_params(axis="x", rotation=90, labelsize=6)
+        elif min(at) > 0:
+            axes.set_xscale("log")
+    caption = (
+        "A dot a config. Are the best inside the range, or at its edge? A weight counts only where its loss is kept."
+    )
+    return found + [Plot("params", f"{heading} against each parameter", caption, _png(figure))] * bool(varied)
 
 
 def _style(index: int) -> tuple[str, str]:

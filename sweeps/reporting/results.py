@@ -46,7 +46,7 @@ class Sweep:
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
         trials: one row a trial of the record, in its order: COLUMNS and SCORES (NaN where absent).
-        explored: of a search, the same of the configs of its first phase, with their numbers and titles.
+        explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
     """
@@ -134,7 +134,7 @@ def read(
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
-    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title")}
+    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
     return Sweep(store, record, trials, _table(store, explored).assign(**of_config), real, fingerprint)
 
 
