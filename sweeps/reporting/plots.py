@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from sgan.evaluation.measures import LEADING, MEASURES
+from sgan.evaluation.measures import MEASURES
 from sgan.store.local import FIGURES
 from sweeps.reporting.comparisons import interval
 from sweeps.reporting.results import Sweep, curves, known
@@ -42,7 +42,7 @@ class Plot:
 def draw(sweep: Sweep) -> list[Plot]:
     """The plots of a sweep that its scores allow: curves, seeds, diversity against quality, a search's configs."""
     with matplotlib.rc_context(STYLE):
-        plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, LEADING) else []
+        plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, sweep.leading) else []
         return [*plots, *_search(sweep)]
 
 
@@ -64,7 +64,7 @@ def samples(sweep: Sweep) -> list[Plot]:
     return [Plot("samples", "Samples", caption, _png(figure))]
 
 
-def gallery(sweep: Sweep, figure: str, real: bool = True) -> list[tuple[str, bytes]]:
+def gallery(sweep: Sweep, figure: str) -> list[tuple[str, bytes]]:
     """A figure of every variant at the first seed that has finished, and of real images: (title, PNG)."""
     found, last = [], ""
     for name, title in sweep.titles.items():
@@ -73,16 +73,16 @@ def gallery(sweep: Sweep, figure: str, real: bool = True) -> list[tuple[str, byt
             if file in sweep.store.facts(last)["files"]:
                 found.append((f"{title}, seed {own['seed']}", sweep.store.file(last, file).read_bytes()))
     file = f"{FIGURES}/real.png"
-    if real and found and file in sweep.store.facts(last)["files"]:
+    if found and file in sweep.store.facts(last)["files"]:
         found.append(("Real images", sweep.store.file(last, file).read_bytes()))
     return found
 
 
 def _curves(sweep: Sweep) -> list[Plot]:
-    points, found = curves(sweep, LEADING), []
+    points, found = curves(sweep, sweep.leading), []
     if points.empty:
         return []
-    many = max(len(sweep.values(name, LEADING)) for name in sweep.titles) >= QUARTILES_FROM
+    many = max(len(sweep.values(name, sweep.leading)) for name in sweep.titles) >= QUARTILES_FROM
     compute = "flops" if any(points["flops"] > 0) else "seconds"
     for column, label, what in (
         ("images", "generator images", "At equal images, which curve is better, and do bands overlap?"),
@@ -101,12 +101,12 @@ def _curves(sweep: Sweep) -> list[Plot]:
             colour, marker = _style(index)
             axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        _score_axis(axes, LEADING)
+        _score_axis(axes, sweep.leading)
         axes.set_xlabel(f"{label} so far" + ", all stages" * (column != "images"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         band = "the middle half of the seeds" if many else "all seeds"
         caption = f"While training, on fewer samples. Line: median over seeds; band: {band}. {what}"
-        title = f"{MEASURES[LEADING].heading} over {label}"
+        title = f"{MEASURES[sweep.leading].heading} over {label}"
         found.append(Plot("images" if column == "images" else "compute", title, caption, _png(figure, axes)))
     return found
 
@@ -116,22 +116,22 @@ def _seeds(sweep: Sweep) -> Plot:
     titles, search = sweep.titles, not sweep.explored.empty
     figure, axes = _axes(max(2.2, 0.9 + 0.42 * len(titles)))
     for index, variant in enumerate(titles):
-        values, (colour, _) = sweep.values(variant, LEADING), _style(index)
+        values, (colour, _) = sweep.values(variant, sweep.leading), _style(index)
         if len(values):
             axes.scatter(values, [index] * len(values), s=22, color=colour, alpha=0.5, linewidths=0)
             axes.hlines(index, *interval(values), color=colour, linewidth=1.5)
             axes.plot(values.mean(), index, "|", color=colour, markersize=14, markeredgewidth=2)
     for seed in set(sweep.done["seed"]) if search else ():
-        own = {row["variant"]: row[LEADING] for row in sweep.done.to_dict("records") if row["seed"] == seed}
+        own = {row["variant"]: row[sweep.leading] for row in sweep.done.to_dict("records") if row["seed"] == seed}
         axes.plot([own.get(name, np.nan) for name in titles], range(len(titles)), color="grey", linewidth=0.6, zorder=0)
-    if LEADING in sweep.real:
-        axes.axvline(sweep.real[LEADING], color="grey", linestyle="--", linewidth=1, label="real held-out images")
+    if sweep.leading in sweep.real:
+        axes.axvline(sweep.real[sweep.leading], color="grey", linestyle="--", linewidth=1, label="real held-out images")
     axes.set_yticks(range(len(titles)), [textwrap.fill(title, 24) for title in titles.values()])
     axes.set_ylim(len(titles) - 0.5, -0.5)
-    _score_axis(axes, LEADING, "x")
+    _score_axis(axes, sweep.leading, "x")
     lines = " Grey lines join the scores of a seed." * search
-    caption = f"A dot a seed, a bar the mean, a line its 95 % bootstrap interval.{lines} Do the dots of two rows mix?"
-    return Plot("seeds", f"{MEASURES[LEADING].heading} of every seed", caption, _png(figure, axes))
+    caption = f"A dot a seed, a bar the mean, a line its 95% bootstrap interval.{lines} Do the dots of two rows mix?"
+    return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure, axes))
 
 
 def _tradeoff(sweep: Sweep) -> list[Plot]:
@@ -141,25 +141,22 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
     figure, axes = _axes()
     for index, (variant, title) in enumerate(sweep.titles.items()):
         own, (colour, marker) = sweep.of(variant), _style(index)
-        axes.scatter(own[LEADING], own[diversity], s=16, alpha=0.45, linewidths=0, color=colour, marker=marker)
-        means = (sweep.summary[variant][name, "mean"] for name in (LEADING, diversity))
+        axes.scatter(own[sweep.leading], own[diversity], s=16, alpha=0.45, linewidths=0, color=colour, marker=marker)
+        means = (sweep.summary[variant][name, "mean"] for name in (sweep.leading, diversity))
         axes.scatter(*means, s=52, label=title, edgecolors="white", color=colour, marker=marker)
-    if {LEADING, diversity} <= sweep.real.keys():
-        at = sweep.real[LEADING], sweep.real[diversity]
+    if {sweep.leading, diversity} <= sweep.real.keys():
+        at = sweep.real[sweep.leading], sweep.real[diversity]
         axes.scatter(*at, marker="*", s=180, color="gold", edgecolors="black", label="real held-out images")
-    _score_axis(axes, LEADING, "x")
+    _score_axis(axes, sweep.leading, "x")
     _score_axis(axes, diversity)
-    caption = (
-        "Small: seeds; large: means. A variant far to the left and low draws good images of few kinds; one near the "
-        "star is as good and as varied as real images."
-    )
-    title = f"{MEASURES[diversity].heading} against {MEASURES[LEADING].heading}"
+    caption = "Small: seeds; large: means. How far is each from the star, in quality and in diversity?"
+    title = f"{MEASURES[diversity].heading} against {MEASURES[sweep.leading].heading}"
     return [Plot("diversity", title, caption, _png(figure, axes))]
 
 
 def _search(sweep: Sweep) -> list[Plot]:
     """Of a search, the score of each explored config: one after the other, and against each of its params."""
-    score = next(iter(sweep.manifest.get("scores", ())), LEADING)
+    score = sweep.leading
     rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
     if len(rows) < 2:
         return []
