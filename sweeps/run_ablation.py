@@ -1,5 +1,6 @@
 """Runs an ablation: its plan, its trials, MLflow and the table."""
 
+from sgan.command_line import INTERRUPTED
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.store.s3 import find_store, open_store
@@ -11,12 +12,10 @@ from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.planning import manifest
 from sweeps.planning.ablation import check_record, plan_ablation, record, summary
-from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
+from sweeps.planning.options import STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
-from sweeps.reporting import results, tables
-
-TABLE = "RESULTS.md"
+from sweeps.reporting import document, tables
 
 
 def main(options: Sweep) -> int:
@@ -48,16 +47,15 @@ def main(options: Sweep) -> int:
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
     finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
-    unsent = follow.finish(follower, store, key, uri, None if finished else STOPPED_SECONDS)
+    try:  # MLflow shows the report, too
+        sweep = document.keep(store, key, options.store, ablation.rows, options.seed_range) if finished else None
+    finally:
+        unsent = follow.finish(follower, store, key, uri, None if finished else STOPPED_SECONDS)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
     failed, left = outcomes.count("failed"), outcomes.count("interrupted") + outcomes.count("failed")
     store.note("sweep ended", sweep=key, open=left, failed=failed)
-    if not finished:
+    if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    table = tables.markdown(results.read(store, key, ablation.rows, options.seed_range))
-    (store.root / TABLE).write_text(table)
-    store.save(store.root / TABLE)
-    print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}", flush=True)
+    document.ending(sweep, unsent or pages(uri), tables.commands(sweep, options.store)[-1])
     return 1 if left or unsent else 0
