@@ -1,6 +1,7 @@
 """Dataclasses that check their values, errors that name the value, and content keys."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -14,6 +15,8 @@ from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Made = TypeVar("Made")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
 
 
 class ConfigError(ValueError):

@@ -15,7 +15,6 @@ that of every other file of its stage. The truth is in stages/: all else may be 
 again, but for votes and the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -31,6 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sgan.checks import NO_ROOM
 from sgan.store.files import (
     StoreError,
     atomic_write,
@@ -51,8 +51,6 @@ LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
 """Folders that every process may have to write."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
 ROOM_WAIT = 3.0
 """Seconds between two looks at a disk that was full."""
 PROBE = 2**20
@@ -62,6 +60,8 @@ PROBE = 2**20
 class Store:
     """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
+    Args:
+        there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
         poll: seconds between two looks at a stage that another process trains.
@@ -70,12 +70,12 @@ class Store:
     poll = 0.2
     advice = "name a writable folder with --store"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
         self.address = str(self.root)
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
-            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sgan.checks import ConfigError
+from sgan.checks import NO_ROOM, ConfigError
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import write_json
-from sgan.store.local import NO_ROOM, Store
+from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0

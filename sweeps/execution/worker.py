@@ -10,12 +10,11 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from sgan.checks import ConfigError, require
+from sgan.checks import NO_ROOM, ConfigError, require
 from sgan.data.batches import Data
 from sgan.stages.graph import Stage, code_version, name
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError
-from sgan.store.local import NO_ROOM
 from sgan.training.loop import Progress
 from sweeps.execution import memory, mps
 from sweeps.execution.cluster import Slots
