@@ -23,10 +23,13 @@ from sweeps.reporting.results import Sweep
 HTML, TEXT = "report.html", "report.md"
 """In the folder of a sweep's record: the report, and its table and words alone."""
 GALLERIES = {
-    "classes": "Samples: the same noise and labels for every variant",
-    "fixed_condition": "One condition, and the noise varies",
-    "neighbours": "Samples and their nearest training images",
-}
+    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "variant. Look for blur, wrong classes and repeats."),
+    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "are equal, the noise has no effect."),
+    "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
+    "features. A sample that equals one was learned by heart."),
+}  # fmt: skip
 FROM_STUDY = {
     "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
     "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
@@ -41,7 +44,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    galleries = [(heading, plots.gallery(sweep, name)) for name, heading in GALLERIES.items()]
+    galleries = [(*words, plots.gallery(sweep, name)) for name, words in GALLERIES.items()]
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
         verdict=comparisons.verdict(sweep, found),
