@@ -23,8 +23,10 @@ from sweeps.reporting.results import Sweep
 HTML, TEXT = "report.html", "report.md"
 """In the folder of a sweep's record: the report, and its table and words alone."""
 GALLERIES = {
-    "classes": ("Samples", "The same noise and labels for every variant. Look for blur, wrong classes and repeats."),
-    "fixed_condition": ("One condition, the noise varies", "In a row of equal images the noise has no effect."),
+    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "variant. Look for blur, wrong classes and repeats."),
+    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "are equal, the noise has no effect."),
     "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
     "features. A sample that equals one was learned by heart."),
 }  # fmt: skip

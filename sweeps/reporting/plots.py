@@ -3,6 +3,7 @@
 import io
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
+from sgan.evaluation.grid import unlabelled
 from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.store.local import FIGURES
 from sweeps.reporting.comparisons import interval
@@ -71,11 +73,18 @@ def gallery(sweep: Sweep, figure: str, real: bool = True) -> list[tuple[str, byt
         for own in [row for row in sweep.of(name).to_dict("records") if row["outcome"] == "done"][:1]:
             last, file = own["trial"], f"{FIGURES}/{figure}.png"
             if file in sweep.store.facts(last)["files"]:
-                found.append((f"{title}, seed {own['seed']}", sweep.store.file(last, file).read_bytes()))
+                found.append((f"{title}, seed {own['seed']}", _plain(sweep.store.file(last, file))))
     file = f"{FIGURES}/real.png"
     if real and found and file in sweep.store.facts(last)["files"]:
-        found.append(("Real images", sweep.store.file(last, file).read_bytes()))
+        found.append(("Real images", _plain(sweep.store.file(last, file))))
     return found
+
+
+def _plain(path: Path) -> bytes:
+    """A figure without its words, which cannot be read where it is small."""
+    file = io.BytesIO()
+    unlabelled(path).save(file, "png")
+    return file.getvalue()
 
 
 def _curves(sweep: Sweep) -> list[Plot]:
