@@ -171,6 +171,21 @@ def test_a_command_runs_or_has_the_options_that_it_is_given(command, place, caps
             assert option in known, option
 
 
+SESSIONS = [block.text for block in blocks() if block.text.startswith("$ ")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_session_prints_what_the_page_says(session, place, capsys):
+    """All but the line that tells of the machine."""
+    command, *told = session.splitlines()
+    printed = run(shlex.split(command.partition("python ")[2]), capsys).splitlines()
+    machine = "  slots "
+    assert [line for line in printed if not line.startswith(machine)] == [
+        line for line in told if not line.startswith(machine)
+    ]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_runs(code, place):
