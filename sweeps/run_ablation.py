@@ -1,5 +1,7 @@
 """Runs an ablation: its plan, its trials, MLflow and the table."""
 
+import shlex
+
 from sgan.command_line import INTERRUPTED
 from sgan.host import processor
 from sgan.stages.graph import code_version
@@ -15,7 +17,7 @@ from sweeps.planning.ablation import check_record, plan_ablation, record, summar
 from sweeps.planning.options import STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
-from sweeps.reporting import document, tables
+from sweeps.reporting import document
 
 
 def main(options: Sweep) -> int:
@@ -57,5 +59,5 @@ def main(options: Sweep) -> int:
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    document.ending(sweep, unsent or pages(uri), tables.commands(sweep, options.store)[-1])
+    document.ending(sweep, unsent or pages(uri), f"python sweeps/best.py {shlex.quote(options.store)}")
     return 1 if left or unsent else 0
