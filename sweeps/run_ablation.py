@@ -2,6 +2,7 @@
 
 from sgan.host import processor
 from sgan.stages.graph import code_version
+from sgan.store.files import write_text
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
 from sweeps.execution.cluster import count_slots, join_cluster
@@ -56,7 +57,7 @@ def main(options: Sweep) -> int:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
     table = tables.markdown(results.read(store, key, ablation.rows, options.seed_range))
-    (store.root / TABLE).write_text(table)
+    write_text(store.root / TABLE, table)
     store.save(store.root / TABLE)
     print(f"\n{table}\nWritten to {store.root / TABLE}")
     print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}", flush=True)

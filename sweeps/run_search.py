@@ -10,6 +10,7 @@ from sgan.checks import require
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.stages.probe import seconds_per_unit
+from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
@@ -128,7 +129,7 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
         found = results.read(store, run.key, sorted(variants), sorted(seeds))
         table = tables.markdown(found, str(run.plots.relative_to(store.root)))
-        (store.root / TABLE).write_text(table)
+        write_text(store.root / TABLE, table)
         store.save(store.root / TABLE)
         print(f"\n{table}\nWritten to {store.root / TABLE}")
     print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}")

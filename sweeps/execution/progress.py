@@ -6,10 +6,11 @@ from contextlib import suppress
 from typing import Any
 
 from sgan.checks import ConfigError
+from sgan.host import WAITED
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import write_json
-from sgan.store.local import NO_ROOM, Store
+from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0
@@ -75,8 +76,8 @@ class Progress:
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+        if isinstance(error, OSError) and error.errno in WAITED:
+            what = f"waiting for the store {self.store.address} ({error.strerror})"
         else:
             what = f"the store is in the way: {error}"
         if self._is_news("", what):

@@ -6,6 +6,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgan.checks import ConfigError, require
+from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 
@@ -17,8 +18,7 @@ ADVICE = "name a folder that all of them share under one path (NFS, say), or s3:
 def leave_mark(store: Store, mark: str) -> None:
     """Leave a mark in the store for the other nodes."""
     path = store.root / "hosts" / mark
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(mark)
+    write_text(path, mark)
     store.save(path)
 
 

@@ -12,10 +12,11 @@ from ray.actor import ActorHandle
 
 from sgan.checks import ConfigError, require
 from sgan.data.batches import Data
+from sgan.host import WAITED
 from sgan.stages.graph import Stage, code_version, name
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError
-from sgan.store.local import NO_ROOM
+from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
 from sweeps.execution import memory, mps
 from sweeps.execution.cluster import Slots
@@ -118,9 +119,11 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
         return {"status": facts["status"], "reason": facts["reason"] or ""}
     except (ConfigError, OSError) as error:
         lack = error.__cause__ if isinstance(error, StoreError) else error
-        if isinstance(lack, OSError) and lack.errno in NO_ROOM:
-            return {"status": "full", "reason": f"waiting for room in the store {job.store} ({lack.strerror})"}
-        if isinstance(error, ConfigError):  # it would be the same again
+        if isinstance(lack, OSError) and lack.errno in WAITED:
+            return {"status": "full", "reason": f"waiting for the store {job.store} ({lack.strerror})"}
+        if isinstance(error, LostClaim):
+            return {"status": "held", "reason": str(error)}
+        if isinstance(error, ConfigError | PermissionError):  # it would be the same again
             return {"status": "failed", "reason": str(error)}
         raise
     except (RuntimeError, MemoryError) as error:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, Positive
 
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
+from sgan.host import WAITED
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
 from sgan.shapes import Dataset, Width
 from sweeps.planning.rows import assignment, own_rows
@@ -31,8 +32,6 @@ BAD, INTERRUPTED = 2, 130
 """Exit statuses of a command that needs another option or more room, and of a stopped one."""
 STOPPED_SECONDS = 3.0
 """A stopped command waits for MLflow no longer than so many seconds."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of writes to a full disk, beyond a quota, and to a disk that has become read-only."""
 
 
 def flag(field: str) -> str:
@@ -238,9 +237,12 @@ def status(command: Callable[[], int]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EISDIR, errno.ENOTDIR):
+        remedies = {errno.EISDIR: "delete it", errno.ENOTDIR: "delete it", **dict.fromkeys(WAITED, "see to the disk")}
+        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to it")
+        remedies |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room")
+        if error.errno not in remedies:
             raise
-        remedy = "make room" if error.errno in NO_ROOM else "delete it"
+        remedy = remedies[error.errno]
         print(f"error: {error}; {remedy}, then run the same command: it goes on where it was", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on where it was.")

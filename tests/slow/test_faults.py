@@ -137,7 +137,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     filler = fill(ext4.place) if fault == "full" else ext4.break_down()
     for process in workers:
         os.kill(process, signal.SIGCONT)
-    assert any("waiting for room in the store" in line for line in driver.stdout)
+    assert any("waiting for the store" in line for line in driver.stdout)
     filler.unlink() if filler else ext4.repair()
     rest, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, rest
@@ -233,7 +233,7 @@ def test_a_full_disk_is_no_failure_of_a_stage(small_disk, root):
     leave_mark(Store(root), "mark")
     shutil.copytree(root, small_disk / "store")
     filler = fill(small_disk)
-    text = f"waiting for room in the store {small_disk / 'store'} (No space left on device)"
+    text = f"waiting for the store {small_disk / 'store'} (No space left on device)"
     assert run(str(small_disk / "store"), "level1") == {"status": "full", "reason": text}
     filler.unlink()
     assert run(str(small_disk / "store"), "level1")["status"] == "done"
