@@ -10,7 +10,6 @@ from sgan.checks import require
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.stages.probe import seconds_per_unit
-from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
@@ -31,9 +30,7 @@ from sweeps.planning.basis import prepare
 from sweeps.planning.manifest import without_password
 from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS
 from sweeps.planning.trials import ListSource, clock
-from sweeps.reporting import results, tables
-
-TABLE = "SEARCH.md"
+from sweeps.reporting import document
 
 
 def main(search: Search) -> int:
@@ -109,7 +106,7 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     job = Job(run.basis.data, store.address, run.key, commit, code_version(), slots, search.deterministic)
     follower = follow.start(store, run.key, uri)
     store.note("search started", search=run.key, command=command)
-    confirmed, best = [], None
+    confirmed, best, sweep = [], None, None
     finished = scheduler.run(searcher, job, store, slots)
     if finished:
         confirmed = run.confirm(searcher, made)
@@ -119,29 +116,25 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     with suppress(OSError):  # a full disk; the same command makes them again
         plots.draw(searcher.study, run.space, run.plots, run.scores)
         run.end(searcher)
-    unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
+    try:  # MLflow shows the report, too
+        if finished:
+            variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
+            sweep = document.keep(store, run.key, search.store, variants, seeds)
+    finally:
+        unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
     store.note("search ended", search=run.key)
-    if not finished:
+    if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\n{account(run, made, time.monotonic() - began)}")
-    if confirmed:
-        variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
-        found = results.read(store, run.key, sorted(variants), sorted(seeds))
-        table = tables.markdown(found, str(run.plots.relative_to(store.root)))
-        write_text(store.root / TABLE, table)
-        store.save(store.root / TABLE)
-        print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}")
+    print(f"Open the study: optuna-dashboard {without_password(str(run.study_place))}")
     if best:
-        print(f"Best: {best.config}, in {best.path}. The six variants with it:")
-        print(f"  python sweeps/ablation.py --config {best.path}")
+        print(f"Best: {best.config}, in {best.path}.")
         if best.wrong:
             wrong = ", ".join(f"{seed} {how}" for seed, how in best.wrong.items())
             print(f"  Not on every seed: {wrong}. --objective fid sees what Inception score does not.")
-    else:
-        print(nothing_confirmed(searcher, bool(confirmed)))
-    print(f"Open the study: optuna-dashboard {without_password(str(run.study_place))}", flush=True)
+    then = f"python sweeps/ablation.py --config {best.path}" if best else nothing_confirmed(searcher, bool(confirmed))
+    document.ending(sweep, unsent or pages(uri), then)
     complete = all(run.outcome(row) for _, row in confirmed)
     return 0 if best and complete and not unsent and not searcher.failed else 1
 

@@ -59,9 +59,9 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
         "explored": {"configs": searcher.ended, "seed": run.options.seed},
         "confirmed": summary,
     }
-    path, override = run.store.root / BEST, tuple(run.options.override)
+    path = run.store.root / BEST
     options = run.ablation_options(row["params"])
-    BestConfig(run.options.variant, options, override, trials[0].config, provenance).write(path)
+    BestConfig(run.options.variant, options, trials[0].config, provenance).write(path)
     run.store.save(path)
     return Best(path, winner, wrong)
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
@@ -189,6 +189,9 @@ class Sweep(Options):
     weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
     """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there. Without
     this option they are the paper's 1 1 10, and 1 0 1 for infogan."""
+    match: Literal["none", "images", "flops"] = "none"
+    """Equal compute: every row's GAN training is lengthened to that of the largest, by the images that its generator of
+    images is trained with, or by FLOPs; none: the paper's protocol."""
     config: Path | None = None
     """The best.yaml of a search: what it says of the options stands, where the command line says nothing else."""
 

@@ -44,7 +44,9 @@ def listing(rows: pd.DataFrame, by: str, min_seeds: int, top: int, more: str = "
         seeds_of = {config: seeds.to_dict("records") for config, seeds in configs}
         best = [config for config, each in statistics.items() if each[by, "count"] >= min_seeds]
         best.sort(key=lambda config: statistics[config][by, "mean"], reverse=measure(by).better == "higher")
-        lines = [["", "Variant", "Split", "Weights", *(SCORES[name][0] for name in columns), "n", "Recipe", "Note"]]
+        lines = [
+            ["", "Variant", "Split", "Weights", *(SCORES[name].heading for name in columns), "n", "Recipe", "Note"]
+        ]
         commands = []
         for rank, config in enumerate(best[:top], 1):
             seeds, cells = seeds_of[config], [spread(statistics[config], score) for score in columns]
@@ -58,7 +60,7 @@ def listing(rows: pd.DataFrame, by: str, min_seeds: int, top: int, more: str = "
             commands.append(f"{rank}  python sweeps/ablation.py {one['rerun']} {span}{more}")
         if commands:
             datasets.append(members["dataset"].iloc[0])
-            tables.append("\n".join([f"{datasets[-1]}, by {SCORES[by][0]}", "", aligned(lines), "", *commands]))
+            tables.append("\n".join([f"{datasets[-1]}, by {SCORES[by].heading}", "", aligned(lines), "", *commands]))
     if len(datasets) > len(set(datasets)):
         tables.append("Lists of one dataset were scored in different ways; their numbers cannot be compared.")
     return "\n\n".join(tables)

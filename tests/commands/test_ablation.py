@@ -62,6 +62,11 @@ def table(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("| ")]
 
 
+def titles(output: str) -> list[str]:
+    """The first column of the table, without marks."""
+    return [line.split("|")[1].strip().rstrip(" ⚠†") for line in table(output)]
+
+
 def runs(store: Path) -> list:
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("sgan")
@@ -83,10 +88,13 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
     assert sorted(published) == sorted(stages(store))
     assert kinds == sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
-    titles = [line.split("|")[1].strip() for line in table(output)]
-    assert titles == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real data"]
-    assert (store / "RESULTS.md").read_text().strip() in output
+    assert titles(output) == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real, held out"]
+    (page,) = store.glob("sweeps/*/report.html")
+    assert f"Report: {page}\n" in output
+    assert "\nMLflow: " in output
     assert "mlflow ui --backend-store-uri" in output
+    assert "\nNext:   python sweeps/report.py " in output
+    assert "data:image/png" in page.read_text()
 
 
 def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, str]):
@@ -143,7 +151,12 @@ def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):
     output = complete(store, "--seeds", "2", "--variants", "sgan", "dcgan-adv")
     new = sorted(name.split("-")[0] for name in set(stages(store)) - set(before))
     assert new == ["level", "level", "score", "score"]
-    assert [line.split("|")[1].strip() for line in table(output)] == ["Variant", "SGAN", "DCGAN (adv)", "Real data"]
+    assert titles(output) == [
+        "Variant",
+        "SGAN",
+        "DCGAN (adv)",
+        "Real, held out",
+    ]
     assert sum("mlflow.parentRunId" not in run.data.tags for run in runs(store)) == 1
 
 

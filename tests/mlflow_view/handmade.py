@@ -49,7 +49,7 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "reason": reason,
         "images": POINTS[-1],
         "seconds": 2.5,
-        "makes_images": kind == "joint",
+        "generator_images": POINTS[-1] if kind == "joint" else 0,
     }
     if kind in ("score", "scorer"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
@@ -81,7 +81,13 @@ def manifest(store: Store, seeds=(0,)) -> None:
             config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
             own |= {"phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
-            own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
+            own |= {
+                "rank": list(LABELS).index(variant),
+                "title": variant.upper(),
+                "paper": "",
+                "base": "sgan",
+                "changes": {},
+            }
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {
         "key": KEY,
@@ -144,6 +150,7 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
         "diversity": 0.9,
         "train_seconds": 2.5 * (len(LABELS[variant]) - 1),  # all but the score
         "generator_images": POINTS[-1] if variant == "sgan" else 0,
+        **dict.fromkeys(("discriminator_steps", "generator_steps", "flops"), 0),
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"

@@ -256,6 +256,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/context.py": set(),
     "stages/cost.py": set(),
     "stages/fit.py": set(),
+    "stages/flops.py": set(),
     "stages/graph.py": set(),
     "stages/kinds/__init__.py": set(),
     "stages/kinds/classifier.py": {*CLASSIFIERS, *STACKS},
