@@ -19,6 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from sgan.checks import ConfigError
+from sgan.host import WAITED
 
 SEAL = "sha256"
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -50,6 +51,12 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lack(error: BaseException) -> OSError | None:
+    """The error of a disk or share behind another one, where it is waited for."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return cause if isinstance(cause, OSError) and cause.errno in WAITED else None
 
 
 def unreadable(path: Path, error: Exception, remedy: str) -> StoreError:

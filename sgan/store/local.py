@@ -30,12 +30,12 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from sgan.host import WAITED
 from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
     is_plain,
+    lack,
     make_folder,
     read_json,
     read_tensors,
@@ -128,11 +128,11 @@ class Store:
         while True:
             try:
                 return write()
-            except OSError as error:
-                if error.errno not in WAITED:
+            except (OSError, StoreError) as error:
+                if not (trouble := lack(error)):
                     raise
                 with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for the store {self.address} ({error.strerror})", flush=True)
+                    print(f"waiting for the store {self.address} ({trouble.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)

@@ -6,10 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from sgan.checks import ConfigError
-from sgan.host import WAITED
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
-from sgan.store.files import write_json
+from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
@@ -76,8 +75,8 @@ class Progress:
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
-        if isinstance(error, OSError) and error.errno in WAITED:
-            what = f"waiting for the store {self.store.address} ({error.strerror})"
+        if trouble := lack(error):
+            what = f"waiting for the store {self.store.address} ({trouble.strerror})"
         else:
             what = f"the store is in the way: {error}"
         if self._is_news("", what):

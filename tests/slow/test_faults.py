@@ -25,7 +25,7 @@ from sgan.presets import DATASETS
 from sgan.stages.graph import Plan, code_version, name
 from sgan.stages.run import be_deterministic, run_trial
 from sgan.store.files import StoreError
-from sgan.store.local import Store
+from sgan.store.local import LostClaim, Store
 from sweeps.execution import memory, worker
 from sweeps.execution.cluster import Slots
 from sweeps.execution.memory import GIB
@@ -237,6 +237,27 @@ def test_a_full_disk_is_no_failure_of_a_stage(small_disk, root):
     assert run(str(small_disk / "store"), "level1") == {"status": "full", "reason": text}
     filler.unlink()
     assert run(str(small_disk / "store"), "level1")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "full", "waiting for the store {root} (Stale file handle)"),
+        (OSError(errno.EIO, "Input/output error"), "full", "waiting for the store {root} (Input/output error)"),
+        (PermissionError(errno.EACCES, "Permission denied", "file"), "failed", "[Errno 13] Permission denied: 'file'"),
+        (PermissionError(errno.EPERM, "Operation not permitted"), "failed", "[Errno 1] Operation not permitted"),
+        (LostClaim("its claim was deleted"), "held", "its claim was deleted"),
+    ],
+)
+def test_a_sick_share_is_waited_for_or_said_in_one_line(error, status, reason, root, monkeypatch):
+    def fail(store: Store, name: str, now: bool = False):
+        raise error
+
+    leave_mark(Store(root), "mark")
+    with monkeypatch.context() as sick:
+        sick.setattr(Store, "keep", fail)
+        assert run(str(root), "level1") == {"status": status, "reason": reason.format(root=root)}
+    assert run(str(root), "level1")["status"] == "done"
 
 
 def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch):
