@@ -1,13 +1,10 @@
-"""The processor of this machine, and its disks."""
+"""The processor of this machine."""
 
-import errno
 import platform
 from pathlib import Path
 
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """Linux's names of the instructions for bfloat16: of x86, and of ARM."""
-WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
-"""Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
 
 
 def _facts() -> dict[str, str]:

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import tyro
 
 from sgan.checks import ConfigError, require
-from sweeps.planning.options import status
+from sgan.command_line import parse, status
+from sgan.store.address import store_address
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def main(filters: Filters) -> int:
     where, more = filters.where, ""
     root = Path(where).absolute()
     if "://" not in where:
+        where = store_address(where)
         require(
             (root / "mlflow.db").exists(),
             f"{where} holds no mlflow.db; name an output store (--store of a sweep) or the address of an MLflow "
@@ -90,4 +92,4 @@ def main(filters: Filters) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(tyro.cli(Filters, prog="python sweeps/best.py"))))
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Filters, prog="python sweeps/best.py")))))

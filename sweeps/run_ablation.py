@@ -1,5 +1,6 @@
 """Runs an ablation: its plan, its trials, MLflow and the table."""
 
+from sgan.command_line import INTERRUPTED
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.store.s3 import find_store, open_store
@@ -11,7 +12,7 @@ from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.planning import manifest
 from sweeps.planning.ablation import check_record, plan_ablation, record, summary
-from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS, Sweep
+from sweeps.planning.options import STOPPED_SECONDS, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
 from sweeps.reporting import document, tables

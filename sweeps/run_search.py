@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 import torch
 
 from sgan.checks import require
+from sgan.command_line import INTERRUPTED
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.stages.probe import seconds_per_unit
@@ -28,7 +29,7 @@ from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
 from sweeps.planning.manifest import without_password
-from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS
+from sweeps.planning.options import STOPPED_SECONDS
 from sweeps.planning.trials import ListSource, clock
 from sweeps.reporting import document
 

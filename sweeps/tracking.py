@@ -14,7 +14,9 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import require
-from sweeps.planning.options import status
+from sgan.command_line import later, parse, status
+
+PROG = "python sweeps/tracking.py"
 
 
 def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = None, verify: bool = False) -> int:
@@ -50,4 +52,4 @@ def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = 
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: tyro.extras.subcommand_cli_from_dict({"sync": sync})))
+    sys.exit(status(lambda: parse(lambda: tyro.extras.subcommand_cli_from_dict({"sync": later(sync)}, prog=PROG))()))

@@ -18,8 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from sgan.checks import ConfigError
-from sgan.host import WAITED
+from sgan.checks import WAITED, ConfigError
 
 SEAL = "sha256"
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

@@ -67,6 +67,8 @@ class LostClaim(StoreError):
 class Store:
     """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
+    Args:
+        there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
         poll: seconds between two looks at a stage that another process trains.
@@ -75,13 +77,13 @@ class Store:
     poll = 0.2
     advice = "name a writable folder with --store"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
         self.address = str(self.root)
         self.locks: dict[str, TextIO] = {}  # those held, by their names
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
-            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
                 make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):
                     pass

@@ -124,8 +124,12 @@ def without_password(text: str) -> str:
 
 
 def command(script: str) -> str:
-    """The command line of this process, without passwords."""
-    return shlex.join(["python", f"sweeps/{script}", *map(without_password, sys.argv[1:])])
+    """The command line of this process, without passwords; given elsewhere than in the checkout, with its folder."""
+    words = ["python", f"sweeps/{script}", *map(without_password, sys.argv[1:])]
+    if Path.cwd() == ROOT:
+        return shlex.join(words)
+    words[1] = str(ROOT / words[1])
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
 
 
 def commit() -> str:

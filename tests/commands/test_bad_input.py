@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sgan.checks import ConfigError, as_json, from_json
+from sgan.command_line import status
 from sgan.config import Codes, Config, Variant, Weights
 from sgan.data import image_folder as folder
 from sgan.evaluation.inception import WeightsError, check_weights
@@ -30,7 +31,7 @@ from sgan.store.local import Store
 from sgan.store.record import Record, read_record
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
 from sweeps.planning import config_file
-from sweeps.planning.options import Sweep, status
+from sweeps.planning.options import Sweep
 from sweeps.search import Search
 
 ROOT = Path(__file__).parents[2]

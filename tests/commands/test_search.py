@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
+from sgan.command_line import status
 from sgan.store.files import read_json
 from sweeps import best
-from sweeps.planning.options import status
 from sweeps.search import run
 
 ROOT = Path(__file__).parents[2]

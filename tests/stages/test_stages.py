@@ -226,6 +226,7 @@ ALL = {*CLASSIFIERS, *STACKS, "inception"}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
     "checks.py": set(),
+    "command_line.py": set(),
     "config.py": set(),
     "data/__init__.py": set(),
     "data/batches.py": ALL,
@@ -269,6 +270,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/probe.py": set(),
     "stages/run.py": set(),
     "store/__init__.py": set(),
+    "store/address.py": set(),
     "store/claims.py": set(),
     "store/files.py": set(),
     "store/local.py": set(),
