@@ -80,10 +80,10 @@ def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side
 
 
 def unlabelled(path: Path) -> Image.Image:
-    """The images of a file that `save` wrote, without the words around them."""
+    """The images of a file that `save` wrote, without the words around them; all of a picture from elsewhere."""
     with Image.open(path) as picture:
-        box = [int(number) for number in picture.info[BOX].split(",")]
-        return picture.crop((box[0], box[1], box[2], box[3]))
+        left, top, right, bottom = map(int, picture.info.get(BOX, f"0,0,{picture.width},{picture.height}").split(","))
+        return picture.crop((left, top, right, bottom))
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from sgan.addresses import masked
 from sgan.store.files import (
     StoreError,
     atomic_write,
@@ -134,7 +135,7 @@ class Store:
                 if not (trouble := lack(error)):
                     raise
                 with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for the store {self.address} ({trouble.strerror})", flush=True)
+                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)

@@ -23,14 +23,15 @@ from sweeps.reporting.results import Sweep
 HTML, TEXT = "report.html", "report.md"
 """In the folder of a sweep's record: the report, and its table and words alone."""
 GALLERIES = {
-    "classes": ("Samples", "The same noise and labels for every variant. Look for blur, wrong classes and repeats."),
-    "fixed_condition": ("One condition, the noise varies", "In a row of equal images the noise has no effect."),
+    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "variant. Look for blur, wrong classes and repeats."),
+    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "are equal, the noise has no effect."),
     "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
     "features. A sample that equals one was learned by heart."),
 }  # fmt: skip
 FROM_STUDY = {
     "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
-    "slice": "Score against each parameter, a dot a config. Is the best region inside the range or at its edge?",
     "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
 }
 """Of the plots that a search draws from its study, by the first part of their names: what to look for."""
@@ -43,7 +44,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    galleries = [(*words, plots.gallery(sweep, name, name != "neighbours")) for name, words in GALLERIES.items()]
+    galleries = [(*words, plots.gallery(sweep, name)) for name, words in GALLERIES.items()]
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
         verdict=comparisons.verdict(sweep, found),
@@ -99,7 +100,7 @@ def keep(
 
 
 def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -> None:
-    """Print the verdict, the table of five columns as wide as the terminal, and three lines: the report, how to open
+    """Print the verdict, the table of five columns no wider than the terminal, and three lines: the report, how to open
     MLflow (`link`), and the next step (`then`)."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
     found = comparisons.contrasts(sweep)
@@ -109,12 +110,9 @@ def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -
         table.add_column(Text(heading))
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(
-        Text(sweep.manifest["title"]),
-        table,
-        *map(Text, [comparisons.verdict(sweep, found), *tables.alarms(sweep)]),
-        sep="\n",
-    )
+    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
+    words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
+    console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
     lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))
     for name, text in lines:
         told = str(text).replace("\n", f"\n{'':8}")
