@@ -11,7 +11,7 @@ from sweeps.execution.cluster import count_slots, join_cluster
 from sweeps.execution.shared_store import require_shared_store
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
-from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.planning import manifest
 from sweeps.planning.ablation import check_record, plan_ablation, record, summary
 from sweeps.planning.options import STOPPED_SECONDS, Sweep
@@ -28,6 +28,7 @@ def main(options: Sweep) -> int:
     Raises:
         ConfigError: a bad option, data that are absent or torn, a store that cannot be written.
     """
+    address = address_of(options.mlflow)
     if not options.dry_run:
         print("starting Ray ...", flush=True)
         join_cluster()
@@ -43,12 +44,16 @@ def main(options: Sweep) -> int:
     require_shared_store(store, key)
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
-    record(ablation, store, f"{processor()}, {slots.where}", commit)
-    uri = options.mlflow or default_uri(store)
+    machine = f"{processor()}, {slots.where}"
+    record(ablation, store, machine, commit)
+    uri = address or default_uri(store)
+    if address:
+        warn_if_away(uri)
     job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
     finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
+    record(ablation, store, machine, commit)  # again: somebody may have deleted it
     try:  # MLflow shows the report, too
         sweep = document.keep(store, key, options.store, ablation.rows, options.seed_range) if finished else None
     finally:
@@ -59,5 +64,5 @@ def main(options: Sweep) -> int:
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    document.ending(sweep, unsent or pages(uri), f"python sweeps/best.py {shlex.quote(options.store)}")
+    document.ending(sweep, unsent or pages(uri, key), f"python sweeps/best.py {shlex.quote(options.store)}")
     return 1 if left or unsent else 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
-from sgan.store.files import atomic_write, inside, sealed, unsealed
+from sgan.store.files import inside, sealed, unsealed, write_text
 from sgan.store.local import Store
 
 FOLDER = "turing"
@@ -38,8 +38,7 @@ def keep(store: Store, voter: str, votes: Sequence[dict[str, Any]]) -> None:
     """Write all votes of a voter, whole or not at all: dicts with the `stage` that scored the model, whether the image
     was `real`, and the `answer`. OSError where the disk does not take it."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
+    write_text(path, "".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
     store.save(path)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
@@ -57,7 +58,7 @@ def flag(field: str) -> str:
 
 
 def _address(text: str) -> str:
-    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {text!r}")
+    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {masked(text)!r}")
     return text
 
 
@@ -124,8 +125,9 @@ class Places(Group):
     store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(default_factory=default_store)
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
-    mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
-    """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
+    mlflow: str | None = None
+    """Address of an MLflow server, as http://127.0.0.1:5000. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the
+    store."""
 
 
 @dataclass(frozen=True)
