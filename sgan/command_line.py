@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import tyro
 
 from sgan.addresses import masked
-from sgan.checks import NO_ROOM, ConfigError
+from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
 BAD, INTERRUPTED = 2, 130
@@ -171,7 +171,9 @@ def status(command: Callable[[], int | None]) -> int:
     except ConfigError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
     except OSError as error:
-        remedies = dict.fromkeys(NO_ROOM, "make room") | dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
+        remedies = dict.fromkeys(WAITED, "make room, or see to the disk")
+        remedies |= dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
+        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to it")
         remedy = f"; {remedies[error.errno]}, then run the same command" if error.errno in remedies else ""
         print(masked(f"error: {error}{remedy}"), file=sys.stderr)
     except KeyboardInterrupt:

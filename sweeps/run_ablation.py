@@ -44,7 +44,8 @@ def main(options: Sweep) -> int:
     require_shared_store(store, key)
     if basis.inception_weights:
         store.keep_weights(basis.inception_weights, basis.inception)
-    record(ablation, store, f"{processor()}, {slots.where}", commit)
+    machine = f"{processor()}, {slots.where}"
+    record(ablation, store, machine, commit)
     uri = address or default_uri(store)
     if address:
         warn_if_away(uri)
@@ -52,6 +53,7 @@ def main(options: Sweep) -> int:
     follower = follow.start(store, key, uri)
     store.note("sweep started", sweep=key, command=command)
     finished = scheduler.run(ListSource(ablation.trials, store), job, store, slots)
+    record(ablation, store, machine, commit)  # again: somebody may have deleted it
     try:  # MLflow shows the report, too
         sweep = document.keep(store, key, options.store, ablation.rows, options.seed_range) if finished else None
     finally:

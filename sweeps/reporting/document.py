@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table, box
 from rich.text import Text
 
-from sgan.store.files import StoreError, is_plain, sha256
+from sgan.store.files import StoreError, is_plain, sha256, write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting import comparisons, plots, results, tables
@@ -94,7 +94,7 @@ def keep(
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
     for name, text in ((HTML, html(sweep, _pictures(sweep), address)), (TEXT, markdown(sweep))):
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
         store.save(folder / name)
     return sweep
 
