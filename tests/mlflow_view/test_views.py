@@ -65,8 +65,10 @@ def address(store) -> Iterator[str]:
         port = free.getsockname()[1]
     words = ["-m", "mlflow", "ui", "--backend-store-uri", default_uri(store), "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True, **nowhere)
+    with open(os.devnull, "w") as nowhere:
+        server = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
 
     def answers() -> bool:
         with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
