@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter
 from PIL import Image
 
 from sgan.evaluation.grid import unlabelled
@@ -98,7 +98,7 @@ def _curves(sweep: Sweep) -> list[Plot]:
         (
             compute,
             "seconds" if compute == "seconds" else "FLOPs",
-            "A stack begins late: encoder and levels come first.",
+            "A stack begins late: what lies above its image level comes first.",
         ),
     ):
         figure, axes = _axes()
@@ -214,7 +214,8 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
     getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))
     if measure.better == "lower":
         getattr(axes, f"set_{axis}scale")("log")
-        getattr(axes, f"{axis}axis").set_major_formatter("{x:g}")
+        getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
+        getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _png(figure: Figure, axes: Axes | None = None) -> bytes:
