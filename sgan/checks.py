@@ -15,8 +15,8 @@ from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Made = TypeVar("Made")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
+WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+"""Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
 
 
 class ConfigError(ValueError):

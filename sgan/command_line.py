@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from sgan.checks import NO_ROOM, ConfigError
+from sgan.addresses import masked
+from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
 BAD, INTERRUPTED = 2, 130
@@ -168,11 +169,13 @@ def status(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
     except OSError as error:
-        remedies = dict.fromkeys(NO_ROOM, "make room") | dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
+        remedies = dict.fromkeys(WAITED, "make room, or see to the disk")
+        remedies |= dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
+        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to it")
         remedy = f"; {remedies[error.errno]}, then run the same command" if error.errno in remedies else ""
-        print(f"error: {error}{remedy}", file=sys.stderr)
+        print(masked(f"error: {error}{remedy}"), file=sys.stderr)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on where it was.")
         return INTERRUPTED

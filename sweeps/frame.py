@@ -10,7 +10,7 @@ from sweeps.execution.cluster import Slots, count_slots, join_cluster
 from sweeps.execution.shared_store import require_shared_store
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
-from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import STOPPED_SECONDS, Options
@@ -20,7 +20,8 @@ from sweeps.reporting.results import Sweep
 
 
 def join(options: Options) -> Slots:
-    """The slots of the cluster or this machine; a dry run does not start Ray."""
+    """The slots of the cluster or this machine; a dry run does not start Ray. ConfigError for a wrong --mlflow."""
+    address_of(options.mlflow)
     if not options.dry_run:
         print("starting Ray ...", flush=True)
         join_cluster()
@@ -41,13 +42,16 @@ class Frame:
 
     def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
         self.options, self.store, self.key, self.slots = options, store, key, slots
-        self.uri, commit = options.mlflow or default_uri(store), manifest.commit()
+        address, commit = address_of(options.mlflow), manifest.commit()
+        self.uri = address or default_uri(store)
         machine = f"{processor()}, {slots.where}"
         self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
         self.job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
         require_shared_store(store, key)
         if basis.inception_weights:
             store.keep_weights(basis.inception_weights, basis.inception)
+        if address:
+            warn_if_away(address)
 
     def start(self) -> None:
         """The record is there, and trials begin: MLflow's process follows."""
@@ -76,4 +80,4 @@ class Frame:
 
     def conclude(self, sweep: Sweep, unsent: str, then: str) -> None:
         """Print the verdict, the table, and what to do next."""
-        document.ending(sweep, unsent or pages(self.uri), then)
+        document.ending(sweep, unsent or pages(self.uri, self.key), then)

@@ -1,5 +1,7 @@
 """Runs an ablation: its plan, its trials, MLflow and the table."""
 
+import shlex
+
 from sgan.command_line import INTERRUPTED
 from sgan.store.s3 import find_store, open_store
 from sweeps.frame import Frame, join
@@ -7,7 +9,6 @@ from sweeps.planning.ablation import check_record, plan_ablation, record, summar
 from sweeps.planning.options import Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import ListSource
-from sweeps.reporting import tables
 
 
 def main(options: Sweep) -> int:
@@ -30,11 +31,12 @@ def main(options: Sweep) -> int:
     record(ablation, store, frame.origin)
     frame.start()
     finished = frame.run(ListSource(ablation.trials, store))
+    record(ablation, store, frame.origin)  # again: somebody may have deleted it
     sweep, unsent = frame.end(finished, ablation.rows, options.seed_range)
     outcomes = [state_of(store, trial.row).outcome for trial in ablation.trials]
     left = outcomes.count("interrupted") + outcomes.count("failed")
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    frame.conclude(sweep, unsent, tables.commands(sweep, options.store)[-1])
+    frame.conclude(sweep, unsent, f"python sweeps/best.py {shlex.quote(options.store)}")
     return 1 if left or unsent else 0

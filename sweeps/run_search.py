@@ -5,6 +5,7 @@ import tempfile
 import time
 from contextlib import nullcontext, suppress
 
+from sgan.addresses import masked
 from sgan.checks import require
 from sgan.command_line import INTERRUPTED
 from sgan.store.local import Store
@@ -78,7 +79,7 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
             f"  cost     about {estimate.median * price:.2f} ({estimate.low * price:.2f} to "
             f"{estimate.high * price:.2f}) for {unit} at {search.gpu_hour_price:g} an hour"
         )
-    print(f"  store    {search.store}", flush=True)
+    print(f"  store    {masked(search.store)}", flush=True)
 
 
 def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:

@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl
 
 from s3fs import S3FileSystem
 
+from sgan.addresses import masked
 from sgan.checks import content_key, require
 from sgan.store.address import is_bucket as is_bucket
 from sgan.store.address import store_address
@@ -100,8 +101,8 @@ class BucketStore(Store):
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             raise StoreError(
-                f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there "
-                "and that this host's credentials may write with --store"
+                masked(f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there ")
+                + "and that this host's credentials may write with --store"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -155,7 +156,7 @@ class BucketStore(Store):
     def facts(self, name: str) -> dict[str, Any]:
         path = inside(self.root / "done", f"{name}.json")
         if not path.exists() and not self._get(f"done/{name}.json", path):
-            raise StoreError(f"the stage {name} is not in {self.address}: its done/{name}.json was deleted")
+            raise StoreError(f"the stage {name} is not in {masked(self.address)}: its done/{name}.json was deleted")
         return read_json(path, name=name)
 
     def _file(self, name: str, file: str) -> Path:
@@ -247,8 +248,8 @@ class BucketStore(Store):
             if not path.exists() and not self._get(source, path, facts["files"][file]):
                 remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
                 raise StoreError(
-                    f"{source} in {self.address} is missing or damaged; delete done/{name}.json there, and the stage "
-                    "is trained again"
+                    f"{source} in {masked(self.address)} is missing or damaged; delete done/{name}.json there, and the "
+                    "stage is trained again"
                 )
 
     def _find(self, folder: str) -> dict[str, str]:
@@ -297,7 +298,7 @@ class BucketStore(Store):
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
-                trouble = f"the output store {self.address} does not answer ({error!r:.200})"
+                trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
                 if pause is None or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error

@@ -14,11 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sgan.checks import NO_ROOM, ConfigError
+from sgan.addresses import masked
+from sgan.checks import ConfigError
 from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
-from sgan.store.files import write_json
+from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
@@ -164,8 +165,8 @@ class Progress:
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+        if trouble := lack(error):
+            what = f"waiting for the store {masked(self.store.address)} ({trouble.strerror})"
         else:
             what = f"the store is in the way: {error}"
         if self._is_news("", what):

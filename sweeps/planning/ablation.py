@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, content_key, require
 from sgan.config import Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
@@ -156,5 +157,5 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
         f"{len(todo)} to run\n{changes}"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
-        f"  slots   {slots} trials at a time on {where}\n  store   {address}"
+        f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
     )

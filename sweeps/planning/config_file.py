@@ -31,6 +31,7 @@ class ChosenOptions:
     scorer: str
 
 
+BEST = "best.yaml"
 CHOSEN = tuple(field.name for field in dataclasses.fields(ChosenOptions))
 
 

@@ -56,11 +56,6 @@ def flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _address(text: str) -> str:
-    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {text!r}")
-    return text
-
-
 def choice(*choices: str) -> tuple[Any, Any]:
     """Metadata of a text option that takes these values alone, and shows them in --help."""
     return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
@@ -72,7 +67,6 @@ def default_store() -> str:
 
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Address = Annotated[str, AfterValidator(_address)]
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,9 @@ class Places(Group):
     store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(default_factory=default_store)
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
-    mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
-    """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
+    mlflow: str | None = None
+    """Address of an MLflow server, as http://127.0.0.1:5000. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the
+    store."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
 
-Contrasts and outcomes are named here, before any run is made: every variant against the reference
-(`results.REFERENCE`), by OUTCOMES. References: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
+Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
+Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
 """
 
 import itertools
@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sgan.evaluation.measures import BEST, LEADING, MEASURES
-from sweeps.reporting.results import Sweep
+from sgan.evaluation.measures import BEST, MEASURES
+from sweeps.reporting.results import OUTCOMES, Sweep
 
-OUTCOMES = (LEADING, "recall", "inception_score")
-"""The scores of tables and contrasts: quality and diversity together, diversity, and the paper's score."""
 PIXELS = "pixels/"
 SURE = 0.05
 FLIPS = 9_999
 """The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many."""
 METHOD = (
-    "Differences are paired by seed. Interval: 95 % percentile bootstrap of the mean; with fewer than about ten seeds "
+    "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
     "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
     "random flips); p (Holm): corrected for all contrasts of this table. P(better): probability that a seed of the row "
     "beats a seed of the reference; a tie counts half."
@@ -35,7 +33,7 @@ class Contrast:
 
     Attributes:
         n: seeds that both have finished.
-        mean: of the variant minus the reference; low, high: its 95 % interval, NaN with one seed.
+        mean: of the variant minus the reference; low, high: its 95% interval, NaN with one seed.
         p: two-sided.
         better: probability that the variant is better.
         holm: p, corrected for all contrasts.
@@ -60,7 +58,7 @@ class Contrast:
 def contrasts(sweep: Sweep) -> list[Contrast]:
     """Every variant against the reference, by every outcome that both have on a common seed."""
     found = []
-    for outcome, variant in itertools.product(OUTCOMES, sweep.titles):
+    for outcome, variant in itertools.product(sweep.outcomes, sweep.titles):
         mine, other = (sweep.of(name).set_index("seed")[outcome].dropna() for name in (variant, sweep.reference))
         seeds = [seed for seed in mine.index if seed in other.index]
         if variant != sweep.reference and seeds:
@@ -82,7 +80,7 @@ def sign_flip(differences: np.ndarray) -> float:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values (n,), the same each time; NaN for one value."""
+    """95% percentile bootstrap interval of the mean of values (n,), the same each time; NaN for one value."""
     if len(values) < 2:
         return float("nan"), float("nan")
     found = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
@@ -99,14 +97,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     """The answer in two sentences: which row leads and by how much, and what the seeds can establish."""
-    heading, digits, titles = MEASURES[LEADING].heading, MEASURES[LEADING].decimals, sweep.titles
+    measure, titles = MEASURES[sweep.leading], sweep.titles
+    heading, digits = measure.heading, measure.decimals
     means = sweep.ranking
     if not means:
         return f"No trial has finished with a {heading}. There is nothing to compare."
     leader, reference = next(iter(means)), sweep.reference
-    text = f"{titles[leader]} has the {'lowest' if MEASURES[LEADING].better == 'lower' else 'highest'} mean {heading}, "
-    text += f"{means[leader]:.{digits}f}"
-    leading = [each for each in found if each.outcome == LEADING]
+    text = f"{titles[leader]} has the {measure.better[:-2]}est mean {heading}, {means[leader]:.{digits}f}"
+    leading = [each for each in found if each.outcome == sweep.leading]
     if not leading:
         return f"{text}. There is no other row with a common seed to compare it with."
     nearest = next((each for each in leading if each.variant == leader), None)
@@ -143,7 +141,7 @@ def said(contrast: Contrast) -> str:
     if contrast.n < 2:
         return "one seed: no interval"
     low, high = (f"{bound:+.{digits}f}" for bound in (contrast.low, contrast.high))
-    return f"95 % interval of the difference {low} to {high}, p {p_value(contrast.holm)}"
+    return f"95% interval of the difference {low} to {high}, p {p_value(contrast.holm)}"
 
 
 def p_value(p: float) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table, box
 from rich.text import Text
 
-from sgan.store.files import StoreError, is_plain, sha256
+from sgan.store.files import StoreError, is_plain, sha256, write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting import comparisons, plots, results, tables
@@ -32,7 +32,6 @@ GALLERIES = {
 }  # fmt: skip
 FROM_STUDY = {
     "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
-    "slice": "Score against each parameter, a dot a config. Is the best region inside the range or at its edge?",
     "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
 }
 """Of the plots that a search draws from its study, by the first part of their names: what to look for."""
@@ -45,7 +44,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    galleries = [(*words, plots.gallery(sweep, name, name != "neighbours")) for name, words in GALLERIES.items()]
+    galleries = [(*words, plots.gallery(sweep, name)) for name, words in GALLERIES.items()]
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
         verdict=comparisons.verdict(sweep, found),
@@ -95,13 +94,13 @@ def keep(
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
     for name, text in ((HTML, html(sweep, _pictures(sweep), address)), (TEXT, markdown(sweep))):
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
         store.save(folder / name)
     return sweep
 
 
 def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -> None:
-    """Print the verdict, the table of five columns as wide as the terminal, and three lines: the report, how to open
+    """Print the verdict, the table of five columns no wider than the terminal, and three lines: the report, how to open
     MLflow (`link`), and the next step (`then`)."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
     found = comparisons.contrasts(sweep)
@@ -111,12 +110,9 @@ def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -
         table.add_column(Text(heading))
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(
-        Text(sweep.manifest["title"]),
-        table,
-        *map(Text, [comparisons.verdict(sweep, found), *tables.alarms(sweep)]),
-        sep="\n",
-    )
+    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
+    words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
+    console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
     lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))
     for name, text in lines:
         told = str(text).replace("\n", f"\n{'':8}")

@@ -31,8 +31,9 @@ SCORES: dict[str, Measure] = {
 """Every number of a trial, in the order of tables."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
 ABSENT = "–"
-REFERENCE = "sgan"
-"""The variant that all others of an ablation are compared with. A search names its own, the default config."""
+OUTCOMES = (LEADING, "recall", "inception_score")
+"""The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
+diversity, and the paper's score."""
 Fingerprint = dict[str, dict[str, Any]]
 Statistics = Mapping[tuple[str, str], float]
 """Of one variant or config: (score, "mean" | "std" | "count") -> value, NaN where there is none. The std is that of a
@@ -46,7 +47,7 @@ class Sweep:
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
         trials: one row a trial of the record, in its order: COLUMNS and SCORES (NaN where absent).
-        explored: of a search, the same of the configs of its first phase, with their numbers and titles.
+        explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
     """
@@ -70,9 +71,20 @@ class Sweep:
 
     @property
     def reference(self) -> str:
-        """The variant that all others are compared with."""
-        named = self.manifest.get("reference", REFERENCE)
-        return named if named in self.titles else next(iter(self.titles), "")
+        """The variant that all others are compared with: the first that changes nothing (SGAN, or the default config of
+        a search), or the first."""
+        variants = self.manifest["variants"]
+        return next((each["name"] for each in variants if not each["changes"]), next(iter(self.titles), ""))
+
+    @property
+    def leading(self) -> str:
+        """The score that decides: a search's objective, or LEADING."""
+        return next(iter(self.manifest.get("scores", ())), LEADING)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """OUTCOMES, the one that decides first."""
+        return list(dict.fromkeys((self.leading, *OUTCOMES)))
 
     @property
     def columns(self) -> list[str]:
@@ -87,10 +99,10 @@ class Sweep:
 
     @property
     def ranking(self) -> dict[str, float]:
-        """Mean of the leading score of each variant that has one, the best first."""
-        means = {name: each[LEADING, "mean"] for name, each in self.summary.items()}
-        known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-        return dict(sorted(known.items(), key=lambda item: item[1], reverse=SCORES[LEADING].better == "higher"))
+        """Mean of the score that decides of each variant that has one, the best first."""
+        means = {name: each[self.leading, "mean"] for name, each in self.summary.items()}
+        found = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        return dict(sorted(found.items(), key=lambda item: item[1], reverse=SCORES[self.leading].better == "higher"))
 
     def of(self, variant: str) -> pd.DataFrame:
         """The rows of a variant's trials, by seed."""
@@ -134,7 +146,7 @@ def read(
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
-    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title")}
+    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
     return Sweep(store, record, trials, _table(store, explored).assign(**of_config), real, fingerprint)
 
 

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgan.evaluation.measures import BEST, LEADING
+from sgan.evaluation.measures import BEST
 from sgan.store import votes
-from sweeps.reporting.comparisons import OUTCOMES, SURE, Contrast, disagreements, p_value, worse_at_best
-from sweeps.reporting.results import ABSENT, SCORES, Statistics, Sweep, known
+from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
+from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
 
 Rows = list[list[str]]
 """Rows of cells, the heading first."""
@@ -17,7 +17,11 @@ WIDEST = 100
 """Characters of a line of a Markdown table."""
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 ALARM, AT_BEST = "⚠", "†"
-"""Marks of rows: an alarm or a trial that went wrong; the weights at the best evaluation are worse than the last."""
+MARKS = {
+    ALARM: "an alarm, or a trial that went wrong",
+    AT_BEST: "the weights at the best evaluation are worse than those at the end",
+}
+"""Marks of rows."""
 SHORT = {"inception_score": "IS"}
 PAPERS_NETWORK, PAPERS_WEIGHTS = "inception-v3-compat", "6726825d"  # SHA-256 of torch-fidelity's file begins so
 ANOTHER_NETWORK = (
@@ -40,7 +44,7 @@ def number(score: str, value: float) -> str:
 def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
     """The table of five columns: the variant with its marks, the leading score, the difference to the reference, and
     the other outcomes; real data last."""
-    scores = [score for score in OUTCOMES if score in sweep.columns] or [LEADING]
+    scores = [score for score in sweep.outcomes if score in sweep.columns] or [sweep.leading]
     first, *others = scores
     against = {each.variant: each for each in contrasts if each.outcome == first}
     headings = [f"{SHORT.get(score, SCORES[score].heading)}{ARROWS[SCORES[score].better]}" for score in scores]
@@ -62,14 +66,14 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
 
 
 def interval(contrast: Contrast) -> str:
-    """A contrast as "difference [95 % interval]", with a star where its p is below SURE."""
+    """A contrast as "difference [95% interval]", with a star where its p is below SURE."""
     bounds = "" if contrast.n < 2 else f" [{contrast.low:.3g}, {contrast.high:.3g}]"
     return f"{contrast.mean:+.3g}{bounds}{'*' * (contrast.holm < SURE)}"
 
 
 def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
     """The table of all contrasts."""
-    rows = [["Variant", "Outcome", "n", "Difference [95 %]", "p", "p (Holm)", "P(better)"]]
+    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)", "P(better)"]]
     for each in contrasts:
         outcome = SCORES[each.outcome]
         cells = [sweep.titles[each.variant], outcome.heading + ARROWS[outcome.better], str(each.n), interval(each)]
@@ -98,7 +102,7 @@ def everything(sweep: Sweep) -> Rows:
 
 def explored(sweep: Sweep) -> Rows:
     """The table of the configs that a search explored, on one seed each."""
-    scores = [score for score in OUTCOMES if known(sweep.explored, score)]
+    scores = [score for score in sweep.outcomes if known(sweep.explored, score)]
     rows = [["Config", *(SCORES[score].heading + ARROWS[SCORES[score].better] for score in scores), "Outcome"]]
     for row in sweep.explored.to_dict("records"):
         cells = [ABSENT if math.isnan(row[score]) else number(score, row[score]) for score in scores]
@@ -119,18 +123,18 @@ def _notes(sweep: Sweep, variant: str) -> list[tuple[str, str]]:
         found.append((ALARM, f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}"))
     worse = worse_at_best(sweep, variant)
     if worse:
-        found.append((AT_BEST, f"the weights at the best evaluation are worse than the last ({'; '.join(worse)})"))
+        found.append((AT_BEST, f"{MARKS[AT_BEST]} ({'; '.join(worse)})"))
     return found
 
 
 def caption(sweep: Sweep) -> str:
     """What stands in the table."""
-    n = [len(sweep.values(name, LEADING)) for name in sweep.titles] or [0]
+    n = [len(sweep.values(name, sweep.leading)) for name in sweep.titles] or [0]
     seeds = f"{max(n)} seed{'s' * (max(n) != 1)}" + " or fewer" * (min(n) < max(n))
     few = "(k/n): k of n trials have finished. " if len(sweep.done) < len(sweep.trials) else ""
     return (
         f"Mean ± standard deviation over {seeds}, of the weights at the end of training. Difference: paired by seed, "
-        f"with 95 % bootstrap interval; * p < {SURE} after Holm's correction. {few}"
+        f"with 95% bootstrap interval; * p < {SURE} after Holm's correction. {few}"
     )
 
 

@@ -93,7 +93,7 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     assert f"Report: {page}\n" in output
     assert "\nMLflow: " in output
     assert "mlflow ui --backend-store-uri" in output
-    assert "\nNext:   python sweeps/report.py " in output
+    assert "\nNext:   python sweeps/best.py " in output
     assert "data:image/png" in page.read_text()
 
 

@@ -105,7 +105,7 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     (parent,) = [run for run in found if "sgan.trial" not in run.data.tags]
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
     plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
-    assert {"history-inception_score.png", "parallel-inception_score.png"} <= plots
+    assert {"importance-inception_score.png"} <= plots
 
     rows = [line for line in output.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(confirmed)  # heading, real data, and nothing that was only explored

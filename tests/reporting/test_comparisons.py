@@ -27,7 +27,7 @@ def make(root: Path, **scores: Values) -> Sweep:
         of = {"trial": f"{name}-{seed}", "variant": name, "seed": seed, "outcome": outcome, "reason": "", "alarm": ""}
         rows.append({**of, **(own if outcome == "done" else {})})
     trials = pd.DataFrame(rows, columns=[*COLUMNS, *SCORES]).astype(dict.fromkeys(SCORES, float))
-    variants = [{"name": name, "title": name.upper(), "paper": ""} for name in names]
+    variants = [{"name": name, "title": name.upper(), "paper": "", "changes": {}} for name in names]
     return Sweep(Store(root), {"variants": variants}, trials, pd.DataFrame(trials[:0]), {}, {})
 
 
@@ -73,7 +73,7 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     sweep = make(tmp_path, fid={"sgan": [6.0, 7.0, 8.0], "other": [9.0, 10.0, 12.0]})
     told = comparisons.verdict(sweep, comparisons.contrasts(sweep))
     assert told == (
-        "SGAN has the lowest mean FID, 7.00; the next, OTHER, is 3.33 higher on the same 3 seeds (95 % interval of the "
+        "SGAN has the lowest mean FID, 7.00; the next, OTHER, is 3.33 higher on the same 3 seeds (95% interval of the "
         "difference +3.00 to +4.00, p = 0.25). With 3 paired seeds no difference can reach p < 0.25: no order is "
         "established."
     )

@@ -273,7 +273,7 @@ def test_the_report_names_no_path_of_this_machine(tmp_path):
 
 def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
     store = make(tmp_path / "store")
-    names = ["importance-fid.png", "slice-fid-pool1+fc3.png"]
+    names = ["importance-fid.png", "pareto-front.png"]
     plots = manifest.folder(store, KEY) / "plots"
     plots.mkdir()
     for name in names:
@@ -282,7 +282,7 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
     record = manifest.read(store, KEY) | {"explored": 7, "plotted": plotted}
     record["settings"] |= {"seed": 1000, "sampler": "tpe"}
     for number, trial in enumerate(record["trials"]):
-        trial["number"] = number
+        trial |= {"number": number, "params": {"entropy": 1.0 + number, "split": f"fc{number}"}}
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
     manifest.write(store, record)
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
@@ -290,10 +290,11 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
     assert "DCGAN (adv+cond+ent)" not in text
     assert "7 configs were explored at seed 1000 (sampler tpe)" in text
     assert f"![Importance: fid](SEARCHED/{KEY}/importance-fid.png)" in text
-    assert f"![Slice: fid-pool1+fc3](SEARCHED/{KEY}/slice-fid-pool1%2Bfc3.png)" in text
+    assert f"![Pareto: front](SEARCHED/{KEY}/pareto-front.png)" in text
     page = (tmp_path / "SEARCHED" / KEY / "report.html").read_text()
     assert "Explored configs" in page
     assert "FID of every explored config" in page
+    assert "FID against each parameter" in page
     for name in names:
         assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
     (plots / names[0]).write_bytes(b"another")

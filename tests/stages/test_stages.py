@@ -225,6 +225,7 @@ STACKS = {"level", "joint", "score"}
 ALL = {*CLASSIFIERS, *STACKS, "inception"}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
+    "addresses.py": set(),
     "checks.py": set(),
     "command_line.py": set(),
     "config.py": set(),
