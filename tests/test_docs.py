@@ -104,7 +104,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     save(folder / "encoder.npz", arrays("mnist"))
     given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "classifier")
     config = plan_ablation(Sweep(variants=("sgan",), weights=(1.0, 1.0, 5.0)), 0).trials[0].config
-    best = BestConfig("sgan", ChosenOptions(*given), (), config, {"study": "s", "commit": "c"})
+    best = BestConfig("sgan", ChosenOptions(*given), config, {"study": "s", "commit": "c"})
     best.write(folder / "runs" / "best.yaml")
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
@@ -154,6 +154,8 @@ def options_of(words: list[str], capsys) -> str:
 @pytest.mark.parametrize("command", SHELL)
 def test_a_command_runs_or_has_the_options_that_it_is_given(command, place, capsys):
     words = shlex.split(filled(command, place[1]))
+    if words[:3] == ["python", "-m", "mlflow"]:
+        words = words[2:]
     if words[0] == "export":
         return
     if words[0] == "make":
@@ -169,6 +171,21 @@ def test_a_command_runs_or_has_the_options_that_it_is_given(command, place, caps
         given = words[: words.index("--")] if "--" in words else words
         for option in [word.partition("=")[0] for word in given if word.startswith("-") and word != "-m"]:
             assert option in known, option
+
+
+SESSIONS = [block.text for block in blocks() if block.text.startswith("$ ")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_session_prints_what_the_page_says(session, place, capsys):
+    """All but the line that tells of the machine."""
+    command, *told = session.splitlines()
+    printed = run(shlex.split(command.partition("python ")[2]), capsys).splitlines()
+    machine = "  slots "
+    assert [line for line in printed if not line.startswith(machine)] == [
+        line for line in told if not line.startswith(machine)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,7 +1,6 @@
 """Votes of the visual Turing test (SGAN, section 4.4) in a store: turing/<voter>.jsonl, a line a vote."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,13 +48,22 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
     return _votes(path) if path.exists() else []
 
 
-def results(store: Store) -> dict[str, Tally]:
-    """Name of a score stage -> the votes of all voters on its model."""
+def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
+    """Name of a score stage -> for each vote of all voters on its model, in order, its unix seconds and the votes until
+    then."""
     store.fetch(store.root / FOLDER)
     found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in _votes(path)]
-    errors = Counter(vote["stage"] for vote in found if vote["real"] != vote["answer"])
-    votes = Counter(vote["stage"] for vote in found)
-    return {stage: Tally(errors[stage], votes[stage]) for stage in sorted(votes)}
+    points: dict[str, list[tuple[float, Tally]]] = {}
+    for vote in sorted(found, key=lambda vote: vote["time"]):
+        own = points.setdefault(vote["stage"], [])
+        errors = own[-1][1].errors if own else 0
+        own.append((vote["time"], Tally(errors + (vote["real"] != vote["answer"]), len(own) + 1)))
+    return points
+
+
+def results(store: Store) -> dict[str, Tally]:
+    """Name of a score stage -> the votes of all voters on its model."""
+    return {stage: points[-1][1] for stage, points in curves(store).items()}
 
 
 def _votes(path: Path) -> list[dict[str, Any]]:

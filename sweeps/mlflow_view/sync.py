@@ -16,10 +16,11 @@ from sgan.addresses import masked
 from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
 from sgan.store.local import FIGURES, MODELS, Store
-from sgan.store.votes import Tally, results
+from sgan.store.votes import curves
 from sweeps.mlflow_view import model, runs, sweep, views
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
 from sweeps.mlflow_view.trial import (
+    Votes,
     begun,
     files_of,
     is_shown,
@@ -27,6 +28,7 @@ from sweeps.mlflow_view.trial import (
     log_dataset,
     note_of,
     params_of,
+    people,
     varied,
     view,
     write_files,
@@ -68,10 +70,10 @@ class _Pass:
             tags, title = {runs.SWEEP: key}, self.manifest["title"]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
         views.write(client, experiment, self.manifest)
-        names, votes = varied(self.manifest["trials"]), results(store)
+        names, votes = varied(self.manifest["trials"]), curves(store)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
-            run, about = children.get(trial["run"]), self.about(trial, names, votes)
+            run, about = children.get(trial["run"]), self.about(trial, names, votes.get(trial["name"], ()))
             try:
                 if run and store.has(trial["name"]) and self.has_all(run, trial, about, parent):
                     end = max(end, (run.info.end_time or 0) / 1000)
@@ -91,10 +93,10 @@ class _Pass:
             raise damage
         return outcome in ("done", "failed")
 
-    def about(self, trial: Mapping[str, Any], names: set[str], votes: Mapping[str, Tally]) -> dict[str, Any]:
-        """The params and the note of a trial's run, and their key: what may change after it has ended."""
+    def about(self, trial: Mapping[str, Any], names: set[str], votes: Votes) -> dict[str, Any]:
+        """The params, the note and the votes of a trial's run, and their key: what may change after it has ended."""
         params, note = params_of(self.manifest, trial, names), note_of(self.store, trial, votes)
-        return {"params": params, "note": note, "key": content_key([params, note])}
+        return {"params": params, "note": note, "votes": people(votes), "key": content_key([params, note])}
 
     def has_all(self, run: Run, trial: Mapping[str, Any], about: Mapping[str, Any], parent: Run) -> bool:
         """Whether the run of a trial that is done has all of it."""
@@ -143,7 +145,7 @@ class _Pass:
             with tempfile.TemporaryDirectory() as folder:
                 write_files(trial, new.grids, figures, run.info.start_time, Path(folder))
                 self.client.log_artifacts(run.info.run_id, folder)
-        metrics = list(new.metrics)
+        metrics = [*new.metrics, *about["votes"]]
         if done:
             with tempfile.TemporaryDirectory() as folder:
                 link(files_of(self.store, trial, MODELS), Path(folder))

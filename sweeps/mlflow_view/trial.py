@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from PIL import Image
 
 from sgan.evaluation.measures import LEADING
@@ -30,6 +30,8 @@ FINAL = "final/"
 TAGS = ("variant", "seed", "cuts", "phase")
 SHARED = ("scorer", "inception", "encoder")
 """Stages that many trials wait for."""
+Votes = Sequence[tuple[float, Tally]]
+"""Of the visual Turing test on a trial's images: as in `sgan.store.votes.curves`."""
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
 
 
@@ -65,7 +67,7 @@ def params_of(manifest: Mapping[str, Any], trial: Mapping[str, Any], names: set[
     return as_params({**shared, **shown, "seed": trial["seed"]})
 
 
-def note_of(store: Store, trial: Mapping[str, Any], votes: Mapping[str, Tally]) -> str:
+def note_of(store: Store, trial: Mapping[str, Any], votes: Votes) -> str:
     """What a trial is, what people said of its images, and the command that runs it again, as Markdown."""
     variant = trial["config"]["variant"]
     cuts, weights = variant["cuts"], variant["weights"]
@@ -76,8 +78,17 @@ def note_of(store: Store, trial: Mapping[str, Any], votes: Mapping[str, Tally]) 
     parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
     command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {trial['seed']}"
     again = f"Run it again:\n\n    {command} --store {shlex.quote(store.address)}"
-    seen = f"Visual Turing test: {votes[trial['name']]}.\n\n" if trial["name"] in votes else ""
+    seen = f"Visual Turing test: {votes[-1][1]}.\n\n" if votes else ""
     return f"**{trial['title']}**, seed {trial['seed']}. {', '.join(parts)}.\n\n{seen}{again}"
+
+
+def people(votes: Votes) -> list[Metric]:
+    """The share of errors of those who were asked about a trial's images, over the number of votes."""
+    values = [
+        (seconds, {"turing_error": tally.errors / tally.votes, "turing_votes": tally.votes}, tally.votes)
+        for seconds, tally in votes
+    ]
+    return [metric for seconds, each, count in values for metric in as_metrics(each, seconds, count)]
 
 
 def view(

@@ -14,10 +14,10 @@ from mlflow.entities import Metric, Run
 from sgan.addresses import masked
 from sgan.store.files import sha256
 from sgan.store.local import FIGURES, MODELS, STAGE_FILE, Store
-from sgan.store.votes import results
+from sgan.store.votes import curves
 from sweeps.mlflow_view import runs, sweep
 from sweeps.mlflow_view.connection import limited
-from sweeps.mlflow_view.trial import begun, files_of, link, note_of, params_of, varied, view, write_files
+from sweeps.mlflow_view.trial import begun, files_of, link, note_of, params_of, people, varied, view, write_files
 from sweeps.planning import manifest as manifests
 from sweeps.planning.state import State, state_of
 
@@ -44,7 +44,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         with limited():
             lines = [f"sweep: {line}" for line in _of_sweep(store, manifest, uri, run)]
         yield from lines
-    votes = results(store)
+    asked = curves(store)
     names, parent = varied(manifest["trials"]), parents[0].info.run_id if len(parents) == 1 else ""
     for trial in manifest["trials"]:
         its_runs = [run for run in found if run.data.tags.get(runs.TRIAL) == trial["run"]]
@@ -52,8 +52,9 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         if len(its_runs) != 1 and (its_runs or begun(store, trial, state)):
             yield f"{title} has {len(its_runs)} runs, not 1"
         for run in its_runs:
+            votes = asked.get(trial["name"], ())
             tags = {runs.PARENT: parent, runs.NOTE: note_of(store, trial, votes)}
-            about = runs.View([], params_of(manifest, trial, names), tags)
+            about = runs.View(people(votes), params_of(manifest, trial, names), tags)
             with limited():
                 lines = [f"{title}: {line}" for line in _of_trial(store, manifest, trial, state, uri, run, about)]
             yield from lines
@@ -92,7 +93,7 @@ def _of_trial(
     if state.outcome == "done":
         models, figures = (files_of(store, trial, part) for part in (MODELS, FIGURES))
     tags = {**right.tags, **about.tags, "status": runs.STATUS[state.outcome]}
-    right = replace(right, params=about.params, tags=tags)
+    right = replace(right, metrics=[*right.metrics, *about.metrics], params=about.params, tags=tags)
     with tempfile.TemporaryDirectory() as ours:
         write_files(trial, right.grids, figures, run.info.start_time, Path(ours))
         link(models, Path(ours, MODELS, "data"))

@@ -125,7 +125,6 @@ OPTIONS = {
         "--top",
         "--confirm-seeds",
         "--seed",
-        "--study-storage",
         "--sampler",
     ],
 }
@@ -197,7 +196,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
 def best_yaml(path: Path) -> bytes:
     given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "classifier")
     options = config_file.ChosenOptions(*given)
-    config_file.BestConfig("sgan", options, (), CONFIGS[0], {"study": "s", "commit": "c"}).write(path)
+    config_file.BestConfig("sgan", options, CONFIGS[0], {"study": "s", "commit": "c"}).write(path)
     return path.read_bytes()
 
 

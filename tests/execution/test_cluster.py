@@ -102,6 +102,16 @@ def test_a_configuration_is_one_by_rays_schema(file):
     validate_config(prepare_config(read(file)))
 
 
+def test_the_clouds_disks_are_encrypted_and_its_ssh_can_be_narrowed_by_the_line_that_shows_how():
+    text = (ROOT / "cluster.yaml").read_text()
+    config = prepare_config(yaml.safe_load(text.replace("# security_group:", "security_group:")))
+    validate_config(config)
+    (rule,) = config["provider"]["security_group"]["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"], rule["IpRanges"]) == (22, 22, [{"CidrIp": "203.0.113.7/32"}])
+    for row in config["available_node_types"].values():
+        assert [disk["Ebs"]["Encrypted"] for disk in row["node_config"]["BlockDeviceMappings"]] == [True]
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_what_is_named_is_there_and_nothing_listens_to_all(file):
     text = (ROOT / file).read_text()
@@ -154,6 +164,7 @@ def test_rays_own_provider_launches_what_is_meant(tmp_path, monkeypatch):
                 instance["InstanceType"],
                 instance.get("InstanceLifecycle"),
                 instance["IamInstanceProfile"]["Arn"].split("/")[1],
+                {tag["Key"]: tag["Value"] for tag in instance["Tags"]}["ray-cluster-name"],
             )
             for found in boto3.client("ec2", config["provider"]["region"]).describe_instances()["Reservations"]
             for instance in found["Instances"]
@@ -161,7 +172,12 @@ def test_rays_own_provider_launches_what_is_meant(tmp_path, monkeypatch):
     worker = config["available_node_types"]["spot"]["node_config"]["InstanceType"]
     head = config["available_node_types"]["head"]["node_config"]["InstanceType"]
     assert sorted(launched, key=str) == sorted(
-        [(head, None, "sgan-head"), (worker, "spot", "sgan-worker"), (worker, None, "sgan-worker")], key=str
+        [
+            (head, None, "sgan-head", "sgan"),
+            (worker, "spot", "sgan-worker", "sgan"),
+            (worker, None, "sgan-worker", "sgan"),
+        ],
+        key=str,
     )
     assert cluster.to_come(config, nodes=1)[7]["GPU"] == 1  # what the head reads of the workers that may come
 

@@ -33,6 +33,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from sgan.checks import ConfigError
+from sgan.store import votes
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import Record
@@ -157,6 +158,22 @@ def test_grids_are_named_as_log_image_names_them(store):
     client.log_image(run.info.run_id, Image.new("RGB", (4, 4)), key="other", step=7, synchronous=True)
     assert grids(run, uri) == before | {("other", 7, end): 1 for end in GRID_FILES}
     assert trial(store, "sgan").data.tags["mlflow.loggedImages"] == run.data.tags["mlflow.loggedImages"]
+
+
+def test_votes_of_the_turing_test_are_a_curve_that_goes_on(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    stage, cast = stage_name("score", "sgan", 0), []
+    for answers in ((True, False), (False,)):
+        cast += [{"time": 1e9 + len(cast), "stage": stage, "real": True, "answer": answer} for answer in answers]
+        votes.keep(store, "voter", cast)
+        sync(store)
+        history = client_of(store).get_metric_history(trial(store, "sgan").info.run_id, "turing_error")
+        assert [(point.step, point.value) for point in history] == [(1, 0.0), (2, 0.5), (3, 2 / 3)][: len(cast)]
+        assert f"{len(cast)} votes" in trial(store, "sgan").data.tags["mlflow.note.content"]
+    assert trial(store, "sgan").data.metrics["turing_votes"] == 3
+    assert "turing_votes" not in trial(store, "sgan-no-joint").data.metrics
+    assert list(differences(store, KEY, default_uri(store))) == []
 
 
 def test_a_trial_has_a_run_once_more_of_it_has_begun_than_what_many_share(store):
