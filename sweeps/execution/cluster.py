@@ -80,8 +80,8 @@ def end_with_head(address: str) -> None:
         except ConfigError:
             pass
     print(
-        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it goes on "
-        "where it was.",
+        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
+        "goes on where it was.",
         flush=True,
     )
     os._exit(KILLED)

@@ -145,10 +145,8 @@ def follow(client: JobSubmissionClient, job: str) -> int:
         print("\nIt goes on without this terminal. The same command follows it again, with --stop it stops it.")
         return INTERRUPTED
     except (RuntimeError, OSError) as error:
-        print(
-            f"\nThe head of the cluster does not answer any more ({error}); where it is gone, start it again (`ray up`)."
-        )
-        print("Then give the same command again: it goes on where it was.")
+        print(f"\nThe head of the cluster does not answer any more ({error}); where it is gone, start it (`ray up`).")
+        print("Then give the same command: it goes on where it was.")
         return KILLED
     if info.status == JobStatus.STOPPED:
         return INTERRUPTED
