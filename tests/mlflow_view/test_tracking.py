@@ -446,9 +446,9 @@ def test_the_command_line_sends_a_store(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
-    assert pages(default_uri(store)) in done.stderr
+    assert pages(default_uri(store), KEY) in done.stderr
     assert_complete(store, "sgan")
 
 
