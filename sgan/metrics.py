@@ -6,7 +6,7 @@ python -m sgan.metrics DIR_OR_DATASET [--against DIR_OR_DATASET] [--help]
 import hashlib
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,31 +100,41 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     return Source(words, digest, images)
 
 
-def describe(source: Source, network: inception.Inception) -> Features:
+def describe(source: Source, network: Callable[[Tensor], Features]) -> Features:
     """The network's features and logits of a source."""
     images = track(source.images, source.name, console=Console(stderr=True))
-    return join([network.describe(batch) for batch in batches(images)])
+    return join([network(batch) for batch in batches(images)])
+
+
+def choose(device: Literal["auto", "cpu", "cuda"]) -> str:
+    """torch's name of the device; ConfigError where it is not there."""
+    require(device != "cuda" or torch.cuda.is_available(), "--device cuda needs a GPU, but torch finds none")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def show(source: str, scores: dict[str, float], known: dict[str, str | int], file: Path | None) -> None:
+    """Print scores and their fingerprint, and write them to a JSON file."""
+    print(source, *(f"  {name:<28}{score:.4f}" for name, score in scores.items()), sep="\n")
+    print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
+    if file:
+        write_json(file, {"source": source, "scores": scores, "fingerprint": known})
 
 
 def main(options: Options) -> int:
     """Print the scores and their fingerprint; returns 0. ConfigError where a source or an option is not usable."""
     enough = options.samples is None or options.samples >= SPLITS
     require(enough, f"--samples must be at least {SPLITS}, but got {options.samples}")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    require(device == "cpu" or torch.cuda.is_available(), "--device cuda needs a GPU, but torch finds none")
+    device = choose(options.device)
     source = find(options.source, options.part, options.data, options.samples)
     against = options.against or (options.source if options.source in DATASETS else None)
     real = find(against, options.against_part, options.data, None) if against else None
     network = inception.load(inception.find_weights(options.inception_weights), device)
 
-    found = describe(source, network)
-    scores = network_scores(found, describe(real, network)) if real else inception_scores(found.logits)
+    found = describe(source, network.describe)
+    scores = network_scores(found, describe(real, network.describe)) if real else inception_scores(found.logits)
     reference = f"{real.name} ({real.digest})" if real else "none"
     known = fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
-    print(source.name, *(f"  {name:<28}{score:.4f}" for name, score in scores.items()), sep="\n")
-    print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
-    if options.json:
-        write_json(options.json, {"source": source.name, "scores": scores, "fingerprint": known})
+    show(source.name, scores, known, options.json)
     return 0
 
 

@@ -287,7 +287,7 @@ def configure(
     weights: Weights | None,
     cuts: tuple[str, ...],
 ) -> Config:
-    """The complete config of one trial, which the dataset's classifier scores.
+    """The complete config of one trial, which the held-out judge scores.
 
     A variant without labels gets a binary discriminator and, if a stack, an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.

@@ -54,22 +54,22 @@ def main(filters: Filters) -> int:
     Raises:
         ConfigError: there is no database, MLflow has no finished trial, or it does not answer.
     """
-    uri, where, more = filters.where, filters.where, ""
+    where, more = filters.where, ""
+    root = Path(where).absolute()
     if "://" not in where:
-        database = Path(where).absolute() / "mlflow.db"
         require(
-            database.exists(),
+            (root / "mlflow.db").exists(),
             f"{where} holds no mlflow.db; name an output store (--store of a sweep) or the address of an MLflow "
             "server, such as http://127.0.0.1:5000",
         )
-        uri = f"sqlite:///{database}"
         more = "" if where == (os.environ.get("SGAN_STORE") or "runs") else f" --store {shlex.quote(where)}"
     import mlflow  # it takes seconds, as do pandas and the client
 
-    from sweeps.mlflow_view.connection import ERRORS, EXPERIMENT, error_line
+    from sweeps.mlflow_view.connection import ERRORS, EXPERIMENT, database_uri, error_line
     from sweeps.mlflow_view.runs import TRIAL
     from sweeps.reporting import leaderboard
 
+    uri = where if "://" in where else database_uri(root)
     try:
         mlflow.set_tracking_uri(uri)
         query = f"tags.outcome = 'done' and tags.`{TRIAL}` != ''"

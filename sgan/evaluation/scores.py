@@ -20,7 +20,7 @@ KID = (100, 1000)
 SUBSET, SPREAD = 2000, 1000
 """Images whose distances to one another are taken, at most: in all, and of a class."""
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-COLLAPSED, MISSED, TINY = 0.4, 0.2, 1e-6
+COLLAPSED, MISSED = 0.4, 0.2
 """A class has collapsed where its samples lie closer together than this share of what real images do, and is missed
 where it has less than this share of its part."""
 
@@ -182,17 +182,17 @@ def class_diversity(found: Features, real: Features) -> Tensor:
     ratios = torch.full((found.logits.shape[1],), math.nan)
     for label in range(len(ratios)):
         samples, images = (each.features[of == label][:SPREAD] for each, of in ((found, decided), (real, known)))
-        if len(images) < 2:
+        if len(images) < 2 or not (gap := _gap(images)):
             continue
         share, real_share = (decided == label).float().mean(), (known == label).float().mean()
         count = min(len(samples), len(images))
         missed = count < 2 or share < MISSED * real_share
-        ratios[label] = 0.0 if missed else _gap(samples[:count]) / _gap(images[:count]).clamp_min(TINY)
+        ratios[label] = 0.0 if missed else _gap(samples[:count]) / (_gap(images[:count]) or gap)
     return ratios
 
 
-def _gap(points: Tensor) -> Tensor:
-    return radii(points, 1).median()
+def _gap(points: Tensor) -> float:
+    return radii(points, 1).median().item()
 
 
 def class_scores(found: Features, real: Features) -> dict[str, float]:

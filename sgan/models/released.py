@@ -1,13 +1,23 @@
-"""The authors' encoder files (released code: mnist/pretrained/encoder.npz, cifar/pretrained/encoder.npz)."""
+"""The authors' weight files (released code: mnist/pretrained/encoder.npz, and encoder.npz and generator.npz of
+cifar/pretrained).
 
+Each holds arr_0, arr_1 ...: the arrays of each layer in the order of lasagne.layers.get_all_param_values. W of a dense
+layer is (inputs, units). With batch normalisation (nn.py) a layer has no b, but beta, gamma, and the running mean and
+variance.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgan.checks import ConfigError
+from sgan.config import IMAGE, LABEL, GanRecipe
 from sgan.models.encoder import Encoder
+from sgan.models.generator import Generator
+from sgan.models.stack import Level
 from sgan.shapes import Dataset
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -15,14 +25,13 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 
 class ReleasedError(ConfigError):
-    """A file that is none of the released encoders; the message names the file, the array and the fault."""
+    """A file that is none of the authors'; the message names the file, the array and the fault."""
 
 
 def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None) -> Encoder:
     """One of the authors' encoders, frozen; ReleasedError where the file is none of these, or of another dataset.
 
-    The file holds arr_0, arr_1 ...: W and b of each layer, as lasagne.layers.get_all_param_values lists them. Its
-    convolutions do not flip their kernels (Conv2DDNNLayer's default); W of a dense layer is (inputs, units).
+    Its convolutions do not flip their kernels (Conv2DDNNLayer's default).
 
     Args:
         path: the .npz file; nothing in it is unpickled.
@@ -30,28 +39,84 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
         mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
             Without it zeros for grey images, CIFAR10_MEAN for colour ones.
     """
-    path, encoder = Path(path), Encoder(dataset, 0.01)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # NumPy raises almost anything for a file that is none of its own
-        reason = str(error).partition("\n")[0]
-        raise ReleasedError(f"{path} cannot be read as an .npz file of arrays ({reason})") from error
-    parameters = dict(enumerate(encoder.parameters()))  # weight and bias of conv1, conv2, fc3 and fc4
-    if set(arrays) != {f"arr_{index}" for index in parameters}:
-        raise ReleasedError(
-            f"{path} must hold the arrays arr_0 to arr_7, W and b of each layer, but holds {', '.join(sorted(arrays))}"
-        )
-    for index, parameter in parameters.items():
-        array, dense = arrays[f"arr_{index}"], parameter.dim() == 2
-        shape = tuple(parameter.shape)[:: -1 if dense else 1]
-        if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ReleasedError(
-                f"arr_{index} of {path} must hold finite numbers of shape {shape} for {dataset.name}, but has shape "
-                f"{array.shape} and type {array.dtype}; is it the encoder of another dataset?"
-            )
-        values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        parameter.data.copy_(values.T if dense else values)
+    encoder = Encoder(dataset, 0.01)
+    _fill(Path(path), encoder.modules(), dataset, "encoder")
     default = torch.tensor(CIFAR10_MEAN)[:, None, None] if dataset.channels == 3 else torch.zeros(1, 1, 1)
     encoder.mean.copy_(default if mean is None else mean)
     return encoder.eval().requires_grad_(False)
+
+
+def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Level]:
+    """The authors' stack of G1 and G0, frozen, from the image up; ReleasedError as for `load_released`.
+
+    The file lists G1 before G0, and in each the noise's layers before the label's (sampling.py). Its transposed
+    convolutions flip their kernels (the default of Theano's AbstractConv2d_gradInputs), torch's do not.
+
+    Args:
+        path, dataset: as for `load_released`.
+        mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy.
+    """
+    recipe = GanRecipe()
+    image, features = Generator(dataset, recipe, IMAGE, "fc3"), Generator(dataset, recipe, "fc3", LABEL)
+    parts = [part for each in (features, image) for part in (each.embed_noise, each.embed_condition, each.body)]
+    _fill(Path(path), (module for part in parts for module in part.modules()), dataset, "generator")
+    first = next(module for module in features.body.modules() if isinstance(module, nn.Linear))
+    noise = dataset.gan.label_noise_hidden or features.noise  # theirs is given [z, y], ours [y, z]
+    first.weight.data = torch.cat([first.weight.data[:, noise:], first.weight.data[:, :noise]], 1)
+    image.mean.copy_(mean)
+    pairs = ((IMAGE, "fc3", image), ("fc3", LABEL, features))
+    return [Level(low, high, each.eval().requires_grad_(False)) for low, high, each in pairs]
+
+
+def load_mean(path: Path, dataset: Dataset) -> Tensor:
+    """The mean image, (channels, size, size) in [0, 1], from the authors' .npy file; ReleasedError as above."""
+    shape = (dataset.channels, dataset.size, dataset.size)
+    return torch.from_numpy(_checked(_read(path).get("", np.empty(0)), shape, str(path), dataset))
+
+
+def _fill(path: Path, modules: Iterable[nn.Module], dataset: Dataset, network: str) -> None:
+    """Give layers the arrays of a file, in their order."""
+    arrays, places = _read(path), list(_places(modules))
+    if set(arrays) != {f"arr_{index}" for index in range(len(places))}:
+        raise ReleasedError(
+            f"{path} must hold the arrays arr_0 to arr_{len(places) - 1} of the {dataset.name} {network}, but holds "
+            f"{', '.join(sorted(arrays))}"
+        )
+    for index, (tensor, axes, flip) in enumerate(places):
+        shape = tuple(tensor.shape[axis] for axis in axes)
+        array = _checked(arrays[f"arr_{index}"], shape, f"arr_{index} of {path}", dataset)
+        tensor.data.copy_(torch.from_numpy(array).permute(*axes).flip(flip))
+
+
+def _places(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]:
+    """Each tensor of the layers with the order of its axes in the file, and those along which it is turned there."""
+    for module in modules:
+        match module:
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                state = module.state_dict()
+                yield from ((state[name], (0,), ()) for name in ("bias", "weight", "running_mean", "running_var"))
+            case nn.Linear() | nn.Conv2d() | nn.ConvTranspose2d():
+                dense, turned = module.weight.dim() == 2, isinstance(module, nn.ConvTranspose2d)
+                yield module.weight, (1, 0) if dense else (0, 1, 2, 3), (2, 3) if turned else ()
+                if module.bias is not None:
+                    yield module.bias, (0,), ()
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; the one of an .npy file under ""."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        return {"": found} if isinstance(found, np.ndarray) else dict(found)
+    except Exception as error:  # NumPy raises almost anything for a file that is none of its own
+        reason = str(error).partition("\n")[0]
+        raise ReleasedError(f"{path} cannot be read as a file of NumPy's arrays ({reason})") from error
+
+
+def _checked(array: np.ndarray, shape: tuple[int, ...], what: str, dataset: Dataset) -> np.ndarray:
+    """The array in float32; ReleasedError unless it holds finite numbers of this shape."""
+    if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ReleasedError(
+            f"{what} must hold finite numbers of shape {shape} for {dataset.name}, but has shape {array.shape} and "
+            f"type {array.dtype}; is it of another dataset?"
+        )
+    return np.ascontiguousarray(array, dtype=np.float32)

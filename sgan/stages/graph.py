@@ -8,11 +8,11 @@ the hash of that and of the code that makes it.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Weights
+from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Weights
 from sgan.shapes import Dataset
 from sgan.stages.naming import code_version as code_version
 from sgan.stages.naming import name as name
@@ -202,13 +202,17 @@ class Plan:
         }
 
 
+def judge_stage(dataset: Dataset, data: str, recipe: Recipe) -> JudgeStage:
+    """The stage of the held-out judge, the same for all widths of a dataset."""
+    images = (dataset.channels, dataset.size)
+    return JudgeStage("held-out", dataset.name, images, dataset.classes, data, recipe.judge, "", recipe.samples)
+
+
 def plan(config: Config) -> Plan:
     """The stages of a trial. Levels come from the top down, since a top level trains longest."""
     recipe, variant = config.recipe, config.variant
-    row = config.dataset
-    shared = (row.name, (row.channels, row.size), row.classes, config.data)
-    judge = JudgeStage("held-out", *shared, recipe.judge, "", recipe.samples)
-    network = JudgeStage("inception", *shared, None, config.inception, recipe.samples) if config.inception else None
+    judge = judge_stage(config.dataset, config.data, recipe)
+    network = replace(judge, judge="inception", recipe=None, weights=config.inception) if config.inception else None
     encoder = ClassifierStage(config.dataset, config.data, recipe.encoder, config.seed)
     levels = tuple(_level(config, *ends, encoder) for ends in pairwise(variant.bounds))
     joint = None

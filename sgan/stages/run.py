@@ -19,9 +19,11 @@ from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
 from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
+from sgan.stages.flops import flops
 from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.local import CHECKPOINTS
+from sgan.store.record import read_record
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
@@ -102,7 +104,6 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
     facts |= {
         "kind": stage.kind,
         "images": progress.images,
-        "makes_images": isinstance(stage, JointStage) or (isinstance(stage, LevelStage) and stage.low == IMAGE),
         "seconds": progress.before + time.monotonic() - began,
         "commit": context.commit,
         "machine": machine(context.device),
@@ -110,7 +111,27 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fields": as_json(stage),
     }
+    if isinstance(stage, LevelStage | JointStage):
+        facts |= _work(stage, progress.images, folder)
     store.publish(stage_name, facts, drop=(CHECKPOINTS,) if facts["status"] == "done" else ())
+
+
+def _work(stage: LevelStage | JointStage, images: int, folder: Path) -> dict[str, float]:
+    """What a GAN stage has done: steps, training images that its generator of images was updated on, and FLOPs.
+
+    Each point of the record has the mean number of generator steps since the one before.
+    """
+    batch, before, updates = stage.recipe.batch, 0, 0.0
+    for point in read_record(folder):
+        updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
+        before = point["images"]
+    makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
+    return {
+        "discriminator_steps": images // batch,
+        "generator_steps": round(updates),
+        "generator_images": batch * round(updates) if makes_images else 0,
+        "flops": flops(stage, images // batch, round(updates)),
+    }
 
 
 def _prepare(

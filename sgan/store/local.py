@@ -7,11 +7,12 @@
     runs/<id>.json         name of the score stage that an MLflow run shows
     sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
     failures/<name>.json   the last error of a trial that could not finish; removed when it does
+    turing/<voter>.jsonl   votes of the visual Turing test (sgan.store.votes)
     ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
 
 Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a SHA-256 of itself, and stage.json
 that of every other file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it
-again, but for the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
+again, but for votes and the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import errno

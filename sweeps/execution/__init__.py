@@ -8,7 +8,7 @@ def cluster_address() -> str:
     """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else what
     `ray start` has left on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
-    left = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    left = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
     if address in ("", "auto") and left.exists():
         return left.read_text().strip()
     return "" if address == "local" else address

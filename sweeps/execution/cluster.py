@@ -20,8 +20,10 @@ CONFIG = "ray_bootstrap_config.yaml"
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
 """For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
 CPUs a tenth faster (docs/performance.md)."""
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 5.0
 """A cluster's head answers within so many seconds."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
 
 def join_cluster() -> None:
@@ -51,18 +53,22 @@ def join_cluster() -> None:
         advice = "give the command again when the machine has less to do"
         if "AF_UNIX" in reason:
             advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
+        elif isinstance(error, OSError) and error.errno:
+            advice = "set RAY_TMPDIR to a folder that can be written and has room"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
 
 
 def require_answer(address: str) -> None:
-    """Raise ConfigError where nothing listens at an address host:port: Ray itself would try for minutes."""
+    """Raise ConfigError where nobody answers at an address host:port: Ray itself would try for minutes."""
     server, _, port = address.rpartition("://")[2].rpartition(":")
     if not (server and port.isdigit()):
         return
     try:
-        socket.create_connection((server.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        with socket.create_connection((server.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            connection.sendall(PREFACE)
+            connection.recv(1)
     except OSError as error:
         raise _no_cluster(address, str(error)) from error
 

@@ -1,21 +1,32 @@
 """MLflow's client, its experiment, the address of its pages, and its errors in one line."""
 
 import shlex
+from pathlib import Path
 
 from mlflow import MlflowClient, MlflowException
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from sgan.store.local import Store
 
 EXPERIMENT = "sgan"
-SQLITE = "sqlite:///"
+SQLITE = "sqlite"
 ERRORS = (MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError)
 """What MLflow's client raises where a server does not answer, or answers nonsense, or a database is damaged."""
 
 
 def default_uri(store: Store) -> str:
     """Tracking URI of the SQLite file inside the store."""
-    return f"{SQLITE}{store.root / 'mlflow.db'}"
+    return database_uri(store.root)
+
+
+def database_uri(root: Path) -> str:
+    """The same for the store's folder. Where a character of its path means something in an address, that names the
+    driver, too: MLflow makes a folder of the quoted name otherwise."""
+    path = str(root / "mlflow.db")
+    plain = f"{SQLITE}:///{path}"
+    quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
+    return plain if make_url(plain).database == path else quoted
 
 
 def experiment_id(client: MlflowClient, store: Store, uri: str) -> str:

@@ -23,7 +23,7 @@ from sweeps.planning.state import State, alarm_of, records_of, scores_of
 PARAMS = ("variant.", "seed", "dataset.name", "recipe.name")
 """Beginnings of the params: MLflow's pages list every param above an image. config.json has all of them."""
 TAGS = ("variant", "base_variant", "seed", "cuts", "config_key", "phase", "rerun")
-SHARED = ("scorer", "inception", "encoder")
+SHARED = ("judge", "network", "encoder")
 """Stages that many trials wait for."""
 CONFIG = "config.json"
 

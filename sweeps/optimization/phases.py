@@ -146,7 +146,7 @@ class SearchRun:
         found = outcome_of(state_of(self.store, row), self.scores)
         if found is None or not self.stop_by:
             return found
-        judge = next(stage["name"] for stage in row["stages"] if stage["label"] == "scorer")
+        judge = next(stage["name"] for stage in row["stages"] if stage["label"] == "judge")
         lines = read_record(self.store.look(row["stages"][-2]["name"]))
         points = {
             line["images"]: line["metrics"][self.stop_by]

@@ -14,9 +14,12 @@ from sgan.stages.graph import code_version, name
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
+from sweeps.planning.match import LENGTHS, factors, lengthened, size
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
 from sweeps.planning.rows import as_option
 from sweeps.planning.trials import Trial, ended, missing, trial
+
+MATCHES = {"images": "generator images", "flops": "FLOPs"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Ablation:
 
     Attributes:
         rows: its rows by name, in order.
+        longer: how many times longer each trains for --match.
         key: content key of all that its trials share, so that more seeds or variants extend the same sweep.
         title: heading of its table.
         search: the provenance of its config file, None without one.
@@ -34,6 +38,7 @@ class Ablation:
     options: Sweep
     basis: Basis
     rows: dict[str, Row]
+    longer: dict[str, float]
     trials: tuple[Trial, ...]
     key: str
     title: str
@@ -57,21 +62,26 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
         default = dataclasses.replace(
             options, config=None, cuts=DEFAULT_CUTS, weights=None, override=best.base_override
         )
-        search, default_key = best.provenance, _key(default, prepare(default, gpus))
+        search, default_key = best.provenance, plan_ablation(default, gpus).key
         seeds = f"--seeds {options.seeds} --first-seed {options.first_seed}"
         default_command = f"python sweeps/ablation.py {config_file.words(default)} {seeds}"
     rows = options.all_rows
+    first = {each: _config(basis, options, row, options.first_seed) for each, row in rows.items()}
+    longer, match = factors(first, options.match), options.match
     trials = tuple(
-        trial(each, seed, _config(basis, options, row, seed))
+        trial(each, seed, lengthened(dataclasses.replace(config, seed=seed), match, longer[each]))
         for seed in options.seed_range
-        for each, row in rows.items()
+        for each, config in first.items()
     )
     _check(rows, trials[: len(rows)], basis)
     notes = [f"cuts {' '.join(options.cuts) or 'none'}"] if options.cuts != DEFAULT_CUTS else []
     notes += [f"weights {' '.join(f'{value:.3g}' for value in options.weights)}"] if options.weights else []
     notes += [f"tuned by search {search['study']}"] if search else []
+    notes += [f"equal {MATCHES[match]}"] if match != "none" else []
+    largest = [match, max(size(config, match) for config in first.values())] if match != "none" else []
+    key = content_key([*basis.shared, options.loss_weights, options.cuts, code_version(), *largest])
     title = ", ".join([basis.what, *basis.notes, *notes])
-    return Ablation(options, basis, rows, trials, _key(options, basis), title, search, default_key, default_command)
+    return Ablation(options, basis, rows, longer, trials, key, title, search, default_key, default_command)
 
 
 def _config(basis: Basis, options: Sweep, row: Row, seed: int) -> Config:
@@ -87,15 +97,11 @@ def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> No
     for each in trials:
         recipe, title = each.config.recipe, rows[each.variant].title
         same = each.plan.judges == first.plan.judges and recipe.samples == first.config.recipe.samples
-        require(same, f"row {title} changes what scores (scorer, samples), and a table has one judge; use --override")
+        require(same, f"row {title} changes what scores (judge, samples), and a table has one judge; use --override")
         try:
             check_batch(recipe, len(basis.data.images))
         except ConfigError as error:
             raise ConfigError(f"row {title}: {error}") from error
-
-
-def _key(options: Sweep, basis: Basis) -> str:
-    return content_key([*basis.shared, options.loss_weights, options.cuts, code_version()])
 
 
 def check_record(ablation: Ablation, store: Store) -> None:
@@ -113,14 +119,18 @@ def check_record(ablation: Ablation, store: Store) -> None:
 def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
     """Write the sweep's record; trials of earlier commands of the same sweep stay."""
     options, basis, ranks = ablation.options, ablation.basis, [*VARIANTS, *ablation.rows]
-    settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "override")}
+    settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "match", "override")}
     rows = []
     for each in ablation.trials:
         row, rank = ablation.rows[each.variant], ranks.index(each.variant)
-        names = (each.variant,) if row.built_in else ()
-        own = () if row.built_in else (as_option(each.variant, row),)
-        alone = dataclasses.replace(options, variants=names, rows=(), row=own)
-        rows.append(manifest.trial_row(each, "ablation", config_file.words(alone), rank, row))
+        lengths = {name: getattr(each.config.recipe, name) for name in LENGTHS if options.match != "none"}
+        override = (*options.override, *(f"{name}={images}" for name, images in lengths.items()))
+        alone: dict[str, Any] = {"variants": (each.variant,), "row": (), "override": override}
+        if not row.built_in:
+            exact = dataclasses.replace(row, changes=row.changes | lengths)
+            alone = {"variants": (), "row": (as_option(each.variant, exact),)}
+        rerun = config_file.words(dataclasses.replace(options, rows=(), match="none", **alone))
+        rows.append(manifest.trial_row(each, "ablation", rerun, rank, row))
     head = {
         "key": ablation.key,
         "title": ablation.title,
@@ -146,6 +156,9 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
     variants, seeds = len(ablation.rows), ablation.options.seeds
     own = len({each for one in trials for each in one.plan.names})
     changes = "".join(f"  row     {name}: {row.told}\n" for name, row in ablation.rows.items() if not row.built_in)
+    if ablation.options.match != "none":
+        factors = ", ".join(f"{name} x {factor:.3g}" for name, factor in ablation.longer.items())
+        changes += f"  match   by {ablation.options.match}: {factors}\n"
     return (
         f"{ablation.title}\n  why     {ablation.basis.why}\n"
         f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "

@@ -28,7 +28,7 @@ class ChosenOptions:
     override: tuple[str, ...]
     budget: float
     width: float
-    scorer: str
+    judge: str
 
 
 CHOSEN = tuple(field.name for field in dataclasses.fields(ChosenOptions))

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
@@ -72,9 +72,10 @@ class Options:
     """Factor on every hidden width of the networks; 1 is the released architecture."""
     override: tuple[str, ...] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
-    scorer: Annotated[str, one_of(AUTO, "classifier", "inception")] = AUTO
-    """What scores: classifier (trained on the dataset's own images), inception (exact Inception scores, FID, KID,
-    precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
+    judge: Annotated[str, one_of(AUTO, "held-out", "inception")] = AUTO
+    """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
+    else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a GPU)
+    or auto: inception for colour images on a GPU. Pixels score in any case."""
     inception_weights: FilePath | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
     store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
@@ -98,8 +99,8 @@ class Options:
 
     def __post_init__(self):
         require(
-            self.inception_weights is None or self.scorer != "classifier",
-            "--inception-weights is given, but --scorer classifier uses none; leave one of them out",
+            self.inception_weights is None or self.judge != "held-out",
+            "--inception-weights is given, but --judge held-out uses none; leave one of them out",
         )
         require(
             self.data is None or self.data.is_dir(),
@@ -140,7 +141,7 @@ class Options:
     def with_inception(self, dataset: Dataset, gpus: int) -> bool:
         """Whether the Inception network scores, for this number of GPUs."""
         wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
-        return self.scorer == "inception" or (self.scorer == AUTO and wanted)
+        return self.judge == "inception" or (self.judge == AUTO and wanted)
 
     def dataset_row(self, name: str) -> Dataset:
         """The row of a dataset, at full width; DataError for a bad image folder."""
@@ -190,6 +191,9 @@ class Sweep(Options):
     weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
     """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there. Without
     this option they are the paper's 1 1 10, and 1 0 1 for infogan."""
+    match: Literal["none", "images", "flops"] = "none"
+    """Equal compute: every row's GAN training is lengthened to that of the largest, by the images that its generator of
+    images is trained with, or by FLOPs; none: the paper's protocol."""
     config: Path | None = None
     """The best.yaml of a search: what it says of the options stands, where the command line says nothing else."""
 

@@ -10,8 +10,13 @@ from sgan.store.files import StoreError, read_json
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
 
-JUDGING = ("scorer", "inception", "score")
+JUDGING = ("judge", "score")
 """Kinds of stages that train no part of a variant."""
+
+
+TRAINING = ("train_seconds", "generator_images", "discriminator_steps", "generator_steps", "flops")
+"""What a trial's training took: seconds, images that the generator of images was updated on (steps x batch), steps of
+both kinds, and FLOPs of these steps."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,10 @@ def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> Stat
 
 
 def scores_of(state: State) -> dict[str, float | None]:
-    """The scores of a finished trial, the seconds that it trained, and the images that its generator has seen."""
+    """The scores of a finished trial, and of all of its stages TRAINING; a joint stage comes on top of the levels."""
     seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
-    # Joint training goes on with the image level: what its generator saw is the sum.
-    images = sum(fact["images"] for fact in state.facts if fact["makes_images"])
-    return state.facts[-1]["scores"] | {"train_seconds": seconds, "generator_images": images}
+    work = {name: sum(fact.get(name, 0) for fact in state.facts) for name in TRAINING[1:]}
+    return state.facts[-1]["scores"] | {"train_seconds": seconds} | work
 
 
 def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

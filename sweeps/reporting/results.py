@@ -11,14 +11,14 @@ from sgan.checks import ConfigError, difference
 from sgan.evaluation.measures import MEASURES, measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.state import alarm_of, scores_of, state_of
+from sweeps.planning.state import TRAINING, alarm_of, scores_of, state_of
 
 SCORES = {  # column -> (heading, decimals)
     **{name: (each.heading, each.decimals) for name, each in MEASURES.items()},
     "best_fid": (measure("best_fid").heading, measure("best_fid").decimals),
     "train_seconds": ("Training time (s)", 0),
 }
-NUMBERS = [*SCORES, "generator_images"]
+NUMBERS = list(dict.fromkeys([*SCORES, *TRAINING]))
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
 Fingerprint = dict[str, dict[str, Any]]
 

@@ -137,12 +137,12 @@ def _seen(sweep: Sweep) -> list[str]:
             f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
             f"2/2^{seeds} = {2 / 2**seeds:g}."
         )
-    seen = dict(zip(done["variant"], done["generator_images"], strict=True))
+    seen = {name: rows["generator_images"].mean() for name, rows in done.groupby("variant")}
     images = ", ".join(f"{each['title']} {seen[each['name']]:,.0f}" for each in variants if each["name"] in seen)
     return [
         *lines,
-        f"Training images seen by the generator of images: {images}. A joint stage comes on top of the levels, as in "
-        "the paper.",
+        f"Images that the generator of images was trained with, the mean over seeds: {images}. A joint stage comes on "
+        "top of the levels, as in the paper.",
     ]
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from waiting import wait_for
 
 import sgan
+from sgan.evaluation.grid import unlabelled
 from sgan.stages.graph import name
 from sgan.store.files import read_json
 from sgan.store.local import Store
@@ -26,7 +27,7 @@ from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
 TINY = ("--budget", "0.1", "--slots", "2", "--override", *SMALL)
 ROWS = ("sgan", "sgan-no-joint", "dcgan-adv-cond")
 
@@ -81,7 +82,7 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     # Two seeds: an encoder each, the two levels that both stacks share and the DCGAN's one, one joint stage, 3 scores.
     published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
     assert sorted(published) == sorted(stages(store))
-    assert kinds == sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
+    assert kinds == sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
     titles = [line.split("|")[1].strip() for line in table(output)]
     assert titles == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real data"]
     assert (store / "RESULTS.md").read_text().strip() in output
@@ -103,7 +104,7 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
         assert run.data.params["variant.weights.conditional"] == "1.0"
     folder = Path(children[0].info.artifact_uri.removeprefix("file://"))
     for figure in ("classes", "fixed_condition", "interpolation_noise", "real"):
-        assert Image.open(folder / "figures" / f"{figure}.png").size == (10 * 34 + 2, 10 * 34 + 2)
+        assert unlabelled(folder / "figures" / f"{figure}.png").size == (10 * 84 - 4, 10 * 84 - 4)
     assert (folder / "figures" / "neighbours.png").exists()
     assert sgan.load(folder / "model").sample(3).shape == (3, 1, 8, 8)
     assert children[0].data.tags["alarm"]
@@ -113,7 +114,7 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
     out = store / "drawn.png"
     command = [sys.executable, "-m", "sgan.sample", children[0].info.run_id, "--store", str(store), "--out", str(out)]
     subprocess.run(command, check=True, timeout=100)
-    assert Image.open(out).size == (8 * 34 + 2, 8 * 34 + 2)
+    assert Image.open(out).size == (8 * 52 + 20, 8 * 52 + 20)
     assert list((folder / "images").glob("level0+step+*.png"))
 
 
@@ -223,7 +224,7 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
 def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path: Path):
     """The claim of the one stage that could run is held here."""
     options = Sweep(variants=("dcgan-adv",), seeds=1, budget=0.1, override=SMALL)
-    scorer = plan_ablation(options, 0).trials[0].plan.score.scorer
+    scorer = plan_ablation(options, 0).trials[0].plan.score.judge
     store, arguments = Store(tmp_path / "runs"), ("--seeds", "1", "--variants", "dcgan-adv")
     with store.claim(name(scorer)):
         driver = start(store.root, *arguments)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from sgan.checks import ConfigError
 from sweeps.execution import cluster, cluster_address
 from sweeps.planning.options import Options
 
@@ -30,9 +31,11 @@ FILES = ("cluster.yaml", "clusters/hosts.yaml")
         ("192.0.2.1:6379", False, "192.0.2.1:6379"),
     ],
 )
-def test_the_address_is_what_ray_documents(tmp_path, monkeypatch, address, started, joined):
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_the_address_is_what_ray_documents(tmp_path, monkeypatch, variable, address, started, joined):
     """RAY_ADDRESS first, and then what `ray start` has left."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     if started:
         (tmp_path / "ray").mkdir()
@@ -55,6 +58,24 @@ def test_where_ray_cannot_start_one_line_says_so(tmp_path):
     last = join(RAY_ADDRESS="local", RAY_TMPDIR=str(folder))
     assert last.startswith("sgan.checks.ConfigError: Ray does not start on this machine (")
     assert last.endswith("set RAY_TMPDIR to a folder with a short path, such as /tmp")
+
+
+def test_the_advice_is_for_the_fault_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", Path("/proc/nothing")):
+        last = join(RAY_ADDRESS="local", RAY_TMPDIR=str(folder))
+        assert last.endswith("set RAY_TMPDIR to a folder that can be written and has room")
+
+
+def test_a_head_that_hangs_is_told_in_time():
+    """It takes connections, as the kernel does for a process that has stopped, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            began = time.monotonic()
+            with pytest.raises(ConfigError, match=rf"no Ray cluster answers at the address {given} .*timed out"):
+                cluster.require_answer(given)
+            assert time.monotonic() - began < 20
 
 
 def test_a_cluster_that_nobody_answers_for_is_told_at_once(tmp_path):

@@ -42,16 +42,16 @@ def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int =
 
 def publish(store: Store, name: str, status: str = "done", reason: str | None = None, fid: float = 10.0) -> None:
     kind = name.partition("-")[0]
-    scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "scorer") else {}
+    scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "judge") else {}
     facts = {
         "kind": kind,
         "status": status,
         "reason": reason,
         "images": POINTS[-1],
         "seconds": 2.5,
-        "makes_images": kind == "joint",
+        "generator_images": POINTS[-1] if kind == "joint" else 0,
     }
-    if kind in ("score", "scorer"):
+    if kind in ("score", "judge"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
         fields |= {"shuffle": "RandomState(2020)", "reference": "digits, 1,347 training images"}
         facts["fingerprint"] = {"scores": fields, "classes": fields}
@@ -81,7 +81,13 @@ def manifest(store: Store, seeds=(0,)) -> None:
             config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
             own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
             own |= {"phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
-            own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
+            own |= {
+                "rank": list(LABELS).index(variant),
+                "title": variant.upper(),
+                "paper": "",
+                "base": "sgan",
+                "changes": {},
+            }
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {
         "key": KEY,
@@ -91,7 +97,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
         "machine": "two cores",
         "started": time.time() - 100,
         "settings": {"dataset": "digits", "recipe": "tiny", "budget": 1.0, "weights": None},
-        "judges": ["scorer-x"],
+        "judges": ["judge-x"],
         "paper_real": "11.24 ± 0.12",
         "trials": trials,
     }
@@ -144,6 +150,7 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
         "diversity": 0.9,
         "train_seconds": 2.5 * (len(LABELS[variant]) - 1),  # all but the score
         "generator_images": POINTS[-1] if variant == "sgan" else 0,
+        **dict.fromkeys(("discriminator_steps", "generator_steps", "flops"), 0),
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"

@@ -18,6 +18,7 @@ import sgan
 from sgan.checks import ConfigError, as_json, content_key, from_json
 from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data.batches import to_pixels
+from sgan.evaluation.grid import unlabelled
 from sgan.models import export as model
 from sgan.models.export import ModelError, save
 from sgan.models.generator import new_generator
@@ -182,9 +183,9 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
         options = ("--class", 3, "--n", 6, "--seed", 5, "--columns", 3, "--out", out, "--store", tmp_path)
         done = run(source, *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        with Image.open(out) as image:
-            assert image.size == (3 * 34 + 2, 2 * 34 + 2)
-            first = image.convert("L").crop((2, 2, 34, 34)).resize((8, 8), Image.Resampling.NEAREST)
+        images = unlabelled(out)
+        assert images.size == (3 * 52 - 4, 2 * 52 - 4)
+        first = images.crop((0, 0, 48, 48)).resize((8, 8), Image.Resampling.NEAREST)
         assert list(first.tobytes()) == expected[0].flatten().tolist()
 
 

@@ -31,9 +31,9 @@ from sweeps.planning.trials import ListSource
 
 IMAGES, EVALUATIONS = 2560, 4
 RATE = "gan.adam.learning_rate"
-LEARNT = ("encoder.images=1280", "scorer.images=12800", "samples=500", "image_level=6400", "feature_level=3200")
+LEARNT = ("encoder.images=1280", "judge.images=12800", "samples=500", "image_level=6400", "feature_level=3200")
 LEARNT += ("gan.adam.learning_rate=2e-3", "evaluations=1")  # few configs collapse
-SMALL = ("encoder.images=640", "scorer.images=12800", "samples=500", f"image_level={IMAGES}")
+SMALL = ("encoder.images=640", "judge.images=12800", "samples=500", f"image_level={IMAGES}")
 BASE = ("--dataset", "digits", "--variant", "sgan-no-joint")
 SEARCH = (*BASE, "--splits", "none", "fc3", "--adversarial", "0.5", "1", "--conditional", "1", "2", "--zeros")
 SEARCH += ("--entropy", "5", "10", "--trials", "5")

@@ -58,7 +58,7 @@ def finish(
         "status": status,
         "reason": "g_adv is nan",
         "images": 100,
-        "makes_images": name.startswith("level"),
+        "generator_images": 100 if name.startswith("level") else 0,
     }
     facts |= {"seconds": seconds, "commit": commit, "machine": "two cores", "torch": "2.11", "scores": scores}
     store.publish(name, facts)
@@ -68,7 +68,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
     """A store with the sweep above."""
     store = Store(root)
     real = {"inception_score": 9.8, "fid": 0.7, "judge_accuracy": 0.99, "diversity": 1.0}
-    finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
+    finish(store, "judge-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
     for rank, (variant, ends) in enumerate(SCORES.items()):
         for seed in seeds:
@@ -77,7 +77,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
             own |= {"phase": "ablation", "rerun": f"--variants {variant}", "rank": rank, "title": TITLES[variant]}
-            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else ""}
+            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else "", "base": "sgan", "changes": {}}
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
@@ -107,7 +107,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
         "machine": "two cores, no GPU",
         "started": 1_700_000_000.0,  # 2023-11-14 in UTC
         "settings": {"dataset": "digits", "recipe": "tiny"},
-        "judges": ["scorer-x"],
+        "judges": ["judge-x"],
         "paper_real": "11.24 ± 0.12",
         "trials": trials,
     }

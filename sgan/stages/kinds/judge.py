@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgan.config import JudgeRecipe
-from sgan.data.batches import random_flips
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, judges, parts
 from sgan.evaluation.judges import components as principal
@@ -21,7 +20,6 @@ from sgan.stages.graph import JudgeStage
 from sgan.store.files import sha256, write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import Progress, loop, marks
-from sgan.training.steps import FORMAT, seed_step
 
 EVALUATIONS = 4
 """Accuracies while the judge trains, after one before it does."""
@@ -33,18 +31,22 @@ PART = 256
 """Real images between two reports of progress."""
 
 
-def warped(images: Tensor) -> Tensor:
-    """Each image (n, channels, size, size) rotated, stretched and shifted at random."""
+def warped(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
+    """Each image (n, channels, size, size) rotated, stretched, shifted and, with `flips`, mirrored at random."""
 
     def between(*shape: int) -> Tensor:
-        return 2 * torch.rand(*shape, device=images.device) - 1
+        return 2 * torch.rand(*shape, generator=generator) - 1
 
-    angle, scale = between(len(images)).mul(DEGREES).deg2rad(), 1 + STRETCH * between(2, len(images))
-    rows = [angle.cos() * scale[0], -angle.sin(), angle.sin(), angle.cos() * scale[1]]
-    turn = torch.stack(rows, 1).reshape(-1, 2, 2)
-    grid = functional.affine_grid(
-        torch.cat([turn, 2 * SHIFT * between(len(images), 2, 1)], 2), list(images.shape), align_corners=False
+    count = len(images)
+    angle, wide, high = (
+        between(count).mul(DEGREES).deg2rad(),
+        1 + STRETCH * between(count),
+        1 + STRETCH * between(count),
     )
+    wide = wide * between(count).sign() if flips else wide
+    turn = torch.stack([angle.cos() * wide, -angle.sin(), angle.sin() * wide, angle.cos() * high], 1).reshape(-1, 2, 2)
+    where = torch.cat([turn, 2 * SHIFT * between(count, 2, 1)], 2).to(images.device)
+    grid = functional.affine_grid(where, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
 
 
@@ -58,10 +60,9 @@ class JudgeTask:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"judge": torch.optim.Adam(network.parameters())}
 
     def step(self, step: int) -> dict[str, Tensor]:
-        seed_step(self.images.device, SEED, step)
-        chosen = torch.randint(len(self.images), (self.recipe.batch,)).to(self.images.device)
-        images = warped(self.images[chosen].float() / 255)
-        images = random_flips(images) if self.recipe.flips else images
+        generator = torch.Generator().manual_seed(SEED + step)
+        chosen = torch.randint(len(self.images), (self.recipe.batch,), generator=generator).to(self.images.device)
+        images = warped(self.images[chosen].float() / 255, self.recipe.flips, generator)
         loss = functional.cross_entropy(self.network(images).logits, self.labels[chosen])
         optimiser = self.optimisers["judge"]
         optimiser.param_groups[0]["lr"] = self.recipe.learning_rate * (1 - step / self.steps)
@@ -76,7 +77,7 @@ def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progr
     assert stage.recipe is not None
     (images, labels), (held, held_labels) = parts(context.data)
     torch.manual_seed(SEED)
-    network = HeldOut(*stage.images, stage.classes).to(context.device).to(memory_format=FORMAT)
+    network = HeldOut(*stage.images, stage.classes).to(context.device).to(memory_format=torch.channels_last)
     task = JudgeTask(network, images, labels, stage.recipe)
 
     def evaluate(_: int) -> dict[str, float]:
@@ -131,7 +132,7 @@ def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Featur
     if stage.judge == HELD_OUT:
         network = HeldOut(*stage.images, stage.classes).to(context.device)
         load_modules({"judge": network}, context.tensors(stage))
-        describe = network.to(memory_format=FORMAT).eval().describe
+        describe = network.to(memory_format=torch.channels_last).eval().describe
     else:
         describe = _given(stage, context)
     parts = [metrics.Features(tensors[f"{which}features"], tensors[f"{which}logits"]) for which in ("", "held_")]

@@ -1,0 +1,118 @@
+"""Sample the authors' trained CIFAR-10 generator, score its samples and draw some of them.
+
+python -m sgan.released generator.npz encoder.npz meanimg.npy [--inception-weights FILE] [--help]
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from tyro.conf import Positional
+
+from sgan.checks import ConfigError, require
+from sgan.config import IMAGE
+from sgan.data.batches import to_pixels
+from sgan.evaluation import grid, inception
+from sgan.evaluation.scores import Features, accuracy, fingerprint, inception_scores, network_scores
+from sgan.metrics import Part, Source, choose, describe, find, show
+from sgan.models.released import load_generator, load_mean, load_released
+from sgan.models.stack import SAMPLING_BATCH, balanced_labels, label_condition, sample
+from sgan.presets import DATASETS
+from sgan.store.files import sha256
+
+COLUMNS = 10
+"""Images a class in the grid."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score samples of the authors' trained CIFAR-10 generator, as many of each class, and draw a row of each class.
+
+    The files are cifar/pretrained/generator.npz, cifar/pretrained/encoder.npz and cifar/data/meanimg.npy of
+    github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59.
+    """
+
+    generator: Positional[Path]
+    """The trained G1 and G0."""
+    encoder: Positional[Path]
+    """The classifier that they were trained against: `accuracy` is the share of samples in which it sees the label."""
+    mean: Positional[Path]
+    """The mean training image."""
+    judge: Literal["inception", "encoder"] = "inception"
+    """The network of the other scores; encoder is that classifier, which needs no further file and favours them."""
+    inception_weights: Path | None = None
+    """Weights file of the Inception network; without it, torch-fidelity's is downloaded."""
+    samples: int = 50_000
+    """Number of samples."""
+    against: str | None = None
+    """The real images for FID, KID, precision and recall: a folder or a dataset."""
+    against_part: Part = "train"
+    """Which images of a dataset are compared with."""
+    data: Path = Path("data")
+    """Folder with the datasets' files, as torchvision lays them out."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: Path = Path("released.png")
+    """The PNG file to write."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is the GPU where there is one."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the scores and their fingerprint to this file."""
+
+
+def main(options: Options) -> int:
+    """Print the scores, write the grid; returns 0. ConfigError where a file or an option is not usable."""
+    row, device = DATASETS["cifar10"], choose(options.device)
+    least = row.classes * COLUMNS
+    require(options.samples >= least, f"--samples must be at least {least}, but got {options.samples}")
+    require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
+    require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
+    mean = load_mean(options.mean, row)
+    levels = load_generator(options.generator, row, mean)
+    encoder = load_released(options.encoder, row, mean).to(device)
+
+    def classified(images: Tensor) -> Features:
+        fits = images.shape[1:] == encoder.mean.shape[1:]
+        require(fits, f"--judge encoder sees images of 3x32x32 alone, but --against has {tuple(images.shape[1:])}")
+        taps = encoder.features(images.to(device), ("fc3", "fc4"))
+        return Features(taps["fc3"].cpu(), taps["fc4"].cpu())
+
+    real = find(options.against, options.against_part, options.data, None) if options.against else None
+    if options.judge == "inception":
+        network = inception.load(inception.find_weights(options.inception_weights), device)
+        described, judge = network.describe, (inception.NETWORK, network.weights, inception.RESIZE)
+    else:
+        described, judge = classified, ("the authors' encoder", sha256(options.encoder), "none")
+
+    for level in levels:
+        level.generator.to(device)
+    labels = balanced_labels(options.samples, row.classes)
+    parts = sample(levels, label_condition(levels[-1], labels.to(device), row.classes), "running", options.seed)
+    total = math.ceil(options.samples / SAMPLING_BATCH)
+    shown = track(parts, "sampling", total, console=Console(stderr=True))
+    made = torch.cat([to_pixels(part[IMAGE], levels[0].generator.mean).cpu() for part in shown])
+    grid.save(made[:least].unflatten(0, (COLUMNS, row.classes)).transpose(0, 1).flatten(0, 1), options.out, COLUMNS)
+
+    found = describe(Source("samples", "", made), described)
+    scores = network_scores(found, describe(real, described)) if real else inception_scores(found.logits)
+    scores |= {"accuracy": accuracy(classified(made).logits, labels)}
+    reference = f"{real.name} ({real.digest})" if real else "none"
+    known = fingerprint(*judge, options.samples, reference)
+    show(f"{options.generator.name}, {options.samples:,} samples", scores, known, options.json)
+    print(f"{least} of them in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, prog="python -m sgan.released")))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,67 @@
+"""Votes of the visual Turing test (SGAN, section 4.4) in a store: turing/<voter>.jsonl, a line a vote."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.stats import binomtest
+
+from sgan.store.files import atomic_write, inside, sealed, unsealed
+from sgan.store.local import Store
+
+FOLDER = "turing"
+
+
+class Tally(NamedTuple):
+    """Votes on a model's images and on real ones that were mixed with them."""
+
+    errors: int
+    votes: int
+
+    def __str__(self) -> str:
+        """The share of errors, its interval and the number of votes."""
+        if not self.votes:
+            return "no votes"
+        low, high = self.interval()
+        return f"error {self.errors / self.votes:.3f} (95 % interval {low:.3f} to {high:.3f}), {self.votes} votes"
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share of errors; there must be a vote."""
+        interval = binomtest(self.errors, self.votes).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+
+
+def keep(store: Store, voter: str, votes: Sequence[dict[str, Any]]) -> None:
+    """Write all votes of a voter, whole or not at all: dicts with the `stage` that scored the model, whether the image
+    was `real`, and the `answer`. OSError where the disk does not take it."""
+    path = inside(store.root / FOLDER, f"{voter}.jsonl")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
+    store.save(path)
+
+
+def read(store: Store, voter: str) -> list[dict[str, Any]]:
+    """All votes of a voter; a line that is not whole is left out."""
+    path = inside(store.root / FOLDER, f"{voter}.jsonl")
+    store.fetch(path)
+    return _votes(path) if path.exists() else []
+
+
+def results(store: Store) -> dict[str, Tally]:
+    """Name of a score stage -> the votes of all voters on its model."""
+    store.fetch(store.root / FOLDER)
+    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in _votes(path)]
+    errors = Counter(vote["stage"] for vote in found if vote["real"] != vote["answer"])
+    votes = Counter(vote["stage"] for vote in found)
+    return {stage: Tally(errors[stage], votes[stage]) for stage in sorted(votes)}
+
+
+def _votes(path: Path) -> list[dict[str, Any]]:
+    votes = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            votes.append(unsealed(line))
+    return votes

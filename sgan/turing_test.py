@@ -1,0 +1,220 @@
+"""Visual Turing test: people tell generated images from real ones (SGAN, section 4.4).
+
+python -m sgan.turing_test RUN_OR_PATH... [--store runs] [--port 8000] [--help]
+"""
+
+import base64
+import io
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import fastapi
+import torch
+import tyro
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import HTMLResponse, RedirectResponse
+from PIL import Image
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from torch import Tensor
+from tyro.conf import Positional
+
+import sgan
+from sgan.checks import ConfigError, require
+from sgan.data.datasets import read
+from sgan.sample import locate
+from sgan.store import votes
+from sgan.store.files import StoreError
+from sgan.store.local import Store
+from sgan.store.s3 import open_store
+
+HOST = "127.0.0.1"
+IMAGES = 9
+"""Images a page, as in the paper."""
+POOL = 1000
+"""Images of each kind that pages draw from."""
+RANDOM = secrets.SystemRandom()
+Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]
+"""Of a voter, and of their file in the store."""
+Place = Annotated[int, fastapi.Query(ge=0, lt=IMAGES)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serve a page on this machine that shows real and generated images, nine at a time, and asks which is which.
+
+    The votes are kept in the store. Ctrl-C ends it and prints each model's error rate: 0.5 where nobody can tell.
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_OR_PATH")]
+    """Ids of MLflow runs, names of finished score stages (score-0123456789abcdef), or folders of models."""
+    store: str = "runs"
+    """Output store (a folder, or s3://bucket/folder) with the runs or stages; it gets the votes."""
+    data: Path = Path("data")
+    """Folder with the datasets' files."""
+    port: int = 8000
+    """Port of the page."""
+
+
+@dataclass
+class Page:
+    """Nine images of one model and of its training set, in random order; whether each is real; the answers so far."""
+
+    stage: str
+    images: list[str]
+    real: list[bool]
+    answers: list[bool | None] = field(default_factory=lambda: [None] * IMAGES)
+    token: str = field(default_factory=secrets.token_urlsafe)
+
+
+@dataclass
+class Voter:
+    """All that a voter has answered, and the page in front of them."""
+
+    votes: list[dict[str, Any]]
+    page: Page
+
+
+class TuringTest:
+    """The state of a test while it runs.
+
+    Args:
+        store: gets the votes.
+        pools: name of a score stage -> generated and real images, each (n, channels, size, size) uint8.
+    """
+
+    def __init__(self, store: Store, pools: dict[str, tuple[Tensor, Tensor]]):
+        self.store, self.pools = store, pools
+        self.voters: dict[str, Voter] = {}
+        self.lock = threading.Lock()  # the server answers in threads
+
+    def page(self, name: str) -> dict[str, Any]:
+        """The page in front of a voter, the same until all of it is answered, with its images as PNG in base64."""
+        with self.lock:
+            voter = self.voters.get(name)
+            if voter is None or None not in voter.page.answers:
+                known = voter.votes if voter else votes.read(self.store, name)
+                voter = self.voters[name] = Voter(known, self._draw(known))
+            return {"images": voter.page.images, **self._state(voter)}
+
+    def vote(self, name: str, token: str, place: int, answer: bool) -> dict[str, Any]:
+        """Keep a vote; a second one on the same image changes nothing. LookupError where the page is not the voter's,
+        OSError or StoreError where the vote cannot be kept."""
+        with self.lock:
+            voter = self.voters[name]
+            page = voter.page
+            if page.token != token:
+                raise LookupError(token)
+            if page.answers[place] is None:
+                about = {"time": time.time(), "stage": page.stage, "page": token, "place": place}
+                line = {**about, "real": page.real[place], "answer": answer}
+                votes.keep(self.store, name, [*voter.votes, line])
+                voter.votes.append(line)
+                page.answers[place] = answer
+            return self._state(voter)
+
+    def _draw(self, known: list[dict[str, Any]]) -> Page:
+        """A page of the model that a voter has seen least. Each image is real with probability 1/2."""
+        seen = Counter(vote["stage"] for vote in known)
+        stage = min(self.pools, key=lambda name: (seen[name], RANDOM.random()))
+        real = [RANDOM.random() < 0.5 for _ in range(IMAGES)]
+        drawn = [RANDOM.choice(self.pools[stage][kind]) for kind in real]
+        return Page(stage, [png(image) for image in drawn], real)
+
+    @staticmethod
+    def _state(voter: Voter) -> dict[str, Any]:
+        """All that the browser may know: of an image without an answer, nothing."""
+        page = voter.page
+        pairs = zip(page.real, page.answers, strict=True)
+        known = [None if answer is None else {"answer": answer, "right": real == answer} for real, answer in pairs]
+        errors = sum(vote["real"] != vote["answer"] for vote in voter.votes)
+        return {"page": page.token, "answers": known, "votes": len(voter.votes), "errors": errors}
+
+
+def png(image: Tensor) -> str:
+    """A uint8 image (channels, size, size) as PNG in base64. It is not compressed: its length says nothing."""
+    pixels, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels).save(file, "png", compress_level=0)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pools(sources: Sequence[str], address: str, data: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Generated and real images of each model, (n, channels, size, size) uint8, of the same labels, by the name of the
+    score stage. ConfigError where a model or its dataset cannot be read."""
+    found = {}
+    for source in sources:
+        model = sgan.load(locate(source, address))
+        known = read(model.dataset, data)
+        chosen = torch.tensor(RANDOM.sample(range(len(known.images)), min(POOL, len(known.images))))
+        made = model.sample(known.labels[chosen], RANDOM.randrange(2**63))
+        found[model.about["trial"]] = made, known.images[chosen]
+    return found
+
+
+def application(test: TuringTest) -> FastAPI:
+    """The pages. A voter is known by the random part of the address, so that a reload goes on, and two voters in one
+    browser do not mix. The site of another origin cannot reach them by a name that it resolves to this machine."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    html = Path(__file__).with_suffix(".html").read_text()
+
+    @app.get("/")
+    def begin() -> RedirectResponse:
+        return RedirectResponse(f"/{secrets.token_hex(16)}/")
+
+    @app.get("/{voter}/")
+    def show(voter: Name) -> HTMLResponse:
+        return HTMLResponse(html)
+
+    @app.get("/{voter}/page")
+    def page(voter: Name) -> dict[str, Any]:
+        return test.page(voter)
+
+    @app.post("/{voter}/votes")
+    def vote(voter: Name, page: str, place: Place, real: bool) -> dict[str, Any]:
+        try:
+            return test.vote(voter, page, place, real)
+        except LookupError:
+            raise HTTPException(409, "this page is not the one in front of this voter; reload it") from None
+        except (OSError, StoreError) as error:
+            raise HTTPException(503, f"the vote could not be kept ({error}); give it again") from error
+
+    return app
+
+
+def main(options: Options) -> int:
+    """Serve the test until Ctrl-C, and print the results; returns 0. ConfigError where an option is not usable."""
+    require(0 <= options.port < 2**16, f"--port must be from 0 to 65535, but got {options.port}")
+    require(bool(options.sources), "name at least one RUN_OR_PATH")
+    found = pools(options.sources, options.store, options.data)
+    test = TuringTest(open_store(options.store), found)
+    try:
+        listening = socket.create_server((HOST, options.port))
+    except OSError as error:
+        message = f"port {options.port} cannot be used ({os.strerror(error.errno or 0)}); name another one with --port"
+        raise ConfigError(message) from error
+    print(f"open http://{HOST}:{listening.getsockname()[1]}/ and press Ctrl-C here when you are done", flush=True)
+    config = uvicorn.Config(application(test), log_level="warning")
+    with suppress(KeyboardInterrupt):  # uvicorn sends the signal on when it has ended
+        uvicorn.Server(config).run([listening])
+    known = votes.results(test.store)
+    print(*(f"{stage}  {known.get(stage, votes.Tally(0, 0))}" for stage in test.pools), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, prog="python -m sgan.turing_test")))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
