@@ -24,7 +24,7 @@ from typing import Any
 
 from efficiency import spans
 
-from sweeps.planning.options import INTERRUPTED
+from sgan.command_line import INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 PAPERS = (

@@ -58,6 +58,7 @@ def main(store: Positional[Path], every: float = math.inf) -> None:
         (key,) = manifest.keys(again)
         trials = len(manifest.read(again, key)["trials"])
         uri, took = connection.default_uri(again), [time.process_time()]
+        connection.prepare(again, uri)
         MlflowClient("http://127.0.0.1:9")  # nothing is sent there
         took.append(time.process_time())
         MlflowClient(uri).search_experiments()

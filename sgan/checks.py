@@ -1,6 +1,7 @@
 """Dataclasses that check their values, errors that name the value, and content keys."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -14,6 +15,8 @@ from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Made = TypeVar("Made")
+WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+"""Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
 
 
 class ConfigError(ValueError):

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tyro.conf import Positional
 
-from sgan.checks import ConfigError, content_key, require
+from sgan.checks import content_key, require
+from sgan.command_line import parse, status
 from sgan.data.datasets import read
 from sgan.data.image_folder import LeftOut, image_files, read_image
 from sgan.evaluation import inception
@@ -139,8 +140,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, prog="python -m sgan.metrics")))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.metrics")))))

@@ -16,7 +16,8 @@ from rich.progress import track
 from torch import Tensor
 from tyro.conf import Positional
 
-from sgan.checks import ConfigError, require
+from sgan.checks import require
+from sgan.command_line import parse, status
 from sgan.config import IMAGE
 from sgan.data.batches import to_pixels
 from sgan.evaluation import grid, inception
@@ -111,8 +112,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, prog="python -m sgan.released")))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.released")))))

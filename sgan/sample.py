@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 import sgan
 from sgan.checks import ConfigError, checked, require
+from sgan.command_line import parse, status
 from sgan.store.s3 import find_store
 
 
@@ -71,8 +72,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, prog="python -m sgan.sample")))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.sample")))))

@@ -31,6 +31,7 @@ from tyro.conf import Positional
 
 import sgan
 from sgan.checks import ConfigError, require
+from sgan.command_line import parse, status
 from sgan.data.datasets import read
 from sgan.sample import locate
 from sgan.store import votes
@@ -213,8 +214,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, prog="python -m sgan.turing_test")))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.turing_test")))))

@@ -7,24 +7,23 @@ import argparse
 import sys
 from pathlib import Path
 
-import tyro
-
+from sgan.command_line import grouped, parse, status
 from sweeps.planning import config_file
-from sweeps.planning.options import Sweep, status
+from sweeps.planning.options import ASKED, Sweep
 
 
-def parse() -> Sweep:
+def options_of() -> Sweep:
     """The options of the command line; those of --config stand where it names no others."""
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config", type=Path)
     path = known.parse_known_args()[0].config
     default = Sweep(**config_file.defaults(path)) if path else Sweep()
-    return tyro.cli(Sweep, prog="python sweeps/ablation.py", default=default)
+    return parse(lambda: grouped(Sweep, "python sweeps/ablation.py", default), ASKED)
 
 
 def run() -> int:
     """The command line; on a cluster the command outlives its terminal."""
-    options = parse()
+    options = options_of()
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run_ablation import main
 

@@ -13,8 +13,8 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import require
+from sgan.command_line import later, parse, status
 from sgan.store.s3 import find_store
-from sweeps.planning.options import status
 
 COMMON = ("time", "host", "process", "event")
 """Fields that every event has."""
@@ -54,4 +54,4 @@ def main(store: Positional[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: tyro.cli(main, prog="python sweeps/ledger.py")))
+    sys.exit(status(lambda: parse(lambda: tyro.cli(later(main), prog="python sweeps/ledger.py"))()))

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.checks import ConfigError, require
-from sweeps.planning.options import status
+from sgan.command_line import later, parse, status
 
 
 def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
@@ -33,4 +33,4 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: tyro.cli(main, prog="python sweeps/report.py")))
+    sys.exit(status(lambda: parse(lambda: tyro.cli(later(main), prog="python sweeps/report.py"))()))

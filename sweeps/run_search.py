@@ -6,7 +6,9 @@ from contextlib import nullcontext, suppress
 
 import torch
 
+from sgan.addresses import masked
 from sgan.checks import require
+from sgan.command_line import INTERRUPTED
 from sgan.host import processor
 from sgan.stages.graph import code_version
 from sgan.stages.probe import seconds_per_unit
@@ -17,7 +19,7 @@ from sweeps.execution.cluster import Slots, count_slots, join_cluster
 from sweeps.execution.shared_store import require_shared_store
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
-from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.optimization import plots
 from sweeps.optimization.best_config import account, write_best
 from sweeps.optimization.phases import Plan, SearchRun
@@ -27,12 +29,9 @@ from sweeps.optimization.space import WEIGHTS
 from sweeps.optimization.study import OUTCOME
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
-from sweeps.planning.manifest import without_password
-from sweeps.planning.options import INTERRUPTED, STOPPED_SECONDS
+from sweeps.planning.options import STOPPED_SECONDS
 from sweeps.planning.trials import ListSource, clock
-from sweeps.reporting import results, tables
-
-TABLE = "SEARCH.md"
+from sweeps.reporting import document
 
 
 def main(search: Search) -> int:
@@ -42,6 +41,7 @@ def main(search: Search) -> int:
     Raises:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
     """
+    address_of(search.mlflow)
     if not search.dry_run:
         print("starting Ray ...", flush=True)
         join_cluster()
@@ -94,7 +94,7 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
             f"  cost     about {estimate.median * price:.2f} ({estimate.low * price:.2f} to "
             f"{estimate.high * price:.2f}) for {unit} at {search.gpu_hour_price:g} an hour"
         )
-    print(f"  store    {search.store}", flush=True)
+    print(f"  store    {masked(search.store)}", flush=True)
 
 
 def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
@@ -103,12 +103,15 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     require_shared_store(store, run.key)
     if run.basis.inception_weights:
         store.keep_weights(run.basis.inception_weights, run.basis.inception)
-    uri, command, commit = search.mlflow or default_uri(store), manifest.command("search.py"), manifest.commit()
+    address = address_of(search.mlflow)
+    if address:
+        warn_if_away(address)
+    uri, command, commit = address or default_uri(store), manifest.command("search.py"), manifest.commit()
     run.begin(searcher, command, commit, f"{processor()}, {slots.where}")
     job = Job(run.basis.data, store.address, run.key, commit, code_version(), slots, search.deterministic)
     follower = follow.start(store, run.key, uri)
     store.note("search started", search=run.key, command=command)
-    confirmed, best = [], None
+    confirmed, best, sweep = [], None, None
     finished = scheduler.run(searcher, job, store, slots)
     if finished:
         confirmed = run.confirm(searcher, made)
@@ -118,29 +121,25 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
     with suppress(OSError):  # a full disk; the same command makes them again
         plots.draw(searcher.study, run.space, run.plots, run.scores)
         run.end(searcher)
-    unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
+    try:  # MLflow shows the report, too
+        if finished:
+            variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
+            sweep = document.keep(store, run.key, search.store, variants, seeds)
+    finally:
+        unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
     store.note("search ended", search=run.key)
-    if not finished:
+    if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\n{account(run, made, time.monotonic() - began)}")
-    if confirmed:
-        variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
-        found = results.read(store, run.key, sorted(variants), sorted(seeds))
-        table = tables.markdown(found, str(run.plots.relative_to(store.root)))
-        (store.root / TABLE).write_text(table)
-        store.save(store.root / TABLE)
-        print(f"\n{table}\nWritten to {store.root / TABLE}")
-    print(f"MLflow does not have all of it: {unsent}" if unsent else f"Open MLflow: {pages(uri)}")
+    print(f"Open the study: optuna-dashboard {masked(str(run.study_place))}")
     if best:
-        print(f"Best: {best.config}, in {best.path}. The six variants with it:")
-        print(f"  python sweeps/ablation.py --config {best.path}")
+        print(f"Best: {best.config}, in {best.path}.")
         if best.wrong:
             wrong = ", ".join(f"{seed} {how}" for seed, how in best.wrong.items())
             print(f"  Not on every seed: {wrong}. --objective fid sees what Inception score does not.")
-    else:
-        print(nothing_confirmed(searcher, bool(confirmed)))
-    print(f"Open the study: optuna-dashboard {without_password(str(run.study_place))}", flush=True)
+    then = f"python sweeps/ablation.py --config {best.path}" if best else nothing_confirmed(searcher, bool(confirmed))
+    document.ending(sweep, unsent or pages(uri, run.key), then)
     complete = all(run.outcome(row) for _, row in confirmed)
     return 0 if best and complete and not unsent and not searcher.failed else 1
 

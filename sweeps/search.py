@@ -5,15 +5,14 @@ python sweeps/search.py [--help]
 
 import sys
 
-import tyro
-
+from sgan.command_line import grouped, parse, status
 from sweeps.optimization.search_options import Search
-from sweeps.planning.options import status
+from sweeps.planning.options import ASKED
 
 
 def run() -> int:
     """The command line; on a cluster the command outlives its terminal."""
-    search = tyro.cli(Search, prog="python sweeps/search.py")
+    search = parse(lambda: grouped(Search, "python sweeps/search.py", Search()), ASKED)
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run_search import main
 

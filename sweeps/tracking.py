@@ -7,14 +7,15 @@ The store is the truth and MLflow a view of it, which can be made again at any t
 During a sweep a process of its own does this (sweeps/mlflow_view/follow.py).
 """
 
-import os
 import sys
 
 import tyro
 from tyro.conf import Positional
 
 from sgan.checks import require
-from sweeps.planning.options import status
+from sgan.command_line import later, parse, status
+
+PROG = "python sweeps/tracking.py"
 
 
 def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = None, verify: bool = False) -> int:
@@ -27,22 +28,26 @@ def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = 
         verify: Then compare every value, param, tag, image, figure and model in MLflow with the store, and print what
             differs.
     """
-    from sweeps.mlflow_view.connection import default_uri, pages  # MLflow takes seconds to import
+    from sweeps.mlflow_view.connection import address_of, default_uri, error_line, pages  # MLflow takes seconds
     from sweeps.mlflow_view.sync import attempt
     from sweeps.mlflow_view.verify import differences
     from sweeps.planning import manifest
 
     opened, keys = manifest.find(store)
     require(not sweep or sweep in keys, f"{store} holds no sweep {sweep}; it holds {', '.join(keys)}")
-    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(opened)
+    uri = address_of(mlflow) or default_uri(opened)
     keys = [sweep] if sweep else keys
-    trouble = attempt(opened, keys, uri)
-    found = [line for key in keys for line in differences(opened, key, uri)] if verify and not trouble else []
-    result = trouble or f"all is in MLflow: {pages(uri)}"
+    trouble, found = attempt(opened, keys, uri), []
+    if verify and not trouble:
+        try:
+            found = [line for key in keys for line in differences(opened, key, uri)]
+        except Exception as error:  # whatever MLflow's client makes of an answer
+            trouble = f"MLflow could not be compared: {error_line(error)}"
+    result = trouble or f"all is in MLflow: {pages(uri, keys[-1])}"
     if verify and not trouble:
         result = "every value and file in MLflow is as in the store"
     if found:
-        result = f"{len(found)} differences; a run that is deleted in MLflow is sent anew by the same command"
+        result = f"{len(found)} differences; delete a run in MLflow, or a strange file, and give the command again"
     for line in found:
         print(line)
     print(result, file=sys.stderr)
@@ -50,4 +55,4 @@ def sync(store: Positional[str], mlflow: str | None = None, sweep: str | None = 
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: tyro.extras.subcommand_cli_from_dict({"sync": sync})))
+    sys.exit(status(lambda: parse(lambda: tyro.extras.subcommand_cli_from_dict({"sync": later(sync)}, prog=PROG))()))

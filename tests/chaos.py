@@ -213,11 +213,15 @@ def files(store: Path) -> dict[str, dict[str, str]]:
 
 
 def table(path: Path) -> list[list[str]]:
-    """The table's cells, without the column of the training time."""
-    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
-    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
-    (clock,) = [place for place, title in enumerate(rows[0]) if title.startswith("Train")]
-    return [row[:clock] + row[clock + 1 :] for row in rows]
+    """The cells of the tables, without the column of the training time."""
+    rows, place = [], 0
+    for line in path.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if line.startswith("| Variant"):
+            (place, *_) = [index for index, title in enumerate(cells) if title.startswith("Training (s)")] or [0]
+        if line.startswith("| "):
+            rows.append(cells[:place] + cells[place + 1 :])
+    return rows
 
 
 def study(store: Path) -> list[tuple]:
@@ -242,8 +246,9 @@ def compare(quiet: Path, store: Path, server: Server) -> str:
     assert found.keys() == expected.keys()
     for stage in expected:
         assert found[stage] == expected[stage], f"{stage} differs"
-    for name in ("RESULTS.md", "SEARCH.md"):
-        assert table(store / name) == table(quiet / name)
+    reports = [path.relative_to(quiet) for path in sorted(quiet.glob("sweeps/*/report.md"))]
+    assert len(reports) == 2
+    assert [table(store / path) for path in reports] == [table(quiet / path) for path in reports]
     assert study(store) == study(quiet)
     assert best(store) == best(quiet)
     assert not list((store / "work").iterdir())

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-TINY = DATASETS["digits"].scaled(0.25)
+TINY = DATASETS["digits"].scaled(0.5)
 BATCH = 16
 CLASSIFIER = EncoderRecipe(
     images=300 * 32, batch=32, adam=AdamRecipe(learning_rate=5e-3, beta1=0.9), init_std=0.2

@@ -2,6 +2,7 @@
 ablations and searches plan, and of the rest the options are looked up."""
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -30,6 +31,7 @@ from sweeps.planning.options import Sweep
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = ("python", "make", "ray", "export", "mlflow", "optuna-dashboard", "pre-commit")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500")
 DIAGRAMS = 2
 """Blocks that are neither commands nor code: the flow and the layers of docs/architecture.md."""
 
@@ -86,8 +88,8 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder with a finished sweep in runs/, data and files that the pages name; and what the names that the pages
     have for examples are there."""
     folder = tmp_path_factory.mktemp("docs")
-    store, small = Store(folder / "runs"), ("encoder.images=1280", "judge.images=12800", "samples=500")
-    ablation = plan_ablation(Sweep(variants=("sgan",), seeds=1, budget=0.01, override=small), 0)
+    store = Store(folder / "runs")
+    ablation = plan_ablation(Sweep(variants=("sgan",), seeds=1, budget=0.01, override=SMALL), 0)
     for trial in ablation.trials:
         list(run_trial(trial.plan, Context(store, ablation.basis.data, "cpu", "test")))
     record(ablation, store, "two cores", "test")
@@ -102,7 +104,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     save(folder / "encoder.npz", arrays("mnist"))
     given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "held-out")
     config = plan_ablation(Sweep(variants=("sgan",), weights=(1.0, 1.0, 5.0)), 0).trials[0].config
-    best = BestConfig("sgan", ChosenOptions(*given), (), config, {"study": "s", "commit": "c"})
+    best = BestConfig("sgan", ChosenOptions(*given), config, {"study": "s", "commit": "c"})
     best.write(folder / "runs" / "best.yaml")
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
@@ -152,6 +154,8 @@ def options_of(words: list[str], capsys) -> str:
 @pytest.mark.parametrize("command", SHELL)
 def test_a_command_runs_or_has_the_options_that_it_is_given(command, place, capsys):
     words = shlex.split(filled(command, place[1]))
+    if words[:3] == ["python", "-m", "mlflow"]:
+        words = words[2:]
     if words[0] == "export":
         return
     if words[0] == "make":
@@ -169,7 +173,35 @@ def test_a_command_runs_or_has_the_options_that_it_is_given(command, place, caps
             assert option in known, option
 
 
+SESSIONS = [block.text for block in blocks() if block.text.startswith("$ ")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_session_prints_what_the_page_says(session, place, capsys):
+    """All but the line that tells of the machine."""
+    command, *told = session.splitlines()
+    printed = run(shlex.split(command.partition("python ")[2]), capsys).splitlines()
+    machine = "  slots "
+    assert [line for line in printed if not line.startswith(machine)] == [
+        line for line in told if not line.startswith(machine)
+    ]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_runs(code, place):
     exec(compile(filled(code, place[1]), "block", "exec"), {})
+
+
+def test_the_notebook_runs(place):
+    """All code in order, as a script, on the finished sweep."""
+    cells = json.loads((ROOT / "docs" / "pick_a_config.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    options = ["--variants", "sgan", "--seeds", "1", "--budget", "0.01", "--override", *SMALL]
+    code, replaced = re.subn("^OPTIONS = .*$", f"OPTIONS = {options}", code, flags=re.MULTILINE)
+    assert replaced == 1
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=place[0])
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([3, 1, 8, 8]) torch.uint8" in done.stdout
+    assert place[1]["RUN_OR_PATH"] in done.stdout

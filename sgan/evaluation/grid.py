@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sgan.store.files import atomic_write
+
 SMALL = 48
 """Pixels to which small images are enlarged, about."""
 GAP, MARGIN = 4, 12
@@ -71,18 +73,17 @@ def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side
     for number, row in enumerate(words.rows):
         pen.text((left - 8, top + number * step + (step - GAP) / 2), row, INK, text, "rm")
     pen.multiline_text((MARGIN, bottom + MARGIN), caption, FAINT, text, spacing=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, about = path.with_name(f".{path.name}"), PngInfo()
+    about = PngInfo()
     about.add_text(BOX, f"{left},{top},{right},{bottom}")
-    picture.save(temporary, "png", pnginfo=about)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, "png", pnginfo=about)
 
 
 def unlabelled(path: Path) -> Image.Image:
-    """The images of a file that `save` wrote, without the words around them."""
+    """The images of a file that `save` wrote, without the words around them; all of a picture from elsewhere."""
     with Image.open(path) as picture:
-        box = [int(number) for number in picture.info[BOX].split(",")]
-        return picture.crop((box[0], box[1], box[2], box[3]))
+        left, top, right, bottom = map(int, picture.info.get(BOX, f"0,0,{picture.width},{picture.height}").split(","))
+        return picture.crop((left, top, right, bottom))
 
 
 @functools.cache

@@ -87,7 +87,6 @@ def save(
 ) -> None:
     """Write a stack as a model; `recipe` is the one that its generators were built by, the rest as in Model."""
     rows = [LevelRow(level.low, level.high, level.labels, level.codes, level.through) for level in levels]
-    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, _tensors(levels))
     facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
     facts |= {"dataset": dataset, "recipe": recipe, "levels": rows, "sampling": sampling}

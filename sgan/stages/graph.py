@@ -50,7 +50,7 @@ class JudgeStage(_Stage):
     """Makes a judge, a row of sgan.evaluation.judges, and scores the real images.
 
     Attributes:
-        images: channels and size.
+        shape: channels and size of images.
         recipe: of the judge that is trained; None for a network that is given.
         weights: SHA-256 of the given network's; "".
         samples: real images are scored as if there were so many.
@@ -58,7 +58,7 @@ class JudgeStage(_Stage):
 
     judge: str
     dataset: str
-    images: tuple[int, int]
+    shape: tuple[int, int]
     classes: int
     data: str
     recipe: JudgeRecipe | None

@@ -1,8 +1,10 @@
 """Files of a store: JSON that holds a SHA-256 of itself, JSON lines, and tensors.
 
-Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled.
+Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled. What
+is made has the rights that the umask leaves, and those of the folder around it: who may write a store may write all.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,9 +18,11 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from sgan.checks import ConfigError
+from sgan.checks import WAITED, ConfigError
 
 SEAL = "sha256"
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Errors of a file that is not there; by others the disk or its rights are in the way."""
 
 
 class StoreError(ConfigError):
@@ -48,6 +52,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def lack(error: BaseException) -> OSError | None:
+    """The error of a disk or share behind another one, where it is waited for."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return cause if isinstance(cause, OSError) and cause.errno in WAITED else None
+
+
+def unreadable(path: Path, error: Exception, remedy: str) -> StoreError:
+    """The error for a file that cannot be read; `remedy` is for one that is missing or damaged."""
+    if isinstance(error, OSError) and error.errno and error.errno not in GONE:
+        remedy = "nothing is known to be damaged: this user needs the rights to read it, and its disk must answer"
+    return StoreError(f"{path} cannot be read ({error}); {remedy}")
+
+
+def share(path: Path) -> None:
+    """Let whoever may read and write the folder around a new file or folder read and write that, too."""
+    mode, around = path.stat().st_mode, path.parent.stat().st_mode
+    wider = mode | around & (0o77 if path.is_dir() else 0o66)
+    if wider != mode:
+        path.chmod(wider & 0o7777)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if they are not there."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        share(path)
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk itself."""
     handle = os.open(path, os.O_RDONLY)
@@ -69,10 +102,11 @@ def remove(path: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; the file that is made there is renamed to `path`, whole and on the disk, unless the block
     raises an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
+        share(temporary)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -102,7 +136,11 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a sealed JSON object, whole or not at all; OSError where the disk is full or cannot be written."""
-    text = json.dumps(sealed(value), indent=1)
+    write_text(path, json.dumps(sealed(value), indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all; OSError as `write_json`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text)
 
@@ -118,7 +156,7 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
         if any(value.get(name) != item for name, item in its.items()):
             raise ValueError("it is another's")
     except (ValueError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it, and what it held is made again") from error
+        raise unreadable(path, error, "delete it, and what it held is made again") from error
     return value
 
 
@@ -145,6 +183,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; StoreError with its name where it is none."""
     try:
+        open(path, "rb").close()  # safetensors says of a file without rights that it is not there
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete its folder, and it is made again") from error
+        raise unreadable(path, error, "delete its folder, and it is made again") from error

@@ -15,7 +15,6 @@ that of every other file of its stage. The truth is in stages/: all else may be 
 again, but for votes and the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -27,21 +26,26 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 
+from sgan.addresses import masked
 from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
     is_plain,
+    lack,
+    make_folder,
     read_json,
     read_tensors,
     remove,
     sealed,
     sha256,
+    share,
     sync,
+    unreadable,
     unsealed,
     write_json,
 )
@@ -51,17 +55,21 @@ LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
 """Folders that every process may have to write."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a write where the disk is full, a quota is used up, or the disk has become read-only."""
 ROOM_WAIT = 3.0
 """Seconds between two looks at a disk that was full."""
 PROBE = 2**20
 """Bytes of a write that shows that there is room again."""
 
 
+class LostClaim(StoreError):
+    """The claim of a stage in progress was deleted, so that another process may have begun the stage, too."""
+
+
 class Store:
     """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
+    Args:
+        there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
         poll: seconds between two looks at a stage that another process trains.
@@ -70,13 +78,14 @@ class Store:
     poll = 0.2
     advice = "name a writable folder with --store"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
         self.address = str(self.root)
+        self.locks: dict[str, TextIO] = {}  # those held, by their names
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
-            for folder in (self.root, *(self.root / name for name in FOLDERS)):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
+                make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
         except OSError as error:
@@ -87,8 +96,11 @@ class Store:
         """Add an event to this process's file of the ledger, unless the disk does not take it."""
         origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
         line = json.dumps(sealed({**origin, "event": event, **about}))
-        with suppress(OSError), open(self._own_ledger(), "ab", buffering=0) as file:
-            file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
+        with suppress(OSError):
+            make_folder(self.root / LEDGER)
+            with open(self._own_ledger(), "ab", buffering=0) as file:
+                share(self._own_ledger())
+                file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
 
     def _own_ledger(self) -> Path:
         return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
@@ -115,15 +127,15 @@ class Store:
         return True
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
-        """Write something, again and again while the disk is full or read-only."""
+        """Write something, again and again while the disk is full or read-only, or does not answer."""
         while True:
             try:
                 return write()
-            except OSError as error:
-                if error.errno not in NO_ROOM:
+            except (OSError, StoreError) as error:
+                if not (trouble := lack(error)):
                     raise
                 with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for room in the store {self.address} ({error.strerror})", flush=True)
+                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)
@@ -202,10 +214,13 @@ class Store:
     def file(self, name: str, file: str) -> Path:
         """A file of a finished stage; StoreError where it is missing, a link, or no longer has its digest."""
         path, expected = self._file(name, file), self.facts(name)["files"].get(file)
-        with suppress(OSError):  # also where the disk cannot read it
+        remedy = f"delete {self._folder(name)}, and the stage is trained again"
+        try:
             if expected and is_plain(self._folder(name), file) and sha256(path) == expected:
                 return path
-        raise StoreError(f"{path} is missing or damaged; delete {self._folder(name)}, and the stage is trained again")
+        except OSError as error:
+            raise unreadable(path, error, remedy) from error
+        raise StoreError(f"{path} is missing or damaged; {remedy}")
 
     def tensors(self, name: str, file: str) -> dict[str, Tensor]:
         """Tensors of a finished stage, checked as by `file`."""
@@ -232,13 +247,21 @@ class Store:
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
-        with open(self._lock_file(name), "w") as file:
+        path = self._lock_file(name)
+        make_folder(path.parent)
+        with open(path, "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
-            yield True
+            with suppress(OSError):  # it is another user's, or was deleted a moment ago
+                share(path)
+            self.locks[name] = file
+            try:
+                yield True
+            finally:
+                del self.locks[name]
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -253,21 +276,31 @@ class Store:
     def _lock_file(self, name: str) -> Path:
         return inside(self.root / "claims", f"{name}.lock")
 
+    def _require_claim(self, name: str) -> None:
+        """Raise LostClaim where the file of a claim that is held was deleted: another process may hold the name now."""
+        file, path = self.locks.get(name), self._lock_file(name)
+        if file and not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            raise LostClaim(f"{path} was deleted; the stage goes on from its checkpoint")
+
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with the files that an interrupted run left in it."""
         folder = self.work(name)
         _remove_foreign(folder)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
-        (folder / GRIDS).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / GRIDS)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
-        """Let the work folder of a stage outlive this host: called while it trains, and with `now` where it stops."""
+        """Let the work folder of a stage outlive this host: called while it trains, and with `now` where it stops.
+        LostClaim where its claim was deleted."""
+        self._require_claim(name)
         if now:
             self.note("stage stopped", stage=name)
 
     def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
-        """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`."""
+        """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`.
+        LostClaim where its claim was deleted: then somebody else may write there."""
+        self._require_claim(name)
         folder, finished = self.work(name), self._folder(name)
         _remove_foreign(folder)
         for file in (*drop, STAGE_FILE):
@@ -277,6 +310,7 @@ class Store:
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
         for path in (*paths, folder):
             sync(path)  # a power cut leaves the whole stage or none
+        make_folder(finished.parent)
         remove(finished)  # damaged: it has no stage.json, or it would not have been trained again
         os.rename(folder, finished)
         sync(finished.parent)

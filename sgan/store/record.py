@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgan.store.files import StoreError, read_lines, sealed
+from sgan.store.files import read_lines, sealed, unreadable, write_text
 from sgan.store.local import GRIDS
 
 RECORD_FILE = "record.jsonl"
@@ -27,9 +27,7 @@ class Record:
 
     def write(self) -> None:
         """Write the whole record anew; a file that was damaged meanwhile is made good."""
-        temporary = self.path.with_name(f".{self.path.name}")
-        temporary.write_text(self.text)
-        temporary.replace(self.path)
+        write_text(self.path, self.text)
 
     def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
         """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
@@ -55,6 +53,6 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     path = folder / RECORD_FILE
     try:
         text = path.read_text() if path.exists() else ""
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is no text; delete its folder, and it is made again") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise unreadable(path, error, "delete its folder, and it is made again") from error
     return read_lines(text, path)

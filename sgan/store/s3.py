@@ -26,7 +26,10 @@ from urllib.parse import parse_qsl
 
 from s3fs import S3FileSystem
 
+from sgan.addresses import masked
 from sgan.checks import content_key, require
+from sgan.store.address import is_bucket as is_bucket
+from sgan.store.address import store_address
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
 from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
@@ -41,28 +44,25 @@ HEAVY = ".safetensors"
 """Files that nobody needs who only watches a stage."""
 
 
-@functools.cache
 def open_store(address: str) -> Store:
     """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
     A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
     the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
     """
-    address = address.rstrip("/")
-    return BucketStore(address) if is_bucket(address) else Store(address or "/")
+    return _open(store_address(address))
 
 
 def find_store(address: str) -> Store | None:
-    """The store at an address, where it is there already; None where no such folder is."""
-    return open_store(address) if is_bucket(address) or Path(address).is_dir() else None
+    """The store at an address, where it is there already, to read; None where no such folder is."""
+    address = store_address(address)
+    there = is_bucket(address) or any(Path(address, name).is_dir() for name in ("stages", "sweeps"))
+    return _open(address, there=True) if there else None
 
 
-def is_bucket(address: str) -> bool:
-    """Whether an address names a bucket; ConfigError where it names neither that nor a folder."""
-    scheme, separator, folder = address.partition("://")
-    known = not separator or (scheme == "s3" and folder[:1] not in ("", "/", "?"))
-    require(known, f"the store {address} cannot be opened; name a folder that all hosts share, or s3://bucket/folder")
-    return bool(separator)
+@functools.cache
+def _open(address: str, there: bool = False) -> Store:
+    return BucketStore(address, there) if is_bucket(address) else Store(address, there)
 
 
 def _connect(address: str) -> tuple[S3FileSystem, str]:
@@ -80,7 +80,7 @@ class BucketStore(Store):
     poll = 2.0
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, there: bool = False):
         self.fs, self.base = _connect(address)
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
@@ -97,11 +97,12 @@ class BucketStore(Store):
         self.uploads = ThreadPoolExecutor(1)
         self.upload = self.uploads.submit(lambda: None)
         try:
-            self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
+            if not there:
+                self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             raise StoreError(
-                f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there "
-                "and that this host's credentials may write with --store"
+                masked(f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there ")
+                + "and that this host's credentials may write with --store"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -155,7 +156,7 @@ class BucketStore(Store):
     def facts(self, name: str) -> dict[str, Any]:
         path = inside(self.root / "done", f"{name}.json")
         if not path.exists() and not self._get(f"done/{name}.json", path):
-            raise StoreError(f"the stage {name} is not in {self.address}: its done/{name}.json was deleted")
+            raise StoreError(f"the stage {name} is not in {masked(self.address)}: its done/{name}.json was deleted")
         return read_json(path, name=name)
 
     def _file(self, name: str, file: str) -> Path:
@@ -247,8 +248,8 @@ class BucketStore(Store):
             if not path.exists() and not self._get(source, path, facts["files"][file]):
                 remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
                 raise StoreError(
-                    f"{source} in {self.address} is missing or damaged; delete done/{name}.json there, and the stage "
-                    "is trained again"
+                    f"{source} in {masked(self.address)} is missing or damaged; delete done/{name}.json there, and the "
+                    "stage is trained again"
                 )
 
     def _find(self, folder: str) -> dict[str, str]:
@@ -297,7 +298,7 @@ class BucketStore(Store):
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
-                trouble = f"the output store {self.address} does not answer ({error!r:.200})"
+                trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
                 if pause is None or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error

@@ -1,7 +1,6 @@
 """Votes of the visual Turing test (SGAN, section 4.4) in a store: turing/<voter>.jsonl, a line a vote."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
-from sgan.store.files import atomic_write, inside, sealed, unsealed
+from sgan.store.files import inside, sealed, unsealed, write_text
 from sgan.store.local import Store
 
 FOLDER = "turing"
@@ -38,8 +37,7 @@ def keep(store: Store, voter: str, votes: Sequence[dict[str, Any]]) -> None:
     """Write all votes of a voter, whole or not at all: dicts with the `stage` that scored the model, whether the image
     was `real`, and the `answer`. OSError where the disk does not take it."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
+    write_text(path, "".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
     store.save(path)
 
 
@@ -50,13 +48,22 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
     return _votes(path) if path.exists() else []
 
 
-def results(store: Store) -> dict[str, Tally]:
-    """Name of a score stage -> the votes of all voters on its model."""
+def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
+    """Name of a score stage -> for each vote of all voters on its model, in order, its unix seconds and the votes until
+    then."""
     store.fetch(store.root / FOLDER)
     found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in _votes(path)]
-    errors = Counter(vote["stage"] for vote in found if vote["real"] != vote["answer"])
-    votes = Counter(vote["stage"] for vote in found)
-    return {stage: Tally(errors[stage], votes[stage]) for stage in sorted(votes)}
+    points: dict[str, list[tuple[float, Tally]]] = {}
+    for vote in sorted(found, key=lambda vote: vote["time"]):
+        own = points.setdefault(vote["stage"], [])
+        errors = own[-1][1].errors if own else 0
+        own.append((vote["time"], Tally(errors + (vote["real"] != vote["answer"]), len(own) + 1)))
+    return points
+
+
+def results(store: Store) -> dict[str, Tally]:
+    """Name of a score stage -> the votes of all voters on its model."""
+    return {stage: points[-1][1] for stage, points in curves(store).items()}
 
 
 def _votes(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sgan.store.files import StoreError, inside, read_json, remove, sha256, sync, write_json
+from sgan.store.files import StoreError, inside, make_folder, read_json, remove, sha256, share, sync, write_json
 from sgan.store.local import CHECKPOINTS
 from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
@@ -135,9 +135,10 @@ class Checkpoints:
         folder = self.folder / f"{checkpoint.step:09d}"
         temporary = self.folder / f".{folder.name}"
         try:
-            temporary.mkdir(parents=True)
+            make_folder(temporary)
             for name, content in own.items():
                 (temporary / name).write_bytes(content)
+                share(temporary / name)
                 sync(temporary / name)
             digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
             head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}

@@ -18,11 +18,12 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sgan.checks import ConfigError, content_key, require
+from sgan.command_line import INTERRUPTED
 from sgan.store.s3 import is_bucket
 from sweeps.execution import cluster_address
 from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
-from sweeps.planning.options import INTERRUPTED, Options
+from sweeps.planning.options import Options
 
 INSIDE = "SGAN_JOB"
 """Set in the environment of a job."""

@@ -1,37 +1,108 @@
-"""Lines about the trials that run: one for each that changes, with the share of the work done and the time left."""
+"""How far a command is: on a terminal a view that lives, elsewhere a line for each trial that changes."""
 
+import statistics
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sgan.addresses import masked
 from sgan.checks import ConfigError
+from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
-from sgan.store.files import write_json
-from sgan.store.local import NO_ROOM, Store
+from sgan.store.files import lack, write_json
+from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0
 """Seconds after which a trial that goes on has a line again."""
+GONE = 5.0
+"""Seconds after which a stage that no trial reports has ended."""
+REFRESH = 0.2
+"""Seconds between two pictures of the view, at least."""
+LEADERS = 12
+"""Rows of the leaderboard."""
+LOSSES = {"class_loss": "loss", "d_adversarial": "D", "g_adversarial": "G", "test_accuracy": "accuracy"}
+SHOWN = (LEADING, "inception_score")
+"""Measures of the leaderboard."""
+SCORES = {"feature_fid": "feature FID", **{each: MEASURES[each].heading for each in SHOWN}}
+
+
+@dataclass
+class Running:
+    """A stage that runs.
+
+    Attributes:
+        title: of the stage and its first trial.
+        trials: ids of the trials that wait for it.
+        share: of it that is done; `first`: when it was first heard of, and its share then.
+        news: newest losses and scores.
+    """
+
+    title: str
+    trials: set[str] = field(default_factory=set)
+    share: float = 0.0
+    first: tuple[float, float] = (0.0, 0.0)
+    heard: float = 0.0
+    news: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """The newest losses and scores."""
+        names = LOSSES | SCORES
+        return "  ".join(f"{names[each]} {self.news[each]:.3g}" for each in names if each in self.news)
+
+    @property
+    def left(self) -> str:
+        """The time that it still needs."""
+        done, spent = self.share - self.first[1], self.heard - self.first[0]
+        return clock(spent * (1 - self.share) / done) if done > 0.02 else ""
 
 
 class Progress:
-    """Prints the lines, and writes a file into the store for a trial that failed.
+    """Shows the progress, and writes a file into the store for a trial that failed.
 
     Trials that are still to come count as much as the mean of those known.
+
+    Args:
+        console: a terminal gets the view that lives.
     """
 
-    def __init__(self, store: Store, source: TrialSource):
+    def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
-        self.began, self.ended = time.monotonic(), 0
+        self.began, self.ended, self.peak = time.monotonic(), 0, 0
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
         self.last: dict[str, tuple[str, float]] = {}
-        self.peak = 0
+        self.running: dict[str, Running] = {}
+        self.scores: dict[str, list[Mapping[str, float]]] = {}
+        console = console or Console(file=sys.stdout)
+        lives = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(console=console, auto_refresh=False, transient=True) if lives else None
+        self.drawn = 0.0
+        for trial in source.finished:
+            self._score(trial)
         for trial in source.ahead:
             self.begin(trial)
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.stop()
 
     def begin(self, trial: Trial) -> None:
         """Take a trial in."""
@@ -44,18 +115,28 @@ class Progress:
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial's stage has gone on, or waits."""
-        label, stages = result.get("label", ""), dict(trial.plan.stages)
+        label, stages, now = result.get("label", ""), dict(trial.plan.stages), time.monotonic()
+        told = ""
         if label:
             self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
-            self.shares[name(stages[label])] = result.get("share", 0.0)
+            share = self.shares[name(stages[label])] = result.get("share", 0.0)
+            new = Running(f"{label} {trial.title}", first=(now, share))
+            seen = self.running.setdefault(name(stages[label]), new)
+            seen.trials.add(trial.id)
+            seen.share, seen.heard = share, now
+            # Of a joint stage those of the image level are shown.
+            metrics = {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
+            seen.news |= {each: value for each, value in metrics.items() if each in LOSSES | SCORES}
+            told = f": {seen.told}" if seen.news else ""
         peak, fit = result.get("peak", (0, 0))
         if peak > 1.1 * self.peak:
             self.peak = peak
             self._line(trial, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
         waiting, blocked = result.get("waiting", ""), result.get("blocked", "")
         what = label or (f"{waiting}: {blocked}" if blocked else f"waits for {waiting}")
-        if self._is_news(trial.id, what):
-            self._line(trial, what)
+        if (blocked or not self.live) and self._is_news(trial.id, what):
+            self._line(trial, what + told)
+        self._draw()
 
     def end(self, trial: Trial, end: End) -> None:
         """A trial has ended."""
@@ -66,17 +147,26 @@ class Progress:
         what = f"{end.outcome}: {end.reason}" if end.reason else end.outcome
         with suppress(OSError):  # a full disk must not end the trials that run
             if end.outcome == "done":
-                scores = self.store.facts(trial.plan.name)["scores"]
-                what = f"done: Inception score {scores['inception_score']:.2f}, FID {scores['fid']:.2f}"
+                what = f"done: {self._score(trial)}"
             if end.outcome == "failed":
                 content = {"trial": trial.plan.name, "error": end.reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
+        self._draw(now=True)
+
+    def _score(self, trial: Trial) -> str:
+        """Take the scores of a finished trial in; returns them in words."""
+        facts = self.store.facts(trial.plan.name)
+        scores = facts["scores"] if facts["status"] == "done" else {}
+        if scores:
+            self.scores.setdefault(trial.variant, []).append(scores)
+        told = [f"{MEASURES[each].heading} {scores[each]:.2f}" for each in SHOWN if scores.get(each) is not None]
+        return ", ".join(told)
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = f"waiting for room in the store {self.store.address} ({error.strerror})"
+        if trouble := lack(error):
+            what = f"waiting for the store {masked(self.store.address)} ({trouble.strerror})"
         else:
             what = f"the store is in the way: {error}"
         if self._is_news("", what):
@@ -84,8 +174,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        with suppress(OSError):
-            print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
+        print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:
         """Whether a line differs from the last one of its kind, or that is long ago."""
@@ -102,9 +191,66 @@ class Progress:
         known = max(1, len(self.trials))
         return done / max(total * max(known, self.source.expected) / known, 1e-9)
 
-    def _line(self, trial: Trial, what: str) -> None:
+    def _standing(self) -> tuple[float, str, str]:
+        """The share that is done, the time left, and the number of trials."""
         share, spent = self._share(), time.monotonic() - self.began
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
+        return share, left, f"{self.ended}/{max(self.source.expected, self.ended)} trials"
+
+    def _line(self, trial: Trial, what: str) -> None:
+        share, left, count = self._standing()
+        if self.live:
+            self.say(f"{trial.title}: {what}")
+            return
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
-        count = f"{self.ended}/{max(self.source.expected, self.ended)} trials"
         self.say(f"{bar} {share:4.0%}, {left} | {count} | {trial.title}: {what}")
+
+    def _draw(self, now: bool = False) -> None:
+        if self.live and (now or time.monotonic() - self.drawn > REFRESH):
+            self.drawn = time.monotonic()
+            self.live.update(self.view(), refresh=True)
+
+    def view(self) -> RenderableType:
+        """The leaderboard, a row a running stage, and a bar for all."""
+        now, (share, left, count) = time.monotonic(), self._standing()
+        self.running = {each: seen for each, seen in self.running.items() if now - seen.heard < GONE and seen.share < 1}
+        stages = Table.grid(padding=(0, 1), expand=True)
+        stages.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
+        stages.add_column(width=12)
+        stages.add_column(justify="right", width=4)
+        stages.add_column(justify="right", width=7)
+        stages.add_column(ratio=4, no_wrap=True, overflow="ellipsis")
+        for seen in self.running.values():
+            more = f" +{len(seen.trials) - 1}" if len(seen.trials) > 1 else ""
+            bar = ProgressBar(total=1.0, completed=seen.share)
+            stages.add_row(Text(seen.title + more), bar, f"{seen.share:.0%}", seen.left, Text(seen.told))
+        total = Table.grid(padding=(0, 1), expand=True)
+        total.add_column(ratio=1)
+        total.add_column(no_wrap=True)
+        spent = clock(now - self.began)
+        total.add_row(ProgressBar(total=1.0, completed=share), f"{share:.0%}  {count}  {spent}, {left}")
+        return Group(*([self._leaderboard()] if self.scores else []), stages, total)
+
+    def _leaderboard(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("finished", "seeds", *(MEASURES[each].heading for each in SHOWN)):
+            table.add_column(heading, justify="left" if heading == "finished" else "right", no_wrap=True)
+        found = {variant: {each: _known(rows, each) for each in SHOWN} for variant, rows in self.scores.items()}
+        sign = -1 if MEASURES[LEADING].better == "higher" else 1
+        order = sorted(found, key=lambda each: sign * statistics.fmean(found[each][LEADING] or [sign * 1e9]))
+        for variant in order[:LEADERS]:
+            cells = [_spread(found[variant][each], MEASURES[each].decimals) for each in SHOWN]
+            table.add_row(Text(variant), str(len(self.scores[variant])), *cells)
+        return table
+
+
+def _known(rows: list[Mapping[str, float]], score: str) -> list[float]:
+    return [row[score] for row in rows if row.get(score) is not None]
+
+
+def _spread(values: list[float], decimals: int) -> str:
+    """Mean ± standard deviation."""
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{decimals}f}{spread}"

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
@@ -179,10 +179,10 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
     Returns:
         False where it was stopped.
     """
-    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder:
+    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, ExitStack() as shown:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
         scheduler: Any = actor.remote(store.address, slots)
-        progress = Progress(store, source)
+        progress = shown.enter_context(Progress(store, source))
         searcher = SourceSearcher(source, scheduler, job, stop, progress)
         for trial in source.ahead:
             searcher.add(trial)

@@ -1,11 +1,15 @@
 """Whether all nodes of a cluster have one output store: each reads what the others wrote, and claims hold between
-them."""
+them; and whether they run the same versions."""
+
+import platform
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError, TaskUnschedulableError
+import torch
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgan.checks import ConfigError, require
+from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 
@@ -17,8 +21,7 @@ ADVICE = "name a folder that all of them share under one path (NFS, say), or s3:
 def leave_mark(store: Store, mark: str) -> None:
     """Leave a mark in the store for the other nodes."""
     path = store.root / "hosts" / mark
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(mark)
+    write_text(path, mark)
     store.save(path)
 
 
@@ -40,9 +43,24 @@ def open_shared_store(address: str, mark: str, node: str) -> Store:
     return store
 
 
+def versions() -> str:
+    """What a result depends on beside the code."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def require_versions(expected: str, node: str) -> None:
+    """Raise ConfigError unless a node, this one, has the driver's versions."""
+    require(
+        versions() == expected,
+        f"the node {node} has {versions()}, but the driver {expected}; make the same environment on all "
+        "nodes (`ray up`), since their results stand in one table",
+    )
+
+
 @ray.remote(num_cpus=0)
-def answer(address: str, mark: str, node: str, name: str) -> bool:
+def answer(address: str, mark: str, node: str, name: str, expected: str) -> bool:
     """Leave this node's mark; whether a claim that the driver holds is refused here."""
+    require_versions(expected, name)
     store = open_shared_store(address, mark, name)
     leave_mark(store, f"{mark}-{node}")
     with store.alone(f"sharing-{mark}") as mine:
@@ -53,7 +71,8 @@ def require_shared_store(store: Store, mark: str) -> None:
     """Have every node read the driver's mark, try a claim that the driver holds, and leave a mark for the driver.
 
     Raises:
-        ConfigError: a node has another store, or could train what another one trains; the message names it.
+        ConfigError: a node has another store or other versions, or could train what another one trains; the message
+            names it.
     """
     leave_mark(store, mark)
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
@@ -62,13 +81,16 @@ def require_shared_store(store: Store, mark: str) -> None:
     with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
         answers = {
             node: answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                store.address, mark, node, name
+                store.address, mark, node, name, versions()
             )
             for node, name in nodes.items()
         }
         for node, name in nodes.items():
+            refused = _answer_of(answers[node], node, name, store.address)
+            if refused is None:
+                continue
             require(
-                _answer_of(answers[node], name, store.address),
+                refused,
                 f"claims in the output store {store.address} do not hold between the driver and the node {name}, so "
                 "both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
                 "s3://bucket/folder with --store",
@@ -81,15 +103,18 @@ def require_shared_store(store: Store, mark: str) -> None:
             (store.root / "hosts" / f"{mark}-{node}").unlink()
 
 
-def _answer_of(task: ray.ObjectRef, node: str, address: str) -> bool:
+def _answer_of(task: ray.ObjectRef, node: str, name: str, address: str) -> bool | None:
+    """What a node has answered; None where it has died meanwhile."""
     try:
         return ray.get(task, timeout=ANSWER_SECONDS)
     except RayTaskError as error:
         if isinstance(error.cause, ConfigError):
             raise error.cause from None
         raise
-    except (GetTimeoutError, TaskUnschedulableError) as error:
+    except RayError as error:
+        if not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
+            return None
         raise ConfigError(
-            f"the node {node} did not say within {ANSWER_SECONDS:g} s whether it sees the output store {address}; look "
+            f"the node {name} did not say within {ANSWER_SECONDS:g} s whether it sees the output store {address}; look "
             "at `ray status`, or give the command again"
         ) from error

@@ -17,7 +17,7 @@ from ray.exceptions import NodeDiedError, RayError
 
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
-from sgan.store.files import StoreError
+from sgan.store.files import StoreError, lack
 from sgan.store.s3 import open_store
 from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import run_stage_task
@@ -76,7 +76,8 @@ class StageScheduler:
     """
 
     def __init__(self, address: str, slots: Slots):
-        self.slots, self.store = slots, open_store(address)
+        self.address, self.slots = address, slots
+        self.store: Any = None  # opened when it can be: the actor may be begun anew while its disk is in trouble
         self.job: Any = None
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
@@ -169,6 +170,7 @@ class StageScheduler:
             self.changed.clear()
 
     async def _start_ready(self) -> None:
+        self.store = self.store or await self._io(open_store, self.address)
         for stage_name, node in list(self.nodes.items()):
             if node.status == "unknown" or node.blocked:
                 await self._look(stage_name, node)
@@ -272,6 +274,8 @@ class StageScheduler:
             elif not await self._io(self.store.held, stage_name):
                 node.blocked = ""
         except StoreError as error:
+            if lack(error):
+                raise
             node.status, node.reason = "failed", str(error)
 
     async def _io(self, call: Callable[..., Found], *arguments: Any) -> Found:

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -14,12 +14,12 @@ from sgan.checks import ConfigError, require
 from sgan.data.batches import Data
 from sgan.stages.graph import Stage, code_version, name
 from sgan.stages.run import Context, be_deterministic, run_stage
-from sgan.store.files import StoreError
-from sgan.store.local import NO_ROOM
+from sgan.store.files import StoreError, lack
+from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
 from sweeps.execution import memory, mps
 from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import open_shared_store
+from sweeps.execution.shared_store import open_shared_store, require_versions, versions
 
 SILENCE = 20.0
 """A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
@@ -37,6 +37,7 @@ class Job:
         code: version of the code that the sweep was planned with.
         deterministic: GPUs sum in one order.
         run: runs a stage; benchmarks have one that sleeps.
+        versions: those of the driver.
     """
 
     data: Data
@@ -47,6 +48,7 @@ class Job:
     slots: Slots
     deterministic: bool = False
     run: Callable[..., Generator[Progress]] = run_stage
+    versions: str = field(default_factory=versions)
 
     def context(self) -> Context:
         """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""
@@ -55,6 +57,7 @@ class Job:
             "this worker has other code than the driver: the checkout changed during the sweep or differs between "
             "nodes; run the command again with one version",
         )
+        require_versions(self.versions, platform.node())
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
         if 0 < self.slots.gpus < 1:
@@ -117,10 +120,11 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
         facts = context.store.facts(name(stage))
         return {"status": facts["status"], "reason": facts["reason"] or ""}
     except (ConfigError, OSError) as error:
-        lack = error.__cause__ if isinstance(error, StoreError) else error
-        if isinstance(lack, OSError) and lack.errno in NO_ROOM:
-            return {"status": "full", "reason": f"waiting for room in the store {job.store} ({lack.strerror})"}
-        if isinstance(error, ConfigError):  # it would be the same again
+        if trouble := lack(error):
+            return {"status": "full", "reason": f"waiting for the store {job.store} ({trouble.strerror})"}
+        if isinstance(error, LostClaim):
+            return {"status": "held", "reason": str(error)}
+        if isinstance(error, ConfigError | PermissionError):  # it would be the same again
             return {"status": "failed", "reason": str(error)}
         raise
     except (RuntimeError, MemoryError) as error:

@@ -1,59 +1,150 @@
-"""MLflow's client, its experiment, the address of its pages, and its errors in one line."""
+"""MLflow's address, its experiment, how to open its pages, and its errors in one line."""
 
+import os
+import re
 import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlflow import MlflowClient, MlflowException
+from mlflow import MlflowClient
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
 
+from sgan.addresses import masked
+from sgan.checks import require
+from sgan.store.files import atomic_write, remove
 from sgan.store.local import Store
 
 EXPERIMENT = "sgan"
-SQLITE = "sqlite"
-ERRORS = (MlflowException, SQLAlchemyError, OSError, KeyError, ValueError, TypeError)
-"""What MLflow's client raises where a server does not answer, or answers nonsense, or a database is damaged."""
+SQLITE, ARTIFACTS, HOME = "sqlite", "mlartifacts", "store"
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+VARIABLE = "MLFLOW_TRACKING_URI"
+VIEW = "mlflow.sharedViewState."
+"""Beginning of the experiment's tags that hold saved views."""
+ANSWER_SECONDS = 15.0
+"""For which a command waits for MLflow before it trains."""
+PASS_SECONDS = 300.0
+"""The longest that a pass takes."""
+
+
+def address_of(given: str | None) -> str:
+    """The tracking URI that --mlflow gives, else $MLFLOW_TRACKING_URI; "" where neither is set. The address of one of
+    MLflow's pages will do.
+
+    Raises:
+        ConfigError: it is none that MLflow takes.
+    """
+    origin, address = ("--mlflow", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE) or "")
+    if re.match(r"[\w.-]+:\d+(/|$)", address):
+        address = f"http://{address}"
+    scheme, _, rest = address.partition("://")
+    require(
+        not address or (scheme.partition("+")[0] in SCHEMES and bool(rest)),
+        f"{origin} is {masked(address)!r}, which is no address of MLflow; give one like http://127.0.0.1:5000, "
+        "postgresql+psycopg://host/name or sqlite:////folder/mlflow.db, or none, for a file in the store",
+    )
+    return re.split("[?#]", address)[0].rstrip("/") if scheme.startswith("http") else address
 
 
 def default_uri(store: Store) -> str:
-    """Tracking URI of the SQLite file inside the store."""
-    return database_uri(store.root)
-
-
-def database_uri(root: Path) -> str:
-    """The same for the store's folder. Where a character of its path means something in an address, that names the
-    driver, too: MLflow makes a folder of the quoted name otherwise."""
-    path = str(root / "mlflow.db")
+    """Tracking URI of the SQLite file inside the store. Where a character of its path means something in an address,
+    that names the driver, too: MLflow makes a folder of the quoted name otherwise."""
+    path = str(store.root / "mlflow.db")
     plain = f"{SQLITE}:///{path}"
     quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
     return plain if make_url(plain).database == path else quoted
 
 
-def experiment_id(client: MlflowClient, store: Store, uri: str) -> str:
-    """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie in the store."""
+def prepare(store: Store, uri: str) -> None:
+    """Remove the store's own database and its artifacts where these are not of this place: MLflow's addresses of files
+    are absolute, so that a store which was moved or copied shows none. All is sent again. It must come before
+    the first call of this process to that database."""
+    if uri != default_uri(store):
+        return
+    database, home = store.root / "mlflow.db", store.root / ARTIFACTS / HOME
+    with store.lock("mlflow"):
+        with suppress(OSError):
+            if database.exists() and os.path.samefile(home.read_text(), store.root):
+                return
+        remove(database)
+        remove(home.parent)
+        with atomic_write(home) as temporary:
+            temporary.write_text(str(store.root))
+
+
+def experiment_id(client: MlflowClient, uri: str) -> str:
+    """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie beside it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        location = (store.root / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-        return client.create_experiment(EXPERIMENT, artifact_location=location)
+        file = make_url(uri).database if uri.startswith(SQLITE) else None
+        place = Path(file).absolute().with_name(ARTIFACTS).as_uri() if file else None
+        return client.create_experiment(EXPERIMENT, place)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
 
 
-def pages(uri: str) -> str:
-    """How to open MLflow: the address of the page with the runs, after the command that serves a database."""
-    try:
-        found = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
-    except ERRORS:
-        found = None
+def pages(uri: str, view: str = "") -> str:
+    """How to open MLflow: the address of the page with the runs, after the command that serves a database.
+
+    Args:
+        view: key of the saved view that the page opens with, if MLflow has it.
+    """
     # Without a workflow in the address MLflow 3 opens pages for language models, which show none of the runs.
-    page = f"#/experiments{f'/{found.experiment_id}' if found else ''}?workflowType=machine_learning"
+    page = "#/experiments?workflowType=machine_learning"
+    with suppress(Exception):  # it does not answer, or nonsense
+        found = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
+        if found:
+            page = page.replace("?", f"/{found.experiment_id}/runs?")
+            page += f"&viewStateShareKey={view}" if f"{VIEW}{view}" in found.tags else ""
     if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/{page}"
-    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port 5000 --workers 1"
+        return f"{masked(uri)}/{page}"
+    command = f"python -m mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --port 5000 --workers 1"
     return f"{command}\nand then http://127.0.0.1:5000/{page}"
+
+
+def warn_if_away(uri: str) -> None:
+    """Say so, after ANSWER_SECONDS at most, where MLflow does not answer. Training does not need it."""
+    answers = []
+
+    def ask() -> None:
+        try:
+            MlflowClient(uri).search_experiments(max_results=1)
+            answers.append("")
+        except Exception as error:
+            answers.append(error_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    trouble = answers[0] if answers else f"no answer within {ANSWER_SECONDS:g} s"
+    if trouble:
+        print(f"MLflow at {masked(uri)} cannot be reached ({trouble}); it gets everything once it can be", flush=True)
+
+
+class Late(Exception):
+    """Something took longer than it may."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise Late in a block of the main thread that takes longer than PASS_SECONDS. MLflow limits single reads alone,
+    and an answer that trickles never ends one."""
+
+    def end(*_: object) -> None:
+        raise Late(f"it was not done within {PASS_SECONDS:g} s")
+
+    handler, timer = signal.signal(signal.SIGALRM, end), signal.setitimer(signal.ITIMER_REAL, PASS_SECONDS, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def error_line(error: Exception) -> str:
     """An error of MLflow's client in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())[:200]
+    line = " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())
+    return masked(line)[:200]

@@ -1,24 +1,25 @@
 """The process that keeps MLflow level with a sweep while it runs, so that a slow or absent server holds nothing up."""
 
+import os
 import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import tyro
 from tyro.conf import Positional
 
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
-from sweeps.mlflow_view.sync import attempt
+from sweeps.mlflow_view.connection import PASS_SECONDS, VARIABLE
+from sweeps.mlflow_view.sync import attempt, later
 from sweeps.planning.manifest import folder
 
 PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Seconds between passes. The pause doubles while MLflow does not answer."""
 SHARE = 0.1
 """Of a core, that passes may use: an expensive pass makes the next pause longer."""
-LOG = "mlflow.log"
+LOG, STORE = "mlflow.log", "SGAN_STORE"
 
 
 def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
@@ -26,9 +27,10 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
     Ctrl-C in the parent's terminal does not reach its session. It writes to mlflow.log in the sweep's folder.
     """
-    command = [sys.executable, "-m", "sweeps.mlflow_view.follow", store.address, sweep_key, uri]
+    command, pipe = [sys.executable, "-m", "sweeps.mlflow_view.follow", sweep_key], subprocess.PIPE
+    secrets = os.environ | {STORE: store.address, VARIABLE: uri}  # every local user can read a command line
     with open(folder(store, sweep_key) / LOG, "a") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=pipe, stdout=log, stderr=log, env=secrets, start_new_session=True)
 
 
 def finish(
@@ -37,24 +39,28 @@ def finish(
     """Wait until the process has sent what is left; if it was killed, or could not, send it from here.
 
     Args:
-        seconds: wait no longer, and send nothing from here: the process then ends by itself.
+        seconds: wait no longer, and send nothing from here: the process then ends by itself. Without it, the process is
+            killed where it takes longer than a pass may.
     Returns:
         "", or one line that says what went wrong, and how to send the rest later.
     """
-    with suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=seconds)
+    try:
+        process.communicate(timeout=seconds or PASS_SECONDS)
+    except subprocess.TimeoutExpired:
+        if seconds is None:
+            process.kill()
+            return later(store, uri, f"it was not done within {PASS_SECONDS:g} s")
     return attempt(store, [sweep_key], uri) if process.returncode and seconds is None else ""
 
 
-def main(address: Positional[str], sweep_key: Positional[str], uri: Positional[str]) -> int:
-    """Keep MLflow level with a sweep until standard input ends; returns 1 where not all could be sent.
+def main(sweep_key: Positional[str]) -> int:
+    """Keep MLflow level with a sweep until standard input ends; returns 1 where not all could be sent. The addresses of
+    the store and of MLflow are in the environment.
 
     Args:
-        address: Address of the output store.
         sweep_key: Key of the sweep.
-        uri: Tracking URI.
     """
-    store, pause, trouble = open_store(address), 0.0, ""
+    store, uri, pause, trouble = open_store(os.environ[STORE]), os.environ[VARIABLE], 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began, before = time.process_time(), trouble
         trouble = attempt(store, [sweep_key], uri, live=True)

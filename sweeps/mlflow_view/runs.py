@@ -1,18 +1,44 @@
 """The MLflow runs of a sweep: one for the sweep, and below it one for each trial. They are found by tags."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from sgan.addresses import masked
 from sweeps.mlflow_view.connection import EXPERIMENT
 
-SWEEP, TRIAL, PARENT = "sgan.sweep", "sgan.trial", "mlflow.parentRunId"
-SENT = "sgan.sent"
-"""Tag that says how much of the store a run has."""
+SWEEP, TRIAL, SENT = "sgan.sweep", "sgan.trial", "sgan.sent"
+"""Tags by which a run is found, and the one that says how much of the store it has."""
+PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-ENTITIES_A_CALL, LONGEST_PARAM, MOST_RUNS = 1000, 6000, 50_000  # MLflow's limits
+ENTITIES_A_CALL, LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 1000, 6000, 8000, 50_000  # MLflow's limits
+
+
+@dataclass(frozen=True)
+class View:
+    """What a run shows, or the parts of it that MLflow lacks.
+
+    Attributes:
+        metrics, params, tags: as in MLflow.
+        scores: the metrics of a finished trial, which are its model's too.
+        files: path in the run -> file in the store.
+        grids: (label of the stage, images seen, PNG file).
+        times: of all points (unix seconds).
+        sent: images seen at each stage's last point ("level0") and last grid ("level0/grids") with these.
+    """
+
+    metrics: list[Metric]
+    params: dict[str, str]
+    tags: dict[str, str]
+    scores: list[Metric] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+    grids: list[tuple[str, int, Path]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
@@ -30,16 +56,22 @@ def find(client: MlflowClient, sweep_key: str) -> tuple[Run | None, dict[str, Ru
 
 
 def as_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Params as MLflow holds them."""
-    return {name: str(value)[:LONGEST_PARAM] for name, value in params.items()}
+    """Params as MLflow holds them: lists in words, without what is absent."""
+    texts = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in params.items()}
+    return {name: str(value)[:LONGEST_PARAM] for name, value in texts.items() if value not in (None, "")}
 
 
-def log(
-    client: MlflowClient, run: Run, metrics: list[Metric], params: Mapping[str, Any], tags: Mapping[str, str]
-) -> None:
+def origin(manifest: Mapping[str, Any], commit: str) -> dict[str, str]:
+    """The tags of a run that MLflow's pages show as its source."""
+    script = next((word for word in manifest["command"].split() if word.endswith(".py")), "")
+    return {"mlflow.source.name": script, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit}
+
+
+def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View) -> None:
     """Log to a run: metrics, the params that it lacks (they cannot be changed), and tags that differ. The tags come
     last, since they say what the run has."""
-    new = [Param(name, value) for name, value in as_params(params).items() if name not in run.data.params]
+    new = [Param(name, value) for name, value in view.params.items() if name not in run.data.params]
+    tags = {name: masked(value)[:LONGEST_TAG] for name, value in view.tags.items()}
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
     while len(metrics) + len(new) + len(changed) > ENTITIES_A_CALL:
         client.log_batch(run.info.run_id, metrics[:ENTITIES_A_CALL])
@@ -55,6 +87,11 @@ def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None
         client.update_run(run.info.run_id, status=status)
     elif status != run.info.status:
         client.set_terminated(run.info.run_id, status, milliseconds(end))
+
+
+def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Metric]:
+    """A metric for each value that is known, at a time in unix seconds."""
+    return [Metric(name, value, milliseconds(seconds), step) for name, value in values.items() if value is not None]
 
 
 def milliseconds(seconds: float) -> int:

@@ -1,60 +1,127 @@
-"""Compares what MLflow shows of a sweep with the output store: every value, param, tag and file."""
+"""Compares what MLflow shows of a sweep with the output store: every value, param, tag, file and model."""
 
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric, Run
 
+from sgan.addresses import masked
 from sgan.store.files import sha256
-from sgan.store.local import MODELS, Store
-from sweeps.mlflow_view.runs import STATUS, TRIAL, as_params, runs_of
-from sweeps.mlflow_view.trial import begun, view, write_files
+from sgan.store.local import FIGURES, MODELS, STAGE_FILE, Store
+from sgan.store.votes import curves
+from sweeps.mlflow_view import runs, sweep
+from sweeps.mlflow_view.connection import limited
+from sweeps.mlflow_view.trial import begun, files_of, link, note_of, params_of, people, varied, view, write_files
 from sweeps.planning import manifest as manifests
-from sweeps.planning.state import state_of
+from sweeps.planning.state import State, state_of
 
 LARGEST = 1.7976931348623157e308
 """MLflow holds infinity as this value."""
+INSIDE = f"{MODELS}/data/"
+"""The models of a stack in an MLflow model, whose other files differ each time."""
 
 
 def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
-    """The differences, a line each.
+    """The differences, a line each; and the files in the store's stages that their records do not list.
 
     Raises:
         StoreError: the store itself is damaged.
-        OSError, MlflowException, SQLAlchemyError: MLflow cannot be reached.
+        Exception: MLflow cannot be reached, answers nonsense, or takes too long with one trial.
     """
     manifest, client = manifests.read(store, sweep_key), MlflowClient(uri)
-    runs = runs_of(client, sweep_key)
-    parents = [run for run in runs if TRIAL not in run.data.tags]
+    with limited():
+        found = runs.runs_of(client, sweep_key)
+    parents = [run for run in found if runs.TRIAL not in run.data.tags]
     if len(parents) != 1:
         yield f"sweep {sweep_key} has {len(parents)} parent runs, not 1"
     for run in parents:
-        if not as_params(manifest["settings"]).items() <= run.data.params.items():
-            yield f"sweep: its params are {run.data.params}, and {manifest['settings']} in the store"
+        with limited():
+            lines = [f"sweep: {line}" for line in _of_sweep(store, manifest, uri, run)]
+        yield from lines
+    asked = curves(store)
+    names, parent = varied(manifest["trials"]), parents[0].info.run_id if len(parents) == 1 else ""
     for trial in manifest["trials"]:
-        its_runs = [run for run in runs if run.data.tags.get(TRIAL) == trial["run"]]
+        its_runs = [run for run in found if run.data.tags.get(runs.TRIAL) == trial["run"]]
         title, state = f"{trial['variant']} seed {trial['seed']}", state_of(store, trial)
         if len(its_runs) != 1 and (its_runs or begun(store, trial, state)):
             yield f"{title} has {len(its_runs)} runs, not 1"
         for run in its_runs:
-            right, run_id, status = view(store, manifest, trial, state, {}), run.info.run_id, STATUS[state.outcome]
-            names = {metric.key for metric in right.metrics} | set(run.data.metrics)
-            history = [metric for name in names for metric in client.get_metric_history(run_id, name)]
-            with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
-                write_files(store, trial, state, right.grids, run.info.start_time, Path(ours))
-                client.download_artifacts(run_id, "", theirs)
-                tags = right.tags | {"outcome": state.outcome, "status": status}
-                expected = _parts(as_params(right.params), tags, right.metrics, Path(ours))
-                tags = run.data.tags | {"status": run.info.status}
-                found = _parts(run.data.params, tags, history, Path(theirs))
-            for name in sorted({*expected, *(each for each in found if each.startswith("metric"))}):
-                here, there = found.get(name, "missing"), expected.get(name, "nothing")
-                if here != there:
-                    yield f"{title}: {name} is {here}, and {there} in the store"
+            votes = asked.get(trial["name"], ())
+            tags = {runs.PARENT: parent, runs.NOTE: note_of(store, trial, votes)}
+            about = runs.View(people(votes), params_of(manifest, trial, names), tags)
+            with limited():
+                lines = [f"{title}: {line}" for line in _of_trial(store, manifest, trial, state, uri, run, about)]
+            yield from lines
+    yield from foreign(store, manifest)
+
+
+def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each file, or symbolic link, in the folder of a finished stage that its record does not list. Nothing
+    of this project reads or sends them."""
+    names = {stage["name"]: None for trial in manifest["trials"] for stage in trial["stages"]}
+    for name in filter(store.has, names):
+        folder, listed = store.stage(name), {*store.facts(name)["files"], STAGE_FILE}
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(folder).as_posix()
+            if path.is_symlink() or (path.is_file() and inside not in listed):
+                yield f"{path} is a {'symbolic link' if path.is_symlink() else 'file'} that its stage did not write"
+
+
+def _of_sweep(store: Store, manifest: Mapping[str, Any], uri: str, run: Run) -> list[str]:
+    right = sweep.view(store, manifest, run.info.experiment_id, run.info.run_id)
+    with tempfile.TemporaryDirectory() as ours:
+        link(right.files, Path(ours))
+        return _compare(uri, run, right, Path(ours))
+
+
+def _of_trial(
+    store: Store,
+    manifest: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    state: State,
+    uri: str,
+    run: Run,
+    about: runs.View,
+) -> list[str]:
+    right, models, figures = view(store, manifest, trial, state, {}), {}, {}
+    if state.outcome == "done":
+        models, figures = (files_of(store, trial, part) for part in (MODELS, FIGURES))
+    tags = {**right.tags, **about.tags, "status": runs.STATUS[state.outcome]}
+    right = replace(right, metrics=[*right.metrics, *about.metrics], params=about.params, tags=tags)
+    with tempfile.TemporaryDirectory() as ours:
+        write_files(trial, right.grids, figures, run.info.start_time, Path(ours))
+        link(models, Path(ours, MODELS, "data"))
+        return _compare(uri, run, right, Path(ours))
+
+
+def _compare(uri: str, run: Run, right: runs.View, files: Path) -> list[str]:
+    """Lines about what a run has otherwise."""
+    client = MlflowClient(uri)
+    names = {metric.key for metric in (*right.metrics, *right.scores)} | set(run.data.metrics)
+    history = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
+    tags = {name: masked(value)[: runs.LONGEST_TAG] for name, value in right.tags.items()}
+    expected = _parts(right.params, tags, [*right.metrics, *right.scores], files)
+    with tempfile.TemporaryDirectory() as theirs:
+        client.download_artifacts(run.info.run_id, "", theirs)
+        for each in run.outputs.model_outputs if run.outputs else ():
+            place = client.get_logged_model(each.model_id).artifact_location
+            Path(theirs, each.model_id).mkdir()
+            Path(download_artifacts(place, dst_path=str(Path(theirs, each.model_id)), tracking_uri=uri)).rename(
+                Path(theirs, MODELS)
+            )
+        found = _parts(run.data.params, run.data.tags | {"status": run.info.status}, history, Path(theirs))
+    lines = []
+    for name in sorted({*expected, *(each for each in found if each.startswith(("metric", "param")))}):
+        here, there = found.get(name, "missing"), expected.get(name, "nothing")
+        if here != there:
+            lines.append(f"{name} is {here}, and {there} in the store")
+    return lines
 
 
 def _parts(
@@ -69,7 +136,7 @@ def _parts(
         points.setdefault(f"metric {metric.key} at {metric.step}", set()).add(str(value))
     parts |= {name: " and ".join(sorted(values)) for name, values in points.items()}
     for path in filter(Path.is_file, files.rglob("*")):
-        inside = path.relative_to(files)
-        if inside.parts[0] != MODELS or inside.parts[1] == "data":  # MLflow's files around a model differ each time
-            parts[f"file {inside}"] = sha256(path)
+        name = path.relative_to(files).as_posix()
+        if not name.startswith(f"{MODELS}/") or name.startswith(INSIDE):
+            parts[f"file {name}"] = sha256(path)
     return parts

@@ -11,10 +11,9 @@ from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.study import order
 from sweeps.planning import manifest
-from sweeps.planning.config_file import BestConfig
+from sweeps.planning.config_file import BEST, BestConfig
 from sweeps.planning.trials import Trial, clock
 
-BEST = "best.yaml"
 CONFIRMED = ("inception_score", "fid", "diversity")
 """The scores whose means best.yaml holds."""
 
@@ -52,6 +51,7 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
         summary[score] = {"mean": statistics.fmean(found) if found else None, "std": spread, "n": len(found)}
     provenance = {
         "study": run.name,
+        "sweep": run.key,
         "trial": row["number"],
         "commit": run.head["commit"],
         "command": run.head["command"],
@@ -59,9 +59,9 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
         "explored": {"configs": searcher.ended, "seed": run.options.seed},
         "confirmed": summary,
     }
-    path, override = run.store.root / BEST, tuple(run.options.override)
+    path = run.store.root / BEST
     options = run.ablation_options(row["params"])
-    BestConfig(run.options.variant, options, override, trials[0].config, provenance).write(path)
+    BestConfig(run.options.variant, options, trials[0].config, provenance).write(path)
     run.store.save(path)
     return Best(path, winner, wrong)
 

@@ -239,7 +239,7 @@ class SearchRun:
             "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
             "paper_real": presets.REAL_DATA_PAPER,
             "search": None,
-            "default": "",
+            "scores": list(self.scores),
             "explored": searcher.ended,
             "decided": self.decided,
             "spent": self.spent(),

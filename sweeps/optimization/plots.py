@@ -1,13 +1,17 @@
-"""Optuna's own plots of a study, as PNG files."""
+"""Plots of a study as PNG files: what Optuna knows and a store does not."""
 
+import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import optuna
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as plots
 
@@ -17,21 +21,20 @@ from sweeps.optimization.study import OUTCOME
 
 FEWEST = 2
 """Trials that a plot needs."""
-SIZE = (12.0, 5.0)  # inches: parallel coordinates of five params do not fit matplotlib's default
+RESAMPLES = 100
+"""Bootstrap samples of the trials: how sure an importance is."""
+SIZE = (5.0, 3.6)  # inches, to be read on a phone
 
 
 def draw(study: optuna.Study, space: Space, folder: Path, scores: Sequence[str]) -> None:
-    """Draw PNG files into a folder: for each score the history, the configs as parallel coordinates, the importance of
-    params, and for each split a slice against each weight; with several scores the Pareto front.
-
-    Trials that went wrong count in the importance alone: beside the worst value, all others look the same.
-    """
+    """Draw PNG files into a folder: for each score the importance of params with its uncertainty, and with several
+    scores the Pareto front. Trials that went wrong count, with the worst values."""
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(file: str, made: Any) -> None:
         figure = (made if not hasattr(made, "flat") else made.flat[0]).figure
-        figure.savefig(folder / f"{file}.png", dpi=80, bbox_inches="tight")
+        figure.savefig(folder / f"{file}.png", dpi=100, bbox_inches="tight")
         pyplot.close(figure)
 
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -42,22 +45,26 @@ def draw(study: optuna.Study, space: Space, folder: Path, scores: Sequence[str])
     # Optuna's plots call themselves experimental, and set a style of their own.
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"figure.figsize": SIZE}):
         for index, score in enumerate(scores):
-            one = _study(study, done, index)
-            options: dict[str, Any] = {"target_name": score}
-            keep(f"history-{score}", plots.plot_optimization_history(one, **options))
-            if len(varied) > 1:
-                keep(f"parallel-{score}", plots.plot_parallel_coordinate(one, params=varied, **options))
             if varied and len({trial.values[index] for trial in trials}) > 1:
-                every = _study(study, trials, index)
-                keep(f"importance-{score}", plots.plot_param_importances(every, params=varied, **options))
-            for split in space.splits:
-                mine = [_without_dropped(trial, space) for trial in done if trial.params["split"] == split]
-                weights = [name for name in space.weights if any(name in trial.params for trial in mine)]
-                if len(mine) >= FEWEST:
-                    made = plots.plot_slice(_study(study, mine, index), params=weights, **options)
-                    keep(f"slice-{score}-{split}", made)
+                keep(f"importance-{score}", _importance(study, trials, index, varied))
         if len(scores) > 1:
             keep("pareto-front", plots.plot_pareto_front(study, target_names=list(scores)))
+
+
+def _importance(study: optuna.Study, trials: Sequence[FrozenTrial], index: int, params: list[str]) -> Axes:
+    """The share of a score's variance that each param explains (PED-ANOVA), with the 90 % interval of resampled trials:
+    a search of few trials says little."""
+    found, rng = get_param_importances(_study(study, trials, index), params=params), random.Random(0)
+    drawn = [_study(study, rng.choices(trials, k=len(trials)), index) for _ in range(RESAMPLES)]
+    again = [get_param_importances(one, params=params) for one in drawn if len({t.value for t in one.trials}) > 1]
+    names = sorted(found, key=lambda name: found[name])
+    _, axes = pyplot.subplots()
+    axes.barh(names, [found[name] for name in names], color="#56B4E9")
+    for place, name in enumerate(names):
+        axes.hlines(place, *np.quantile([each.get(name, 0.0) for each in again], (0.05, 0.95)), color="black")
+    axes.set_xlabel("share of the variance explained; line: 90 % of resampled searches")
+    axes.set_xlim(0, 1)
+    return axes
 
 
 def _study(study: optuna.Study, trials: Sequence[FrozenTrial], index: int) -> optuna.Study:
@@ -68,13 +75,3 @@ def _study(study: optuna.Study, trials: Sequence[FrozenTrial], index: int) -> op
         for trial in trials
     )
     return found
-
-
-def _without_dropped(trial: FrozenTrial, space: Space) -> FrozenTrial:
-    """A trial without the weights of losses that it left out: they had no effect."""
-    kept = [name for name in trial.params if name not in space.weights or name in space.losses[trial.params["losses"]]]
-    return create_trial(
-        params={name: trial.params[name] for name in kept},
-        distributions={name: trial.distributions[name] for name in kept},
-        values=trial.values,
-    )

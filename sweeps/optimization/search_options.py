@@ -2,28 +2,26 @@
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sgan.checks import one_of, require, validated
+from sgan.checks import require, validated
+from sgan.command_line import Group
 from sgan.presets import VARIANTS
 from sweeps.optimization.budget import Limits
 from sweeps.optimization.space import ALL, check, parse_varied, splits_of
-from sweeps.planning.options import Address, Options, flag, valid
+from sweeps.planning.options import Address, Options, choice, flag, valid
 
 DEFAULT_TRIALS = 20
 
 
-@validated(flag)
-class Search(Options):
-    """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
+@dataclass(frozen=True)
+class Space(Group):
+    """What may be chosen."""
 
-    It ends in best.yaml in the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
-    with more --trials or --hours a finished search is extended.
-    """
-
-    variant: Annotated[str, one_of(*VARIANTS)] = "sgan"
+    variant: Annotated[str, *choice(*VARIANTS)] = "sgan"
     """The variant whose config is searched."""
     splits: tuple[str, ...] = (ALL,)
     """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
@@ -37,6 +35,12 @@ class Search(Options):
     """Weights that may be zero as well, at most one of them in a config."""
     vary: tuple[str, ...] = ()
     """Numeric fields of the recipe to search too: FIELD=LOW:HIGH, or FIELD=LOW:HIGH:log."""
+
+
+@dataclass(frozen=True)
+class Budgets(Group):
+    """What is best, and how much may be tried."""
+
     objective: Literal["inception-score", "fid", "pareto"] = "inception-score"
     """What is best; pareto: Inception score, FID and diversity (up to that of real data) at once."""
     sampler: Literal["tpe", "gp", "random"] = "tpe"
@@ -61,6 +65,21 @@ class Search(Options):
     study_storage: Address | None = None
     """Address of a database for Optuna's study, such as postgresql://user@host/name; without it a journal file in the
     store."""
+
+
+@validated(flag)
+class Search(Space, Budgets, Options):
+    """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
+
+    It ends in best.yaml in the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
+    with more --trials or --hours a finished search is extended.
+
+    Examples:
+
+        python sweeps/search.py --dry-run
+        python sweeps/search.py --trials 40 --objective fid
+        python sweeps/search.py --hours 8 --splits fc3 pool1+fc3 --vary gan.image_noise=0:0.5
+    """
 
     def __post_init__(self):
         super().__post_init__()

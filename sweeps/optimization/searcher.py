@@ -88,6 +88,7 @@ class Searcher:
         self.failed: set[int] = set()
         self.seconds: list[float] = []
         self.copy: StoredStudy | None = None
+        self.finished: Sequence[Trial] = ()
         self.over, self.expected = False, len(self.waiting)
         self.ahead: Sequence[Trial] = [configs.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
 

@@ -13,9 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, content_key
 from sweeps.optimization.objective import DONE, PRUNED, Outcome
-from sweeps.planning.manifest import without_password
 
 Params = dict[str, Any]
 OUTCOME, REASON = "outcome", "reason"
@@ -221,7 +221,7 @@ class StoredStudy:
 
     def _reason(self, error: Exception) -> str:
         reason = " ".join(str(error).split("(Background on")[0].split())[:300]
-        return without_password(f"Optuna's study cannot be kept at {self.place} ({reason})")
+        return masked(f"Optuna's study cannot be kept at {self.place} ({reason})")
 
 
 def _journal(path: Path) -> JournalStorage:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, content_key, require
 from sgan.config import Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
@@ -32,7 +33,6 @@ class Ablation:
         key: content key of all that its trials share, so that more seeds or variants extend the same sweep.
         title: heading of its table.
         search: the provenance of its config file, None without one.
-        default_key, default_command: the same sweep without the choices of that search; "" without one.
     """
 
     options: Sweep
@@ -43,8 +43,6 @@ class Ablation:
     key: str
     title: str
     search: dict[str, Any] | None = None
-    default_key: str = ""
-    default_command: str = ""
 
 
 def plan_ablation(options: Sweep, gpus: int) -> Ablation:
@@ -54,17 +52,12 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
         ConfigError: data are absent or torn, a value does not fit the dataset or the recipe, or the file of --config
             means another config here than on the machine of the search.
     """
-    basis, search, default_key, default_command = prepare(options, gpus), None, "", ""
+    basis, search = prepare(options, gpus), None
     best = config_file.read(options.config) if options.config else None
     if best and best.matches(options):
         row = VARIANTS[best.variant].variant
         best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts), options.config)
-        default = dataclasses.replace(
-            options, config=None, cuts=DEFAULT_CUTS, weights=None, override=best.base_override
-        )
-        search, default_key = best.provenance, plan_ablation(default, gpus).key
-        seeds = f"--seeds {options.seeds} --first-seed {options.first_seed}"
-        default_command = f"python sweeps/ablation.py {config_file.words(default)} {seeds}"
+        search = best.provenance
     rows = options.all_rows
     first = {each: _config(basis, options, row, options.first_seed) for each, row in rows.items()}
     longer, match = factors(first, options.match), options.match
@@ -81,7 +74,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     largest = [match, max(size(config, match) for config in first.values())] if match != "none" else []
     key = content_key([*basis.shared, options.loss_weights, options.cuts, code_version(), *largest])
     title = ", ".join([basis.what, *basis.notes, *notes])
-    return Ablation(options, basis, rows, longer, trials, key, title, search, default_key, default_command)
+    return Ablation(options, basis, rows, longer, trials, key, title, search)
 
 
 def _config(basis: Basis, options: Sweep, row: Row, seed: int) -> Config:
@@ -142,8 +135,6 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
         "judges": [name(stage) for stage in ablation.trials[0].plan.judges],
         "paper_real": REAL_DATA_PAPER,
         "search": ablation.search,
-        "default": ablation.default_key,
-        "default_command": ablation.default_command,
     }
     manifest.write(store, head | {"trials": rows})
 
@@ -164,5 +155,5 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
         f"{len(todo)} to run\n{changes}"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
-        f"  slots   {slots} trials at a time on {where}\n  store   {address}"
+        f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
     )

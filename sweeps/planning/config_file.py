@@ -31,6 +31,7 @@ class ChosenOptions:
     judge: str
 
 
+BEST = "best.yaml"
 CHOSEN = tuple(field.name for field in dataclasses.fields(ChosenOptions))
 
 
@@ -52,21 +53,17 @@ class BestConfig:
 
     Attributes:
         variant: the variant of the search.
-        base_override: the first of the overrides, which every trial of the search had.
         config: the complete config, of one of its seeds.
         provenance: study, trial, commit and confirmed scores.
     """
 
     variant: Annotated[str, one_of(*VARIANTS)]
     options: ChosenOptions
-    base_override: tuple[str, ...]
     config: Config
     provenance: dict[str, Any]
 
     def __post_init__(self):
         require(isinstance(self.provenance.get("study"), str), f"provenance.study is missing: {self.provenance!r:.99}")
-        first = self.options.override[: len(self.base_override)]
-        require(self.base_override == first, f"base_override must be {first}, but got {self.base_override}")
 
     def matches(self, options: Options) -> bool:
         """Whether these are the file's options, with no change."""

@@ -1,7 +1,6 @@
 """The record of a sweep or a search in the store: what it consists of. Every view of it is made from this."""
 
 import dataclasses
-import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgan.addresses import masked
 from sgan.checks import as_json, content_key, require
 from sgan.presets import Row
 from sgan.store.files import StoreError, inside, read_json, write_json
@@ -118,14 +118,13 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_va
     }
 
 
-def without_password(text: str) -> str:
-    """A text with addresses in it, without their passwords."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1", re.sub(r"//([^/@:\s]*):[^/\s]*@", r"//\1@", text))
-
-
 def command(script: str) -> str:
-    """The command line of this process, without passwords."""
-    return shlex.join(["python", f"sweeps/{script}", *map(without_password, sys.argv[1:])])
+    """The command line of this process, without passwords; given elsewhere than in the checkout, with its folder."""
+    words = ["python", f"sweeps/{script}", *map(masked, sys.argv[1:])]
+    if Path.cwd() == ROOT:
+        return shlex.join(words)
+    words[1] = str(ROOT / words[1])
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
 
 
 def commit() -> str:

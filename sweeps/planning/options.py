@@ -1,24 +1,25 @@
-"""The options of the commands, as dataclasses for tyro that check themselves, and the end of a command.
+"""The options of the commands, as dataclasses for tyro that check themselves.
 
 It imports nothing that takes seconds, so that --help is fast.
 """
 
 import dataclasses
-import errno
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
+from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
 from sgan.shapes import Dataset, Width
+from sgan.store.address import store_address
 from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"
@@ -27,12 +28,28 @@ DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
 INCEPTION_SAMPLES = 50_000
 """Samples of the paper's Inception scores, and of all published ones."""
 DEFAULT_DATA = Path("data")
-BAD, INTERRUPTED = 2, 130
-"""Exit statuses of a command that needs another option or more room, and of a stopped one."""
 STOPPED_SECONDS = 3.0
 """A stopped command waits for MLflow no longer than so many seconds."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of writes to a full disk, beyond a quota, and to a disk that has become read-only."""
+
+
+LENGTH = "--budget 0.5 halves the training of every GAN stage, and --override image_level=N sets its images"
+GPUS = "Ray's GPUs are used as they are; CUDA_VISIBLE_DEVICES chooses, --trials-per-gpu packs several stages onto one"
+SLOTS = "--slots N, so many stages at the same time"
+RATE, BATCH = "--override gan.adam.learning_rate=X joint.adam.learning_rate=X", "--override gan.batch=N joint.batch=N"
+AGAIN = "the same command goes on where it was"
+ASKED = {
+    **dict.fromkeys(("--epochs", "--steps", "--iterations", "--max-steps", "--max-epochs"), LENGTH),
+    **dict.fromkeys(("--lr", "--learning-rate"), RATE),
+    **dict.fromkeys(("--batch-size", "--batch"), BATCH),
+    **dict.fromkeys(("--gpus", "--gpu", "--num-gpus", "--device", "--devices"), GPUS),
+    **dict.fromkeys(("--workers", "--num-workers", "--jobs", "--cpus", "--parallel"), SLOTS),
+    **dict.fromkeys(("--resume", "--continue", "--restart"), AGAIN),
+    **dict.fromkeys(("--output", "--output-dir", "--out", "--logdir", "--runs"), "--store DIR"),
+    **dict.fromkeys(("--model", "--models"), "--variants NAME ..."),
+    "--seed": "--first-seed N --seeds 1",
+    "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
+}
+"""Words that people try, and the option that does it."""
 
 
 def flag(field: str) -> str:
@@ -41,19 +58,29 @@ def flag(field: str) -> str:
 
 
 def _address(text: str) -> str:
-    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {text!r}")
+    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {masked(text)!r}")
     return text
+
+
+def choice(*choices: str) -> tuple[Any, Any]:
+    """Metadata of a text option that takes these values alone, and shows them in --help."""
+    return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
+
+
+def default_store() -> str:
+    """The store of a command that names none."""
+    return os.environ.get("SGAN_STORE") or "runs"
 
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Address = Annotated[str, AfterValidator(_address)]
 
 
-@validated(flag)
-class Options:
-    """The options that ablation and search share: data, training, scores and places of results."""
+@dataclass(frozen=True)
+class Data(Group):
+    """What to train on."""
 
-    dataset: Annotated[str, one_of(AUTO, *DATASETS, FOLDER)] = AUTO
+    dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
     """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
     data: Path | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
@@ -63,39 +90,75 @@ class Options:
     """Of an image folder: images are brought to so many pixels square, a multiple of 4; without it 32."""
     channels: int | None = None
     """Of an image folder: 1 for grey or 3 for colour; without it 3."""
-    recipe: Annotated[str, one_of(AUTO, *RECIPES)] = AUTO
+
+
+@dataclass(frozen=True)
+class Training(Group):
+    """How to train."""
+
+    recipe: Annotated[str, *choice(AUTO, *RECIPES)] = AUTO
     """How to train: auto, paper (the paper's text), released (the authors' code) or laptop (minutes on a CPU). auto is
     laptop without a GPU where the dataset has one, otherwise released."""
     budget: Budget = 1.0
     """Factor on the training images of every GAN stage."""
     width: Width = 1.0
     """Factor on every hidden width of the networks; 1 is the released architecture."""
-    override: tuple[str, ...] = ()
+    override: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
-    judge: Annotated[str, one_of(AUTO, "held-out", "inception")] = AUTO
+
+
+@dataclass(frozen=True)
+class Scores(Group):
+    """What scores."""
+
+    judge: Annotated[str, *choice(AUTO, "held-out", "inception")] = AUTO
     """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
     else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a GPU)
     or auto: inception for colour images on a GPU. Pixels score in any case."""
     inception_weights: FilePath | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
-    store: str = dataclasses.field(default_factory=lambda: os.environ.get("SGAN_STORE") or "runs")
+
+
+@dataclass(frozen=True)
+class Places(Group):
+    """Where results go."""
+
+    store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(default_factory=default_store)
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
-    mlflow: Address | None = dataclasses.field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
-    """Address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the store."""
+    mlflow: str | None = None
+    """Address of an MLflow server, as http://127.0.0.1:5000. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the
+    store."""
+
+
+@dataclass(frozen=True)
+class Machine(Group):
+    """What runs at the same time."""
+
     slots: PositiveInt | None = None
-    """At most this many trials at the same time; without it, one a CPU or as many as the GPUs carry."""
+    """At most this many stages at the same time; without it, one a CPU or as many as the GPUs carry."""
     trials_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
-    """Trials that share one GPU."""
+    """Stages that share one GPU."""
     deterministic: Flag = False
     """On a GPU, compute every sum in one order: slower, and a run that is repeated or resumed there is the same bit for
     bit. On CPUs it always is."""
+
+
+@dataclass(frozen=True)
+class Control(Group):
+    """What the command does."""
+
     dry_run: Flag = False
     """Print the plan and stop."""
     attach: Flag = False
     """On a cluster: follow the command that runs there, whatever its options."""
     stop: Flag = False
     """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
+
+
+@validated(flag)
+class Options(Data, Training, Scores, Places, Machine, Control):
+    """The options that ablation and search share: data, training, scores and places of results."""
 
     def __post_init__(self):
         require(
@@ -161,28 +224,26 @@ class Options:
         return with_fields(recipe_row(recipe, dataset, images).budget(self.budget), fields, "--override")
 
 
-@validated(flag)
-class Sweep(Options):
-    """Train and score the ablation of Stacked GANs: variants x seeds, in parallel, each stage once.
+@dataclass(frozen=True)
+class Rows(Group):
+    """The rows of the table, and their seeds."""
 
-    With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,
-    otherwise the digits that come with scikit-learn. The same command again trains nothing; more seeds or variants
-    train only what is new.
-    """
-
-    variants: tuple[Annotated[str, one_of(*VARIANTS)], ...] = tuple(
+    variants: Annotated[tuple[Annotated[str, one_of(*VARIANTS)], ...], tyro.conf.arg(metavar="NAME ...")] = tuple(
         name for name, row in VARIANTS.items() if row.default
     )
-    """Rows of the ablation; beside the paper's six there are sgan-no-entropy, full-gan, sgan-unsupervised and
-    infogan. Without a name: those of --rows and --row alone."""
-    rows: tuple[FilePath, ...] = ()
+    """Rows of the ablation: the paper's six, and sgan-no-entropy, full-gan, sgan-unsupervised, infogan. Without a name:
+    those of --rows and --row alone."""
+    rows: Annotated[tuple[FilePath, ...], tyro.conf.arg(metavar="FILE ...")] = ()
     """Files of rows of one's own beside them, such as sweeps/rows/released.yaml: each a base variant and the fields of
     the variant or the recipe that it changes."""
-    row: tyro.conf.UseAppendAction[tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]] = ()
+    row: Annotated[
+        tyro.conf.UseAppendAction[tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]],
+        tyro.conf.arg(metavar="NAME FIELD=VALUE ..."),
+    ] = ()
     """One row of one's own: NAME base=sgan FIELD=VALUE ..., with fields such as weights.entropy, cuts, joint or
     gan.fresh_noise."""
     seeds: PositiveInt = 3
-    """Number of training seeds a variant."""
+    """Number of training seeds a variant: 3 are the seeds 0, 1, 2."""
     first_seed: Seed = 0
     """The first of those seeds."""
     cuts: Taps = DEFAULT_CUTS
@@ -196,6 +257,23 @@ class Sweep(Options):
     images is trained with, or by FLOPs; none: the paper's protocol."""
     config: Path | None = None
     """The best.yaml of a search: what it says of the options stands, where the command line says nothing else."""
+
+
+@validated(flag)
+class Sweep(Rows, Options):
+    """Train and score the ablation of Stacked GANs: variants x seeds, in parallel, each stage once.
+
+    With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,
+    otherwise the digits that come with scikit-learn. The same command again trains nothing; more seeds or variants
+    train only what is new.
+
+    Examples:
+
+        python sweeps/ablation.py --dry-run
+        python sweeps/ablation.py --seeds 5 --variants sgan dcgan-adv
+        python sweeps/ablation.py --row mine base=sgan weights.entropy=5
+        python sweeps/ablation.py --dataset mnist --data DIR --budget 0.1
+    """
 
     def __post_init__(self):
         last = self.first_seed + self.seeds - 1
@@ -232,21 +310,3 @@ def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
     if errors and not made:
         raise errors[0]
     return made
-
-
-def status(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status. ConfigError, a full disk, Ctrl-C and SIGTERM end in one line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return command()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EISDIR, errno.ENOTDIR):
-            raise
-        remedy = "make room" if error.errno in NO_ROOM else "delete it"
-        print(f"error: {error}; {remedy}, then run the same command: it goes on where it was", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on where it was.")
-        return INTERRUPTED
-    return BAD

@@ -60,6 +60,7 @@ class TrialSource(Protocol):
     Attributes:
         expected: number of trials in all, as far as it is known.
         ahead: trials that are known before the first one runs: their stages can be put in the best order.
+        finished: trials that have ended before.
     """
 
     @property
@@ -67,6 +68,9 @@ class TrialSource(Protocol):
 
     @property
     def ahead(self) -> Sequence[Trial]: ...
+
+    @property
+    def finished(self) -> Sequence[Trial]: ...
 
     def next(self) -> Trial | None:
         """The next trial to start; None where there is none now."""
@@ -107,6 +111,7 @@ class ListSource:
     def __init__(self, trials: Sequence[Trial], store: Store):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
         self.ahead: Sequence[Trial] = [each for _, each in sorted(ways, key=lambda way: -way[0])]
+        self.finished: Sequence[Trial] = [each for each in trials if each not in self.ahead]
         self.expected, self._left = len(self.ahead), list(self.ahead)
 
     def next(self) -> Trial | None:

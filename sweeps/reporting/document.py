@@ -1,24 +1,132 @@
-"""The report file: a section for each sweep of some stores, and a search's plots beside it."""
+"""The report of a sweep: one self-contained HTML file, its Markdown with PNG plots, and its end in the terminal."""
 
+import base64
 import shlex
-import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from sgan.store.files import StoreError, is_plain, sha256
+from jinja2 import Environment, FileSystemLoader
+from rich.console import Console
+from rich.table import Table, box
+from rich.text import Text
+
+from sgan.store.files import StoreError, is_plain, sha256, write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.reporting.results import Sweep, read
-from sweeps.reporting.tables import markdown
+from sweeps.reporting import comparisons, plots, results, tables
+from sweeps.reporting.comparisons import METHOD
+from sweeps.reporting.plots import Plot
+from sweeps.reporting.results import Sweep
+
+HTML, TEXT = "report.html", "report.md"
+"""In the folder of a sweep's record: the report, and its table and words alone."""
+GALLERIES = {
+    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "variant. Look for blur, wrong classes and repeats."),
+    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "are equal, the noise has no effect."),
+    "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
+    "features. A sample that equals one was learned by heart."),
+}  # fmt: skip
+FROM_STUDY = {
+    "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
+    "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
+}
+"""Of the plots that a search draws from its study, by the first part of their names: what to look for."""
+
+
+def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
+    """The report as one HTML file that needs no other; `store` is the store's address in its commands."""
+    found = comparisons.contrasts(sweep)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    galleries = [(*words, plots.gallery(sweep, name)) for name, words in GALLERIES.items()]
+    return environment.get_template("report.html.j2").render(
+        title=sweep.manifest["title"],
+        verdict=comparisons.verdict(sweep, found),
+        headline=tables.headline(sweep, found),
+        caption=tables.caption(sweep),
+        alarms=tables.alarms(sweep),
+        galleries=[each for each in galleries if each[-1]],
+        plots=pictures,
+        contrasts=tables.comparison(sweep, found),
+        method=METHOD,
+        everything=tables.everything(sweep),
+        facts=tables.facts(sweep),
+        explored=tables.explored(sweep),
+        changes=tables.changes(sweep),
+        commands=tables.commands(sweep, store),
+    )
+
+
+def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> str:
+    """The section of a sweep: verdict, tables that fit 100 columns, plots, and what to know about them.
+
+    Args:
+        pictures: the plots, which lie in the folder as <name>.png.
+        folder: as seen from the file that the section stands in.
+    """
+    found = comparisons.contrasts(sweep)
+    lists = (tables.alarms(sweep), [tables.caption(sweep), *tables.facts(sweep)])
+    parts = [comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
+    parts += ["\n".join(f"- {line}" for line in lines) for lines in lists if lines]
+    parts += [
+        f"![{plot.title}]({folder}/{quote(plot.name)}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures
+    ]
+    if found:
+        parts += [tables.aligned(tables.comparison(sweep, found)), METHOD]
+    parts += [tables.aligned(part) for part in tables.split(tables.everything(sweep))]
+    command = f"```\n{sweep.manifest['command']}\n```"
+    return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
+
+
+def keep(
+    store: Store,
+    key: str,
+    address: str,
+    variants: Collection[str] | None = None,
+    seeds: Collection[int] | None = None,
+) -> Sweep:
+    """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
+    sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
+    for name, text in ((HTML, html(sweep, _pictures(sweep), address)), (TEXT, markdown(sweep))):
+        write_text(folder / name, text)
+        store.save(folder / name)
+    return sweep
+
+
+def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -> None:
+    """Print the verdict, the table of five columns no wider than the terminal, and three lines: the report, how to open
+    MLflow (`link`), and the next step (`then`)."""
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
+    found = comparisons.contrasts(sweep)
+    headings, *rows = tables.headline(sweep, found)
+    table = Table(box=box.MARKDOWN)
+    for heading in headings:
+        table.add_column(Text(heading))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
+    words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
+    console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
+    lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))
+    for name, text in lines:
+        told = str(text).replace("\n", f"\n{'':8}")
+        console.print(Text(f"{name + ':':<8}{told}"), soft_wrap=True)  # a copied command has no line breaks in it
 
 
 def write(stores: Sequence[str], out: Path) -> None:
-    """Write the report of all sweeps in the stores to the file `out`, the plots of searches to the folder of its name.
+    """Write the report of all sweeps in the stores: the Markdown file `out`, and beside it for each sweep a folder
+    with its plots and its HTML.
 
     Raises:
         StoreError: a store holds no sweep, or something in it is damaged.
         Incomparable: the scores of one table were computed in different ways.
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
     """
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     paths = (*stores, str(out))
@@ -27,24 +135,35 @@ def write(stores: Sequence[str], out: Path) -> None:
         "# Results\n\nEvery table below is made from the recorded runs, and every score in it from their images.\n\n"
         f"```\npython sweeps/report.py {shlex.join(names)} --out {shlex.quote(name)}\n```\n"
     ]
-    for address in stores:
+    pages = {}
+    for name, address in zip(names, stores, strict=True):
         store, keys = manifest.find(address)
-        sweeps = [read(store, key) for key in keys]
-        sections += [markdown(sweep, _copy_plots(store, sweep, out)) for sweep in sweeps]
+        for sweep in [results.read(store, key) for key in keys]:
+            pictures = _pictures(sweep)
+            page, pictures = html(sweep, pictures, name), [*plots.samples(sweep), *pictures]
+            pages[sweep.manifest["key"]] = page, pictures
+            where = f"{out.stem}/{sweep.manifest['key']}"
+            sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{HTML})\n")
     out.write_text("\n".join(sections))
+    for key, (page, pictures) in pages.items():
+        folder = out.with_suffix("") / key
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HTML).write_text(page)
+        for plot in pictures:
+            (folder / f"{plot.name}.png").write_bytes(plot.png)
 
 
-def _copy_plots(store: Store, sweep: Sweep, out: Path) -> str:
-    """Copy a search's plots beside the report; returns their folder as seen from it, "" where there are none."""
-    digests, key = sweep.manifest.get("plotted"), sweep.manifest["key"]
-    if not digests:
-        return ""
-    plots, folder = manifest.folder(store, key) / "plots", out.with_suffix("") / key
-    store.fetch(plots)
-    files = {path.name: path for path in plots.glob("*.png") if is_plain(plots, path.name)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, digest in digests.items():
-        if name not in files or sha256(files[name])[:16] != digest:
-            raise StoreError(f"{plots / name} is missing or damaged; the search's command draws it again")
-        shutil.copyfile(files[name], folder / name)
-    return f"{out.stem}/{key}"
+def _pictures(sweep: Sweep) -> list[Plot]:
+    """The plots of a sweep, and those that a search has drawn of its study; StoreError where one of these is not what
+    the record says."""
+    store, digests = sweep.store, sweep.manifest.get("plotted", {})
+    folder, found = manifest.folder(store, sweep.manifest["key"]) / "plots", plots.draw(sweep)
+    if digests:
+        store.fetch(folder)
+    for file, digest in digests.items():
+        if not is_plain(folder, file) or sha256(folder / file)[:16] != digest:
+            raise StoreError(f"{folder / file} is missing or damaged; the search's command draws it again")
+        name = file.removesuffix(".png")
+        kind, _, rest = name.partition("-")
+        found.append(Plot(name, f"{kind.capitalize()}: {rest}", FROM_STUDY.get(kind, ""), (folder / file).read_bytes()))
+    return found

@@ -1,26 +1,43 @@
 """What the store has of a sweep, a row a trial: store -> pandas."""
 
+import functools
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sgan.checks import ConfigError, difference
-from sgan.evaluation.measures import MEASURES, measure
+from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure, measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.state import TRAINING, alarm_of, scores_of, state_of
+from sweeps.planning.state import JUDGING, alarm_of, records_of, scores_of, state_of
 
-SCORES = {  # column -> (heading, decimals)
-    **{name: (each.heading, each.decimals) for name, each in MEASURES.items()},
-    "best_fid": (measure("best_fid").heading, measure("best_fid").decimals),
-    "train_seconds": ("Training time (s)", 0),
+OF_TRAINING = {
+    "train_seconds": Measure("Training (s)", 0, "lower", "seconds of all stages of a trial, shared or not"),
+    "generator_images": Measure("Generator images", 0, "", "images that the generator of images was updated on"),
+    "discriminator_steps": Measure("D steps", 0, "", "steps of all discriminators"),
+    "generator_steps": Measure("G steps", 0, "", "steps of all generators"),
+    "flops": Measure("FLOPs", -1, "lower", "floating-point operations of these steps"),
 }
-NUMBERS = list(dict.fromkeys([*SCORES, *TRAINING]))
+SCORES: dict[str, Measure] = {
+    **MEASURES,
+    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
+    **OF_TRAINING,
+}
+"""Every number of a trial, in the order of tables."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
+ABSENT = "–"
+OUTCOMES = (LEADING, "recall", "inception_score")
+"""The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
+diversity, and the paper's score."""
 Fingerprint = dict[str, dict[str, Any]]
+Statistics = Mapping[tuple[str, str], float]
+"""Of one variant or config: (score, "mean" | "std" | "count") -> value, NaN where there is none. The std is that of a
+sample (ddof=1), NaN with one trial."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +46,76 @@ class Sweep:
 
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
-        trials: one row a trial of the record, in its order: COLUMNS and NUMBERS (NaN where absent).
-        real: scores of the real data.
-        fingerprint: what the scores were computed with: of "scores" (Inception score, FID ...) and of "classes"
-            (diversity, accuracy ...); empty before anything is scored.
-        default: of a sweep whose config a search chose: the same variants and seeds without what it chose; None where
-            the store has no such sweep.
+        trials: one row a trial of the record, in its order: COLUMNS and SCORES (NaN where absent).
+        explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
+        real: scores of real data: held-out images, and after "train/" training images.
+        fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
     """
 
+    store: Store
     manifest: dict[str, Any]
     trials: pd.DataFrame
+    explored: pd.DataFrame
     real: dict[str, float]
     fingerprint: Fingerprint
-    default: "Sweep | None" = None
 
     @property
     def done(self) -> pd.DataFrame:
         """The rows of finished trials."""
         return pd.DataFrame(self.trials[self.trials["outcome"] == "done"])
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Name -> title of each variant, in the order of tables."""
+        return {variant["name"]: variant["title"] for variant in self.manifest["variants"]}
+
+    @property
+    def reference(self) -> str:
+        """The variant that all others are compared with: the first that changes nothing (SGAN, or the default config of
+        a search), or the first."""
+        variants = self.manifest["variants"]
+        return next((each["name"] for each in variants if not each["changes"]), next(iter(self.titles), ""))
+
+    @property
+    def leading(self) -> str:
+        """The score that decides: a search's objective, or LEADING."""
+        return next(iter(self.manifest.get("scores", ())), LEADING)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """OUTCOMES, the one that decides first."""
+        return list(dict.fromkeys((self.leading, *OUTCOMES)))
+
+    @property
+    def columns(self) -> list[str]:
+        """The scores that any trial or real data has."""
+        return [name for name in SCORES if name in self.real or known(self.trials, name)]
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Statistics]:
+        """The statistics of each variant over its finished trials; those that diverged or failed enter nothing."""
+        statistics = self.done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"])
+        return pd.DataFrame(statistics.reindex(list(self.titles))).to_dict("index")
+
+    @property
+    def ranking(self) -> dict[str, float]:
+        """Mean of the score that decides of each variant that has one, the best first."""
+        means = {name: each[self.leading, "mean"] for name, each in self.summary.items()}
+        found = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        return dict(sorted(found.items(), key=lambda item: item[1], reverse=SCORES[self.leading].better == "higher"))
+
+    def of(self, variant: str) -> pd.DataFrame:
+        """The rows of a variant's trials, by seed."""
+        return pd.DataFrame(self.trials[self.trials["variant"] == variant])
+
+    def values(self, variant: str, score: str) -> np.ndarray:
+        """A score of a variant's finished trials, (n,)."""
+        return self.of(variant)[score].dropna().to_numpy()
+
+
+def known(rows: pd.DataFrame, score: str) -> bool:
+    """Whether any of the rows has a score."""
+    return bool(rows[score].notna().to_numpy().any())
 
 
 class Incomparable(ConfigError):
@@ -63,23 +132,61 @@ def read(
         Incomparable: its scores cannot stand in one column.
     """
     record = manifest.read(store, key)
-    # A score of the seed that chose a config says nothing of it: only confirmed ones are published.
+    # A score of the seed that chose a config says nothing of it: only confirmed ones stand in tables.
     rows = [row for row in record["trials"] if row["phase"] != "explore"]
+    explored = [row for row in record["trials"] if row["phase"] == "explore"]
     rows = [row for row in rows if variants is None or row["variant"] in variants]
     rows = [row for row in rows if seeds is None or row["seed"] in seeds]
     kept = {row["variant"] for row in rows}
     record |= {"trials": rows, "variants": [each for each in record["variants"] if each["name"] in kept]}
-    trials = pd.DataFrame([_row(store, row) for row in rows], columns=[*COLUMNS, *NUMBERS])
+    trials = _table(store, rows)
     real, real_fingerprint = {}, {}
     for judge in filter(store.has, record["judges"]):  # the scores of a later one stand
         facts = store.facts(judge)
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
-    default, default_key = None, record.get("default")
-    if default_key and default_key in manifest.keys(store):
-        default = read(store, default_key, kept, {row["seed"] for row in rows})
-    return Sweep(record, trials.astype(dict.fromkeys(NUMBERS, float)), real, fingerprint, default)
+    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
+    return Sweep(store, record, trials, _table(store, explored).assign(**of_config), real, fingerprint)
+
+
+def curves(sweep: Sweep, score: str) -> pd.DataFrame:
+    """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
+    seconds, flops, value.
+
+    The joint stage goes on with the image level, so its images are added to those of the level. Seconds and FLOPs are
+    those of all stages so far: a stack has trained its encoder and its levels above before its first image.
+    """
+    rows, done = [], set(sweep.done["trial"])
+    for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
+        records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}
+        images, seconds, flops, point = 0.0, 0.0, 0.0, 0
+        for stage in trial["stages"]:
+            facts = sweep.store.facts(stage["name"])
+            if facts["kind"] in JUDGING:
+                continue
+            before, seen = 0, 0.0
+            for line in records[stage["label"]] if facts.get("generator_images") else ():
+                # A discriminator's step has that many steps of the generator, on average since the last line.
+                seen += (line["images"] - before) * line["metrics"].get("generator_steps", 0.0)
+                before, share = line["images"], line["images"] / max(facts["images"], 1)
+                value = line["metrics"].get(score)
+                # A judge of another command scored here; and what a joint stage begins with has been scored before.
+                if value is None or line.get("judge", "") not in judges or (images and not line["images"]):
+                    continue
+                spent = {"seconds": seconds + share * facts["seconds"]}
+                spent |= {"flops": flops + share * facts.get("flops", 0)}
+                of = {"variant": trial["variant"], "seed": trial["seed"], "point": point, "images": images + seen}
+                rows.append({**of, **spent, "value": value})
+                point += 1
+            images, seconds = images + seen, seconds + facts["seconds"]
+            flops += facts.get("flops", 0)
+    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "seconds", "flops", "value"])
+
+
+def _table(store: Store, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    found = pd.DataFrame([_row(store, row) for row in rows], columns=[*COLUMNS, *SCORES])
+    return found.astype(dict.fromkeys(SCORES, float))
 
 
 def _row(store: Store, trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,167 +1,233 @@
-"""The section of a sweep in a report: pandas -> Markdown. No number in it is typed by hand."""
+"""The words and tables of a report: pandas -> text. No number in them is typed by hand."""
 
 import datetime
 import math
-from collections.abc import Iterable, Mapping
-from urllib.parse import quote
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import pandas as pd
+from sgan.evaluation.measures import BEST
+from sgan.store import votes
+from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
+from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
 
-from sweeps.reporting.results import SCORES, Sweep
-
-FEW_SEEDS = 5
-ABSENT = "–"
-MEANING = (
-    "Mean ± standard deviation over n training seeds, of the weights at the end of training; Best: of those at the "
-    + "best of the evaluations while training, scored again on fresh samples. Training time is that of all stages of a "
-    + "trial, shared or not.",
-    "Diversity: mean distance of two images within a class, relative to the training images. Collapsed: share of the "
-    + "classes that are missed or whose samples lie closer together than a third of that distance. Accuracy: share of "
-    + "samples in which the trial's own encoder, against which it was trained, and the dataset's classifier see the "
-    + "label asked for; – where none is asked for.",
-    "Real data: Inception score of the training images; all else of the test images, against the training images.",
-)
+Rows = list[list[str]]
+"""Rows of cells, the heading first."""
+WIDEST = 100
+"""Characters of a line of a Markdown table."""
+ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
+ALARM, AT_BEST = "⚠", "†"
+MARKS = {
+    ALARM: "an alarm, or a trial that went wrong",
+    AT_BEST: "the weights at the best evaluation are worse than those at the end",
+}
+"""Marks of rows."""
+SHORT = {"inception_score": "IS"}
 PAPERS_NETWORK, PAPERS_WEIGHTS = "inception-v3-compat", "6726825d"  # SHA-256 of torch-fidelity's file begins so
 ANOTHER_NETWORK = (
     "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never."
 )
 
 
-Statistics = Mapping[tuple[str, str], float]
-"""Of one variant or config: (score, "mean" | "std" | "count") -> value, NaN where there is none."""
+def spread(statistics: Statistics, score: str) -> str:
+    """A score's mean ± standard deviation, without what is NaN."""
+    mean, std = statistics[score, "mean"], statistics[score, "std"]
+    return ABSENT if math.isnan(mean) else number(score, mean) + ("" if math.isnan(std) else f" ± {number(score, std)}")
 
 
-def summary(sweep: Sweep) -> pd.DataFrame:
-    """One row a variant in the record's order: (score, "mean" | "std" | "count") over its finished trials.
-
-    The std is that of a sample (ddof=1), NaN with one trial; trials that diverged or failed enter nothing.
-    """
-    order = [variant["name"] for variant in sweep.manifest["variants"]]
-    statistics = sweep.done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"])
-    return pd.DataFrame(statistics.reindex(order))
+def number(score: str, value: float) -> str:
+    """A value with the decimals of its score."""
+    digits = SCORES[score].decimals
+    return f"{value:,.{digits}f}" if digits >= 0 else f"{value:.2e}"
 
 
-def markdown(sweep: Sweep, plots: str = "") -> str:
-    """The section of a sweep: its title, the table by variant with real data last, and what to know about it.
+def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
+    """The table of five columns: the variant with its marks, the leading score, the difference to the reference, and
+    the other outcomes; real data last."""
+    scores = [score for score in sweep.outcomes if score in sweep.columns] or [sweep.leading]
+    first, *others = scores
+    against = {each.variant: each for each in contrasts if each.outcome == first}
+    headings = [f"{SHORT.get(score, SCORES[score].heading)}{ARROWS[SCORES[score].better]}" for score in scores]
+    rows = [["Variant", headings[0], f"{first.upper()} minus {sweep.titles.get(sweep.reference, '')}'s", *headings[1:]]]
+    for name, title in sweep.titles.items():
+        own, outcomes = sweep.summary[name], list(sweep.of(name)["outcome"])
+        done = outcomes.count("done")
+        few = [f"({done}/{len(outcomes)})"] if done < len(outcomes) else []
+        words = [title, *few, *(mark for mark, _ in _notes(sweep, name))]
+        difference = interval(against[name]) if name in against else ABSENT
+        rows.append([" ".join(words), spread(own, first), difference, *(spread(own, score) for score in others)])
+    for prefix, title in (("", "Real, held out"), ("train/", "Real, training")):
+        real = [
+            number(score, sweep.real[prefix + score]) if prefix + score in sweep.real else ABSENT for score in scores
+        ]
+        if set(real) != {ABSENT}:
+            rows.append([title, real[0], ABSENT, *real[1:]])
+    return rows
 
-    Args:
-        plots: of a search, the folder of its plots, as seen from the file that the section stands in; "": none.
-    """
-    columns = [name for name in SCORES if name in sweep.real or any(sweep.trials[name].notna())]
-    paper = any(variant["paper"] for variant in sweep.manifest["variants"])
-    rows = [["Variant", *(SCORES[name][0] for name in columns), "n", "Paper's IS (CIFAR-10)"], *_rows(sweep, columns)]
-    default, hints = sweep.default, []
-    if default and default.fingerprint == sweep.fingerprint:
-        rows += [[f"{title}, default lambdas", *cells] for title, *cells in _rows(default, columns)]
-    elif sweep.manifest.get("default"):
-        hints = [f"The same at the default lambdas, for a table of both: `{sweep.manifest['default_command']}`"]
-    real = [f"{sweep.real[name]:.{SCORES[name][1]}f}" if name in sweep.real else ABSENT for name in columns]
-    rows.append(["Real data", *real, ABSENT, sweep.manifest["paper_real"]])
-    table = aligned([row if paper else row[:-1] for row in rows])
-    facts = [*MEANING, *_scored(sweep), *_alarms(sweep), *_seen(sweep), *_origin(sweep), *hints]
-    parts = [table, "\n".join(f"- {fact}" for fact in facts), *_plots(sweep, plots)]
-    return "\n\n".join([f"## {sweep.manifest['title']}", *parts]) + "\n"
+
+def interval(contrast: Contrast) -> str:
+    """A contrast as "difference [95% interval]", with a star where its p is below SURE."""
+    bounds = "" if contrast.n < 2 else f" [{contrast.low:.3g}, {contrast.high:.3g}]"
+    return f"{contrast.mean:+.3g}{bounds}{'*' * (contrast.holm < SURE)}"
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells, the heading first, as a Markdown table."""
+def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
+    """The table of all contrasts."""
+    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)", "P(better)"]]
+    for each in contrasts:
+        outcome = SCORES[each.outcome]
+        cells = [sweep.titles[each.variant], outcome.heading + ARROWS[outcome.better], str(each.n), interval(each)]
+        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm)), f"{each.better:.2f}"])
+    return rows
+
+
+def everything(sweep: Sweep) -> Rows:
+    """The table of all scores: a row a variant, its number of trials, the paper's score; real data last."""
+    columns = [name for name in sweep.columns if not name.startswith(BEST) or name.removeprefix(BEST) in OUTCOMES]
+    rows = [["Variant", "n", *(SCORES[name].heading + ARROWS[SCORES[name].better] for name in columns), "Paper's IS"]]
+    for variant in sweep.manifest["variants"]:
+        own, n = sweep.summary[variant["name"]], list(sweep.of(variant["name"])["outcome"]).count("done")
+        counts = {score: own[score, "count"] for score in columns}
+        cells = [spread(own, score) + f" ({count:.0f})" * bool(0 < count < n) for score, count in counts.items()]
+        rows.append([variant["title"], str(n), *cells, variant["paper"] or ABSENT])
+    for prefix, title, paper in (
+        ("", "Real, held out", sweep.manifest["paper_real"]),
+        ("train/", "Real, training", ""),
+    ):
+        real = [number(name, sweep.real[prefix + name]) if prefix + name in sweep.real else ABSENT for name in columns]
+        if set(real) != {ABSENT}:
+            rows.append([title, ABSENT, *real, paper or ABSENT])
+    return rows if any(variant["paper"] for variant in sweep.manifest["variants"]) else [row[:-1] for row in rows]
+
+
+def explored(sweep: Sweep) -> Rows:
+    """The table of the configs that a search explored, on one seed each."""
+    scores = [score for score in sweep.outcomes if known(sweep.explored, score)]
+    rows = [["Config", *(SCORES[score].heading + ARROWS[SCORES[score].better] for score in scores), "Outcome"]]
+    for row in sweep.explored.to_dict("records"):
+        cells = [ABSENT if math.isnan(row[score]) else number(score, row[score]) for score in scores]
+        rows.append([row["title"], *cells, ": ".join(filter(None, (row["outcome"], row["reason"] or row["alarm"])))])
+    return rows
+
+
+def alarms(sweep: Sweep) -> list[str]:
+    """What each mark in the table means, a line each."""
+    return [f"{mark} {title}: {text}." for name, title in sweep.titles.items() for mark, text in _notes(sweep, name)]
+
+
+def _notes(sweep: Sweep, variant: str) -> list[tuple[str, str]]:
+    own, found = sweep.of(variant).to_dict("records"), []
+    wrong = [row["alarm"] for row in own if row["alarm"]]
+    wrong += [f"{row['outcome']}: {row['reason']}" for row in own if row["reason"]]
+    if wrong:
+        found.append((ALARM, f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}"))
+    worse = worse_at_best(sweep, variant)
+    if worse:
+        found.append((AT_BEST, f"{MARKS[AT_BEST]} ({'; '.join(worse)})"))
+    return found
+
+
+def caption(sweep: Sweep) -> str:
+    """What stands in the table."""
+    n = [len(sweep.values(name, sweep.leading)) for name in sweep.titles] or [0]
+    seeds = f"{max(n)} seed{'s' * (max(n) != 1)}" + " or fewer" * (min(n) < max(n))
+    few = "(k/n): k of n trials have finished. " if len(sweep.done) < len(sweep.trials) else ""
+    return (
+        f"Mean ± standard deviation over {seeds}, of the weights at the end of training. Difference: paired by seed, "
+        f"with 95% bootstrap interval; * p < {SURE} after Holm's correction. {few}"
+    )
+
+
+def facts(sweep: Sweep) -> list[str]:
+    """What to know about the scores, a line each."""
+    trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
+    told = {trials[stage]: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
+    people = [f"Visual Turing test: {title}: {tally}." for title, tally in told.items()]
+    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
+
+
+def changes(sweep: Sweep) -> Rows:
+    """The table of what each variant's config changes against the reference's."""
+    configs = {trial["variant"]: _flat(trial["config"]) for trial in reversed(sweep.manifest["trials"])}
+    rows, base = [["Variant", "Changes"]], configs.get(sweep.reference, {})
+    for name, title in sweep.titles.items():
+        fields = [field for field in {**base, **configs[name]} if field != "seed"]
+        values = [(field, base.get(field, ABSENT), configs[name].get(field, ABSENT)) for field in fields]
+        told = [f"{field.removeprefix('variant.')}: {before} → {now}" for field, before, now in values if before != now]
+        rows.append([title, "; ".join(told) or ("the reference" if name == sweep.reference else "none")])
+    return rows
+
+
+def commands(sweep: Sweep, store: str) -> list[str]:
+    """Commands for what one does next, as they are typed; `store` is the address as the user gives it."""
+    lines, address = [sweep.manifest["command"]], shlex.quote(store)
+    for leader in list(sweep.ranking)[:1]:
+        trial = next(row["trial"] for row in sweep.of(leader).to_dict("records") if row["outcome"] == "done")
+        lines.append(f"python -m sgan.sample {trial} --store {address} --out samples.png")
+        lines.append(f"python -m sgan.turing_test {trial} --store {address}")
+    return [*lines, f"python sweeps/best.py {address}", f"python sweeps/report.py {address} --out RESULTS.md"]
+
+
+def aligned(rows: Rows) -> str:
+    """Rows of cells as a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
 
 
-def spread(statistics: Statistics, score: str) -> str:
-    """A score's mean ± standard deviation, without what is NaN."""
-    mean, std, digits = statistics[score, "mean"], statistics[score, "std"], SCORES[score][1]
-    return ABSENT if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
-
-
-def _rows(sweep: Sweep, columns: Iterable[str]) -> list[list[str]]:
-    """Of each variant its title, its scores, its number of trials as in "2 of 3; 1 diverged", and the paper's score."""
-    rows, scores = [], summary(sweep).to_dict("index")
-    for variant in sweep.manifest["variants"]:
-        statistics = scores[variant["name"]]
-        outcomes = list(sweep.trials.loc[sweep.trials["variant"] == variant["name"], "outcome"])
-        done, others = outcomes.count("done"), {name: outcomes.count(name) for name in ("diverged", "failed")}
-        others["unfinished"] = len(outcomes) - done - sum(others.values())
-        notes = "".join(f"; {number} {name}" for name, number in others.items() if number)
-        counts = {score: statistics[score, "count"] for score in columns}
-        cells = [spread(statistics, score) + f" ({n:.0f})" * bool(0 < n < done) for score, n in counts.items()]
-        counted = f"{done} of {len(outcomes)}{notes}" if notes else str(done)
-        rows.append([variant["title"], *cells, counted, variant["paper"] or ABSENT])
-    return rows
-
-
-def _plots(sweep: Sweep, folder: str) -> list[str]:
-    names = list(sweep.manifest.get("plotted", ())) if folder else []
-    slices = [name for name in names if name.startswith("slice-")]
-    links = [f"[{name.removeprefix('slice-').removesuffix('.png')}]({folder}/{quote(name)})" for name in slices]
-    images = [f"![{name.removesuffix('.png')}]({folder}/{quote(name)})" for name in names if name not in slices]
-    return [*images, *([f"Score against each weight, a split: {', '.join(links)}"] if links else [])]
+def split(rows: Rows) -> list[Rows]:
+    """A wide table as several that fit WIDEST, each with the first column."""
+    first, *others = map(list, zip(*rows, strict=True))
+    parts: list[list[list[str]]] = []
+    for column in others:
+        if not parts or sum(max(map(len, each)) + 3 for each in [*parts[-1], column]) + 1 > WIDEST:
+            parts.append([first])
+        parts[-1].append(column)
+    return [[list(row) for row in zip(*part, strict=True)] for part in parts]
 
 
 def _scored(sweep: Sweep) -> list[str]:
-    lines, judges = [], sweep.fingerprint
-    for part, kinds in (("scores", "Inception score and FID"), ("classes", "Diversity, collapse and accuracy")):
-        if judges and (part == "scores" or judges[part]["weights"] != judges["scores"]["weights"]):
-            each = judges[part]
-            lines.append(
-                f"{kinds} by {each['network']} (weights {each['weights'][:12]}), {each['samples']:,} samples in "
-                f"{each['splits']} splits, {each['shuffle']}, resize {each['resize']}, against {each['reference']}."
-            )
-    scores = judges.get("scores", {"network": "", "weights": ""})
+    lines: dict[str, list[str]] = {}
+    for part, each in sweep.fingerprint.items():
+        words = (
+            f"{each['network']} (weights {each['weights'][:12]}), " if each.get("weights") else f"{each['network']}, "
+        )
+        words += ", ".join(f"{name} {value}" for name, value in each.items() if name not in ("network", "weights"))
+        lines.setdefault(words, []).append(part)
+    scores = sweep.fingerprint.get("scores", {"network": "", "weights": ""})
     the_papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
     compared = any(variant["paper"] for variant in sweep.manifest["variants"])
     another = not the_papers or sweep.manifest["settings"]["dataset"] != "cifar10"
-    return [*lines, *([ANOTHER_NETWORK] if compared and another else [])]
-
-
-def _alarms(sweep: Sweep) -> list[str]:
-    lines = []
-    for variant in sweep.manifest["variants"]:
-        own = sweep.trials[sweep.trials["variant"] == variant["name"]]
-        alarms = [*own.loc[own["alarm"] != "", "alarm"], *own.loc[own["outcome"] == "diverged", "reason"]]
-        if alarms:
-            lines.append(f"Alarm: {variant['title']}, {len(alarms)} of {len(own)} seeds: {alarms[0]}.")
-    return lines
-
-
-def _seen(sweep: Sweep) -> list[str]:
-    done, variants = sweep.done, sweep.manifest["variants"]
-    if done.empty:
-        return ["No trial has finished."]
-    lines, seeds = [], len(set(done["seed"]))
-    if seeds <= FEW_SEEDS:
-        lines.append(
-            f"With {seeds} paired seed{'s' * (seeds > 1)} the smallest two-sided p of an exact sign-flip test is "
-            f"2/2^{seeds} = {2 / 2**seeds:g}."
-        )
-    seen = {name: rows["generator_images"].mean() for name, rows in done.groupby("variant")}
-    images = ", ".join(f"{each['title']} {seen[each['name']]:,.0f}" for each in variants if each["name"] in seen)
-    return [
-        *lines,
-        f"Images that the generator of images was trained with, the mean over seeds: {images}. A joint stage comes on "
-        "top of the levels, as in the paper.",
-    ]
+    judges = [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()]
+    return [*judges, *([ANOTHER_NETWORK] if compared and another else [])]
 
 
 def _origin(sweep: Sweep) -> list[str]:
-    record, settings, done = sweep.manifest, sweep.manifest["settings"], sweep.done
-    lines = []
+    record, settings, done, lines = sweep.manifest, sweep.manifest["settings"], sweep.done, []
     if "explored" in record:
         lines.append(
             f"A search: {record['explored']} configs were explored at seed {settings['seed']} (sampler "
-            f"{settings['sampler']}); only what is confirmed on other seeds is shown, since the score of a seed that "
-            "chose a config says nothing of it."
+            f"{settings['sampler']}). The table has what was confirmed on other seeds: the score of a seed that chose "
+            "a config says nothing of it."
         )
     devices = sorted({device for devices in done["devices"] for device in devices})
     if len(devices) > 1:
         lines.append(f"Trained on more than one device or version of torch: {'; '.join(devices)}.")
     commits = list(done["commit"].unique()) or [record["commit"]]
     date = datetime.datetime.fromtimestamp(record["started"], datetime.UTC).date()
-    return [
-        *lines,
-        f"Command: `{record['command']}`",
-        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {record['machine']}; {date}; sweep {record['key']}.",
-    ]
+    origin = (
+        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {record['machine']}; {date}; sweep {record['key']}."
+    )
+    return [*lines, origin]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> dotted name -> value."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        inner: item
+        for name, each in value.items()
+        for inner, item in _flat(each, f"{prefix}.{name}".strip(".")).items()
+    }

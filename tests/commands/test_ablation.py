@@ -62,6 +62,11 @@ def table(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("| ")]
 
 
+def titles(output: str) -> list[str]:
+    """The first column of the table, without marks."""
+    return [line.split("|")[1].strip().rstrip(" ⚠†") for line in table(output)]
+
+
 def runs(store: Path) -> list:
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("sgan")
@@ -83,10 +88,13 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
     assert sorted(published) == sorted(stages(store))
     assert kinds == sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
-    titles = [line.split("|")[1].strip() for line in table(output)]
-    assert titles == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real data"]
-    assert (store / "RESULTS.md").read_text().strip() in output
+    assert titles(output) == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real, held out"]
+    (page,) = store.glob("sweeps/*/report.html")
+    assert f"Report: {page}\n" in output
+    assert "\nMLflow: " in output
     assert "mlflow ui --backend-store-uri" in output
+    assert "\nNext:   python sweeps/best.py " in output
+    assert "data:image/png" in page.read_text()
 
 
 def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, str]):
@@ -143,7 +151,12 @@ def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):
     output = complete(store, "--seeds", "2", "--variants", "sgan", "dcgan-adv")
     new = sorted(name.split("-")[0] for name in set(stages(store)) - set(before))
     assert new == ["level", "level", "score", "score"]
-    assert [line.split("|")[1].strip() for line in table(output)] == ["Variant", "SGAN", "DCGAN (adv)", "Real data"]
+    assert titles(output) == [
+        "Variant",
+        "SGAN",
+        "DCGAN (adv)",
+        "Real, held out",
+    ]
     assert sum("mlflow.parentRunId" not in run.data.tags for run in runs(store)) == 1
 
 
@@ -224,9 +237,9 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
 def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path: Path):
     """The claim of the one stage that could run is held here."""
     options = Sweep(variants=("dcgan-adv",), seeds=1, budget=0.1, override=SMALL)
-    scorer = plan_ablation(options, 0).trials[0].plan.score.judge
+    judge = plan_ablation(options, 0).trials[0].plan.score.judge
     store, arguments = Store(tmp_path / "runs"), ("--seeds", "1", "--variants", "dcgan-adv")
-    with store.claim(name(scorer)):
+    with store.claim(name(judge)):
         driver = start(store.root, *arguments)
         assert driver.stdout
         while "another process trains it" not in driver.stdout.readline():

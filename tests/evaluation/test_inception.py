@@ -27,7 +27,7 @@ from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, record
 from sweeps.planning.options import Sweep
-from sweeps.reporting import results, tables
+from sweeps.reporting import document, results
 
 
 @pytest.fixture(scope="session")
@@ -265,8 +265,8 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert facts["fingerprint"]["classes"]["network"] == "held-out judge"
 
     record(resolved, store, "here", "abc")
-    section = tables.markdown(results.read(store, resolved.key))
-    assert "Inception score and FID by inception-v3-compat" in section
-    assert "Diversity, collapse and accuracy by held-out judge" in section
-    assert "| KID " in section
-    assert "| Precision | Recall |" in section
+    section = document.markdown(results.read(store, resolved.key))
+    assert "Judge of scores: inception-v3-compat" in section
+    assert "Judge of classes: held-out judge" in section
+    assert "| KID ↓ " in section
+    assert "| Precision ↑ | Recall ↑ |" in section

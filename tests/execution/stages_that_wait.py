@@ -32,7 +32,7 @@ class ListSource:
     most: int = 0
 
     def __post_init__(self):
-        self.expected = len(self.ahead)
+        self.expected, self.finished = len(self.ahead), ()
 
     def next(self) -> Trial | None:
         if self.given == len(self.ahead):

@@ -14,6 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sgan.checks import ConfigError
 from sweeps.execution import cluster, cluster_address
+from sweeps.mlflow_view.connection import address_of
 from sweeps.planning.options import Options
 
 ROOT = Path(__file__).parents[2]
@@ -190,11 +191,11 @@ def test_the_scheduler_counts_the_workers_that_may_come():
 def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     for name in ("SGAN_STORE", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
-    assert (Options().store, Options().mlflow) == ("runs", None)
+    assert (Options().store, address_of(Options().mlflow)) == ("runs", "")
     monkeypatch.setenv("SGAN_STORE", "/shared/runs")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert (Options().store, Options().mlflow) == ("/shared/runs", "http://127.0.0.1:5000")
-    assert Options(store="mine", mlflow="http://other").mlflow == "http://other"
+    assert (Options().store, address_of(Options().mlflow)) == ("/shared/runs", "http://127.0.0.1:5000")
+    assert address_of(Options(store="mine", mlflow="http://other").mlflow) == "http://other"
 
 
 def test_without_ray_the_slots_are_those_that_ray_has_here():

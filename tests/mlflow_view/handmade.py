@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from PIL import Image
 from sgan.store.files import write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, Record
-from sweeps.mlflow_view.connection import default_uri
+from sweeps.mlflow_view.connection import ARTIFACTS, HOME, default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync as sync_sweep
+from sweeps.mlflow_view.trial import FINAL
 from sweeps.planning import manifest as manifests
 
 KEY = "ab12"
+DATASET = {"name": "digits"}
 POINTS, GRID_IMAGES = (100, 200, 300), (100, 300)
 GRID_FILES = (".png", "+compressed.webp")
 LABELS = {"sgan": ("encoder", "level1", "joint", "score"), "sgan-no-joint": ("encoder", "level1", "score")}
@@ -35,7 +38,8 @@ def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int =
     held = (folder / RECORD_FILE).read_text() if done else ""
     record = Record(folder, "".join(line for line in held.splitlines(True) if json.loads(line)["images"] <= done))
     for images in points:
-        record.add(images, {"g_adv": images / 1000, "d_adv": 0.5})
+        fid = {} if name.startswith("encoder") else {"fid": 1000.0 - images}
+        record.add(images, {"g_adv": images / 1000, "d_adv": 0.5, **fid})
     for images in grids:
         Image.new("RGB", (20, 10), (images % 256, 0, 0)).save(folder / GRIDS / f"{images:09d}.png")
 
@@ -49,7 +53,7 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "reason": reason,
         "images": POINTS[-1],
         "seconds": 2.5,
-        "generator_images": POINTS[-1] if kind == "joint" else 0,
+        "generator_images": POINTS[-1] if kind in ("level1", "joint") else 0,
     }
     if kind in ("score", "judge"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
@@ -78,16 +82,17 @@ def manifest(store: Store, seeds=(0,)) -> None:
     for variant, labels in LABELS.items():
         for seed in seeds:
             stages = [{"label": label, "name": stage_name(label, variant, seed)} for label in labels]
-            config = {"seed": seed, "variant": {"name": variant, "weights": {"adv": 1.0, "ent": None}}}
-            own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
-            own |= {"phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
-            own |= {
-                "rank": list(LABELS).index(variant),
-                "title": variant.upper(),
-                "paper": "",
-                "base": "sgan",
-                "changes": {},
+            row = {"cuts": ["fc3"], "weights": {"adv": 1.0, "ent": 0.0}, "joint": "joint" in labels, "labels": True}
+            config = {
+                "seed": seed,
+                "dataset": DATASET,
+                "data": "f00d",
+                "variant": row,
+                "recipe": {"noise": 0.1, "b": 2},
             }
+            own = {"variant": variant, "seed": seed, "cuts": "fc3", "config": config, "config_key": "c0ffee"}
+            own |= {"base": variant, "changes": {}, "phase": "ablation", "rerun": "--seeds 1", "base_variant": variant}
+            own |= {"rank": list(LABELS).index(variant), "title": variant.upper(), "paper": ""}
             trials.append({"name": stages[-1]["name"], "run": stages[-1]["name"], **own, "stages": stages})
     value = {
         "key": KEY,
@@ -96,7 +101,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
         "commit": "abc123-dirty",
         "machine": "two cores",
         "started": time.time() - 100,
-        "settings": {"dataset": "digits", "recipe": "tiny", "budget": 1.0, "weights": None},
+        "settings": {"dataset": "digits", "recipe": "tiny", "budget": 0.5, "weights": None, "override": ["noise=0.1"]},
         "judges": ["judge-x"],
         "paper_real": "11.24 ± 0.12",
         "trials": trials,
@@ -106,6 +111,14 @@ def manifest(store: Store, seeds=(0,)) -> None:
 
 def sync(store: Store, live: bool = False) -> bool:
     return sync_sweep(store, KEY, default_uri(store), live)
+
+
+def place(store: Store, migrated: Path) -> None:
+    """Give a store an empty database, without waiting for its migrations."""
+    shutil.copyfile(migrated, store.root / "mlflow.db")
+    home = store.root / ARTIFACTS / HOME
+    home.parent.mkdir()
+    home.write_text(str(store.root))
 
 
 def client_of(store: Store) -> MlflowClient:
@@ -123,7 +136,7 @@ def trial(store: Store, variant: str, seed: int = 0, uri: str | None = None):
 def points(run, uri: str) -> dict[str, list[int]]:
     """Metric -> the steps it was logged at, in order, repetitions included; stages only."""
     client = MlflowClient(uri)
-    keys = [key for key in run.data.metrics if "/" in key]
+    keys = [key for key in run.data.metrics if "/" in key and not key.startswith(FINAL)]
     return {key: sorted(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in keys}
 
 
@@ -144,13 +157,16 @@ def assert_complete(store: Store, variant: str, seed: int = 0, uri: str | None =
     assert points(run, uri) == {f"{label}/{name}": [*POINTS] for label in trained for name in ("g_adv", "d_adv")}
     expected = {(label, images, end) for label in LABELS[variant] for images in GRID_IMAGES for end in GRID_FILES}
     assert grids(run, uri) == dict.fromkeys(expected, 1)
-    assert {name: value for name, value in run.data.metrics.items() if "/" not in name} == {
+    seen = [images + before for before in (0, POINTS[-1])[: 2 if variant == "sgan" else 1] for images in POINTS]
+    curve = {(each.step, each.value) for each in MlflowClient(uri).get_metric_history(run.info.run_id, "fid")}
+    assert curve == {*((at, 1000.0 - (at - 1) % POINTS[-1] - 1) for at in seen), (seen[-1] + 1, 10.0)}
+    assert {name: value for name, value in run.data.metrics.items() if name.partition("/")[0] not in trained} == {
         "inception_score": 9.0,
         "fid": 10.0,
-        "diversity": 0.9,
-        "train_seconds": 2.5 * (len(LABELS[variant]) - 1),  # all but the score
-        "generator_images": POINTS[-1] if variant == "sgan" else 0,
-        **dict.fromkeys(("discriminator_steps", "generator_steps", "flops"), 0),
+        "final/diversity": 0.9,
+        "final/train_seconds": 2.5 * len(trained),  # all but the score
+        "final/generator_images": seen[-1],
+        **dict.fromkeys((f"final/{name}" for name in ("discriminator_steps", "generator_steps", "flops")), 0),
     }
     assert run.info.status == "FINISHED"
     assert run.data.tags["outcome"] == "done"

@@ -21,6 +21,7 @@ from handmade import (
     found,
     grids,
     manifest,
+    place,
     points,
     publish,
     stage_name,
@@ -32,11 +33,13 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from sgan.checks import ConfigError
+from sgan.store import votes
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import Record
 from sweeps import tracking
 from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.mlflow_view.model import logged_model
 from sweeps.mlflow_view.runs import SENT
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
@@ -53,7 +56,7 @@ def migrated(tmp_path_factory) -> Path:
 @pytest.fixture
 def store(tmp_path, migrated) -> Store:
     made = Store(tmp_path / "a store")
-    shutil.copyfile(migrated, made.root / "mlflow.db")
+    place(made, migrated)
     manifest(made)
     return made
 
@@ -70,21 +73,30 @@ def test_every_point_and_grid_is_there_once_after_two_passes(store):
     parent, children = found(store)
     assert len(children) == 2
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics == {"real/inception_score": 9.0, "real/fid": 0.5, "real/diversity": 0.9}
-    assert parent.data.params == {"dataset": "digits", "recipe": "tiny", "budget": "1.0", "weights": "None"}
+    assert parent.data.metrics == {
+        **{"real/inception_score": 9.0, "real/fid": 0.5, "real/diversity": 0.9},
+        **{f"inception_score/mean/{variant}": 9.0 for variant in ("sgan", "sgan-no-joint")},
+        **{f"fid/mean/{variant}": 10.0 for variant in ("sgan", "sgan-no-joint")},
+    }
+    assert parent.data.params == {"dataset": "digits", "recipe": "tiny", "budget": "0.5", "override": "noise=0.1"}
     run = trial(store, "sgan")
     assert run.data.params == {
-        "seed": "0",
-        "variant.name": "sgan",
-        "variant.weights.adv": "1.0",
-        "variant.weights.ent": "None",
+        **{"dataset": "digits", "recipe": "tiny", "budget": "0.5", "recipe.noise": "0.1", "seed": "0"},
+        **{"variant.cuts": "fc3", "variant.joint": "True", "variant.labels": "True"},
+        **{"variant.weights.adv": "1.0", "variant.weights.ent": "0.0"},
     }
-    tags = {"variant": "sgan", "seed": "0", "cuts": "fc3", "dataset": "digits", "recipe": "tiny", "commit": "abc123"}
+    tags = {"variant": "sgan", "seed": "0", "cuts": "fc3", "dataset": "digits", "recipe": "tiny"}
+    tags |= {"mlflow.source.name": "sweeps/ablation.py", "mlflow.source.git.commit": "abc123"}
     assert tags.items() <= run.data.tags.items()
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "f00d")
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.info.start_time < run.info.end_time
     artifacts = {file.path for file in client_of(store).list_artifacts(run.info.run_id)}
-    assert artifacts == {"config.json", "figures", "model", "images"}
+    assert artifacts == {"config.json", "figures", "images"}
+    model = logged_model(client_of(store), run)
+    assert model
+    assert model.metrics
 
 
 def test_a_stage_with_more_points_than_a_call_takes_is_sent_whole(store):
@@ -146,6 +158,22 @@ def test_grids_are_named_as_log_image_names_them(store):
     client.log_image(run.info.run_id, Image.new("RGB", (4, 4)), key="other", step=7, synchronous=True)
     assert grids(run, uri) == before | {("other", 7, end): 1 for end in GRID_FILES}
     assert trial(store, "sgan").data.tags["mlflow.loggedImages"] == run.data.tags["mlflow.loggedImages"]
+
+
+def test_votes_of_the_turing_test_are_a_curve_that_goes_on(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    stage, cast = stage_name("score", "sgan", 0), []
+    for answers in ((True, False), (False,)):
+        cast += [{"time": 1e9 + len(cast), "stage": stage, "real": True, "answer": answer} for answer in answers]
+        votes.keep(store, "voter", cast)
+        sync(store)
+        history = client_of(store).get_metric_history(trial(store, "sgan").info.run_id, "turing_error")
+        assert [(point.step, point.value) for point in history] == [(1, 0.0), (2, 0.5), (3, 2 / 3)][: len(cast)]
+        assert f"{len(cast)} votes" in trial(store, "sgan").data.tags["mlflow.note.content"]
+    assert trial(store, "sgan").data.metrics["turing_votes"] == 3
+    assert "turing_votes" not in trial(store, "sgan-no-joint").data.metrics
+    assert list(differences(store, KEY, default_uri(store))) == []
 
 
 def test_a_trial_has_a_run_once_more_of_it_has_begun_than_what_many_share(store):
@@ -298,12 +326,13 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
     image.write_bytes(image.read_bytes()[:-30] + bytes(30))
     artifact(run, "images/level1+step+100*.webp").unlink()
     artifact(run, "figures/classes.png").unlink()
-    artifact(run, "model/data/model/last/model.json").write_text("{}")
-    assert tracking.sync(store.address, verify=True) == 1
-    said = capsys.readouterr()
-    assert "12 differences" in said.err
+    logged = logged_model(client, run)
+    assert logged
+    (model,) = (store.root / "mlartifacts" / "models").glob(f"{logged.model_id}/**/last/model.json")
+    model.write_text("{}")
+    found = differences(store, KEY, default_uri(store))
     for line, words in zip(
-        sorted(re.sub(r"\+timestamp[^.]*?(?=[.]|\+comp)", "", line) for line in said.out.splitlines()),
+        sorted(re.sub(r"\+timestamp[^.]*?(?=[.]|\+comp)", "", line) for line in found),
         (
             "file figures/classes.png is missing",
             "file images/joint+step+300.png is ",
@@ -321,6 +350,19 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
         strict=True,
     ):
         assert line.startswith(f"sgan seed 0: {words}"), line
+    # Since files are missing, all is sent again; what cannot be changed or taken back in MLflow stays.
+    assert tracking.sync(store.address, verify=True) == 1
+    said = capsys.readouterr()
+    assert "4 differences" in said.err
+    assert [line.partition(" is ")[0] for line in said.out.splitlines()] == [
+        f"sgan seed 0: {name}"
+        for name in (
+            "metric encoder/d_adv at 150",
+            "metric level1/d_adv at 300",
+            "metric mine at 0",
+            "param variant.weights.adv",
+        )
+    ]
     client.delete_run(run.info.run_id)
     assert tracking.sync(store.address, verify=True) == 0
 

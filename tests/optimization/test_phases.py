@@ -116,7 +116,7 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert "saved" in account(run, made, 1.0)
     plots.draw(searcher.study, run.space, run.plots, run.scores)
     drawn = {path.name for path in run.plots.iterdir()}
-    assert {"history-inception_score.png", "parallel-inception_score.png"} <= drawn
+    assert {"importance-inception_score.png"} <= drawn
 
     # What it would take now is nothing; more trials extend it.
     def planned(*more: str) -> tuple[SearchRun, Searcher]:

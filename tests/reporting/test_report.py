@@ -1,4 +1,4 @@
-"""The table against numbers worked out by hand, from a store."""
+"""The report of a sweep: its tables against numbers worked out by hand, from a store, and its page in a browser."""
 
 import hashlib
 import math
@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browser import chromium
 
 from sgan.checks import ConfigError
 from sgan.store.files import StoreError, write_json
@@ -18,7 +18,7 @@ from sgan.store.local import Store
 from sgan.store.record import Record
 from sweeps import ledger, report
 from sweeps.planning import manifest
-from sweeps.reporting import results, tables
+from sweeps.reporting import document, plots, results
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -141,58 +141,84 @@ def test_a_subset_of_variants_and_seeds(store):
 
 
 def test_summary_against_numbers_worked_out_by_hand(store):
-    summary = tables.summary(results.read(store, KEY))
-    assert list(summary.index) == list(SCORES)
-    assert summary.loc["sgan", "fid"].to_dict() == pytest.approx({"mean": 12.0, "std": 2.0, "count": 3})
-    assert summary.loc["sgan", "inception_score"].to_dict() == pytest.approx({"mean": 9.2, "std": 0.2, "count": 3})
-    assert summary.loc["sgan", "train_seconds"].to_dict() == pytest.approx({"mean": 40.0, "std": 10.0, "count": 3})
-    assert summary.loc["near", "fid"].to_dict() == pytest.approx({"mean": 13.5, "std": math.sqrt(0.5), "count": 2})
-    assert summary.loc[
-        "far",
-        "fid",
-    ].to_dict() == pytest.approx({"mean": 80.0, "std": math.nan, "count": 1}, nan_ok=True)
-    assert summary.loc["absent", "fid"].isna().to_list() == [True] * 3
+    summary = results.read(store, KEY).summary
+    assert list(summary) == list(SCORES)
+
+    def of(variant: str, score: str) -> tuple[float, ...]:
+        return tuple(summary[variant][score, name] for name in ("mean", "std", "count"))
+
+    assert of("sgan", "fid") == pytest.approx((12.0, 2.0, 3))
+    assert of("sgan", "inception_score") == pytest.approx((9.2, 0.2, 3))
+    assert of("sgan", "train_seconds") == pytest.approx((40.0, 10.0, 3))
+    assert of("near", "fid") == pytest.approx((13.5, math.sqrt(0.5), 2))
+    assert of("far", "fid") == pytest.approx((80.0, math.nan, 1), nan_ok=True)
+    assert all(map(math.isnan, of("absent", "fid")))
 
 
 def test_the_section_of_a_sweep(store):
-    section = tables.markdown(results.read(store, KEY))
-    assert section.startswith("## digits, recipe tiny\n")
-    accuracy, judged, diversity = "0.900 ± 0.000", "0.850 ± 0.000", "0.80 ± 0.00"
-    assert cells(section, "SGAN") == [
-        "12.00 ± 2.00",
-        "9.20 ± 0.20",
-        judged,
-        accuracy,
-        diversity,
-        "40 ± 10",
-        "3",
-        "8.59 ± 0.12",
-    ]
-    near = ["13.50 ± 0.71", "9.03 ± 0.04", judged, accuracy, diversity, "10 ± 0", "2 of 3; 1 diverged", "–"]
-    assert cells(section, "DCGAN (adv+cond+ent)") == near
-    assert cells(section, "DCGAN (adv)") == [
-        "80.00",
-        "5.00",
-        "–",
-        "–",
-        "0.80",
-        "9",
-        "1 of 3; 1 failed; 1 unfinished",
-        "–",
-    ]
-    assert cells(section, "Seventh") == ["–"] * 6 + ["0 of 3; 3 unfinished", "–"]
-    assert cells(section, "Real data") == ["0.70", "9.80", "0.990", "–", "1.00", "–", "–", "11.24 ± 0.12"]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len({len(row) for row in rows}) == 1
-    assert rows[-1].startswith("| Real data")
-    assert "2/2^3 = 0.25" in section
-    assert "`python sweeps/ablation.py --dataset digits`" in section
+    section = document.markdown(results.read(store, KEY))
+    assert section.startswith(
+        "## digits, recipe tiny\n\nSGAN has the lowest mean FID, 12.00; the next, DCGAN (adv+cond+ent),"
+    )
+    # On seeds 0 and 1: 13 - 10 and 14 - 12.
+    assert cells(section, "SGAN") == ["12.00 ± 2.00", "–", "9.20 ± 0.20"]
+    near = ["13.50 ± 0.71", "+2.5 [2, 3]", "9.03 ± 0.04"]
+    assert cells(section, "DCGAN (adv+cond+ent) (2/3) ⚠") == near
+    assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.00", "+70", "5.00"]
+    assert cells(section, "Seventh (0/3)") == ["–"] * 3
+    assert cells(section, "Real, held out") == ["0.70", "–", "9.80"]
+    assert "- ⚠ DCGAN (adv): 2 of 3 seeds, such as level0: the noise has no effect: the entropy loss is 100%" in section
+    assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds, such as diverged: g_adv is nan." in section
+    assert "⚠ SGAN" not in section
+    row = next(line for line in section.splitlines() if line.startswith("| DCGAN (adv+cond+ent) | FID ↓"))
+    assert [cell.strip() for cell in row.split("|")[3:8]] == ["2", "+2.5 [2, 3]", "0.5", "1", "0.00"]
+    assert max(len(line) for line in section.splitlines() if line.startswith("|")) <= 100
+    assert section.count("8.59 ± 0.12") == section.count("11.24 ± 0.12") == 1
+    assert "0.900 ± 0.000" in section
+    assert "```\npython sweeps/ablation.py --dataset digits\n```" in section
     assert "Commit abc123; two cores, no GPU; 2023-11-14; sweep ab12." in section
-    assert "Alarm: DCGAN (adv), 1 of 3 seeds: level0: the noise has no effect: the entropy loss is 100%" in section
-    assert "Alarm: DCGAN (adv+cond+ent), 1 of 3 seeds: g_adv is nan." in section
-    assert "Alarm: SGAN" not in section
-    assert "by classifier (weights f00d), 5,000 samples in 10 splits" in section
+    assert "Judge of scores and classes: classifier (weights f00d), resize none, samples 5000, splits 10" in section
     assert "scored by another network" in section
+
+
+def test_curves_go_on_through_all_stages(tmp_path):
+    store, stages = Store(tmp_path), {"encoder": 5.0, "level1": 10.0, "level0": 20.0, "joint": 8.0, "score": 1.0}
+    lines = {
+        "level1": [(60, {"feature_fid": 1.0}, "")],
+        "level0": [
+            (0, {"fid": 50.0}, ""),
+            (50, {"generator_steps": 2.0, "fid": 7.0}, "other"),
+            (100, {"generator_steps": 1.0, "fid": 20.0}, ""),
+        ],
+        "joint": [(0, {"fid": 19.0}, ""), (40, {"generator_steps": 1.0, "fid": 10.0}, "")],
+    }
+    for label, seconds in stages.items():
+        folder = store.begin(f"{label}-x")
+        record = Record(folder)
+        for line in lines.get(label, ()):
+            record.add(*line)
+        images = {"level0": 100, "joint": 40}
+        facts = {"kind": label.rstrip("01"), "name": f"{label}-x", "status": "done", "images": images.get(label, 60)}
+        facts |= {
+            "generator_images": images.get(label, 0),
+            "flops": images.get(label, 0) * 10,
+            "seconds": seconds,
+            "fingerprint": {},
+            "commit": "abc",
+            "scores": {},
+        }
+        store.publish(f"{label}-x", facts | {"machine": "two cores", "torch": "2.11"})
+    own = [{"label": label, "name": f"{label}-x"} for label in stages]
+    trial = {"name": "score-x", "variant": "sgan", "seed": 0, "stages": own, "cuts": "fc3", "phase": "ablation"}
+    trial |= {"rank": 0, "title": "SGAN", "paper": "", "base": "sgan", "changes": {}}
+    manifest.write(store, {"key": KEY, "started": 1.0, "judges": [], "trials": [trial]})
+    found = results.curves(results.read(store, KEY), "fid")
+    # Two generator steps for the first fifty images; a joint stage begins with what has been scored.
+    assert found["images"].to_list() == [0, 150, 190]
+    assert found["flops"].to_list() == [0, 1000, 1400]
+    assert found["seconds"].to_list() == [15, 35, 43]  # the encoder and the level above come first
+    assert found["value"].to_list() == [50, 20, 10]
+    assert found["point"].to_list() == [0, 1, 2]
 
 
 def test_scores_of_different_fingerprints_are_refused(tmp_path):
@@ -206,14 +232,16 @@ def test_scores_of_different_fingerprints_are_refused(tmp_path):
 
 
 def test_one_seed_has_no_spread(store):
-    section = tables.markdown(results.read(store, KEY, seeds=[0]))
-    assert cells(section, "SGAN")[:2] == ["10.00", "9.00"]
-    assert "±" not in "".join(cells(section, "DCGAN (adv+cond+ent)"))
-    assert "2/2^1 = 1." in section
+    section = document.markdown(results.read(store, KEY, seeds=[0]))
+    assert cells(section, "SGAN") == ["10.00", "–", "9.00"]
+    assert cells(section, "DCGAN (adv+cond+ent)") == ["13.00", "+3", "9.00"]
+    assert "With 1 paired seed no difference can reach a p below 1: no order is established." in section
 
 
 def test_without_finished_trials(store):
-    assert "No trial has finished." in tables.markdown(results.read(store, KEY, ["absent"]))
+    section = document.markdown(results.read(store, KEY, ["absent"]))
+    assert "No trial has finished with a FID. There is nothing to compare." in section
+    assert "There is nothing to compare" in document.html(results.read(store, KEY, []), [], "runs")
 
 
 def test_a_sweep_that_the_store_does_not_have(store):
@@ -223,10 +251,10 @@ def test_a_sweep_that_the_store_does_not_have(store):
 
 def test_devices_are_named_where_trials_differ_in_them(tmp_path):
     store = make(tmp_path / "store")
-    assert "more than one device" not in tables.markdown(results.read(store, KEY))
+    assert "more than one device" not in document.markdown(results.read(store, KEY))
     facts = store.facts("level-sgan-1")
     write_json(store.stage("level-sgan-1") / "stage.json", facts | {"machine": "a GPU"})
-    assert "version of torch: a GPU, torch 2.11; two cores, torch 2.11." in tables.markdown(results.read(store, KEY))
+    assert "version of torch: a GPU, torch 2.11; two cores, torch 2.11." in document.markdown(results.read(store, KEY))
 
 
 def test_the_report_names_no_path_of_this_machine(tmp_path):
@@ -243,28 +271,9 @@ def test_the_report_names_no_path_of_this_machine(tmp_path):
     assert out.read_text() == text
 
 
-def test_default_lambdas_have_rows_below_the_tuned_ones(tmp_path):
-    store = make(tmp_path / "store")
-    tuned: dict[str, Any] = manifest.read(store, KEY)
-    tuned |= {"key": "cd34", "title": "digits, tuned", "default": KEY, "default_command": "python sweeps/ablation.py X"}
-    tuned["trials"] = [trial for trial in tuned["trials"] if trial["seed"] < 2 and trial["variant"] != "absent"]
-    manifest.write(store, tuned)
-    section = tables.markdown(results.read(store, "cd34"))
-    # The default sweep's third seed is left out: both rows are of the same seeds.
-    for title in ("SGAN", "SGAN, default lambdas"):
-        row = next(line for line in section.splitlines() if line.startswith(f"| {title} "))
-        assert [cell.strip() for cell in row.split("|")][2:4] == ["11.00 ± 1.41", "9.10 ± 0.14"]
-    assert "default lambdas, for a table" not in section
-
-    manifest.write(store, tuned | {"default": "ef56"})
-    section = tables.markdown(results.read(store, "cd34"))
-    assert "SGAN, default lambdas" not in section
-    assert "`python sweeps/ablation.py X`" in section
-
-
 def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
     store = make(tmp_path / "store")
-    names = ["history-fid.png", "slice-fid-pool1+fc3.png"]
+    names = ["importance-fid.png", "pareto-front.png"]
     plots = manifest.folder(store, KEY) / "plots"
     plots.mkdir()
     for name in names:
@@ -272,19 +281,24 @@ def test_a_search_shows_its_plots_and_nothing_that_was_only_explored(tmp_path):
     plotted = {name: hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
     record = manifest.read(store, KEY) | {"explored": 7, "plotted": plotted}
     record["settings"] |= {"seed": 1000, "sampler": "tpe"}
-    for trial in record["trials"]:
+    for number, trial in enumerate(record["trials"]):
+        trial |= {"number": number, "params": {"entropy": 1.0 + number, "split": f"fc{number}"}}
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
     manifest.write(store, record)
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
     text = (tmp_path / "SEARCHED.md").read_text()
     assert "DCGAN (adv+cond+ent)" not in text
     assert "7 configs were explored at seed 1000 (sampler tpe)" in text
-    assert f"![history-fid](SEARCHED/{KEY}/history-fid.png)" in text
-    assert f"[fid-pool1+fc3](SEARCHED/{KEY}/slice-fid-pool1%2Bfc3.png)" in text
+    assert f"![Importance: fid](SEARCHED/{KEY}/importance-fid.png)" in text
+    assert f"![Pareto: front](SEARCHED/{KEY}/pareto-front.png)" in text
+    page = (tmp_path / "SEARCHED" / KEY / "report.html").read_text()
+    assert "Explored configs" in page
+    assert "FID of every explored config" in page
+    assert "FID against each parameter" in page
     for name in names:
         assert (tmp_path / "SEARCHED" / KEY / name).read_bytes() == name.encode()
     (plots / names[0]).write_bytes(b"another")
-    with pytest.raises(StoreError, match=r"history-fid\.png"):
+    with pytest.raises(StoreError, match=r"importance-fid\.png"):
         report.main((store.address,), tmp_path / "SEARCHED.md")
 
 
@@ -299,7 +313,7 @@ def test_a_plot_that_leads_elsewhere_is_copied_nowhere(name, tmp_path):
     digest = hashlib.sha256(b"hostile").hexdigest()[:16]
     manifest.write(store, manifest.read(store, KEY) | {"plotted": {name: digest}})
     (tmp_path / "out").mkdir()
-    with pytest.raises(StoreError, match="is missing or damaged"):
+    with pytest.raises(StoreError, match=r"is missing or damaged|is no name of a file"):
         report.main((store.address,), tmp_path / "out" / "SEARCHED.md")
     assert not list((tmp_path / "out").rglob("*.png"))
 
@@ -334,7 +348,7 @@ def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
         inside = path.relative_to(held)
         kinds.setdefault((inside.parts[0], inside.parts[-1] if inside.parts[0] == "stages" else ""), []).append(inside)
     errors = []
-    for _ in range(4):
+    for _ in range(2):
         for files in kinds.values():
             victim = store.root / dice.choice(files)
             deleted = damage(victim, dice)
@@ -348,8 +362,33 @@ def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
                     assert command is commands[0] or deleted or rows(out) == expected, victim
             shutil.rmtree(store.root)
             shutil.copytree(held, store.root)
-    assert len(errors) > len(kinds)
+    assert len(errors) >= len(kinds)
     assert not [error for error in errors if "\n" in error]
+
+
+MEASURE = """() => ({
+  images: [...document.images].map(image => image.naturalWidth),
+  overflows: [...document.querySelectorAll("body, body *")]
+    .filter(each => !each.closest(".wide") && each.getBoundingClientRect().right > innerWidth + 1)
+    .map(each => each.tagName),
+  width: document.documentElement.scrollWidth })"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(width, store, tmp_path):
+    sweep = results.read(store, KEY)
+    pictures = plots.draw(sweep)
+    path, asked = tmp_path / "page.html", []
+    path.write_text(document.html(sweep, pictures, "runs"))
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        found = page.evaluate(MEASURE)
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}  # one file, no network
+    assert len(found["images"]) == len(pictures) > 1
+    assert min(found["images"]) > 0
+    assert (found["overflows"], found["width"]) == ([], width)
 
 
 def rows(path: Path) -> list[str]:

@@ -25,7 +25,7 @@ from sgan.presets import DATASETS
 from sgan.stages.graph import Plan, code_version, name
 from sgan.stages.run import be_deterministic, run_trial
 from sgan.store.files import StoreError
-from sgan.store.local import Store
+from sgan.store.local import LostClaim, Store
 from sweeps.execution import memory, worker
 from sweeps.execution.cluster import Slots
 from sweeps.execution.memory import GIB
@@ -137,7 +137,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     filler = fill(ext4.place) if fault == "full" else ext4.break_down()
     for process in workers:
         os.kill(process, signal.SIGCONT)
-    assert any("waiting for room in the store" in line for line in driver.stdout)
+    assert any("waiting for the store" in line for line in driver.stdout)
     filler.unlink() if filler else ext4.repair()
     rest, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, rest
@@ -233,10 +233,31 @@ def test_a_full_disk_is_no_failure_of_a_stage(small_disk, root):
     leave_mark(Store(root), "mark")
     shutil.copytree(root, small_disk / "store")
     filler = fill(small_disk)
-    text = f"waiting for room in the store {small_disk / 'store'} (No space left on device)"
+    text = f"waiting for the store {small_disk / 'store'} (No space left on device)"
     assert run(str(small_disk / "store"), "level1") == {"status": "full", "reason": text}
     filler.unlink()
     assert run(str(small_disk / "store"), "level1")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "full", "waiting for the store {root} (Stale file handle)"),
+        (OSError(errno.EIO, "Input/output error"), "full", "waiting for the store {root} (Input/output error)"),
+        (PermissionError(errno.EACCES, "Permission denied", "file"), "failed", "[Errno 13] Permission denied: 'file'"),
+        (PermissionError(errno.EPERM, "Operation not permitted"), "failed", "[Errno 1] Operation not permitted"),
+        (LostClaim("its claim was deleted"), "held", "its claim was deleted"),
+    ],
+)
+def test_a_sick_share_is_waited_for_or_said_in_one_line(error, status, reason, root, monkeypatch):
+    def fail(store: Store, name: str, now: bool = False):
+        raise error
+
+    leave_mark(Store(root), "mark")
+    with monkeypatch.context() as sick:
+        sick.setattr(Store, "keep", fail)
+        assert run(str(root), "level1") == {"status": status, "reason": reason.format(root=root)}
+    assert run(str(root), "level1")["status"] == "done"
 
 
 def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from handmade import (
     finish,
     found,
     manifest,
+    place,
     publish,
     sync,
     train,
@@ -44,7 +45,7 @@ def migrated(tmp_path_factory) -> Path:
 @pytest.fixture
 def store(tmp_path, migrated) -> Store:
     made = Store(tmp_path / "a store")
-    shutil.copyfile(migrated, made.root / "mlflow.db")
+    place(made, migrated)
     manifest(made)
     return made
 
@@ -157,7 +158,7 @@ def test_the_page_of_the_runs_is_told_by_the_experiments_own_id(tmp_path, server
         client.create_experiment("another one")
         made = client.create_experiment(EXPERIMENT)
         assert made == "2"
-        assert pages(uri).endswith(f"{address}/#/experiments/{made}?workflowType=machine_learning")
+        assert pages(uri).endswith(f"{address}/#/experiments/{made}/runs?workflowType=machine_learning")
 
 
 def answers(uri: str) -> bool:

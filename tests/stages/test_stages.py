@@ -222,8 +222,10 @@ STACKS = {"level", "joint", "score"}
 ALL = {"encoder", "judge", *STACKS}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
+    "addresses.py": set(),
     "calibrate.py": set(),
     "checks.py": set(),
+    "command_line.py": set(),
     "config.py": set(),
     "data/__init__.py": set(),
     "data/batches.py": ALL,
@@ -267,6 +269,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/probe.py": set(),
     "stages/run.py": set(),
     "store/__init__.py": set(),
+    "store/address.py": set(),
     "store/claims.py": set(),
     "store/files.py": set(),
     "store/local.py": set(),

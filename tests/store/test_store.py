@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from sgan.store.files import (
     write_json,
     write_tensors,
 )
-from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, Store
+from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, LostClaim, Store
 from sgan.store.record import Record, grid_file, read_record
+from sgan.training.checkpoint import Checkpoint, Checkpoints
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
 NAMES = ("one", "other")
@@ -136,6 +139,123 @@ def test_another_user_may_read_what_the_umask_lets_them(tmp_path):
     paths = [path for path in store.root.rglob("*") if path.is_file()]
     assert len(paths) == 6
     assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
+
+
+@contextmanager
+def as_user(number: int, umask: int, group: int = 2000) -> Iterator[None]:
+    """Have the rights of another user."""
+    before = os.umask(umask)
+    os.setegid(group)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.umask(before)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder of a group, which others may not enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    os.chown(folder, 0, 2000)
+    folder.chmod(0o2770)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("umasks", [(0o077, 0o022), (0o022, 0o077), (0o002, 0o027)])
+def test_two_users_share_a_store_whatever_their_umasks(umasks, shared):
+    """Each reads, goes on with and replaces what the other one made."""
+    with as_user(1001, umasks[0]):
+        store = Store(shared / "store")
+        publish(store, "one")
+        with store.claim("two"):
+            work = store.begin("two")
+            Record(work).add(1, {"loss": 1.0})
+            Checkpoints(work).save(Checkpoint(1, record=Record(work).text, tensors=TENSORS))
+        write_json(store.failure("three"), {"a": 1})
+        write_json(shared / "store" / "sweeps" / "key" / "trials" / "sgan-0.json", {"a": 1})
+        store.note_run("run", "one")
+    with as_user(1002, umasks[1]):
+        store = Store(shared / "store")
+        assert store.tensors("one", "model.safetensors").keys() == TENSORS.keys()
+        with store.claim("two") as mine:
+            assert mine
+            work = store.begin("two")
+            assert Checkpoints(work).load().tensors.keys() == TENSORS.keys()
+            Record(work).add(1, {"loss": 1.0})
+            Checkpoints(work).save(Checkpoint(2, tensors=TENSORS))
+            store.publish("two", {"status": "done"}, drop=(CHECKPOINTS,))
+        store.failure("three").unlink()
+        write_json(shared / "store" / "sweeps" / "key" / "trials" / "sgan-0.json", {"a": 2})
+        assert store.shown("run") == "one"
+        assert [event["event"] for event in store.events()][-1] == "stage published"
+    with as_user(1001, umasks[0]):
+        assert read_record(store.stage("two"))
+        assert store.facts("two")["status"] == "done"
+        shutil.rmtree(store.stage("two"))
+
+
+def test_who_has_no_rights_is_told_so_and_never_to_delete(shared):
+    store = Store(shared / "store")
+    file = publish(store)
+    for path in (shared, store.root, *store.root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o600)
+    calls: list[Callable[[], Any]] = [
+        lambda: Store(shared / "store"),
+        lambda: store.facts("stage"),
+        lambda: read_tensors(file),
+        lambda: store.file("stage", file.name),
+        lambda: read_record(store.stage("stage")),
+    ]
+    (store.stage("stage") / "record.jsonl").write_text("")
+    (store.stage("stage") / "record.jsonl").chmod(0o600)
+    for number, call in enumerate(calls):
+        if number == 3:
+            (store.stage("stage") / STAGE_FILE).chmod(0o644)
+        with as_user(1001, 0o022), pytest.raises(StoreError) as caught:
+            call()
+        assert "Permission denied" in str(caught.value)
+        assert "rights" in str(caught.value) or "name a writable folder" in str(caught.value)
+        assert "delete" not in str(caught.value)
+
+
+def test_a_claim_that_was_deleted_is_lost_and_damages_nothing(tmp_path):
+    """Another process takes it, while the first one still runs."""
+    store, other = Store(tmp_path), Store(tmp_path)
+    with store.claim("stage") as mine:
+        assert mine
+        write_tensors(store.begin("stage") / "model.safetensors", TENSORS)
+        store.keep("stage")
+        shutil.rmtree(tmp_path / "claims")
+        with other.claim("stage") as theirs:
+            assert theirs
+            for use in (store.keep, lambda name: store.publish(name, {"status": "done"})):
+                with pytest.raises(LostClaim, match="was deleted; the stage goes on from its checkpoint"):
+                    use("stage")
+            other.keep("stage")
+            publish(other)
+    assert store.tensors("stage", "model.safetensors").keys() == TENSORS.keys()
+    with store.claim("stage") as mine:
+        assert not mine
+
+
+def test_any_folder_may_be_deleted_while_a_stage_trains(tmp_path):
+    store = Store(tmp_path)
+    with store.claim("stage"):
+        work = store.begin("stage")
+        write_tensors(work / "model.safetensors", TENSORS)
+        for folder in ("stages", "failures", "sweeps", "ledger"):
+            shutil.rmtree(tmp_path / folder)
+        write_json(store.failure("trial"), {})
+        store.note("told")
+        store.publish("stage", {"status": "done"})
+    assert [event["event"] for event in store.events()] == ["told", "stage published"]
+    assert store.file("stage", "model.safetensors").exists()
 
 
 def test_the_newest_checkpoint_names_itself(tmp_path):

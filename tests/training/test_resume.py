@@ -104,7 +104,7 @@ def live(*arguments) -> int:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory) -> dict[str, Path]:
-    """A store for each recipe in which the trial ran undisturbed, from the scorer on."""
+    """A store for each recipe in which the trial ran undisturbed, from the judge on."""
     roots = {}
     with pytest.MonkeyPatch.context() as patch:
         rare_points(patch.setattr)

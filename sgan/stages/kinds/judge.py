@@ -77,7 +77,7 @@ def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progr
     assert stage.recipe is not None
     (images, labels), (held, held_labels) = parts(context.data)
     torch.manual_seed(SEED)
-    network = HeldOut(*stage.images, stage.classes).to(context.device).to(memory_format=torch.channels_last)
+    network = HeldOut(*stage.shape, stage.classes).to(context.device).to(memory_format=torch.channels_last)
     task = JudgeTask(network, images, labels, stage.recipe)
 
     def evaluate(_: int) -> dict[str, float]:
@@ -130,7 +130,7 @@ def _given(stage: JudgeStage, context: Context) -> Describe:
 def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Features, metrics.Features]:
     tensors = context.tensors(stage, REFERENCE_FILE)
     if stage.judge == HELD_OUT:
-        network = HeldOut(*stage.images, stage.classes).to(context.device)
+        network = HeldOut(*stage.shape, stage.classes).to(context.device)
         load_modules({"judge": network}, context.tensors(stage))
         describe = network.to(memory_format=torch.channels_last).eval().describe
     else:

@@ -1,0 +1,103 @@
+"""Makes the pictures of docs/walkthrough.md from the store of a finished `make ablation`. It needs Chromium and tmux.
+
+python docs/make_pictures.py STORE
+"""
+
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tyro
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.text import Text
+from tyro.conf import Positional
+
+from sgan.store.local import Store
+from sweeps.mlflow_view.connection import default_uri, pages
+from sweeps.planning import manifest
+
+PICTURES = Path(__file__).with_name("pictures")
+COLUMNS, LINES = 100, 44
+
+
+def terminal(browser: Browser, command: str, name: str, seconds: float = 600.0) -> None:
+    """A picture of a terminal when a command has ended, or after some seconds."""
+    tmux, end = ["tmux", "-L", "pictures"], "[pictures end]"
+    script = f"PATH={Path(sys.executable).parent}:$PATH; clear; echo '$ {command}'; {command}; printf '{end}'; cat"
+    size, until = ["-x", str(COLUMNS), "-y", str(LINES)], time.monotonic() + seconds
+    subprocess.run([*tmux, "new-session", "-d", *size, script], check=True)
+    screen = ""
+    while end not in screen and time.monotonic() < until:
+        time.sleep(1)
+        capture = [*tmux, "capture-pane", "-e", "-p"]
+        screen = subprocess.run(capture, check=True, capture_output=True, text=True).stdout
+    subprocess.run([*tmux, "kill-server"], check=True)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    console.print(Text.from_ansi(screen.replace(end, "").rstrip()))
+    with tempfile.TemporaryDirectory() as folder:
+        drawing = Path(folder, "terminal.svg")
+        drawing.write_text(console.export_svg(title=""))
+        opened = browser.new_page(viewport={"width": 1000, "height": 800})
+        opened.goto(drawing.as_uri())
+        opened.locator("svg").first.screenshot(path=PICTURES / f"{name}.png")
+
+
+def page(browser: Browser, url: str, width: int, height: int, ready: str) -> Page:
+    """A page once something is to be seen on it."""
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.goto(url)
+    opened.wait_for_selector(ready, timeout=120_000)
+    return opened
+
+
+@contextmanager
+def serving(command: list[str], pattern: str) -> Iterator[str]:
+    """Run a server; yields the part of its output that matches."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout
+        yield next(found[0] for line in process.stdout if (found := re.search(pattern, line)))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main(store: Positional[Path]) -> None:
+    """Make the pictures of a store."""
+    opened = Store(store)
+    key = manifest.keys(opened)[0]
+    trials = manifest.read(opened, key)["trials"]
+    winner = next(trial["name"] for trial in trials if trial["variant"] == "sgan")
+    for figure in ("classes", "neighbours"):
+        shutil.copyfile(opened.file(winner, f"figures/{figure}.png"), PICTURES / f"{figure}.png")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        turing = [sys.executable, "-m", "sgan.turing_test", winner, "--store", str(store), "--port", "0"]
+        with serving(turing, r"http://[\d.:]+/") as address:
+            quiz = page(browser, address, 700, 900, "img")
+            for key_pressed in "rgrg":
+                quiz.keyboard.press(key_pressed)
+                quiz.wait_for_timeout(500)
+            quiz.screenshot(path=PICTURES / "turing.png")
+        command, link = pages(default_uri(opened), key).split("\nand then ")
+        with serving([sys.executable, "-m", *shlex.split(command)[-7:]], "Uvicorn running"):
+            mlflow = page(browser, link, 1300, 620, "text=dcgan-adv")
+            mlflow.wait_for_timeout(3000)
+            mlflow.screenshot(path=PICTURES / "mlflow.png")
+        report = page(browser, (manifest.folder(opened, key) / "report.html").as_uri(), 1100, 1400, "table")
+        report.screenshot(path=PICTURES / "report.png")
+        terminal(browser, f"python sweeps/ablation.py --store {shlex.quote(str(store))}", "terminal")
+        browser.close()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

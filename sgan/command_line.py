@@ -1,0 +1,185 @@
+"""The frame of every command: its options from the command line, its output, and its exit status.
+
+It imports nothing that takes seconds, so that --help is fast.
+"""
+
+import codecs
+import contextlib
+import dataclasses
+import errno
+import functools
+import importlib.metadata
+import inspect
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from sgan.addresses import masked
+from sgan.checks import WAITED, ConfigError
+
+Made = TypeVar("Made")
+BAD, INTERRUPTED = 2, 130
+"""Exit statuses of a command that needs another option or more room, and of a stopped one."""
+PLAIN = {"█": "#", "░": ".", "±": "+-", "–": "-", "…": "...", "é": "e", "×": "x"}
+"""For terminals whose encoding lacks them."""
+WIDE = "10000"
+"""Columns in which no message of tyro wraps."""
+
+
+class Group:
+    """Its direct subclasses are groups of options, each with a box in --help; a command's options inherit from them."""
+
+
+def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made:
+    """What `make`, a call of tyro, makes of the command line.
+
+    Args:
+        asked: words that people try, and the option that does it.
+    Raises:
+        ConfigError: the command line is not as it should be; in one line.
+        SystemExit: --help and --version.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
+        raise SystemExit(0)
+    told, columns = io.StringIO(), os.environ.get("COLUMNS")
+    helps = bool({"-h", "--help"} & set(sys.argv))
+    try:
+        os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns) if helps else WIDE
+        with contextlib.nullcontext() if helps else contextlib.redirect_stderr(told):
+            return make()
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(_in_one_line(told.getvalue(), asked or {})) from end
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
+    """A function with the same options that returns its call, so that `parse` ends before the command begins."""
+
+    @functools.wraps(function)
+    def call(*values: Any, **options: Any) -> Callable[[], Made]:
+        return functools.partial(function, *values, **options)
+
+    return call
+
+
+def _in_one_line(box: str, asked: dict[str, str]) -> str:
+    """The first message in a box of tyro, with what to do instead."""
+    lines = [line.strip(" │") for line in box.splitlines()]
+    message, rest = [], []
+    for line in lines:
+        if line.startswith(("╭", "╰")):
+            continue
+        (rest if rest or line.startswith("─") else message).append(line)
+    option = ""  # that a word which is not known belongs to
+    for word in sys.argv[1:]:
+        option = word.partition("=")[0].replace("_", "-") if word.startswith("--") else option
+        if word in re.split(r"[\s,]+", " ".join(message)) and option in asked and "Unrecognized" in box:
+            return f"{word} is not known here: {asked[option]}"
+    near = [name for name in dict.fromkeys(re.findall(r"--[a-z][a-z-]*", " ".join(rest))) if name != "--help"]
+    perhaps = f"; perhaps {' or '.join(near[:3])}" if "Perhaps" in box and near else ""
+    text = " ".join(message).removeprefix("Error parsing ").removesuffix(".")
+    return f"{text}{perhaps}; --help shows all options"
+
+
+def grouped(kind: type[Made], prog: str, default: Made) -> Made:
+    """Options from the command line by tyro, each group in a box of its own in --help.
+
+    Args:
+        kind: a dataclass that inherits from groups.
+        default: an object of it.
+    """
+    groups = [each for each in kind.__mro__ if Group in each.__bases__]
+    fields: list[Any] = []
+    for each in groups:
+        values = {field.name: getattr(default, field.name) for field in dataclasses.fields(each)}  # pyright: ignore[reportArgumentType]
+        fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
+    told = inspect.cleandoc(kind.__doc__ or "")
+    nested = dataclasses.make_dataclass(kind.__name__, fields)
+    made = tyro.cli(nested, prog=prog, description=told, config=(tyro.conf.OmitArgPrefixes,))
+    return kind(**{name: value for group in vars(made).values() for name, value in vars(group).items()})
+
+
+class Output:
+    """A stream whose errors never end a command: a pipe that closes, a full disk, an encoding without a character."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+
+    def write(self, text: str) -> int:
+        with self._quiet():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._quiet():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _quiet(self, last: bool = False):
+        try:
+            yield
+        except BrokenPipeError:
+            self.drop()
+        except OSError:
+            if last:
+                self.drop()
+
+    def drop(self) -> None:
+        """From now on, and with what it still holds, write to nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def close(self) -> None:
+        """Write what it holds; what cannot be written is dropped."""
+        with self._quiet(last=True):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("plain", _plain)
+
+
+def status(command: Callable[[], int | None]) -> int:
+    """Run a command; returns its exit status. ConfigError, a full disk, Ctrl-C and SIGTERM end in one line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    outputs = [Output(stream) for stream in (sys.stdout, sys.stderr) if stream is not None]
+    if len(outputs) == 2:
+        sys.stdout, sys.stderr = outputs  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return command() or 0
+    except ConfigError as error:
+        print(masked(f"error: {error}"), file=sys.stderr)
+    except OSError as error:
+        remedies = dict.fromkeys(WAITED, "make room, or see to the disk")
+        remedies |= dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
+        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to it")
+        remedy = f"; {remedies[error.errno]}, then run the same command" if error.errno in remedies else ""
+        print(masked(f"error: {error}{remedy}"), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on where it was.")
+        return INTERRUPTED
+    finally:
+        for output in outputs:
+            output.close()
+    return BAD

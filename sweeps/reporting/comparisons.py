@@ -1,0 +1,180 @@
+"""What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
+
+Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
+Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sgan.evaluation.measures import BEST, MEASURES
+from sweeps.reporting.results import OUTCOMES, Sweep
+
+PIXELS = "pixels/"
+SURE = 0.05
+FLIPS = 9_999
+"""The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many."""
+METHOD = (
+    "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
+    "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
+    "random flips); p (Holm): corrected for all contrasts of this table. P(better): probability that a seed of the row "
+    "beats a seed of the reference; a tie counts half."
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A variant against the reference by one outcome.
+
+    Attributes:
+        n: seeds that both have finished.
+        mean: of the variant minus the reference; low, high: its 95% interval, NaN with one seed.
+        p: two-sided.
+        better: probability that the variant is better.
+        holm: p, corrected for all contrasts.
+    """
+
+    variant: str
+    outcome: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    better: float
+    holm: float
+
+    @property
+    def improves(self) -> bool:
+        """Whether the mean difference is for the better."""
+        return (self.mean > 0) == (MEASURES[self.outcome].better == "higher")
+
+
+def contrasts(sweep: Sweep) -> list[Contrast]:
+    """Every variant against the reference, by every outcome that both have on a common seed."""
+    found = []
+    for outcome, variant in itertools.product(sweep.outcomes, sweep.titles):
+        mine, other = (sweep.of(name).set_index("seed")[outcome].dropna() for name in (variant, sweep.reference))
+        seeds = [seed for seed in mine.index if seed in other.index]
+        if variant != sweep.reference and seeds:
+            values, reference = np.array(mine[seeds]), np.array(other[seeds])
+            sign = 1 if MEASURES[outcome].better == "higher" else -1
+            better = np.mean(np.sign(sign * np.subtract.outer(values, reference)) + 1) / 2
+            numbers = (values - reference).mean(), *interval(values - reference), sign_flip(values - reference)
+            found.append((variant, outcome, len(seeds), *map(float, (*numbers, better))))
+    corrected = holm([each[6] for each in found])
+    return [Contrast(*each, holm=p) for each, p in zip(found, corrected, strict=True)]
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Two-sided p of the mean of paired differences (n,): whether their signs could have fallen either way."""
+    if len(differences) < 2:
+        return 1.0
+    options: Any = {"permutation_type": "samples", "n_resamples": FLIPS, "rng": 0}
+    return float(stats.permutation_test((differences,), np.mean, vectorized=True, **options).pvalue)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean of values (n,), the same each time; NaN for one value."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    found = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the i-th smallest of m values times m - i + 1, never falling, at most 1."""
+    order, m = np.argsort(p, kind="stable"), len(p)
+    corrected = np.empty(m)
+    corrected[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(m, 0, -1)).clip(max=1.0)
+    return corrected.tolist()
+
+
+def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
+    """The answer in two sentences: which row leads and by how much, and what the seeds can establish."""
+    measure, titles = MEASURES[sweep.leading], sweep.titles
+    heading, digits = measure.heading, measure.decimals
+    means = sweep.ranking
+    if not means:
+        return f"No trial has finished with a {heading}. There is nothing to compare."
+    leader, reference = next(iter(means)), sweep.reference
+    text = f"{titles[leader]} has the {measure.better[:-2]}est mean {heading}, {means[leader]:.{digits}f}"
+    leading = [each for each in found if each.outcome == sweep.leading]
+    if not leading:
+        return f"{text}. There is no other row with a common seed to compare it with."
+    nearest = next((each for each in leading if each.variant == leader), None)
+    if nearest is None:
+        nearest = min(leading, key=lambda each: list(means).index(each.variant))
+    size = f"{abs(nearest.mean):.{digits}f} {'higher' if nearest.mean > 0 else 'lower'}"
+    of = (
+        f"{titles[nearest.variant]} is {size} than {titles[reference]}"
+        if nearest.variant == leader
+        else (f"the next, {titles[nearest.variant]}, is {size}")
+    )
+    text += f"; {of} on the same {nearest.n} seed{'s' * (nearest.n > 1)} ({said(nearest)}). "
+    seeds = max(each.n for each in leading)
+    if 2 / 2**seeds > SURE:
+        least = f"p < {2 / 2**seeds:g}" if seeds > 1 else "a p below 1"
+        with_ = f"With {seeds} paired seed{'s' * (seeds > 1)}"
+        return f"{text}{with_} no difference can reach {least}: no order is established."
+    sure = [each for each in leading if each.holm < SURE]
+    names = {way: [titles[each.variant] for each in sure if each.improves == way] for way in (True, False)}
+    parts = [f"{' and '.join(names[way])} {'better' if way else 'worse'}" for way in (True, False) if names[way]]
+    against = f"than {titles[reference]} by {heading} (p < {SURE} after Holm's correction)"
+    open_ = len(leading) - len(sure)
+    text += (
+        f"Established {'are' if len(sure) > 1 else 'is'} {', '.join(parts)} {against}"
+        if sure
+        else (f"No row differs from {titles[reference]} by {heading} with p < {SURE} after Holm's correction")
+    )
+    return f"{text}; for {open_} of {len(leading)} rows the seeds do not tell." if sure and open_ else f"{text}."
+
+
+def said(contrast: Contrast) -> str:
+    """A contrast's interval and p in words."""
+    digits = MEASURES[contrast.outcome].decimals
+    if contrast.n < 2:
+        return "one seed: no interval"
+    low, high = (f"{bound:+.{digits}f}" for bound in (contrast.low, contrast.high))
+    return f"95% interval of the difference {low} to {high}, p {p_value(contrast.holm)}"
+
+
+def p_value(p: float) -> str:
+    """A p value, as "= 0.031" or "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def disagreements(sweep: Sweep) -> list[str]:
+    """Where the judge that needs no training orders two rows the other way: a line an outcome."""
+    lines = []
+    for outcome in OUTCOMES:
+        if PIXELS + outcome not in MEASURES:
+            continue
+        names = (outcome, PIXELS + outcome)
+        means = {title: [sweep.summary[name][each, "mean"] for each in names] for name, title in sweep.titles.items()}
+        means = {title: each for title, each in means.items() if np.isfinite(each).all()}
+        pairs = list(itertools.combinations(means, 2))
+        swapped = [f"{a} / {b}" for a, b in pairs if np.prod(np.subtract(means[a], means[b])) < 0]
+        if swapped:
+            few = ", ".join(swapped[:4]) + ", …" * (len(swapped) > 4)
+            lines.append(
+                f"The judges disagree: by {MEASURES[outcome].heading} in features and in pixels, {len(swapped)} of "
+                f"{len(pairs)} pairs of rows stand the other way round ({few})."
+            )
+    return lines
+
+
+def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
+    """The outcomes by which a variant's weights at the best evaluation are worse than its last, in words."""
+    row, found = sweep.summary[variant], []
+    for outcome in OUTCOMES:
+        last, best = row[outcome, "mean"], row[BEST + outcome, "mean"]
+        if last != best and (best > last) == (MEASURES[outcome].better == "lower") and best == best and last == last:
+            digits = MEASURES[outcome].decimals
+            found.append(f"{MEASURES[outcome].heading} {best:.{digits}f} against {last:.{digits}f}")
+    return found

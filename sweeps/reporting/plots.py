@@ -1,0 +1,229 @@
+"""The plots of a sweep: pandas -> matplotlib -> PNG. Each is made to be read on a phone: one panel, 5 inches wide."""
+
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatter
+from PIL import Image
+
+from sgan.evaluation.grid import unlabelled
+from sgan.evaluation.measures import MEASURES
+from sgan.store.local import FIGURES
+from sweeps.reporting.comparisons import interval
+from sweeps.reporting.results import Sweep, curves, known
+
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F")
+"""Okabe and Ito's palette for the colour-blind, without its yellow, which white paper swallows."""
+MARKERS = "osD^vPX*"
+DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
+QUARTILES_FROM = 5
+"""Seeds from which on a band is the middle half of them, and not all."""
+DIVERSITY = ("recall", "coverage", "diversity")
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True} | {
+    "grid.alpha": 0.25
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as a PNG file, with its title and what to look for in it."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def draw(sweep: Sweep) -> list[Plot]:
+    """The plots of a sweep that its scores allow: curves, seeds, diversity against quality, a search's configs."""
+    with matplotlib.rc_context(STYLE):
+        plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, sweep.leading) else []
+        return [*plots, *_search(sweep)]
+
+
+def samples(sweep: Sweep) -> list[Plot]:
+    """The grids of all variants side by side with real images, as one plot."""
+    grids = gallery(sweep, "classes")
+    if not grids:
+        return []
+    columns = min(4, len(grids))
+    rows = -(-len(grids) // columns)
+    figure = Figure((2.4 * columns, 2.65 * rows), layout="constrained")
+    for index, (title, png) in enumerate(grids):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        with Image.open(io.BytesIO(png)) as image:
+            axes.imshow(np.asarray(image.convert("RGB")))
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    caption = "The same noise and labels for each variant. Look for blur, rows of the wrong class, and repeats."
+    return [Plot("samples", "Samples", caption, _png(figure))]
+
+
+def gallery(sweep: Sweep, figure: str) -> list[tuple[str, bytes]]:
+    """A figure of every variant at the first seed that has finished, and of real images: (title, PNG)."""
+    found, last = [], ""
+    for name, title in sweep.titles.items():
+        for own in [row for row in sweep.of(name).to_dict("records") if row["outcome"] == "done"][:1]:
+            last, file = own["trial"], f"{FIGURES}/{figure}.png"
+            if file in sweep.store.facts(last)["files"]:
+                found.append((f"{title}, seed {own['seed']}", _plain(sweep.store.file(last, file))))
+    file = f"{FIGURES}/real.png"
+    if found and file in sweep.store.facts(last)["files"]:
+        found.append(("Real images", _plain(sweep.store.file(last, file))))
+    return found
+
+
+def _plain(path: Path) -> bytes:
+    """A figure without its words, which cannot be read where it is small."""
+    file = io.BytesIO()
+    unlabelled(path).save(file, "png")
+    return file.getvalue()
+
+
+def _curves(sweep: Sweep) -> list[Plot]:
+    points, found = curves(sweep, sweep.leading), []
+    if points.empty:
+        return []
+    many = max(len(sweep.values(name, sweep.leading)) for name in sweep.titles) >= QUARTILES_FROM
+    compute = "flops" if any(points["flops"] > 0) else "seconds"
+    for column, label, what in (
+        ("images", "generator images", "At equal images, which curve is better, and do bands overlap?"),
+        (
+            compute,
+            "seconds" if compute == "seconds" else "FLOPs",
+            "A stack begins late: what lies above its image level comes first.",
+        ),
+    ):
+        figure, axes = _axes()
+        for index, (variant, title) in enumerate(sweep.titles.items()):
+            # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
+            groups = [group for _, group in points[points["variant"] == variant].groupby("point")]
+            at, bounds = [group[column].mean() for group in groups], (0.25, 0.5, 0.75) if many else (0.0, 0.5, 1.0)
+            low, middle, high = np.reshape([np.quantile(group["value"], bounds) for group in groups], (-1, 3)).T
+            colour, marker = _style(index)
+            axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
+            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        _score_axis(axes, sweep.leading)
+        axes.set_xlabel(f"{label} so far" + ", all stages" * (column != "images"))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        band = "the middle half of the seeds" if many else "all seeds"
+        caption = f"While training, on fewer samples. Line: median over seeds; band: {band}. {what}"
+        title = f"{MEASURES[sweep.leading].heading} over {label}"
+        found.append(Plot("images" if column == "images" else "compute", title, caption, _png(figure, axes)))
+    return found
+
+
+def _seeds(sweep: Sweep) -> Plot:
+    """A dot a seed for every variant, with the mean and its interval; lines join a seed's dots in a search."""
+    titles, search = sweep.titles, not sweep.explored.empty
+    figure, axes = _axes(max(2.2, 0.9 + 0.42 * len(titles)))
+    for index, variant in enumerate(titles):
+        values, (colour, _) = sweep.values(variant, sweep.leading), _style(index)
+        if len(values):
+            axes.scatter(values, [index] * len(values), s=22, color=colour, alpha=0.5, linewidths=0)
+            axes.hlines(index, *interval(values), color=colour, linewidth=1.5)
+            axes.plot(values.mean(), index, "|", color=colour, markersize=14, markeredgewidth=2)
+    for seed in set(sweep.done["seed"]) if search else ():
+        own = {row["variant"]: row[sweep.leading] for row in sweep.done.to_dict("records") if row["seed"] == seed}
+        axes.plot([own.get(name, np.nan) for name in titles], range(len(titles)), color="grey", linewidth=0.6, zorder=0)
+    if sweep.leading in sweep.real:
+        axes.axvline(sweep.real[sweep.leading], color="grey", linestyle="--", linewidth=1, label="real held-out images")
+    axes.set_yticks(range(len(titles)), [textwrap.fill(title, 24) for title in titles.values()])
+    axes.set_ylim(len(titles) - 0.5, -0.5)
+    _score_axis(axes, sweep.leading, "x")
+    lines = " Grey lines join the scores of a seed." * search
+    caption = f"A dot a seed, a bar the mean, a line its 95% bootstrap interval.{lines} Do the dots of two rows mix?"
+    return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure, axes))
+
+
+def _tradeoff(sweep: Sweep) -> list[Plot]:
+    diversity = next((name for name in DIVERSITY if known(sweep.trials, name)), None)
+    if diversity is None:
+        return []
+    figure, axes = _axes()
+    for index, (variant, title) in enumerate(sweep.titles.items()):
+        own, (colour, marker) = sweep.of(variant), _style(index)
+        axes.scatter(own[sweep.leading], own[diversity], s=16, alpha=0.45, linewidths=0, color=colour, marker=marker)
+        means = (sweep.summary[variant][name, "mean"] for name in (sweep.leading, diversity))
+        axes.scatter(*means, s=52, label=title, edgecolors="white", color=colour, marker=marker)
+    if {sweep.leading, diversity} <= sweep.real.keys():
+        at = sweep.real[sweep.leading], sweep.real[diversity]
+        axes.scatter(*at, marker="*", s=180, color="gold", edgecolors="black", label="real held-out images")
+    _score_axis(axes, sweep.leading, "x")
+    _score_axis(axes, diversity)
+    caption = "Small: seeds; large: means. How far is each from the star, in quality and in diversity?"
+    title = f"{MEASURES[diversity].heading} against {MEASURES[sweep.leading].heading}"
+    return [Plot("diversity", title, caption, _png(figure, axes))]
+
+
+def _search(sweep: Sweep) -> list[Plot]:
+    """Of a search, the score of each explored config: one after the other, and against each of its params."""
+    score = sweep.leading
+    rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
+    if len(rows) < 2:
+        return []
+    heading, values = MEASURES[score].heading, np.array([row[score] for row in rows])
+    figure, axes = _axes()
+    numbers = [row["number"] for row in rows]
+    best = (np.minimum if MEASURES[score].better == "lower" else np.maximum).accumulate(values)
+    axes.scatter(numbers, values, s=18, color=COLOURS[2], label="an explored config")
+    axes.step(numbers, best, where="post", color=COLOURS[5], label="the best so far")
+    _score_axis(axes, score)
+    axes.set_xlabel("config, in the order of the search")
+    caption = "On the one seed that chose among them, so the best of many is lucky. Is the line still improving?"
+    found = [Plot("history", f"{heading} of every explored config", caption, _png(figure, axes))]
+    varied = [name for name in rows[0]["params"] if len({row["params"][name] for row in rows}) > 1]
+    figure = Figure((WIDTH, 2.0 * len(varied)), layout="constrained")
+    for place, name in enumerate(varied):
+        axes = figure.add_subplot(len(varied), 1, place + 1)
+        at = [row["params"][name] for row in rows]
+        axes.scatter(at, values, s=18, color=COLOURS[2])
+        axes.set_xlabel(name)
+        _score_axis(axes, score)
+        if isinstance(at[0], str):
+            axes.tick_params(axis="x", rotation=90, labelsize=6)
+        elif min(at) > 0:
+            axes.set_xscale("log")
+    caption = (
+        "A dot a config. Are the best inside the range, or at its edge? A weight counts only where its loss is kept."
+    )
+    return found + [Plot("params", f"{heading} against each parameter", caption, _png(figure))] * bool(varied)
+
+
+def _style(index: int) -> tuple[str, str]:
+    """Colour and marker of a row."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure((WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
+    """Label a score's axis; one that falls towards 0 is shown by its logarithm, so that good rows are told apart."""
+    measure = MEASURES[score]
+    label = f"{measure.heading} ({measure.better} is better)" if measure.better else measure.heading
+    getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))
+    if measure.better == "lower":
+        getattr(axes, f"set_{axis}scale")("log")
+        getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
+        getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
+def _png(figure: Figure, axes: Axes | None = None) -> bytes:
+    """The figure as a PNG file, with the legend of the axes below it."""
+    handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
+    if handles:
+        short = [textwrap.shorten(label, 40) for label in labels]
+        figure.legend(handles, short, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=DPI, format="png")
+    return file.getvalue()

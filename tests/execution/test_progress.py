@@ -1,0 +1,91 @@
+"""What a command shows: a view that lives on a terminal, lines elsewhere, and neither ends the command."""
+
+import io
+
+import pytest
+from conftest import tiny_plan, tiny_recipe
+from rich.console import Console
+
+from sgan.config import Variant, Weights
+from sgan.store.local import Store
+from sweeps.execution.progress import Progress
+from sweeps.planning.trials import End, ListSource, Trial
+
+VARIANTS = {"sgan": Variant(("fc3",), Weights(), joint=True), "dcgan-adv-cond-ent": Variant((), Weights(), joint=False)}
+LOSSES = {"level0/d_adversarial": 1.214, "level0/g_adversarial": 0.933, "level1/d_adversarial": 9.0}
+
+
+def started(root, console: Console, seeds: int = 3) -> tuple[Progress, dict[str, Trial]]:
+    """Six trials: of seed 0, the DCGAN has finished before, and sgan runs its joint stage."""
+    store, trials = Store(root), {}
+    for variant, row in VARIANTS.items():
+        for seed in range(seeds):
+            plan = tiny_plan(tiny_recipe(), row, seed)
+            trials[f"{variant}-{seed}"] = Trial(variant, seed, None, plan)  # type: ignore[arg-type]
+    finish(store, trials["dcgan-adv-cond-ent-0"], 31.0)
+    progress = Progress(store, ListSource(list(trials.values()), store), console)
+    scores = {**LOSSES, "fid": 12.34, "inception_score": 9.5}
+    progress.go_on(trials["sgan-0"], {"label": "joint", "share": 0.0, "scores": {}})
+    progress.go_on(trials["sgan-0"], {"label": "joint", "share": 0.5, "scores": scores})
+    progress.go_on(trials["sgan-1"], {"label": "judge", "share": 0.25, "scores": {"class_loss": 0.5}})
+    progress.go_on(trials["sgan-2"], {"label": "judge", "share": 0.25, "scores": {"class_loss": 0.5}})
+    return progress, trials
+
+
+def finish(store: Store, trial: Trial, fid: float) -> None:
+    for stage in trial.plan.names:
+        if not store.has(stage):
+            store.begin(stage)
+            scores = {"fid": fid, "inception_score": 9.0}
+            store.publish(stage, {"status": "done", "reason": None, "kind": "score", "scores": scores})
+
+
+def terminal(width: int) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=40, _environ={"TERM": "xterm"})
+
+
+def shown(progress: Progress, width: int) -> list[str]:
+    plain = Console(file=io.StringIO(), width=width, color_system=None)
+    plain.print(progress.view())
+    return plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: int, tmp_path):
+    progress, trials = started(tmp_path, terminal(width))
+    finish(progress.store, trials["dcgan-adv-cond-ent-1"], 33.0)
+    progress.end(trials["dcgan-adv-cond-ent-1"], End("done"))
+    heading, leader, *stages, total = lines = shown(progress, width)
+    assert max(map(len, lines)) <= width
+    assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
+    assert leader.split() == ["dcgan-adv-cond-ent", "2", "32.00", "±", "1.41", "9.00", "±", "0.00"]
+    assert [line.split()[0] for line in stages] == ["joint", "judge"]
+    assert "50%" in stages[0]
+    assert "D 1.21" in stages[0]
+    assert "FID 12.3" in stages[0]
+    assert "+1" in stages[1]
+    assert "25%" in stages[1]
+    assert "1/5 trials" in total
+
+
+def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys):
+    console = terminal(100)
+    progress, trials = started(tmp_path, console)
+    with progress:
+        progress.end(trials["sgan-0"], End("failed", "no memory"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "sgan seed 0: failed: no memory" in text
+    assert "\x1b[" in text
+
+
+def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
+    progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
+    progress.end(trials["sgan-0"], End("diverged", "level0: g is nan"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[2] for line in lines] == [
+        "sgan seed 0: joint",
+        "sgan seed 1: judge: loss 0.5",
+        "sgan seed 2: judge: loss 0.5",
+        "sgan seed 0: diverged: level0: g is nan",
+    ]
+    assert all("░" in line for line in lines)

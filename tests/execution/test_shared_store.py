@@ -1,0 +1,61 @@
+"""Nodes that share a store: what each answers, or that it has died."""
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError, NodeDiedError
+
+from sgan.checks import ConfigError
+from sgan.store.local import Store
+from sweeps.execution import shared_store
+from sweeps.execution.shared_store import require_shared_store, require_versions, versions
+
+LAST = 56 * "3"
+NODES = [{"NodeID": each, "NodeManagerHostname": "twin", "Alive": True} for each in (56 * "1", 56 * "2", LAST)]
+
+
+def test_a_node_with_other_versions_is_named_before_it_computes():
+    require_versions(versions(), "here")
+    with pytest.raises(
+        ConfigError, match=r"the node here has Python .*, torch .*, but the driver Python 2.7, torch 1;"
+    ):
+        require_versions("Python 2.7, torch 1", "here")
+
+
+class Answers:
+    """Stands for the nodes: two have one host's name, and the third one dies, or is silent."""
+
+    def __init__(self, store: Store, mark: str, monkeypatch, dies: bool):
+        self.store, self.mark, self.nodes, self.dies = store, mark, list(NODES), dies
+        monkeypatch.setattr(shared_store, "answer", self)
+        monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
+        monkeypatch.setattr(ray, "get", self.get)
+
+    def options(self, scheduling_strategy) -> "Answers":
+        return self
+
+    def remote(self, address: str, mark: str, node: str, name: str, expected: str) -> str:
+        assert (address, expected) == (self.store.address, versions())
+        with Store(self.store.root).alone(f"sharing-{mark}") as mine:
+            assert not mine
+        return node
+
+    def get(self, node: str, timeout: float) -> bool:
+        if node == LAST:
+            self.nodes = [each | {"Alive": not self.dies or each["NodeID"] != LAST} for each in NODES]
+            raise NodeDiedError("gone") if self.dies else GetTimeoutError("silent")
+        shared_store.leave_mark(self.store, f"{self.mark}-{node}")
+        return True
+
+
+def test_nodes_of_one_name_answer_each_and_a_dead_one_need_not(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    Answers(store, "mark", monkeypatch, dies=True)
+    require_shared_store(store, "mark")
+    assert [path.name for path in (tmp_path / "hosts").iterdir()] == ["mark"]
+
+
+def test_a_node_that_lives_and_says_nothing_is_named(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    Answers(store, "mark", monkeypatch, dies=False)
+    with pytest.raises(ConfigError, match="the node twin did not say within"):
+        require_shared_store(store, "mark")
