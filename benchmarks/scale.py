@@ -166,7 +166,7 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
         searcher = run.searcher()
         searcher.sampler.make = lambda seed: Timed(seed=seed)
         searcher.target = configs
-        run.begin(searcher, "", "", "")
+        run.begin(searcher, {"command": "", "commit": "", "machine": ""})
         job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
         assert scheduler.run(searcher, job, run.store, where)

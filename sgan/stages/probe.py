@@ -14,7 +14,7 @@ from sgan.stages.graph import JudgeStage, plan
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
 
-STEPS, IMAGES = 24, 1000
+STEPS, IMAGES = 40, 1000
 """The probe trains so many steps of each kind, on about so many images."""
 
 
@@ -52,6 +52,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
 
 
 def _seconds_per_image(times: list[tuple[float, int]]) -> float:
-    """Median over the steps of the second half: a GPU's first ones are no measure."""
+    """Lower quartile over the steps of the second half: a GPU's first ones are no measure, nor are those of a stall."""
     half = times[len(times) // 2 - 1 :]
-    return statistics.median((b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(half))
+    rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(half)]
+    return statistics.quantiles(rates, n=4)[0]

@@ -109,8 +109,12 @@ def check_record(ablation: Ablation, store: Store) -> None:
         )
 
 
-def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
-    """Write the sweep's record; trials of earlier commands of the same sweep stay."""
+def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
+    """Write the sweep's record; trials of earlier commands of the same sweep stay.
+
+    Args:
+        origin: command, commit and machine.
+    """
     options, basis, ranks = ablation.options, ablation.basis, [*VARIANTS, *ablation.rows]
     settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "match", "override")}
     rows = []
@@ -127,9 +131,7 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
     head = {
         "key": ablation.key,
         "title": ablation.title,
-        "command": manifest.command("ablation.py"),
-        "commit": commit,
-        "machine": machine,
+        **origin,
         "started": time.time(),
         "settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings),
         "judges": [name(stage) for stage in ablation.trials[0].plan.judges],

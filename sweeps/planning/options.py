@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
 
-from sgan.addresses import masked
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
@@ -57,11 +56,6 @@ def flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _address(text: str) -> str:
-    require("://" in text, f"an address looks like http://127.0.0.1:5000, but this is {masked(text)!r}")
-    return text
-
-
 def choice(*choices: str) -> tuple[Any, Any]:
     """Metadata of a text option that takes these values alone, and shows them in --help."""
     return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
@@ -73,7 +67,6 @@ def default_store() -> str:
 
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Address = Annotated[str, AfterValidator(_address)]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
             "192.168.1.10": network[HEAD].address,
             "[192.168.1.11, 192.168.1.12]": f"[{', '.join(network[name].address for name in WORKERS)}]",
             "researcher": "root",
-            "~/.ssh/id_ed25519": "~/.ssh/key",
+            "~/.ssh/sgan_cluster": "~/.ssh/key",
             "/shared/runs": str(shared / "runs"),
             "/shared/sgan-sweeps": str(ROOT),
         }.items():

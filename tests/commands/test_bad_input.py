@@ -125,7 +125,6 @@ OPTIONS = {
         "--top",
         "--confirm-seeds",
         "--seed",
-        "--study-storage",
         "--sampler",
     ],
 }

@@ -157,8 +157,8 @@ def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
     first = plan_ablation(Sweep(seeds=1, variants=("dcgan-adv",)), 0)
     more = plan_ablation(Sweep(seeds=2, variants=("sgan",)), 0)
-    record(first, store, "a machine", "abc")
-    record(more, store, "a machine", "abc")
+    record(first, store, {"command": "", "commit": "abc", "machine": "a machine"})
+    record(more, store, {"command": "", "commit": "abc", "machine": "a machine"})
     manifest = read(store, first.key)
     assert [(row["variant"], row["seed"]) for row in manifest["trials"]] == [
         ("sgan", 0),
