@@ -33,6 +33,19 @@ def test_a_store_at_any_path_holds_its_database_and_its_artifacts(folder, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [folder]
 
 
+def test_a_group_that_may_write_the_store_may_write_its_database_and_its_artifacts(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o2770)
+    before = os.umask(0o077)
+    try:
+        store = Store(tmp_path / "shared" / "store")
+        experiment_id(MlflowClient(default_uri(store)), default_uri(store))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in store.root.iterdir()}
+    assert (modes["mlflow.db"], modes["mlartifacts"], modes["stages"]) == (0o660, 0o770, 0o770)
+
+
 @pytest.mark.parametrize(
     ("given", "variable", "address"),
     [
