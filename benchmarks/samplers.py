@@ -74,7 +74,7 @@ def problem(seed: int) -> Problem:
 def explore(made: Problem, sampler: str, seed: int, count: int) -> list[tuple[float, dict[str, Any]]]:
     """Scores and configs in the order of their score, best first."""
     noise, distinct = random.Random(seed), DistinctSampler(SAMPLERS[sampler], seed, SPACE, content_key)
-    study = new_study(["maximize"], distinct, None)
+    study = new_study({"score": "maximize"}, distinct)
     for _ in range(count):
         trial = study.ask(SPACE)
         distinct.taken.add(content_key(trial.params))

@@ -61,7 +61,7 @@ from sweeps.planning.options import Sweep
 from sweeps.planning.trials import ListSource
 
 ROOT = Path(__file__).parent.parent
-SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
+SECOND = ["encoder.images=640", "judge.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
 """Overrides by which a digits trial of one level trains about a second."""
 SEARCH_SLOTS = 4
 DRAWN = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")
@@ -166,7 +166,7 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
         searcher = run.searcher()
         searcher.sampler.make = lambda seed: Timed(seed=seed)
         searcher.target = configs
-        run.begin(searcher, "", "", "")
+        run.begin(searcher, {"command": "", "commit": "", "machine": ""})
         job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
         assert scheduler.run(searcher, job, run.store, where)

@@ -77,9 +77,11 @@ def call(options: list[str], seconds: float) -> tuple[int, dict[str, Any]]:
 def text(command: str, store: Path, calls: list[dict[str, Any]]) -> str:
     """What the calls took, and the table."""
     from sgan.store.local import Store
-    from sweeps.run_ablation import TABLE
+    from sweeps.planning import manifest
+    from sweeps.reporting.document import TEXT
 
     opened, by_kind = Store(store), defaultdict(float)
+    tables = [(manifest.folder(opened, key) / TEXT).read_text() for key in manifest.keys(opened)]
     for span in spans(store):
         by_kind[opened.facts(span.name)["kind"]] += opened.facts(span.name)["seconds"]
     looks = sum(each["looks"] for each in calls)
@@ -94,7 +96,7 @@ def text(command: str, store: Path, calls: list[dict[str, Any]]) -> str:
     return (
         f"`{command}`, {len(calls)} call{'s' * (len(calls) > 1)}, on {'; '.join(machines)}\n\n"
         f"- time in all: {sum(each['seconds'] for each in calls) / 60:.1f} minutes\n- GPU: {used}\n"
-        f"- seconds of stages: {kinds}\n\n{(store / TABLE).read_text()}"
+        f"- seconds of stages: {kinds}\n\n{''.join(tables)}"
     )
 
 

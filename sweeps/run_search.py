@@ -1,37 +1,27 @@
-"""Runs a search: its plan, both phases, best.yaml, the plots and the table."""
+"""Runs a search: its plan, both phases, best.yaml, the plots and the report."""
 
+import shlex
 import tempfile
 import time
 from contextlib import nullcontext, suppress
 
-import torch
-
 from sgan.addresses import masked
 from sgan.checks import require
 from sgan.command_line import INTERRUPTED
-from sgan.host import processor
-from sgan.stages.graph import code_version
-from sgan.stages.probe import seconds_per_unit
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
-from sweeps.execution import scheduler
-from sweeps.execution.cluster import Slots, count_slots, join_cluster
-from sweeps.execution.shared_store import require_shared_store
-from sweeps.execution.worker import Job
-from sweeps.mlflow_view import follow
-from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
+from sweeps.execution.cluster import Slots
+from sweeps.execution.worker import measured_here, measured_in_a_slot
+from sweeps.frame import Frame, join
 from sweeps.optimization import plots
 from sweeps.optimization.best_config import account, write_best
 from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.optimization.searcher import Searcher
+from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import WEIGHTS
 from sweeps.optimization.study import OUTCOME
-from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
-from sweeps.planning.options import STOPPED_SECONDS
-from sweeps.planning.trials import ListSource, clock
-from sweeps.reporting import document
+from sweeps.planning.trials import ListSource, Trial, clock
 
 
 def main(search: Search) -> int:
@@ -41,11 +31,7 @@ def main(search: Search) -> int:
     Raises:
         ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
     """
-    address_of(search.mlflow)
-    if not search.dry_run:
-        print("starting Ray ...", flush=True)
-        join_cluster()
-    slots = count_slots(search.slots, search.trials_per_gpu)
+    slots = join(search)
     basis = prepare(search, slots.all_gpus)
     with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
         store = (find_store(search.store) or Store(folder)) if search.dry_run else open_store(search.store)
@@ -63,10 +49,9 @@ def main(search: Search) -> int:
 
 
 def probe(run: SearchRun, slots: Slots) -> float:
-    """Seconds of a unit of cost on this machine."""
-    device = "cuda" if slots.gpus and torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(slots.cpus)
-    return seconds_per_unit(next(iter(run.templates.values())), run.basis.data.to(device), device)
+    """Seconds of a unit of cost, in a slot; a dry run measures in this process."""
+    measure = measured_here if run.options.dry_run else measured_in_a_slot
+    return measure(next(iter(run.templates.values())), run.basis.data, slots)
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
@@ -79,12 +64,12 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
     ]
     ranges += [f"{field} {each.low:g} to {each.high:g}" for field, each in space.varied]
     left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
-    first = search.seed + 1
+    seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
     print(f"{run.title}\n  why      {run.basis.why}")
     print(f"  space    {len(space.splits)} splits, losses {' or '.join(space.losses)}, {', '.join(ranges)}")
     print(f"  study    {run.name}: {searcher.ended} trials finished{left}")
     print(f"  explore  {made.explored} configs at seed {search.seed}, sampler {search.sampler}")
-    print(f"  confirm  the best {made.best} on {made.seeds} fresh seeds, {first} to {first + made.seeds - 1}")
+    print(f"  confirm  the best {made.best} and the default config on {seeds}")
     print(f"  slots    {slots.count} stages at a time on {slots.where}")
     print(f"  time     about {clock(estimate.median)} (nine in ten: {clock(estimate.low)} to {clock(estimate.high)})")
     if search.gpu_hour_price:
@@ -99,49 +84,37 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
 
 def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
     """Run both phases, and leave best.yaml, plots and table; returns the exit status."""
-    store, search, began = run.store, run.options, time.monotonic()
-    require_shared_store(store, run.key)
-    if run.basis.inception_weights:
-        store.keep_weights(run.basis.inception_weights, run.basis.inception)
-    address = address_of(search.mlflow)
-    if address:
-        warn_if_away(address)
-    uri, command, commit = address or default_uri(store), manifest.command("search.py"), manifest.commit()
-    run.begin(searcher, command, commit, f"{processor()}, {slots.where}")
-    job = Job(run.basis.data, store.address, run.key, commit, code_version(), slots, search.deterministic)
-    follower = follow.start(store, run.key, uri)
-    store.note("search started", search=run.key, command=command)
-    confirmed, best, sweep = [], None, None
-    finished = scheduler.run(searcher, job, store, slots)
+    began, frame = time.monotonic(), Frame("search.py", run.options, run.store, run.key, run.basis, slots)
+    run.begin(searcher, frame.origin)
+    frame.start()
+    confirmed: list[tuple[Trial, Row]] = []
+    best, finished = None, frame.run(searcher)
     if finished:
         confirmed = run.confirm(searcher, made)
-        print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
-        finished = scheduler.run(ListSource([one for one, _ in confirmed], store), job, store, slots)
+        if confirmed:
+            print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
+            finished = frame.run(ListSource([one for one, _ in confirmed], run.store))
         best = write_best(run, searcher, confirmed)
     with suppress(OSError):  # a full disk; the same command makes them again
         plots.draw(searcher.study, run.space, run.plots, run.scores)
         run.end(searcher)
-    try:  # MLflow shows the report, too
-        if finished:
-            variants, seeds = {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed}
-            sweep = document.keep(store, run.key, search.store, variants, seeds)
-    finally:
-        unsent = follow.finish(follower, store, run.key, uri, None if finished else STOPPED_SECONDS)
-    store.note("search ended", search=run.key)
+    sweep, unsent = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})
     if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\n{account(run, made, time.monotonic() - began)}")
-    print(f"Open the study: optuna-dashboard {masked(str(run.study_place))}")
+    print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
     if best:
-        print(f"Best: {best.config}, in {best.path}.")
+        print(f"Best: {best.title}, in {best.path}.")
+        if best.single:
+            print("  It has no cuts: it is a single GAN (DCGAN), no stack, and the ablation's sgan is one with it.")
         if best.wrong:
             wrong = ", ".join(f"{seed} {how}" for seed, how in best.wrong.items())
             print(f"  Not on every seed: {wrong}. --objective fid sees what Inception score does not.")
-    then = f"python sweeps/ablation.py --config {best.path}" if best else nothing_confirmed(searcher, bool(confirmed))
-    document.ending(sweep, unsent or pages(uri, run.key), then)
-    complete = all(run.outcome(row) for _, row in confirmed)
-    return 0 if best and complete and not unsent and not searcher.failed else 1
+    failed = any(run.outcome(row) is None for _, row in confirmed)
+    again = f"python sweeps/ablation.py --config {shlex.quote(str(best.path))}" if best else ""
+    frame.conclude(sweep, unsent, again or nothing_confirmed(searcher, failed))
+    return 0 if best and not failed and not unsent and not searcher.failed else 1
 
 
 def nothing_confirmed(searcher: Searcher, tried: bool) -> str:

@@ -1,32 +1,27 @@
 """A scheduler in this process, and a search whose configs end by plan."""
 
 import random
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from conftest import tiny_plan
 
 from sgan.checks import content_key
 from sgan.data.batches import Data
-from sgan.stages.graph import name
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
-from sgan.store.record import read_record
 from sgan.training.loop import Diverged
 from sweeps.optimization.objective import Outcome
 from sweeps.optimization.searcher import Row
-from sweeps.planning.trials import End, Point, Trial, TrialSource
+from sweeps.planning.trials import End, Trial, TrialSource
 
 PLAN = tiny_plan()
-LAST = PLAN.stages[-2][0]
-"""The label of the last training stage."""
 
 
 def run(
     source: TrialSource,
     end_of: Callable[[Trial], End],
     slots: int = 1,
-    points: Callable[[Trial], Iterable[Point]] = lambda trial: (),
     stop_after: float = float("inf"),
     seed: int = 0,
 ) -> int:
@@ -34,7 +29,6 @@ def run(
 
     Args:
         end_of: called where a trial ends.
-        points: the evaluations of a trial.
         stop_after: the command is stopped after so many ends: nothing of the trials in progress is told.
     """
     live: list[Trial] = []
@@ -46,8 +40,7 @@ def run(
             assert source.exhausted()
             break
         trial = live.pop(rng.randrange(len(live)))
-        early = any([source.report(trial, point) for point in points(trial)][-1:])
-        source.end(trial, End("stopped") if early else end_of(trial))
+        source.end(trial, end_of(trial))
         ended += 1
     return ended
 
@@ -55,8 +48,8 @@ def run(
 class Toy:
     """A search's record in memory; configs end as `outcomes` says: params -> outcome, None for a failure."""
 
-    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], stop_by: str = ""):
-        self.outcomes, self.stop_by = outcomes, stop_by
+    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None]):
+        self.outcomes = outcomes
         self.rows: dict[int, Row] = {}
         self.ended: set[int] = set()
         self.time = True
@@ -70,8 +63,6 @@ class Toy:
         self.rows[row["number"]] = row
 
     def outcome(self, row: Row) -> Outcome | None:
-        if "stopped" in row:
-            return Outcome("pruned", points=dict(row["stopped"]))
         return self.outcomes(row["params"]) if row["number"] in self.ended else None
 
     def in_time(self, seconds: float) -> bool:
@@ -91,21 +82,16 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
     while trial := source.next():
         if ended >= stop_after:
             return False
-        source.end(trial, _train(source, trial, store, data))
+        source.end(trial, _train(trial, store, data))
         ended += 1
     assert source.exhausted()
     return True
 
 
-def _train(source: TrialSource, trial: Trial, store: Store, data: Data) -> End:
-    stages, events = dict(trial.plan.stages), run_trial(trial.plan, Context(store, data, "cpu", "test"))
-    assert isinstance(events, Generator)  # which can be closed
+def _train(trial: Trial, store: Store, data: Data) -> End:
     try:
-        for event in events:
-            for line in read_record(store.look(name(stages[event.label]))):
-                if source.report(trial, Point(event.label, line["images"], line["metrics"])):
-                    events.close()
-                    return End("stopped")
+        for _ in run_trial(trial.plan, Context(store, data, "cpu", "test")):
+            pass
     except Diverged as error:
         return End("diverged", str(error))
     return End("done")

@@ -22,7 +22,7 @@ class Measure:
 
 
 _SPACE = {
-    "fid": Measure("FID", 2, "lower", "Frechet distance of the features to those of the training images"),
+    "fid": Measure("FID", 3, "lower", "Frechet distance of the features to those of the training images"),
     "kid": Measure("KID", 4, "lower", "squared maximum mean discrepancy to the training images, whatever the count"),
     "precision": Measure("Precision", 2, "higher", "share of the samples that lie among training images"),
     "recall": Measure("Recall", 2, "higher", "share of the training images that lie among samples"),
@@ -45,6 +45,9 @@ MEASURES: dict[str, Measure] = {
         f"pixels/{name}": Measure(f"{each.heading} (pixels)", each.decimals, each.better, f"{each.meaning}; by pixels")
         for name, each in _SPACE.items()
     },
+    "pixels/train_on_generated": Measure(
+        "Train on generated (pixels)", 3, "higher", "accuracy of a classifier trained on the samples; by pixels"
+    ),
 }
 """Name -> measure. Plain names are of the leading judge; "pixels/" of the one that needs no training."""
 LEADING = "fid"

@@ -34,7 +34,7 @@ LEADERS = 12
 LOSSES = {"class_loss": "loss", "d_adversarial": "D", "g_adversarial": "G", "test_accuracy": "accuracy"}
 SHOWN = (LEADING, "inception_score")
 """Measures of the leaderboard."""
-SCORES = {"feature_fid": "feature FID", **{each: MEASURES[each].heading for each in SHOWN}}
+SCORES = {"feature_fid": "feature FID", "fid": "FID", "inception_score": "IS"}
 
 
 @dataclass
@@ -213,7 +213,9 @@ class Progress:
     def view(self) -> RenderableType:
         """The leaderboard, a row a running stage, and a bar for all."""
         now, (share, left, count) = time.monotonic(), self._standing()
-        self.running = {each: seen for each, seen in self.running.items() if now - seen.heard < GONE and seen.share < 1}
+        self.running = {
+            each: seen for each, seen in self.running.items() if now - seen.heard < GONE and self.shares[each] < 1
+        }
         stages = Table.grid(padding=(0, 1), expand=True)
         stages.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
         stages.add_column(width=12)

@@ -31,7 +31,7 @@ from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
 from sweeps.execution.worker import Job
-from sweeps.planning.trials import End, Point, Trial, TrialSource
+from sweeps.planning.trials import End, Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
 """A share of the head node: a trial there holds no CPU, and keeps no node of an autoscaled cluster alive."""
@@ -71,7 +71,6 @@ class SourceSearcher(Searcher):
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
         self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
-        self.early: set[str] = set()
         self.ended: list[tuple[Trial, End]] = []
         self.stopped: ray.ObjectRef | None = None
 
@@ -95,20 +94,13 @@ class SourceSearcher(Searcher):
         """Have the scheduler of stages take a trial in."""
         self.scheduler.add.remote(trial, self.job)
 
-    def take(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Take a result of a trial; whether the trial is to stop early."""
+    def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Take a result of a trial."""
         trial = self.live.get(trial_id)
-        if trial is None or "outcome" in result:
-            return False
-        if "lost" in result:
+        if trial and "lost" in result:
             self.add(trial)
-            return False
-        self.progress.go_on(trial, result)
-        if "scores" in result:
-            point = Point(result["label"], result["images"], result["scores"])
-            if self._patiently(lambda: self.source.report(trial, point)):
-                self.early.add(trial_id)
-        return trial_id in self.early
+        elif trial and "outcome" not in result:
+            self.progress.go_on(trial, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
@@ -156,7 +148,7 @@ class SourceSearcher(Searcher):
 
 
 class SweepStopper(tune.Stopper):
-    """Ends a trial whose source says so, and all of them where the command is stopped."""
+    """Hears every result, and ends all trials where the command is stopped."""
 
     def __init__(self, searcher: SourceSearcher):
         self.searcher = searcher
@@ -165,7 +157,8 @@ class SweepStopper(tune.Stopper):
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.searcher.take(trial_id, result)
+        self.searcher.take(trial_id, result)
+        return False
 
     def stop_all(self) -> bool:
         return self.searcher.stopping()

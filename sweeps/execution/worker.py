@@ -11,8 +11,10 @@ import torch
 from ray.actor import ActorHandle
 
 from sgan.checks import ConfigError, require
+from sgan.config import Config
 from sgan.data.batches import Data
 from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.probe import seconds_per_unit
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
@@ -134,6 +136,19 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)
+
+
+def measured_here(config: Config, data: Data, slots: Slots) -> float:
+    """Seconds of a unit of cost in this process."""
+    torch.set_num_threads(slots.cpus)
+    device = "cuda" if slots.gpus and torch.cuda.is_available() else "cpu"
+    return seconds_per_unit(config, data.to(device), device)
+
+
+def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
+    """The same where stages run: the machine of the driver may be another, without a GPU."""
+    task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
+    return ray.get(task.remote(config, ray.put(data), slots))
 
 
 def _news(progress: Progress) -> dict[str, Any]:

@@ -20,15 +20,17 @@ CONFIRMED = ("inception_score", "fid", "diversity")
 
 @dataclass(frozen=True)
 class Best:
-    """What best.yaml holds: the config's name, and its seeds that diverged or collapsed, with how."""
+    """What best.yaml holds: the config in words, whether it has no cuts, and its seeds that diverged or collapsed, with
+    how."""
 
     path: Path
-    config: str
+    title: str
+    single: bool
     wrong: dict[int, str]
 
 
 def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Trial, Row]]) -> Best | None:
-    """Write best.yaml; None where no config has ended on all of its seeds.
+    """Write best.yaml; None where no config has ended on all of its seeds, or all went wrong.
 
     A seed that diverged or collapsed counts with the floor in the choice of the best.
     """
@@ -36,6 +38,7 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
     for one, row in confirmed:
         configs.setdefault(one.variant, []).append((one, row, run.outcome(row)))
     whole = {config: ended for config, ended in configs.items() if all(outcome for *_, outcome in ended)}
+    whole = {each: ended for each, ended in whole.items() if any(outcome.tag == DONE for *_, outcome in ended)}
     if not whole:
         return None
     values = [[outcome.values for *_, outcome in ended] for ended in whole.values()]
@@ -63,7 +66,7 @@ def write_best(run: SearchRun, searcher: Searcher, confirmed: Sequence[tuple[Tri
     options = run.ablation_options(row["params"])
     BestConfig(run.options.variant, options, trials[0].config, provenance).write(path)
     run.store.save(path)
-    return Best(path, winner, wrong)
+    return Best(path, row["title"], run.space.kind(row["params"]) != run.options.variant, wrong)
 
 
 def account(run: SearchRun, made: Plan, seconds: float) -> str:

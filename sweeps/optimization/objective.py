@@ -1,8 +1,8 @@
 """A search's objective, and the values that Optuna is told for a config that has ended."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
 from sgan.evaluation.alarms import alarms
@@ -17,7 +17,7 @@ OBJECTIVES = {
 FLOOR = {"inception_score": 1.0, "fid": 500.0, "diversity": 0.0}
 """The worst value of each score: told for a trial that diverged or collapsed. 1 is the least Inception score there is;
 an FID has no worst value, and 500 is beyond what noise scores."""
-DONE, DIVERGED, COLLAPSED, PRUNED = "done", "diverged", "collapsed", "pruned"
+DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,14 @@ class Outcome:
     """How a config ended.
 
     Attributes:
-        tag: done, diverged, collapsed, or pruned (stopped early).
+        tag: done, diverged or collapsed.
         values: one for each objective, none worse than its floor; the floors where the config went wrong.
         reason: why it went wrong; "" otherwise.
-        points: images seen -> score, of the evaluations that early stopping compares.
     """
 
     tag: str
     values: tuple[float, ...] = ()
     reason: str = ""
-    points: Mapping[int, float] = field(default_factory=dict)
 
 
 def outcome_of(state: State, scores: Sequence[str]) -> Outcome | None:

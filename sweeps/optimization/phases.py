@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
+
 from sgan import presets
 from sgan.checks import as_json, content_key, require
 from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.fit import check_networks
-from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, code_version, name, plan
+from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.files import sha256
 from sgan.store.local import Store
-from sgan.store.record import read_record
 from sweeps.optimization.budget import EXPLORE, Ahead, Estimate, Limits, confirmations, estimate
-from sweeps.optimization.objective import OBJECTIVES, PRUNED, Outcome, outcome_of
+from sweeps.optimization.objective import OBJECTIVES, Outcome, outcome_of
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import SPLITS, Space, parse_varied
@@ -31,7 +32,9 @@ from sweeps.planning.state import state_of
 from sweeps.planning.trials import Trial, clock, trial
 
 STUDY = "optuna.log"
-"""In the folder of a search's record: Optuna's study, unless --study-storage names a database."""
+"""Optuna's study, in the folder of a search's record."""
+DEFAULT = 0
+"""The number of the default config, which is tried first."""
 ENDLESS = 10**9
 RECENT = 20
 """The times of so many trials predict those of the next."""
@@ -68,11 +71,10 @@ class SearchRun:
         varied = tuple(parse_varied(text, basis.recipe) for text in search.vary)
         chosen = (search.chosen_splits, search.ranges, search.zeros, varied)
         self.space = space = Space(search.variant, template, basis.recipe, *chosen)
-        parts = [*basis.shared, code_version(), search.objective, search.sampler, search.early_stop, search.seed]
+        parts = [*basis.shared, code_version(), search.objective, search.sampler, search.seed]
         space_parts = [space.variant, space.splits, space.ranges, space.zeros, [*map(repr, space.varied)]]
         self.key = content_key([*parts, as_json(space_parts)])
         self.store, self.scores = store, tuple(OBJECTIVES[search.objective])
-        self.stop_by = self.scores[0] if search.early_stop else ""
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.limits: Limits = search.limits(units)
         self.templates = {split: self._template(split, search.seed) for split in space.splits}
@@ -84,12 +86,12 @@ class SearchRun:
     @property
     def name(self) -> str:
         """The study's name."""
-        return f"sgan-{self.key}"
+        return f"{self.basis.what}, {self.options.variant} by {self.options.objective} ({self.key})"
 
     @property
-    def study_place(self) -> str | Path:
-        """Address of the database, or path of the journal file, in which Optuna's dashboard finds the study."""
-        return self.options.study_storage or manifest.folder(self.store, self.key) / STUDY
+    def study_path(self) -> Path:
+        """The journal file in which Optuna's dashboard finds the study."""
+        return manifest.folder(self.store, self.key) / STUDY
 
     def _template(self, split: str, seed: int):
         return self.space.config(self.space.known_good() | {"split": split}, seed)
@@ -100,12 +102,9 @@ class SearchRun:
             record = manifest.read(self.store, self.key)
             self.rows, self.decided = record["trials"], record["decided"]
             self.before = max([record["spent"], *(row["spent"] for row in self.rows)])
-        lasts = [plan(config).stages[-2][1] for config in self.templates.values()]
-        images = min(stage.images for stage in lasts if isinstance(stage, (JointStage, LevelStage)))
         options, space = self.options, self.space
         sampler = DistinctSampler(SAMPLERS[options.sampler], options.seed, space.distributions, space.key)
-        ways = tuple(OBJECTIVES[options.objective].values())
-        study = new_study(ways, sampler, images // 2 if options.early_stop else None)
+        study = new_study(OBJECTIVES[options.objective], sampler)
         return Searcher(study, sampler, self, self.phase("explore"), space.known_good())
 
     def phase(self, phase: str) -> list[Row]:
@@ -117,10 +116,11 @@ class SearchRun:
         phase, seed = ("explore", self.options.seed) if seed is None else ("confirm", seed)
         one = trial(f"config-{number}", seed, self.space.config(dict(params), seed))
         title, words = f"{number}: {self.space.title(dict(params))}", self.rerun(params)
+        title += " (default)" * (number == DEFAULT)
         default = self.space.fields(self.space.known_good())
         changes = {field: value for field, value in self.space.fields(params).items() if value != default[field]}
         changed = presets.Row(title, changes, self.options.variant)
-        row = manifest.trial_row(one, phase, words, number, changed, base_variant=self.options.variant)
+        row = manifest.trial_row(one, phase, words, number, changed, base_variant=self.space.kind(params))
         return one, row | {"number": number, "params": dict(params), "spent": self.spent()}
 
     def ablation_options(self, params: Mapping[str, Any]) -> config_file.ChosenOptions:
@@ -141,19 +141,7 @@ class SearchRun:
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
-        if "stopped" in row:
-            return Outcome(PRUNED, points=dict(row["stopped"]))
-        found = outcome_of(state_of(self.store, row), self.scores)
-        if found is None or not self.stop_by:
-            return found
-        judge = next(stage["name"] for stage in row["stages"] if stage["label"] == "scorer")
-        lines = read_record(self.store.look(row["stages"][-2]["name"]))
-        points = {
-            line["images"]: line["metrics"][self.stop_by]
-            for line in lines
-            if line["images"] > 0 and self.stop_by in line["metrics"] and line.get("judge", judge) == judge
-        }
-        return dataclasses.replace(found, points=points)
+        return outcome_of(state_of(self.store, row), self.scores)
 
     def spent(self) -> float:
         """Seconds of wall time of all commands of this search."""
@@ -161,7 +149,7 @@ class SearchRun:
 
     def in_time(self, seconds: float) -> bool:
         """Whether a config of the first phase that takes so many seconds may still begin."""
-        seconds = max(self.expected_seconds, seconds)
+        seconds = seconds or self.expected_seconds  # what trials took corrects what was predicted
         return self.spent() + seconds < EXPLORE * self.limits.seconds
 
     def plan(self, searcher: Searcher, probe: Callable[[], float]) -> Plan:
@@ -190,7 +178,8 @@ class SearchRun:
         searcher.expected = len(searcher.waiting) + max(0, target - searcher.count)
         searcher.target = ENDLESS if math.isinf(limits.trials) else target
         confirmed = [] if searcher.expected else self.best(searcher, best, seeds)
-        left = best * seeds - sum(self.outcome(row) is not None for _, row in confirmed)
+        trials = (best + 1) * seeds if searcher.expected else len(confirmed)
+        left = trials - sum(self.outcome(row) is not None for _, row in confirmed)
         fresh = range(search.seed + 1, search.seed + 1 + seeds)
         explore, confirm = (
             Ahead(count, [rate * each for each in self._shared(first, count)])
@@ -205,19 +194,22 @@ class SearchRun:
         stages = {stage for stage in stages if isinstance(stage, ClassifierStage)}
         return [cost(each) for each in stages if not self.store.has(name(each))]
 
-    def begin(self, searcher: Searcher, command: str, commit: str, machine: str) -> None:
-        """Write the search's head into the record, and open the copy of the study."""
-        self.head = {"command": command, "commit": commit, "machine": machine}
+    def begin(self, searcher: Searcher, origin: Mapping[str, str]) -> None:
+        """Write the search's head into the record, and open the copy of the study.
+
+        Args:
+            origin: command, commit and machine.
+        """
+        self.head = dict(origin)
         self.write_head(searcher)
-        if isinstance(self.study_place, Path):
-            self.store.fetch(self.study_place)
-        searcher.copy = StoredStudy(searcher.study, self.name, self.study_place)
+        self.store.fetch(self.study_path)
+        searcher.copy = StoredStudy(searcher.study, self.name, OBJECTIVES[self.options.objective], self.study_path)
 
     def end(self, searcher: Searcher) -> None:
         """Write the record's head, plots and study as they are at the command's end."""
         self.write_head(searcher)
-        for path in (self.plots, self.study_place):
-            if isinstance(path, Path) and path.exists():
+        for path in (self.plots, self.study_path):
+            if path.exists():
                 self.store.save(path)
 
     def write_head(self, searcher: Searcher) -> None:
@@ -239,6 +231,7 @@ class SearchRun:
             "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
             "paper_real": presets.REAL_DATA_PAPER,
             "search": None,
+            "reference": f"config-{DEFAULT}",
             "scores": list(self.scores),
             "explored": searcher.ended,
             "decided": self.decided,
@@ -273,10 +266,13 @@ class SearchRun:
         return chosen
 
     def best(self, searcher: Searcher, best: int, seeds: int) -> list[tuple[Trial, Row]]:
-        """The trials that confirm the best configs."""
+        """The trials that confirm the best configs and, beside them, the default; none where it has not ended."""
         first = self.options.seed + 1
+        chosen = {each.number: each.params for each in best_first(searcher.study)[:best]}
+        ended = searcher.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        chosen |= {each.number: each.params for each in ended if each.number == DEFAULT}
         return [
-            self.trial(each.number, each.params, seed)
+            self.trial(number, params, seed)
             for seed in range(first, first + seeds)
-            for each in best_first(searcher.study)[:best]
+            for number, params in chosen.items()
         ]

@@ -12,7 +12,7 @@ from sgan.command_line import Group
 from sgan.presets import VARIANTS
 from sweeps.optimization.budget import Limits
 from sweeps.optimization.space import ALL, check, parse_varied, splits_of
-from sweeps.planning.options import Address, Options, choice, flag, valid
+from sweeps.planning.options import Options, choice, flag, valid
 
 DEFAULT_TRIALS = 20
 
@@ -45,9 +45,6 @@ class Budgets(Group):
     """What is best; pareto: Inception score, FID and diversity (up to that of real data) at once."""
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     """Optuna's sampler."""
-    early_stop: bool = False
-    """Stop a trial whose score, at the same point of its last training stage, is below the median of the trials with
-    the same split."""
     trials: Annotated[int, Field(ge=3)] | None = None
     """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
     hours: PositiveFloat | None = None
@@ -57,14 +54,12 @@ class Budgets(Group):
     gpu_hour_price: PositiveFloat | None = None
     """Price of an hour of one GPU, or of one node where there is no GPU."""
     top: PositiveInt | None = None
-    """How many of the best configs are confirmed; without it as many as the budget carries, at most 5."""
+    """How many of the best configs are confirmed, beside the default one; without it as many as the budget carries, at
+    most 5."""
     confirm_seeds: Annotated[int, Field(ge=2, le=100)] | None = None
     """On how many fresh seeds each; without it 2 to 5, by the budget."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
     """The seed that explores; the next ones confirm. Another one is another search."""
-    study_storage: Address | None = None
-    """Address of a database for Optuna's study, such as postgresql://user@host/name; without it a journal file in the
-    store."""
 
 
 @validated(flag)
@@ -86,10 +81,6 @@ class Search(Space, Budgets, Options):
         require(
             self.max_cost is None or self.gpu_hour_price is not None,
             f"--max-cost {self.max_cost} needs --gpu-hour-price, the price of an hour of one GPU",
-        )
-        require(
-            not (self.early_stop and self.objective == "pareto"),
-            "--early-stop compares one score; choose --objective inception-score or fid, or leave it out",
         )
         check(self.variant, self.chosen_splits, self.ranges, self.zeros)
         for text in self.vary:

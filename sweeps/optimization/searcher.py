@@ -10,21 +10,15 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from sweeps.optimization.objective import PRUNED, Outcome
+from sweeps.optimization.objective import Outcome
 from sweeps.optimization.study import REASON, DistinctSampler, StoredStudy, note, replay, tell
-from sweeps.planning.trials import End, Point, Trial
+from sweeps.planning.trials import End, Trial
 
 Row = Mapping[str, Any]
 
 
 class Configs(Protocol):
-    """A searcher's view of the search whose configs it suggests.
-
-    Attributes:
-        stop_by: the score by which trials are stopped early; "" where none is.
-    """
-
-    stop_by: str
+    """A searcher's view of the search whose configs it suggests."""
 
     def trial(self, number: int, params: Mapping[str, Any]) -> tuple[Trial, Row]:
         """The trial of a config, and its row in the record."""
@@ -45,19 +39,17 @@ class Configs(Protocol):
 
 @dataclass
 class Running:
-    """A trial that runs: Optuna's, its row, when it began, and its evaluations (images -> score) so far."""
+    """A trial that runs: Optuna's, its row, and when it began."""
 
     trial: optuna.Trial
     row: Row
     began: float = field(default_factory=time.monotonic)
-    points: dict[int, float] = field(default_factory=dict)
-    stopped: bool = False
 
 
 class Searcher:
     """A `TrialSource`.
 
-    A trial that diverged or collapsed is told with the floor, one that was stopped early as pruned. Of one that failed
+    A trial that diverged or collapsed is told with the floor. Of one that failed
     or was stopped with the command nothing is told: the next command runs it under the same number.
 
     Args:
@@ -123,22 +115,9 @@ class Searcher:
             self.over = self.count >= self.target or not self.configs.in_time(self.mean_seconds())
         return self.over and not self.waiting
 
-    def report(self, trial: Trial, point: Point) -> bool:
-        running, score = self.live[trial.variant], point.scores.get(self.configs.stop_by, math.nan)
-        last = trial.plan.stages[-2][0]  # the points of stages before it say nothing of the score
-        if point.label == last and point.images > 0 and point.images not in running.points and math.isfinite(score):
-            running.points[point.images] = score
-            running.trial.report(score, point.images)
-            running.stopped = running.stopped or running.trial.should_prune()
-        return running.stopped
-
     def end(self, trial: Trial, end: End) -> None:
         running = self.live[trial.variant]
-        if end.outcome == "stopped" and running.stopped:
-            row = {**running.row, "stopped": sorted(running.points.items())}
-            self.configs.write(row)
-            self._tell(running.trial, row, Outcome(PRUNED, points=running.points))
-        elif end.outcome != "stopped":
+        if end.outcome != "stopped":
             outcome = self.configs.outcome(running.row)
             self.seconds.append(time.monotonic() - running.began)
             if outcome:

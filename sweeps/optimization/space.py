@@ -167,6 +167,11 @@ class Space:
         """What tells two configs apart: weights of losses that are left out do not."""
         return content_key(self.config(params, 0))
 
+    def kind(self, params: Mapping[str, Any]) -> str:
+        """The variant that a config is: a stack without cuts is a DCGAN with these losses."""
+        single = bool(VARIANTS[self.variant].variant.cuts) and params["split"] == NONE
+        return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.variant
+
     def fields(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What params choose, as plain JSON by the dotted names of a row's changes."""
         weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(dict(params))).items()}
@@ -175,8 +180,8 @@ class Space:
         return {cuts: list(SPLITS[params["split"]]), **weights, **varied}
 
     def title(self, params: dict[str, Any]) -> str:
-        """A config in words."""
+        """A config in words; without cuts it is no stack."""
         weights = self.loss_weights(params)
         told = " : ".join(f"{getattr(weights, name):.3g}" for name in WEIGHTS)
         more = "".join(f", {field} {params[field]:.3g}" for field, _ in self.varied)
-        return f"{params['split']}, {told}{more}"
+        return f"{'DCGAN' if params['split'] == NONE else params['split']}, {told}{more}"

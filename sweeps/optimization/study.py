@@ -1,27 +1,24 @@
 """Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sgan.addresses import masked
 from sgan.checks import ConfigError, content_key
-from sweeps.optimization.objective import DONE, PRUNED, Outcome
+from sweeps.optimization.objective import DONE, Outcome
 
 Params = dict[str, Any]
 OUTCOME, REASON = "outcome", "reason"
 """User attributes of a trial: how it ended, and why."""
-FEWEST_PEERS = 4
-"""Trials that must have ended before one is stopped early."""
 DRAWS = 20
 """A sampler is asked so often for a config that is new; then ten times as often for a random one."""
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
@@ -82,33 +79,17 @@ class DistinctSampler(BaseSampler):
         raise AssertionError(f"{param_name} is not in the space")
 
 
-class PeersPruner(BasePruner):
-    """Lets another pruner compare a trial only with those that have the same value of a param: scores of different
-    splits at the same point of training mean different budgets."""
-
-    def __init__(self, inner: BasePruner, param: str):
-        self.inner, self.param = inner, param
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        peers, value = optuna.create_study(direction=study.direction), trial.params[self.param]
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        peers.add_trials([each for each in ended if each.params[self.param] == value])
-        return self.inner.prune(peers, trial)
-
-
-def new_study(directions: Sequence[str], sampler: BaseSampler, grace: int | None) -> optuna.Study:
+def new_study(objective: Mapping[str, str], sampler: BaseSampler) -> optuna.Study:
     """An empty study in memory.
 
     Args:
-        directions: "maximize" or "minimize" for each objective.
-        grace: trials are stopped early, none before it has seen so many images in its last training stage; None: never.
+        objective: score -> "maximize" or "minimize".
     """
-    pruner: BasePruner = optuna.pruners.NopPruner()
-    if grace is not None:
-        pruner = PeersPruner(optuna.pruners.MedianPruner(FEWEST_PEERS, n_warmup_steps=grace), "split")
-    return optuna.create_study(
-        directions=[StudyDirection[way.upper()] for way in directions], sampler=sampler, pruner=pruner
-    )
+    return optuna.create_study(directions=_directions(objective), sampler=sampler)
+
+
+def _directions(objective: Mapping[str, str]) -> list[StudyDirection]:
+    return [StudyDirection[way.upper()] for way in objective.values()]
 
 
 def replay(
@@ -140,14 +121,11 @@ def replay(
 
 
 def _ended_trial(row: Mapping[str, Any], space: dict[str, BaseDistribution], outcome: Outcome) -> FrozenTrial:
-    pruned = outcome.tag == PRUNED
     return create_trial(
-        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-        values=[outcome.points[max(outcome.points)]] if pruned else outcome.values,
+        values=outcome.values,
         params=row["params"],
         distributions=space,
         user_attrs=_attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason},
-        intermediate_values=dict(outcome.points),
     )
 
 
@@ -164,10 +142,7 @@ def note(trial: optuna.Trial, attributes: Mapping[str, str]) -> None:
 def tell(study: optuna.Study, trial: optuna.Trial, row: Mapping[str, Any], outcome: Outcome) -> None:
     """Tell the study how a trial ended."""
     note(trial, _attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason})
-    if outcome.tag == PRUNED:
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, outcome.values)
+    study.tell(trial, outcome.values)
 
 
 class StoredStudy:
@@ -176,17 +151,18 @@ class StoredStudy:
     A copy that does not agree with the study, or cannot be read, is made anew.
 
     Args:
-        place: address of a database, or path of a journal file that holds no other study.
+        objective: score -> direction; the scores are the names of the study's values.
+        path: of a journal file that holds no other study.
     Raises:
-        ConfigError: the place does not answer.
+        ConfigError: the file cannot be written.
     """
 
-    def __init__(self, study: optuna.Study, name: str, place: str | Path):
-        self.study, self.place, self.count = study, place, 0
+    def __init__(self, study: optuna.Study, name: str, objective: Mapping[str, str], path: Path):
+        self.study, self.path, self.count = study, path, 0
         try:
-            if isinstance(place, Path) and place.exists() and not _is_whole(place):
-                place.unlink()
-            storage = RDBStorage(place) if isinstance(place, str) else _journal(place)
+            if path.exists() and not _is_whole(path):
+                path.unlink()
+            storage = _journal(path)
             if name in optuna.get_all_study_names(storage):
                 there = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
                 here = study.get_trials(deepcopy=False)[: len(there)]
@@ -194,15 +170,17 @@ class StoredStudy:
                     self.count = len(there)
                 else:
                     optuna.delete_study(study_name=name, storage=storage)
-            ways = {"study_name": name, "directions": study.directions, "load_if_exists": True}
+            ways = {"study_name": name, "directions": _directions(objective), "load_if_exists": True}
             self.copy: optuna.Study | None = optuna.create_study(storage=storage, **ways)
+            with warnings.catch_warnings(action="ignore"):  # Optuna calls names of metrics experimental
+                self.copy.set_metric_names(list(objective))
             self._add(())
-        except Exception as error:  # SQLAlchemy's, the driver's and the file system's
-            raise ConfigError(f"{self._reason(error)}; check --study-storage") from error
+        except Exception as error:  # Optuna's and the file system's
+            raise ConfigError(f"{self._reason(error)}; make room, or delete the file") from error
 
     def update(self, failed: Collection[int] = ()) -> None:
-        """Add the trials that have ended since, and as failed those with the numbers `failed`. Where the place does not
-        answer, the copy stays as it is."""
+        """Add the trials that have ended since, and as failed those with the numbers `failed`. Where the file cannot
+        be written, the copy stays as it is."""
         try:
             self._add(failed)
         except Exception as error:  # as above; a view must not end the search
@@ -220,8 +198,7 @@ class StoredStudy:
             self.count += 1
 
     def _reason(self, error: Exception) -> str:
-        reason = " ".join(str(error).split("(Background on")[0].split())[:300]
-        return masked(f"Optuna's study cannot be kept at {self.place} ({reason})")
+        return f"Optuna's study cannot be kept at {self.path} ({' '.join(str(error).split())[:300]})"
 
 
 def _journal(path: Path) -> JournalStorage:
@@ -238,7 +215,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _content(trial: FrozenTrial) -> tuple[Any, ...]:
-    return trial.state, trial.values, trial.params, trial.intermediate_values
+    return trial.state, trial.values, trial.params
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:

@@ -90,7 +90,7 @@ def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> No
     for each in trials:
         recipe, title = each.config.recipe, rows[each.variant].title
         same = each.plan.judges == first.plan.judges and recipe.samples == first.config.recipe.samples
-        require(same, f"row {title} changes what scores (scorer, samples), and a table has one judge; use --override")
+        require(same, f"row {title} changes what scores (judge, samples), and a table has one judge; use --override")
         try:
             check_batch(recipe, len(basis.data.images))
         except ConfigError as error:
@@ -109,8 +109,12 @@ def check_record(ablation: Ablation, store: Store) -> None:
         )
 
 
-def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
-    """Write the sweep's record; trials of earlier commands of the same sweep stay."""
+def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
+    """Write the sweep's record; trials of earlier commands of the same sweep stay.
+
+    Args:
+        origin: command, commit and machine.
+    """
     options, basis, ranks = ablation.options, ablation.basis, [*VARIANTS, *ablation.rows]
     settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "match", "override")}
     rows = []
@@ -127,9 +131,7 @@ def record(ablation: Ablation, store: Store, machine: str, commit: str) -> None:
     head = {
         "key": ablation.key,
         "title": ablation.title,
-        "command": manifest.command("ablation.py"),
-        "commit": commit,
-        "machine": machine,
+        **origin,
         "started": time.time(),
         "settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings),
         "judges": [name(stage) for stage in ablation.trials[0].plan.judges],

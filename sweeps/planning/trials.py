@@ -1,6 +1,6 @@
 """Trials, the sources that the scheduler takes them from, and the stages that they still need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,17 +38,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Point:
-    """An evaluation of a stage in progress: the stage's label, images seen, and its scores."""
-
-    label: str
-    images: int
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class End:
-    """How a trial ended: "done", "diverged", "failed", or "stopped" (early, or with the command); and why."""
+    """How a trial ended: "done", "diverged", "failed", or "stopped" with the command; and why."""
 
     outcome: str
     reason: str = ""
@@ -78,10 +69,6 @@ class TrialSource(Protocol):
 
     def exhausted(self) -> bool:
         """Whether no trial will come any more."""
-        ...
-
-    def report(self, trial: Trial, point: Point) -> bool:
-        """Take an evaluation of a trial in progress; true ends that trial early."""
         ...
 
     def end(self, trial: Trial, end: End) -> None:
@@ -119,9 +106,6 @@ class ListSource:
 
     def exhausted(self) -> bool:
         return not self._left
-
-    def report(self, trial: Trial, point: Point) -> bool:
-        return False  # no trial of a list ends early
 
     def end(self, trial: Trial, end: End) -> None:
         pass  # the store has the result

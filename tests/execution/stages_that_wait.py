@@ -18,7 +18,7 @@ from sgan.training.loop import Progress
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import leave_mark
 from sweeps.execution.worker import Job
-from sweeps.planning.trials import End, Point, Trial, trial
+from sweeps.planning.trials import End, Trial, trial
 
 
 @dataclass
@@ -26,7 +26,6 @@ class ListSource:
     """Trials of a list; keeps what it is told."""
 
     ahead: Sequence[Trial]
-    stop_at: float = 2.0
     ends: dict[str, End] = field(default_factory=dict)
     given: int = 0
     most: int = 0
@@ -43,9 +42,6 @@ class ListSource:
 
     def exhausted(self) -> bool:
         return self.given == len(self.ahead)
-
-    def report(self, trial: Trial, point: Point) -> bool:
-        return point.scores.get("stop", 0.0) >= self.stop_at
 
     def end(self, trial: Trial, end: End) -> None:
         self.ends[trial.title] = end

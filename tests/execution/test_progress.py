@@ -27,8 +27,8 @@ def started(root, console: Console, seeds: int = 3) -> tuple[Progress, dict[str,
     scores = {**LOSSES, "fid": 12.34, "inception_score": 9.5}
     progress.go_on(trials["sgan-0"], {"label": "joint", "share": 0.0, "scores": {}})
     progress.go_on(trials["sgan-0"], {"label": "joint", "share": 0.5, "scores": scores})
-    progress.go_on(trials["sgan-1"], {"label": "scorer", "share": 0.25, "scores": {"class_loss": 0.5}})
-    progress.go_on(trials["sgan-2"], {"label": "scorer", "share": 0.25, "scores": {"class_loss": 0.5}})
+    progress.go_on(trials["sgan-2"], {"label": "encoder", "share": 0.25, "scores": {"class_loss": 0.5}})
+    progress.go_on(trials["dcgan-adv-cond-ent-2"], {"label": "encoder", "share": 0.25, "scores": {"class_loss": 0.5}})
     return progress, trials
 
 
@@ -59,7 +59,7 @@ def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: i
     assert max(map(len, lines)) <= width
     assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
     assert leader.split() == ["dcgan-adv-cond-ent", "2", "32.00", "±", "1.41", "9.00", "±", "0.00"]
-    assert [line.split()[0] for line in stages] == ["joint", "scorer"]
+    assert [line.split()[0] for line in stages] == ["joint", "encoder"]
     assert "50%" in stages[0]
     assert "D 1.21" in stages[0]
     assert "FID 12.3" in stages[0]
@@ -84,8 +84,8 @@ def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[2] for line in lines] == [
         "sgan seed 0: joint",
-        "sgan seed 1: scorer: loss 0.5",
-        "sgan seed 2: scorer: loss 0.5",
+        "sgan seed 2: encoder: loss 0.5",
+        "dcgan-adv-cond-ent seed 2: encoder: loss 0.5",
         "sgan seed 0: diverged: level0: g is nan",
     ]
     assert all("░" in line for line in lines)

@@ -97,7 +97,7 @@ def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["scorer", "score"])
+@pytest.mark.parametrize("label", ["judge", "score"])
 def test_a_stage_whose_process_is_killed_begins_again(processes, store, tmp_path, label):
     asked = trials(["dcgan-adv-cond"])
     stage = stage_name(asked[0], label)
@@ -160,28 +160,11 @@ def test_a_stage_that_another_process_trains_is_waited_for(processes, store, tmp
     assert len(running.work.begun(stage)) == 1
 
 
-def test_a_trial_that_is_stopped_early_stops_what_it_alone_needs(processes, store, tmp_path):
-    asked = trials(["sgan", "sgan-no-joint"])
-    joint, score = stage_name(asked[0], "joint"), stage_name(asked[1], "score")
-    for stage in (joint, score):
-        (tmp_path / f"hold-{stage}").touch()
-    running = Running(ListSource(asked, stop_at=1.0), job(store, tmp_path), store)
-    running.begun(joint)
-    running.begun(score)
-    (tmp_path / f"stop-{joint}").touch()
-    wait_for(lambda: asked[0].title in running.source.ends)
-    wait_for(lambda: not store.held(joint))
-    assert store.held(score)
-    (tmp_path / f"hold-{score}").unlink()
-    assert running.ends() == {asked[0].title: End("stopped"), asked[1].title: DONE}
-    assert not store.has(joint)
-
-
 @pytest.mark.slow
 def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_one_stage(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"], seeds=8)
     source = ListSource(asked)
-    stage = stage_name(asked[0], "scorer")
+    stage = stage_name(asked[0], "judge")
     (tmp_path / f"hold-{stage}").touch()
     running = Running(source, job(store, tmp_path, slots=2), store)
     running.begun(stage)
@@ -195,7 +178,7 @@ def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_o
 @pytest.mark.slow
 def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"])
-    stage = stage_name(asked[0], "scorer")
+    stage = stage_name(asked[0], "judge")
     (tmp_path / f"hold-{stage}").touch()
     running = Running(ListSource(asked), job(store, tmp_path), store)
     running.begun(stage)

@@ -62,8 +62,8 @@ def store(tmp_path, migrated) -> Store:
 
 
 def test_every_point_and_grid_is_there_once_after_two_passes(store):
-    train(store, "scorer-x", (), ())
-    publish(store, "scorer-x", fid=0.5)
+    train(store, "judge-x", (), ())
+    publish(store, "judge-x", fid=0.5)
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     assert sync(store)

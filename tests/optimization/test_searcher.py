@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
-from search_runner import LAST, PLAN, Toy, run
+from search_runner import Toy, run
 
 from sgan.checks import content_key
 from sweeps.optimization.objective import Outcome
 from sweeps.optimization.searcher import Searcher
 from sweeps.optimization.study import SAMPLERS, DistinctSampler, new_study
-from sweeps.planning.trials import End, Point, Trial
+from sweeps.planning.trials import End
 
 Space = dict[str, BaseDistribution]
 SPACE: Space = {"x": FloatDistribution(0.1, 10.0, log=True), "split": CategoricalDistribution(["a", "b"])}
@@ -37,11 +37,17 @@ def searcher(
     sampler: str = "tpe",
     first: dict[str, Any] = FIRST,
     ways: tuple[str, ...] = ("maximize",),
-    grace: int | None = None,
 ) -> Searcher:
     """A command of the same search: all that it knows is the record."""
     distinct = DistinctSampler(SAMPLERS[sampler], 7, space, content_key)
-    return Searcher(new_study(ways, distinct, grace), distinct, toy, [*toy.rows.values()], first, target)
+    return Searcher(
+        new_study({str(n): way for n, way in enumerate(ways)}, distinct),
+        distinct,
+        toy,
+        [*toy.rows.values()],
+        first,
+        target,
+    )
 
 
 def planned(params: Mapping[str, Any]) -> Outcome | None:
@@ -122,41 +128,10 @@ def test_a_search_that_is_stopped_at_any_time_goes_on_with_every_config(slots: i
     assert [trial.value for trial in study.trials] == [score(trial.params).values[0] for trial in study.trials]
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
-
-def climb(trial: Trial, toy: Toy) -> list[Point]:
-    """Evaluations of the stage before the last one, of the last one at its beginning, and of its training."""
-    x = toy.rows[int(trial.variant.removeprefix("config-"))]["params"]["x"]
-    odd = [Point(PLAN.stages[-3][0], 10, {"s": 99.0}), Point(LAST, 0, {"s": 99.0}), Point(LAST, 5, {"s": math.nan})]
-    return [*odd, *(Point(LAST, images, {"s": x * images, "other": 1.0}) for images in (10, 20, 20))]
-
-
-def test_a_trial_that_is_stopped_early_is_pruned_with_its_last_score():
-    toy, peers = Toy(lambda params: Outcome("done", (params["x"],)), "s"), [5.0, 6.0, 7.0, 8.0]
-    source = searcher(toy, grace=20)
-    for x in (*peers[1:], 0.2, 0.3, 9.0):
-        source.study.enqueue_trial({"x": x, "split": "a"})
-    source.study.enqueue_trial({"x": 0.4, "split": "b"})  # on a split of its own it has no peers
-    source.target = 8
-    assert run(source, toy.end, points=lambda trial: climb(trial, toy)) == 8
-    trials = {trial.params["x"]: trial for trial in source.study.trials}
-    pruned = {0.2, 0.3}
-    assert {x for x, trial in trials.items() if trial.state == TrialState.PRUNED} == pruned
-    for x in pruned:
-        assert trials[x].value == pytest.approx(20 * x)
-        assert trials[x].intermediate_values == {10: pytest.approx(10 * x), 20: pytest.approx(20 * x)}
-        assert trials[x].user_attrs["outcome"] == "pruned"
-    again = {trial.params["x"]: trial for trial in searcher(toy, grace=20).study.trials}
-    for x in pruned:
-        for what in ("state", "value", "intermediate_values", "user_attrs"):
-            assert getattr(again[x], what) == getattr(trials[x], what)
-
-
-def test_points_do_not_stop_trials_of_a_search_that_stops_none():
-    toy = Toy(lambda params: Outcome("done", (1.0, 500.0)))
-    source = searcher(toy, ways=("maximize", "minimize"), target=6, sampler="random")
-    assert run(source, toy.end, points=lambda trial: climb(trial, toy)) == 6
-    assert all(trial.intermediate_values == {} for trial in source.study.trials)
-    assert {tuple(trial.values) for trial in source.study.trials} == {(1.0, 500.0)}
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        assert isinstance(param_distribution, FloatDistribution | CategoricalDistribution)
+        single = isinstance(param_distribution, FloatDistribution)
+        return param_distribution.low if single else param_distribution.choices[0]
 
 
 class Stuck(optuna.samplers.RandomSampler):
@@ -170,7 +145,7 @@ class Stuck(optuna.samplers.RandomSampler):
 
 def test_a_sampler_that_repeats_itself_uses_a_finite_space_up():
     toy, distinct = Toy(planned), DistinctSampler(lambda seed: Stuck(seed), 0, GRID, content_key)
-    source = Searcher(new_study(("maximize",), distinct, None), distinct, toy, [], {"x": 1.0, "kind": 4})
+    source = Searcher(new_study({"s": "maximize"}, distinct), distinct, toy, [], {"x": 1.0, "kind": 4})
     assert run(source, toy.end) == 12
     trials = [trial for trial in source.study.trials if trial.state != TrialState.FAIL]
     assert sorted(trial.params["kind"] for trial in trials) == list(range(12))  # each config once

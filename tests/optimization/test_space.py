@@ -205,8 +205,6 @@ def test_a_bad_field_to_vary_is_one_error_that_names_it(text: str, named: str):
         ({"max_cost": 3.0}, "--gpu-hour-price"),
         ({"max_cost": -3.0, "gpu_hour_price": 1.0}, "--max-cost"),
         ({"seed": -1}, "--seed"),
-        ({"study_storage": "somewhere"}, "somewhere"),
-        ({"early_stop": True, "objective": "pareto"}, "--early-stop"),
     ],
 )
 def test_a_bad_option_of_a_search_is_one_error(options: dict, named: str):

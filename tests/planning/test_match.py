@@ -45,7 +45,7 @@ def test_a_larger_row_makes_another_sweep_and_a_smaller_one_does_not():
 def test_a_recorded_command_trains_the_same_stages_alone(tmp_path):
     store = Store(tmp_path)
     ablation = plan_ablation(Sweep(seeds=1, variants=("sgan", "dcgan-adv"), row=(LONGER,), match="images"), 0)
-    record(ablation, store, "a machine", "abc")
+    record(ablation, store, {"command": "", "commit": "abc", "machine": "a machine"})
     for row in manifest.read(store, ablation.key)["trials"]:
         again = tyro.cli(Sweep, args=[*shlex.split(row["rerun"]), "--seeds", "1"])
         assert [trial.plan.name for trial in plan_ablation(again, 0).trials] == [row["name"]]

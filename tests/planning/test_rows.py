@@ -73,7 +73,7 @@ def test_each_rule_of_the_released_code_is_another_config(recipe: str):
 def test_the_record_says_what_a_row_changes_and_how_to_run_it_again(tmp_path: Path):
     store, options = Store(tmp_path), Sweep(seeds=1, variants=("sgan",), row=(ROW,), budget=0.5)
     ablation = plan_ablation(options, 0)
-    record(ablation, store, "a machine", "abc")
+    record(ablation, store, {"command": "", "commit": "abc", "machine": "a machine"})
     found = manifest.read(store, ablation.key)
     assert [row["name"] for row in found["variants"]] == ["sgan", "mine"]
     mine = found["trials"][1]
@@ -97,7 +97,7 @@ def test_the_record_says_what_a_row_changes_and_how_to_run_it_again(tmp_path: Pa
         (("base=sgan", "cuts=fc3+pool1"), "row x: .*order"),
         (("base=dcgan-adv", "weights.conditional=1"), "row x: .*conditional weight must be 0"),
         (("base=sgan", "gan.pixel_mean=true"), "row x: .*pixel_mean must be the same"),
-        (("base=sgan", "scorer.images=300"), "row x changes what scores"),
+        (("base=sgan", "judge.images=300"), "row x changes what scores"),
         (("base=sgan", "gan.batch=3000", "joint.batch=3000"), "row x: .*1347 .*gan.batch=3000, joint.batch=3000"),
         (("base=gan",), "row x needs base, one of sgan.*'gan'"),
         (("weights.entropy=1",), "row x needs base"),
