@@ -102,15 +102,19 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
 
     sign = -1 if measure(filters.by).better == "higher" else 1
     best = min(seeds, key=lambda each: sign * each[filters.by])
-    trial, config = best["row"], from_json(Config, best["row"]["config"])
+    trial, record = best["row"], manifest.read(store, best["sweep"])
     require(
         trial["base_variant"] in VARIANTS,
         f"{trial['title']} is a row of your own, which {BEST} cannot hold; its command in the list runs it again",
     )
     try:
         options = tyro.cli(Sweep, args=shlex.split(trial["rerun"]))
+        config = from_json(Config, trial["config"])
     except (SystemExit, ConfigError) as error:
-        raise ConfigError(f"the options {trial['rerun']} of the recorded trial are not known here") from error
+        raise ConfigError(
+            f"{trial['title']} was recorded by commit {record['commit']}, whose configs are not those of this one "
+            f"({error}); run its command in the list again, and promote the result"
+        ) from error
     own, usual = dataclasses.astuple(config.variant.weights), dataclasses.astuple(Weights())
     # A variant without a loss keeps 0 there, so that the usual weights stand for it too.
     weights = options.weights or (usual if all(a in (0, b) for a, b in zip(own, usual, strict=True)) else own)
@@ -126,7 +130,6 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
         options.width,
         "inception" if config.inception else "held-out",
     )
-    record = manifest.read(store, best["sweep"])
     provenance = {
         "study": best["sweep"],
         "sweep": best["sweep"],
