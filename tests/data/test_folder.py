@@ -29,7 +29,7 @@ from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, summary
 from sweeps.planning.options import Sweep
 
-BATCHES = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
+BATCHES = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "judge"))
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
@@ -338,8 +338,8 @@ def test_a_sweep_over_a_folder_says_what_it_is(root):
     with pytest.raises(ConfigError) as caught:
         plan_ablation(sweep, gpus=0)
     assert str(caught.value) == (
-        "a batch must be at most the 16 training images, but got encoder.batch=64, scorer.batch=64, joint.batch=64; "
-        "give --override encoder.batch=16 scorer.batch=16 joint.batch=16, or more images"
+        "a batch must be at most the 16 training images, but got encoder.batch=64, judge.batch=64, joint.batch=64; "
+        "give --override encoder.batch=16 judge.batch=16 joint.batch=16, or more images"
     )
     resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=BATCHES), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")

@@ -103,7 +103,7 @@ def test_confirmed_configs_best_first_as_mean_and_std_over_their_seeds(store: Pa
     means = [f"{statistics.fmean(v):.2f} ± {statistics.stdev(v):.2f}" for v in ([9.0, 9.2], [8.0, 8.4, 8.8])]
     assert column(same, 4) == [*means, "6.00"]
     assert column(same, 7) == ["2", "3", "1"]
-    assert column(other, 4) == ["5.00"]  # another scorer: a list of its own
+    assert column(other, 4) == ["5.00"]  # another judge: a list of its own
     assert sorted(column([*same, *other], 0)) == ["1", "2", "3", "4"]
 
 

@@ -68,7 +68,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
     """A store with the sweep above."""
     store = Store(root)
     real = {"inception_score": 9.8, "fid": 0.7, "judge_accuracy": 0.99, "diversity": 1.0}
-    finish(store, "scorer-x", 5.0, real, said=fingerprint(samples=1347))
+    finish(store, "judge-x", 5.0, real, said=fingerprint(samples=1347))
     trials = []
     for rank, (variant, ends) in enumerate(SCORES.items()):
         for seed in seeds:
@@ -107,7 +107,7 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
         "machine": "two cores, no GPU",
         "started": 1_700_000_000.0,  # 2023-11-14 in UTC
         "settings": {"dataset": "digits", "recipe": "tiny"},
-        "judges": ["scorer-x"],
+        "judges": ["judge-x"],
         "paper_real": "11.24 ± 0.12",
         "trials": trials,
     }
