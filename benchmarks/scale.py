@@ -61,7 +61,7 @@ from sweeps.planning.options import Sweep
 from sweeps.planning.trials import ListSource
 
 ROOT = Path(__file__).parent.parent
-SECOND = ["encoder.images=640", "scorer.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
+SECOND = ["encoder.images=640", "judge.images=12800", "samples=500", "evaluations=1", "image_level=3200"]
 """Overrides by which a digits trial of one level trains about a second."""
 SEARCH_SLOTS = 4
 DRAWN = ("wall", "driver growth", "driver CPU a trial", "driver memory", "store")

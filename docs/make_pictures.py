@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/walkthrough.md from the store of a finished `make ablation`. It needs Chromium and tmux.
+"""Makes the pictures of docs/walkthrough.md from the last sweep of a store. It needs Chromium and tmux.
 
 python docs/make_pictures.py STORE
 """
@@ -74,28 +74,28 @@ def serving(command: list[str], pattern: str) -> Iterator[str]:
 def main(store: Positional[Path]) -> None:
     """Make the pictures of a store."""
     opened = Store(store)
-    key = manifest.keys(opened)[0]
-    trials = manifest.read(opened, key)["trials"]
-    winner = next(trial["name"] for trial in trials if trial["variant"] == "sgan")
-    for figure in ("classes", "neighbours"):
-        shutil.copyfile(opened.file(winner, f"figures/{figure}.png"), PICTURES / f"{figure}.png")
+    key = manifest.keys(opened)[-1]
+    record = manifest.read(opened, key)
+    winner = next(trial["name"] for trial in record["trials"] if trial["variant"] == "sgan")
+    shutil.copyfile(opened.file(winner, "figures/classes.png"), PICTURES / "classes.png")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         turing = [sys.executable, "-m", "sgan.turing_test", winner, "--store", str(store), "--port", "0"]
         with serving(turing, r"http://[\d.:]+/") as address:
-            quiz = page(browser, address, 700, 900, "img")
+            quiz = page(browser, address, 700, 1020, "img")
             for key_pressed in "rgrg":
                 quiz.keyboard.press(key_pressed)
                 quiz.wait_for_timeout(500)
             quiz.screenshot(path=PICTURES / "turing.png")
-        command, link = pages(default_uri(opened), key).split("\nand then ")
-        with serving([sys.executable, "-m", *shlex.split(command)[-7:]], "Uvicorn running"):
-            mlflow = page(browser, link, 1300, 620, "text=dcgan-adv")
+        command, _, link = pages(default_uri(opened), key).partition("\nand then ")
+        with serving([sys.executable, *shlex.split(command)[1:]], "Uvicorn running"):
+            mlflow = page(browser, link, 1300, 560, ".ag-row")
+            mlflow.locator("button[aria-label='Close']").click()  # of MLflow's assistant
             mlflow.wait_for_timeout(3000)
             mlflow.screenshot(path=PICTURES / "mlflow.png")
-        report = page(browser, (manifest.folder(opened, key) / "report.html").as_uri(), 1100, 1400, "table")
+        report = page(browser, (manifest.folder(opened, key) / "report.html").as_uri(), 1000, 1300, "table")
         report.screenshot(path=PICTURES / "report.png")
-        terminal(browser, f"python sweeps/ablation.py --store {shlex.quote(str(store))}", "terminal")
+        terminal(browser, f"{record['command']} --store {shlex.quote(str(store))}", "terminal")
         browser.close()
 
 

@@ -109,7 +109,7 @@ class AdamRecipe:
 
 @validated()
 class EncoderRecipe:
-    """How a classifier is trained: the encoder, and the scorer.
+    """How the encoder is trained.
 
     Attributes:
         images: training images seen.
@@ -127,6 +127,21 @@ class EncoderRecipe:
     flips: bool = False
     shifts: Annotated[int, Field(ge=0, le=8)] = 0
     objective: Literal["labels", "rotation"] = "labels"
+
+
+@validated()
+class JudgeRecipe:
+    """How the held-out judge is trained.
+
+    Attributes:
+        images: training images seen, each warped anew.
+        flips: random horizontal flips.
+    """
+
+    images: PositiveInt
+    batch: Batch = 64
+    learning_rate: Rate = 4e-3
+    flips: bool = False
 
 
 def _falling(rule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
@@ -206,10 +221,11 @@ class Recipe:
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
-        scorer: training of the classifier that scores.
+        judge: training of the held-out judge.
         samples: generated images a score.
         evaluations: scores and grids while a stage trains.
-        best_by: the score whose best evaluation is kept beside the last; for features it is their FID.
+        best_by: the score of the held-out judge whose best evaluation is kept beside the last; for features it is their
+            FID.
     """
 
     name: str
@@ -219,14 +235,14 @@ class Recipe:
     image_level: int
     feature_level: int
     joint_images: int
-    scorer: EncoderRecipe
+    judge: JudgeRecipe
     joint_start: Annotated[float, Field(ge=0, le=1)] = 1.0
     fresh_adam: bool = True
     feedback: Annotated[float, Field(ge=0, le=1)] = 1.0
     sampling: Literal["running", "batch"] = "running"
     samples: Annotated[int, Field(ge=100, le=10**7)] = 50_000
     evaluations: Annotated[int, Field(ge=1, le=1000)] = 4
-    best_by: Literal["inception_score", "fid"] = "inception_score"
+    best_by: Literal["fid", "kid"] = "fid"
 
     def __post_init__(self):
         for name, part in (("image_level", self.gan), ("feature_level", self.gan), ("joint_images", self.joint)):
@@ -253,9 +269,9 @@ class Config:
 
     Attributes:
         dataset: the networks that are trained.
-        judge: the dataset's own row, whose encoder shape the scorer has whatever the trial's width.
+        judge: the dataset's own row, at full width.
         data: digest of the dataset's images and labels, so that other data is another trial.
-        inception: SHA-256 of the weights of the Inception network that scores; "": the dataset's classifier does.
+        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does.
     """
 
     dataset: Dataset

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sgan.checks import ConfigError, as_json, require, validated, with_fields
-from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.config import AdamRecipe, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Variant, Weights
 from sgan.shapes import Conv, Dataset, EncoderShape, GanShape
 
 _CIFAR10 = GanShape(  # released code, cifar10
@@ -94,13 +94,10 @@ def folder_row(size: int, channels: int, classes: int) -> Dataset:
 _CLASSIFIER = EncoderRecipe(images=64 * 600, batch=64, adam=AdamRecipe(learning_rate=1e-3, beta1=0.9), init_std=0.1)
 
 
-def _scorer(dataset: Dataset) -> EncoderRecipe:
+def _judge(dataset: Dataset) -> JudgeRecipe:
     """One a dataset, in every recipe: scores of different recipes have the same judge."""
-    if dataset.name == "digits":
-        return replace(_CLASSIFIER, images=64 * 1500, adam=AdamRecipe(learning_rate=2e-3, beta1=0.9))
-    if dataset.channels == 1:
-        return replace(_CLASSIFIER, images=180_000, init_std=0.05)
-    return replace(_CLASSIFIER, images=1_000_000, init_std=0.05, flips=dataset.flips)
+    images = 28_800 if dataset.name == "digits" else 64_000 if dataset.channels == 1 else 256_000
+    return JudgeRecipe(images, flips=dataset.flips)
 
 
 _PAPER_ADAM = AdamRecipe(learning_rate=1e-4, beta1=0.5, eps=1e-8)
@@ -120,7 +117,7 @@ def _paper(dataset: Dataset, images: int) -> Recipe:
         gan = replace(gan, image_noise=0.05, feature_noise=0.2, dropout=0.1)
     levels: dict[str, Any] = dict.fromkeys(("image_level", "feature_level", "joint_images"), epochs)
     return Recipe(
-        name="paper", encoder=classifier, gan=gan, joint=gan, scorer=_scorer(dataset), fresh_adam=False, **levels
+        name="paper", encoder=classifier, gan=gan, joint=gan, judge=_judge(dataset), fresh_adam=False, **levels
     )
 
 
@@ -165,7 +162,7 @@ _LAPTOP_DIGITS = Recipe(
     image_level=64 * 800,
     feature_level=64 * 3500,
     joint_images=64 * 1500,
-    scorer=_scorer(DIGITS),
+    judge=_judge(DIGITS),
     samples=10_000,
 )
 _LAPTOP_MNIST_GAN = replace(
@@ -183,7 +180,7 @@ _LAPTOP_MNIST = replace(
     image_level=64 * 500,
     feature_level=64 * 6000,
     joint_images=64 * 400,
-    scorer=_scorer(MNIST),
+    judge=_judge(MNIST),
     evaluations=2,
 )
 
@@ -193,7 +190,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
     if dataset.name == "digits":
         return _LAPTOP_DIGITS
     encoder = replace(_LAPTOP_MNIST.encoder, flips=dataset.flips)
-    return replace(_LAPTOP_MNIST, encoder=encoder, scorer=_scorer(dataset))
+    return replace(_LAPTOP_MNIST, encoder=encoder, judge=_judge(dataset))
 
 
 RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
@@ -297,7 +294,7 @@ def configure(
     weights: Weights | None,
     cuts: tuple[str, ...],
 ) -> Config:
-    """The complete config of one trial, which the dataset's classifier scores.
+    """The complete config of one trial, which the held-out judge scores.
 
     A variant without labels gets a binary discriminator and, if a stack, an encoder trained without labels. A
     categorical code has as many values as the dataset has classes.

@@ -21,7 +21,7 @@ from sgan.command_line import parse, status
 from sgan.config import IMAGE
 from sgan.data.batches import to_pixels
 from sgan.evaluation import grid, inception
-from sgan.evaluation.scores import Features, accuracy, classify, fingerprint, inception_scores, network_scores
+from sgan.evaluation.scores import Features, accuracy, fingerprint, inception_scores, network_scores
 from sgan.metrics import Part, Source, choose, describe, find, show
 from sgan.models.released import load_generator, load_mean, load_released
 from sgan.models.stack import SAMPLING_BATCH, balanced_labels, label_condition, sample
@@ -46,8 +46,8 @@ class Options:
     """The classifier that they were trained against: `accuracy` is the share of samples in which it sees the label."""
     mean: Positional[Path]
     """The mean training image."""
-    scorer: Literal["inception", "classifier"] = "inception"
-    """The network of the other scores; classifier is that encoder, which needs no further file and favours them."""
+    judge: Literal["inception", "encoder"] = "inception"
+    """The network of the other scores; encoder is that classifier, which needs no further file and favours them."""
     inception_weights: Path | None = None
     """Weights file of the Inception network; without it, torch-fidelity's is downloaded."""
     samples: int = 50_000
@@ -81,11 +81,12 @@ def main(options: Options) -> int:
 
     def classified(images: Tensor) -> Features:
         fits = images.shape[1:] == encoder.mean.shape[1:]
-        require(fits, f"--scorer classifier sees images of 3x32x32 alone, but --against has {tuple(images.shape[1:])}")
-        return classify(encoder, images.to(device))
+        require(fits, f"--judge encoder sees images of 3x32x32 alone, but --against has {tuple(images.shape[1:])}")
+        taps = encoder.features(images.to(device), ("fc3", "fc4"))
+        return Features(taps["fc3"].cpu(), taps["fc4"].cpu())
 
     real = find(options.against, options.against_part, options.data, None) if options.against else None
-    if options.scorer == "inception":
+    if options.judge == "inception":
         network = inception.load(inception.find_weights(options.inception_weights), device)
         described, judge = network.describe, (inception.NETWORK, network.weights, inception.RESIZE)
     else:

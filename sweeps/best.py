@@ -124,7 +124,7 @@ def promote(store: Store, seeds: list[dict[str, Any]], filters: Filters) -> int:
         options.override,
         options.budget,
         options.width,
-        "inception" if config.inception else "classifier",
+        "inception" if config.inception else "held-out",
     )
     record = manifest.read(store, best["sweep"])
     provenance = {

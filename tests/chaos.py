@@ -36,7 +36,7 @@ from sweeps.mlflow_view.runs import runs_of
 from sweeps.planning import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--override", "encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("--override", "encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
 SHORT = ("image_level=6400", "feature_level=3200", "joint_images=3200", "gan.adam.learning_rate=2e-3")
 NARROW = ("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros")
 COMMANDS = {
@@ -47,7 +47,7 @@ FAULTS = ("driver", "worker", "worker", "trial", "scheduler", "raylet", "uploade
 FAULTS += ("interrupt", "two interrupts", "terminate")
 SIGNALS = {"driver": signal.SIGKILL, "terminate": signal.SIGTERM}
 PROCESSES = {
-    "worker": r"^ray::(scorer|encoder|level|joint|score)-",
+    "worker": r"^ray::(judge|encoder|level|joint|score)-",
     "trial": r"^ray::\w*Trainable",
     "scheduler": r"^ray::StageScheduler",
     "uploader": r"sweeps\.mlflow_view\.follow",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, Recipe, Variant, Weights
+from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
@@ -48,6 +48,7 @@ BATCH = 16
 CLASSIFIER = EncoderRecipe(
     images=300 * 32, batch=32, adam=AdamRecipe(learning_rate=5e-3, beta1=0.9), init_std=0.2
 )  # enough to see all ten classes
+JUDGE = JudgeRecipe(images=150 * 32, batch=32)
 PAPER = GanRecipe(batch=BATCH, adam=AdamRecipe(learning_rate=1e-3), init_std=0.1)
 """The features of the paper's text, small."""
 RELEASED = GanRecipe(
@@ -79,7 +80,7 @@ def tiny_recipe(gan: GanRecipe = PAPER, steps: int = 6, **changes: Any) -> Recip
         "image_level": steps * gan.batch,
         "feature_level": steps * gan.batch,
         "joint_images": steps * gan.batch,
-        "scorer": CLASSIFIER,
+        "judge": JUDGE,
         "samples": 200,
         "evaluations": 1,
     }
@@ -138,7 +139,7 @@ def digits() -> Data:
 
 @pytest.fixture(scope="session")
 def classifiers(tmp_path_factory) -> Path:
-    """A store with the scorer and seed 0's encoder of every tiny trial."""
+    """A store with the judge and seed 0's encoder of every tiny trial."""
     root = tmp_path_factory.mktemp("classifiers")
     for pixel_mean in (False, True):
         encoder = dataclasses.replace(CLASSIFIER, pixel_mean=pixel_mean)
@@ -146,7 +147,7 @@ def classifiers(tmp_path_factory) -> Path:
             if event.label.startswith("level"):
                 break
     shutil.rmtree(root / "work")
-    assert {path.name.partition("-")[0] for path in (root / "stages").iterdir()} == {"scorer", "encoder"}
+    assert {path.name.partition("-")[0] for path in (root / "stages").iterdir()} == {"judge", "encoder"}
     return root
 
 

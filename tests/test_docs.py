@@ -31,7 +31,7 @@ from sweeps.planning.options import Sweep
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = ("python", "make", "ray", "export", "mlflow", "optuna-dashboard", "pre-commit")
-SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500")
 DIAGRAMS = 2
 """Blocks that are neither commands nor code: the flow and the layers of docs/architecture.md."""
 
@@ -102,7 +102,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
         (folder / name).mkdir()
     mnist(folder / "data", 300, 100)
     save(folder / "encoder.npz", arrays("mnist"))
-    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "classifier")
+    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "held-out")
     config = plan_ablation(Sweep(variants=("sgan",), weights=(1.0, 1.0, 5.0)), 0).trials[0].config
     best = BestConfig("sgan", ChosenOptions(*given), config, {"study": "s", "commit": "c"})
     best.write(folder / "runs" / "best.yaml")

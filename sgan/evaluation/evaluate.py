@@ -1,6 +1,5 @@
 """Scores and grids of a stack: while it trains, and at the end."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +10,19 @@ from sgan.config import IMAGE, LABEL
 from sgan.data.batches import Data, to_pixels
 from sgan.evaluation import grid
 from sgan.evaluation import scores as metrics
+from sgan.evaluation.judges import HELD_OUT, Judges
 from sgan.models.encoder import PART, Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.store.record import grid_file
 
-GRID_SEED = 7
-"""Grids use the same noise at every evaluation, so that they can be leafed through like a film."""
+GRID_SEED = 2**31 + 7
+"""Noise of every evaluation, and so of the choice of the best: the same, so that grids can be leafed through like a
+film, and beyond all seeds of trials, whose final scores must not share it (torch looks at 32 bits of a seed)."""
 GRID_COLUMNS = 10
 REAL_SAMPLES = 10_000
 """Training images that stand for all in the score of a level that makes features."""
-EVALUATION_SAMPLES = 2000
+EVALUATION_SAMPLES = 1000
 """Samples of a score while training; a final score has the recipe's number."""
-Judge = Callable[[Tensor], dict[str, float]]
-"""Scores of uint8 images (n, channels, size, size)."""
 
 
 @dataclass
@@ -35,19 +34,17 @@ class Evaluation:
         statistics: batch normalisation when sampling, "running" or "batch".
         data: the dataset.
         encoder: the trial's encoder; None where the stack uses no labels.
-        scorer: the classifier that scores images.
-        reference: the scorer's statistics of the training images.
+        judges: they score images.
     """
 
     levels: list[Level]
     statistics: str
     data: Data
     encoder: Encoder | None
-    scorer: Encoder
-    reference: metrics.Reference
+    judges: Judges
 
     def __post_init__(self) -> None:
-        self.top, self.low, self.classes = self.levels[-1], self.levels[0].low, self.scorer.classes
+        self.top, self.low, self.classes = self.levels[-1], self.levels[0].low, self.judges.classes
         if self.low != IMAGE:
             self.real = metrics.statistics(self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu())
 
@@ -56,21 +53,18 @@ class Evaluation:
         self.draw(grid_file(folder, images))
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
-    def score(self, samples: int, seed: int, judge: Judge | None = None) -> dict[str, float]:
+    def score(self, samples: int, seed: int) -> dict[str, float]:
         """Scores of `samples` samples, as many of each class.
 
         `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
         features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images.
-
-        The judge's scores replace the classifier's.
         """
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
         if self.low == IMAGE:
             wanted = labels if self.top.labels else None
-            values = metrics.scores(metrics.classify(self.scorer, made), self.reference, wanted)
-            values |= judge(made) if judge else {}
-            answers = metrics.classify(self.encoder, made).logits if self.encoder and self.top.labels else None
+            values = self.judges.scores(made, wanted)
+            answers = self._features(made, "fc4") if self.encoder and self.top.labels else None
         else:
             features = self._encoded(made)
             values = {"feature_fid": metrics.frechet_distance(features.features, self.real)}
@@ -78,6 +72,14 @@ class Evaluation:
         if answers is not None:
             values["accuracy"] = metrics.accuracy(answers, labels)
         return values
+
+    def distance(self, by: str) -> float:
+        """What chooses the best evaluation: of images the held-out judge's `by`, fid or kid; of features their FID."""
+        if self.low != IMAGE:
+            return self.score(EVALUATION_SAMPLES, GRID_SEED)["feature_fid"]
+        judge = self.judges.rows[HELD_OUT]
+        features = judge.describe(self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)).features
+        return judge.distance(features)[by]
 
     def draw(self, path: Path) -> None:
         """A grid with a row of samples a class; for features, the training images that lie nearest to them."""

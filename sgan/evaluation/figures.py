@@ -19,7 +19,7 @@ from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
 from sgan.evaluation import grid
 from sgan.evaluation.grid import Words, nearest
-from sgan.models.encoder import Encoder
+from sgan.evaluation.judges import Judge
 from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
 from sgan.shapes import Dataset
 
@@ -120,19 +120,17 @@ def class_names(dataset: Dataset) -> tuple[str, ...]:
     return CIFAR10 if dataset.name == "cifar10" else tuple(map(str, range(dataset.classes)))
 
 
-def draw_all(
-    levels: list[Level], statistics: str, names: Sequence[str], data: Data, scorer: Encoder, features: Tensor
-) -> dict[str, Figure]:
+def draw_all(levels: list[Level], statistics: str, names: Sequence[str], data: Data, judge: Judge) -> dict[str, Figure]:
     """Every figure of a stack by name: those of `samples`, its nearest training images, and real images.
 
     Args:
         levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
         names: of the classes.
-        features: the scorer's of the training images at fc3, (n, F).
+        judge: in whose features neighbours are near.
     """
     return {
         **samples(levels, statistics, names),
-        "neighbours": neighbours(levels, statistics, names, data.images, scorer, features),
+        "neighbours": neighbours(levels, statistics, names, data.images, judge),
         "real": real(data, names),
     }
 
@@ -188,17 +186,15 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
     return drawn
 
 
-def neighbours(
-    levels: list[Level], statistics: str, names: Sequence[str], images: Tensor, classifier: Encoder, features: Tensor
-) -> Figure:
-    """Triples of a sample, the training image nearest to it in pixels, and the one nearest in a classifier's fc3
-    features, by Euclidean distance, for a stack as in `draw_all`. `features`: the training images', (n, F)."""
+def neighbours(levels: list[Level], statistics: str, names: Sequence[str], images: Tensor, judge: Judge) -> Figure:
+    """Triples of a sample, the training image nearest to it in pixels, and the one nearest in the judge's
+    features, by Euclidean distance, for a stack as in `draw_all`."""
     levels, classes = unfolded(levels), len(names)
     labels = torch.arange(min(classes, MOST_ROWS), device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
     made = _images(levels, statistics, label_condition(levels[-1], labels, classes), noise)
     alike = images[nearest(made, images)]
-    akin = images[nearest(classifier.features(made, ("fc3",))["fc3"], features)]
+    akin = images[nearest(judge.describe(made).features, judge.real.features).to(images.device)]
     words = replace(WORDS["neighbours"], rows=_rows(levels, names))
     return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), words)
 

@@ -41,7 +41,7 @@ def find_weights(given: Path | None) -> Path:
         raise WeightsError(
             f"the Inception weights cannot be downloaded ({error!r:.200}); "
             f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --inception-weights, "
-            "or score with --scorer classifier, which needs none"
+            "or score with --judge held-out, which needs none"
         ) from error
     return path
 

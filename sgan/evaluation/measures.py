@@ -45,6 +45,9 @@ MEASURES: dict[str, Measure] = {
         f"pixels/{name}": Measure(f"{each.heading} (pixels)", each.decimals, each.better, f"{each.meaning}; by pixels")
         for name, each in _SPACE.items()
     },
+    "pixels/train_on_generated": Measure(
+        "Train on generated (pixels)", 3, "higher", "accuracy of a classifier trained on the samples; by pixels"
+    ),
 }
 """Name -> measure. Plain names are of the leading judge; "pixels/" of the one that needs no training."""
 LEADING = "fid"

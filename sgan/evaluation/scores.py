@@ -1,7 +1,6 @@
-"""Scores of images through a network: Inception score, KID, precision and recall by torch-fidelity's own functions,
-FID, accuracy of the labels, and diversity within a class.
+"""Measures of images by the features that a judge sees: functions of tensors. docs/metrics.md says what each one sees.
 
-Legend: n images, F features, K classes.
+Legend: n images, m real ones, F features, K classes.
 """
 
 import math
@@ -11,20 +10,19 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn import functional
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from sgan.models.encoder import Encoder
-
 SPLITS, SHUFFLE_SEED = 10, 2020
-SUBSET = 1000
-"""Images a subset of KID."""
-SPREAD = 1000
-"""Images of a class whose distances are taken, at most."""
-COLLAPSED = 1 / 3
-"""A class has collapsed where its samples lie closer together than this share of the distance of real images."""
+KID = (100, 1000)
+"""Subsets of KID, and images of each, as published."""
+SUBSET, SPREAD = 2000, 1000
+"""Images whose distances to one another are taken, at most: in all, and of a class."""
+NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+COLLAPSED, MISSED = 0.4, 0.2
+"""A class has collapsed where its samples lie closer together than this share of what real images do, and is missed
+where it has less than this share of its part."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,6 @@ def join(parts: list[Features]) -> Features:
     return Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
 
 
-def classify(classifier: Encoder, images: Tensor) -> Features:
-    """Features (fc3) and logits of uint8 images (n, channels, size, size)."""
-    found = classifier.features(images, ("fc3", "fc4"))
-    return Features(found["fc3"].cpu(), found["fc4"].cpu())
-
-
 def fingerprint(network: str, weights: str, resize: str, samples: int, reference: str) -> dict[str, str | int]:
     """All that a score was computed with. Scores can be compared where all of it agrees.
 
@@ -56,7 +48,7 @@ def fingerprint(network: str, weights: str, resize: str, samples: int, reference
         reference: the real images, in words and by digest.
     """
     origin = {"network": network, "weights": weights, "resize": resize, "samples": samples, "reference": reference}
-    return origin | {"splits": SPLITS, "shuffle": f"NumPy RandomState({SHUFFLE_SEED})"}
+    return origin | {"splits": SPLITS, "shuffle": f"NumPy RandomState({SHUFFLE_SEED})", "subset": SUBSET}
 
 
 def inception_scores(logits: Tensor) -> dict[str, float]:
@@ -99,11 +91,15 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def kernel_distance(features: Tensor, real: Tensor) -> dict[str, float]:
-    """kid and kid_std (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over 100 subsets of 1,000, or
-    of all where there are fewer."""
-    size = min(SUBSET, len(features), len(real))
-    found = kid_features_to_metric(features, real, kid_subset_size=size, verbose=False, rng_seed=SHUFFLE_SEED)
+def kernel_distance(features: Tensor, real: Tensor, subsets: int = KID[0], size: int = KID[1]) -> dict[str, float]:
+    """kid and kid_std (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over subsets of that
+    size, or of all where there are fewer."""
+    settings = {
+        "kid_subset_size": min(size, len(features), len(real)),
+        "kid_subsets": subsets,
+        "rng_seed": SHUFFLE_SEED,
+    }
+    found = kid_features_to_metric(features, real, verbose=False, **settings)
     return {"kid": found["kernel_inception_distance_mean"], "kid_std": found["kernel_inception_distance_std"]}
 
 
@@ -130,36 +126,80 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
 
 
-def class_spread(found: Features) -> Tensor:
-    """For each class (K,): the mean Euclidean distance in feature space between two images that the classifier, not the
-    label asked for, puts into it, so that wrong samples are no diversity; 0 where it puts fewer than two there."""
-    decided = found.logits.argmax(1)
-    groups = [found.features[decided == label][:SPREAD] for label in range(found.logits.shape[1])]
-    return torch.stack([functional.pdist(group).mean() if len(group) > 1 else torch.zeros(()) for group in groups])
+def subset(count: int, most: int = SUBSET) -> Tensor:
+    """Which of so many images stand for all where a measure's cost grows with their square: `most` of them at most,
+    always the same ones."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SHUFFLE_SEED))[:most]
 
 
-class Reference:
-    """The real images that scores compare with: their features' `statistics` and `class_spread`, computed once."""
+def distances(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distances (n, m) of points (n, F) and (m, F): 0 between equal points, whatever the number of threads,
+    which a product of matrices would not give."""
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
-    def __init__(self, real: Features):
-        self.statistics, self.spread = statistics(real.features), class_spread(real)
+
+def nearest(points: Tensor, others: Tensor) -> Tensor:
+    """Distance (n,) of each of the points (n, F) to the nearest of the others (m, F)."""
+    return torch.stack([distances(points, part).amin(1) for part in others.split(SUBSET)]).amin(0)
 
 
-def scores(found: Features, reference: Reference, labels: Tensor | None) -> dict[str, float]:
-    """All scores of images against the real ones, by the dataset's classifier.
+def radii(points: Tensor, neighbours: int) -> Tensor:
+    """Distance (n,) of each of the points (n, F) to its neighbour of that rank among the others; of too few, to the
+    last one."""
+    return distances(points, points).kthvalue(min(neighbours + 1, len(points))).values
 
-    Args:
-        found: the classifier's outputs for the images.
-        labels: the label each image should have, (n,); None leaves the accuracy out.
-    Returns:
-        inception_scores (the std is over the splits of this one set), fid, diversity (mean over classes of class_spread
-        relative to the real images'), collapsed_classes (share of the classes that are missed or repeat themselves:
-        class_spread below COLLAPSED of the real images'), and judge_accuracy in [0, 1].
+
+class Neighbourhoods:
+    """Real points (m, F) with the distances to their neighbours, against which others are measured."""
+
+    def __init__(self, real: Tensor):
+        self.real, self.near, self.far = real, radii(real, NEIGHBOURS), radii(real, DENSITY_NEIGHBOURS)
+
+    def scores(self, found: Tensor) -> dict[str, float]:
+        """precision and recall (Kynkaanniemi et al. 2019, 3 neighbours), density and coverage (Naeem et al. 2020, 5
+        neighbours) of points (n, F)."""
+        between = distances(self.real, found)
+        inside = between < self.far[:, None]
+        return {
+            "precision": (between <= self.near[:, None]).any(0).float().mean().item(),
+            "recall": (between <= radii(found, NEIGHBOURS)).any(1).float().mean().item(),
+            "density": inside.float().sum(0).mean().item() / DENSITY_NEIGHBOURS,
+            "coverage": inside.any(1).float().mean().item(),
+        }
+
+    def covered(self, found: Tensor) -> Tensor:
+        """Which real points have one of these (n, F) nearer than their 5th neighbour: (m,) bool."""
+        return distances(self.real, found).amin(1) < self.far
+
+
+def class_diversity(found: Features, real: Features) -> Tensor:
+    """For each class (K,): the median distance of a sample to the nearest other one, relative to as many real images.
+
+    A classifier, not the label asked for, says which class an image is of, so that wrong samples are no diversity. 0
+    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it.
     """
-    spread = (class_spread(found) / reference.spread)[reference.spread > 0]
-    values = inception_scores(found.logits) | {
-        "fid": frechet_distance(found.features, reference.statistics),
-        "diversity": spread.mean().item(),
-        "collapsed_classes": (spread < COLLAPSED).float().mean().item(),
-    }
-    return values if labels is None else values | {"judge_accuracy": accuracy(found.logits, labels)}
+    decided, known = found.logits.argmax(1), real.logits.argmax(1)
+    ratios = torch.full((found.logits.shape[1],), math.nan)
+    for label in range(len(ratios)):
+        samples, images = (each.features[of == label][:SPREAD] for each, of in ((found, decided), (real, known)))
+        if len(images) < 2 or not (gap := _gap(images)):
+            continue
+        share, real_share = (decided == label).float().mean(), (known == label).float().mean()
+        count = min(len(samples), len(images))
+        missed = count < 2 or share < MISSED * real_share
+        ratios[label] = 0.0 if missed else _gap(samples[:count]) / (_gap(images[:count]) or gap)
+    return ratios
+
+
+def _gap(points: Tensor) -> float:
+    return radii(points, 1).median().item()
+
+
+def class_scores(found: Features, real: Features) -> dict[str, float]:
+    """diversity, the mean of class_diversity, and collapsed_classes, the share of the classes in which it lies below
+    COLLAPSED. Where no class of the real images has any variation, all have collapsed."""
+    ratios = class_diversity(found, real)
+    ratios = ratios[~ratios.isnan()]
+    if not len(ratios):
+        return {"diversity": 0.0, "collapsed_classes": 1.0}
+    return {"diversity": ratios.mean().item(), "collapsed_classes": (ratios < COLLAPSED).float().mean().item()}

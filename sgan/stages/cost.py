@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from sgan.config import IMAGE
-from sgan.stages.graph import ClassifierStage, InceptionStage, JointStage, LevelStage, ScoreStage, Stage, name
+from sgan.stages.graph import ClassifierStage, JointStage, JudgeStage, LevelStage, ScoreStage, Stage, name
 from sgan.store.local import Store
 
-CLASSIFIER = 0.15
-"""Cost of a classifier's training image."""
+CLASSIFIER, JUDGE = 0.15, 1.0
+"""Cost of a training image of an encoder, and of the held-out judge."""
 
 
 def cost(stage: Stage) -> float:
@@ -20,9 +20,9 @@ def cost(stage: Stage) -> float:
         case JointStage():
             return 1.2 * stage.images
         case ScoreStage():
-            return (2.0 if stage.inception else 0.1) * stage.samples
-        case InceptionStage():
-            return 50_000
+            return (2.0 if stage.network else 0.3) * stage.samples
+        case JudgeStage():
+            return JUDGE * stage.recipe.images if stage.recipe else 50_000
 
 
 def recorded_rate(store: Store, stages: Iterable[Stage]) -> float | None:

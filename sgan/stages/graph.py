@@ -1,6 +1,6 @@
 """A trial as a graph of stages.
 
-scorer -----------------------------------------------+
+judge ------------------------------------------------+
 encoder -> level N-1, ..., level 0 -> [joint] -> score
 
 A stage is a frozen dataclass of all that its result depends on, its parents included; its name (sgan.stages.naming) is
@@ -8,17 +8,14 @@ the hash of that and of the code that makes it.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, Weights
+from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Weights
 from sgan.shapes import Dataset
 from sgan.stages.naming import code_version as code_version
 from sgan.stages.naming import name as name
-
-SCORER_SEED = 2**31 - 1
-"""The scorer shares its seed with no trial."""
 
 
 class _Stage:
@@ -38,24 +35,37 @@ class _Stage:
 
 @dataclass(frozen=True)
 class ClassifierStage(_Stage):
-    """Trains a classifier on the real data; `kind` is "encoder", of one seed, or "scorer"."""
+    """Trains the encoder of one seed on the real data."""
 
-    kind: str
     dataset: Dataset
     data: str
     recipe: EncoderRecipe
     seed: int
 
+    kind = "encoder"
+
 
 @dataclass(frozen=True)
-class InceptionStage(_Stage):
-    """Computes the real images' features by the Inception network with these weights (SHA-256)."""
+class JudgeStage(_Stage):
+    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images.
 
+    Attributes:
+        shape: channels and size of images.
+        recipe: of the judge that is trained; None for a network that is given.
+        weights: SHA-256 of the given network's; "".
+        samples: real images are scored as if there were so many.
+    """
+
+    judge: str
     dataset: str
+    shape: tuple[int, int]
+    classes: int
     data: str
+    recipe: JudgeRecipe | None
     weights: str
+    samples: int
 
-    kind = "inception"
+    kind = "judge"
 
 
 @dataclass(frozen=True)
@@ -118,15 +128,16 @@ class ScoreStage(_Stage):
 
     Attributes:
         encoder: None for a stack without labels.
-        inception: None where the dataset's classifier gives all scores.
+        judge: the held-out one.
+        network: a given one that leads; None: the held-out one does.
         best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
     """
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
     encoder: ClassifierStage | None
-    scorer: ClassifierStage
-    inception: InceptionStage | None
+    judge: JudgeStage
+    network: JudgeStage | None
     samples: int
     sampling: str
     best_by: str
@@ -135,7 +146,7 @@ class ScoreStage(_Stage):
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        return (*self.trained, *filter(None, (self.encoder, self.scorer, self.inception)))
+        return (*self.trained, *filter(None, (self.encoder, self.judge, self.network)))
 
     @property
     def trained(self) -> tuple[JointStage | LevelStage, ...]:
@@ -143,7 +154,7 @@ class ScoreStage(_Stage):
         return (self.joint,) if self.joint else self.levels
 
 
-Stage = ClassifierStage | InceptionStage | LevelStage | JointStage | ScoreStage
+Stage = ClassifierStage | JudgeStage | LevelStage | JointStage | ScoreStage
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class Plan:
     """The stages of one trial.
 
     Attributes:
-        stages: each after those that it needs, with its role: "scorer", "inception", "encoder", "level1", "level0",
+        stages: each after those that it needs, with its role: "judge", "network", "encoder", "level1", "level0",
             "joint", "score".
     """
 
@@ -176,27 +187,33 @@ class Plan:
 
     @property
     def judges(self) -> tuple[Stage, ...]:
-        """The stages that score: the classifier, and the Inception network where the config has one."""
-        return (self.score.scorer, *((self.score.inception,) if self.score.inception else ()))
+        """The stages that score: the held-out judge, and the given network where the config has one."""
+        return (self.score.judge, *((self.score.network,) if self.score.network else ()))
 
     @functools.cached_property
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Label of each stage -> labels of the stages that must be finished before it runs: its parents and, for levels
         and the joint stage, the judge that evaluates while they train."""
         labels = {stage: label for label, stage in self.stages}
-        judge = {"level": (self.score.scorer,), "joint": (self.score.scorer,)}
+        judge = {"level": (self.score.judge,), "joint": (self.score.judge,)}
         return {
             label: tuple(labels[each] for each in (*judge.get(stage.kind, ()), *stage.parents))
             for label, stage in self.stages
         }
 
 
+def judge_stage(dataset: Dataset, data: str, recipe: Recipe) -> JudgeStage:
+    """The stage of the held-out judge, the same for all widths of a dataset."""
+    images = (dataset.channels, dataset.size)
+    return JudgeStage("held-out", dataset.name, images, dataset.classes, data, recipe.judge, "", recipe.samples)
+
+
 def plan(config: Config) -> Plan:
     """The stages of a trial. Levels come from the top down, since a top level trains longest."""
     recipe, variant = config.recipe, config.variant
-    scorer = ClassifierStage("scorer", config.judge, config.data, recipe.scorer, SCORER_SEED)
-    inception = InceptionStage(config.judge.name, config.data, config.inception) if config.inception else None
-    encoder = ClassifierStage("encoder", config.dataset, config.data, recipe.encoder, config.seed)
+    judge = judge_stage(config.dataset, config.data, recipe)
+    network = replace(judge, judge="inception", recipe=None, weights=config.inception) if config.inception else None
+    encoder = ClassifierStage(config.dataset, config.data, recipe.encoder, config.seed)
     levels = tuple(_level(config, *ends, encoder) for ends in pairwise(variant.bounds))
     joint = None
     if variant.joint:
@@ -214,14 +231,14 @@ def plan(config: Config) -> Plan:
         levels=levels,
         joint=joint,
         encoder=encoder if variant.labels else None,
-        scorer=scorer,
-        inception=inception,
+        judge=judge,
+        network=network,
         samples=recipe.samples,
         sampling=recipe.sampling,
         best_by=recipe.best_by,
     )
-    stages: list[tuple[str, Stage]] = [("scorer", scorer)]
-    stages += [("inception", inception)] if inception else []
+    stages: list[tuple[str, Stage]] = [("judge", judge)]
+    stages += [("network", network)] if network else []
     stages += [("encoder", encoder)] if encoder in score.parents else []
     numbered = reversed(list(enumerate(levels)))
     stages += [(f"level{index}", level) for index, level in numbered if level in score.parents]

@@ -13,7 +13,7 @@ from typing import Any
 
 from sgan.checks import content_key
 
-KINDS = {kind: kind for kind in ("scorer", "inception", "level", "joint", "score")} | {"encoder": "classifier"}
+KINDS = {kind: kind for kind in ("judge", "level", "joint", "score")} | {"encoder": "classifier"}
 """Kind of a stage -> its file in sgan/stages/kinds."""
 COUNTED = ("sgan.data.batches", "sgan.models.", "sgan.training.", "sgan.evaluation.", "sgan.stages.kinds.")
 """Modules, and packages with a dot at the end, whose code is part of names."""

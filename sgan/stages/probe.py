@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from sgan.config import Config
 from sgan.data.batches import Data
-from sgan.stages.cost import CLASSIFIER, cost
-from sgan.stages.graph import ClassifierStage, plan
+from sgan.stages.cost import JUDGE, cost
+from sgan.stages.graph import JudgeStage, plan
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
 
@@ -25,12 +25,12 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
         data: the dataset, or a part of it, on the device.
     """
     recipe = config.recipe
-    few = max(IMAGES, *(part.batch for part in (recipe.gan, recipe.encoder, recipe.scorer)))
+    few = max(IMAGES, *(part.batch for part in (recipe.gan, recipe.encoder, recipe.judge)))
     parts = (data.images, data.labels, data.test_images, data.test_labels)
     small = replace(
         recipe,
         encoder=replace(recipe.encoder, images=STEPS * recipe.encoder.batch),
-        scorer=replace(recipe.scorer, images=STEPS * recipe.scorer.batch),
+        judge=replace(recipe.judge, images=STEPS * recipe.judge.batch),
         image_level=STEPS * recipe.gan.batch,
         feature_level=recipe.gan.batch,
         joint_start=1.0,
@@ -46,8 +46,8 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
                 times.setdefault(event.label, []).append((time.perf_counter(), event.progress.images))
             if event.label == "level0" and len(times["level0"]) == STEPS - 1:
                 events.close()
-    rates = {True: _seconds_per_image(times["scorer"]) / CLASSIFIER, False: _seconds_per_image(times["level0"])}
-    costs = [(cost(stage), rates[isinstance(stage, ClassifierStage)]) for _, stage in plan(config).stages]
+    rates = {True: _seconds_per_image(times["judge"]) / JUDGE, False: _seconds_per_image(times["level0"])}
+    costs = [(cost(stage), rates[isinstance(stage, JudgeStage)]) for _, stage in plan(config).stages]
     return sum(units * rate for units, rate in costs) / sum(units for units, _ in costs)
 
 

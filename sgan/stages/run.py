@@ -20,16 +20,15 @@ from sgan.models.stack import Level
 from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
 from sgan.stages.flops import flops
-from sgan.stages.graph import ClassifierStage, JointStage, LevelStage, Plan, Stage, name
-from sgan.stages.kinds import classifier, inception, joint, level, score, scorer
+from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Plan, Stage, name
+from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.local import CHECKPOINTS
 from sgan.store.record import read_record
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
     "encoder": classifier.run,
-    "scorer": scorer.run,
-    "inception": inception.run,
+    "judge": judge.run,
     "level": level.run,
     "joint": joint.run,
     "score": score.run,
@@ -56,7 +55,7 @@ def run_trial(plan: Plan, context: Context) -> Generator[Event]:
         while not context.store.has(stage_name):
             with context.store.claim(stage_name) as mine:
                 if mine:
-                    with contextlib.closing(run_stage(stage, plan.score.scorer, context)) as running:
+                    with contextlib.closing(run_stage(stage, plan.score.judge, context)) as running:
                         for progress in running:
                             yield Event(label, progress)
                     continue
@@ -68,14 +67,14 @@ def run_trial(plan: Plan, context: Context) -> Generator[Event]:
             raise Diverged(f"{label}: {facts['reason']}")
 
 
-def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> Generator[Progress]:
+def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> Generator[Progress]:
     """Run one stage whose parents are finished, and publish it; the caller holds its claim. Closed between two points
     of progress, it leaves a checkpoint.
 
     A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
 
     Args:
-        judge: the finished stage that scores levels while they train; None trains them without scores.
+        scored_by: the finished stage that scores levels while they train; None trains them without scores.
     Raises:
         StoreError: something in the store is damaged.
         OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint.
@@ -83,8 +82,8 @@ def run_stage(stage: Stage, judge: ClassifierStage | None, context: Context) -> 
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None
-    if judge and isinstance(stage, LevelStage | JointStage):
-        evaluator = Evaluator(name(judge), functools.partial(_prepare, stage.sampling, judge, context))
+    if scored_by and isinstance(stage, LevelStage | JointStage):
+        evaluator = Evaluator(name(scored_by), functools.partial(_prepare, stage.sampling, scored_by, context))
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
@@ -137,14 +136,14 @@ def _work(stage: LevelStage | JointStage, images: int, folder: Path) -> dict[str
 
 def _prepare(
     sampling: str,
-    judge: ClassifierStage,
+    scored_by: JudgeStage,
     context: Context,
     levels: list[Level],
     encoder: Encoder | None,
     folder: Path,
 ) -> Callable[[int], dict[str, float]]:
     """What evaluates levels while they train."""
-    evaluation = Evaluation(levels, sampling, context.data, encoder, *scorer.load(judge, context))
+    evaluation = Evaluation(levels, sampling, context.data, encoder, judge.load(scored_by, None, context))
     return lambda images: evaluation(images, folder)
 
 

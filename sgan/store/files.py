@@ -67,7 +67,7 @@ def unreadable(path: Path, error: Exception, remedy: str) -> StoreError:
 
 def share(path: Path) -> None:
     """Let whoever may read and write the folder around a new file or folder read and write that, too."""
-    mode, around = path.stat().st_mode, path.parent.stat().st_mode
+    mode, around = path.stat().st_mode, path.absolute().parent.stat().st_mode
     wider = mode | around & (0o77 if path.is_dir() else 0o66)
     if wider != mode:
         path.chmod(wider & 0o7777)

@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.ma
 CPUs a tenth faster (docs/performance.md)."""
 ANSWER_SECONDS = 5.0
 """A cluster's head answers within so many seconds."""
+SILENCE = 20.0
+"""A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
+KILLED = 137
+"""Exit status of a command that was killed."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
@@ -58,6 +64,27 @@ def join_cluster() -> None:
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
+    if address:
+        threading.Thread(target=end_with_head, args=(address,), daemon=True).start()
+
+
+def end_with_head(address: str) -> None:
+    """End this process, and say what to do, when the head has been silent for SILENCE seconds: what waits for it never
+    returns."""
+    heard = time.monotonic()
+    while time.monotonic() - heard < SILENCE:
+        time.sleep(1)
+        try:
+            require_answer(address)
+            heard = time.monotonic()
+        except ConfigError:
+            pass
+    print(
+        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
+        "goes on where it was.",
+        flush=True,
+    )
+    os._exit(KILLED)
 
 
 def require_answer(address: str) -> None:
@@ -77,8 +104,8 @@ def _no_cluster(address: str, reason: str) -> ConfigError:
     named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
     origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
     return ConfigError(
-        f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), or set "
-        "RAY_ADDRESS=local to use this machine alone"
+        f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), give "
+        "its token (~/.ray/auth_token) to this user, or set RAY_ADDRESS=local to use this machine alone"
     )
 
 

@@ -102,7 +102,7 @@ class StageScheduler:
         stages = dict(trial.plan.stages)
         for label, stage in trial.plan.stages:
             needs = tuple(name(stages[each]) for each in trial.plan.needs[label])
-            judge = trial.plan.score.scorer if stage.kind in ("level", "joint") else None
+            judge = trial.plan.score.judge if stage.kind in ("level", "joint") else None
             self.nodes.setdefault(name(stage), Node(stage, judge, needs)).trials.add(trial.id)
         self.changed.set()
 
@@ -149,7 +149,7 @@ class StageScheduler:
             if node.task and not node.progress:  # it has not begun
                 ray.cancel(node.task)
         await self._end_within(GRACE, WITHOUT_STEPS)
-        await self._end_within(LONGEST_STEP - GRACE, ("scorer", "encoder", "level", "joint"))
+        await self._end_within(LONGEST_STEP - GRACE, ("judge", "encoder", "level", "joint"))
 
     async def _end_within(self, seconds: float, kinds: tuple[str, ...]) -> None:
         """Wait for the processes, and then end those of some kinds."""

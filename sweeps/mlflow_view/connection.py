@@ -14,7 +14,7 @@ from sqlalchemy import URL, make_url
 
 from sgan.addresses import masked
 from sgan.checks import require
-from sgan.store.files import atomic_write, remove
+from sgan.store.files import atomic_write, make_folder, remove, share
 from sgan.store.local import Store
 
 EXPERIMENT = "sgan"
@@ -78,8 +78,11 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie beside it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        file = make_url(uri).database if uri.startswith(SQLITE) else None
-        place = Path(file).absolute().with_name(ARTIFACTS).as_uri() if file else None
+        file, place = make_url(uri).database if uri.startswith(SQLITE) else None, None
+        if file:  # whoever may write the folder may write both
+            share(Path(file))
+            make_folder(Path(file).absolute().with_name(ARTIFACTS))
+            place = Path(file).absolute().with_name(ARTIFACTS).as_uri()
         return client.create_experiment(EXPERIMENT, place)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

@@ -28,7 +28,7 @@ HEADLINES = (LEADING, "recall", "inception_score", "kid")
 FINAL = "final/"
 """Group of the other scores of a finished trial."""
 TAGS = ("variant", "seed", "cuts", "phase")
-SHARED = ("scorer", "inception", "encoder")
+SHARED = ("judge", "network", "encoder")
 """Stages that many trials wait for."""
 Votes = Sequence[tuple[float, Tally]]
 """Of the visual Turing test on a trial's images: as in `sgan.store.votes.curves`."""

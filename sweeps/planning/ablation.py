@@ -90,7 +90,7 @@ def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> No
     for each in trials:
         recipe, title = each.config.recipe, rows[each.variant].title
         same = each.plan.judges == first.plan.judges and recipe.samples == first.config.recipe.samples
-        require(same, f"row {title} changes what scores (scorer, samples), and a table has one judge; use --override")
+        require(same, f"row {title} changes what scores (judge, samples), and a table has one judge; use --override")
         try:
             check_batch(recipe, len(basis.data.images))
         except ConfigError as error:

@@ -18,7 +18,7 @@ from sgan.shapes import Dataset
 from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
 
-BATCHES = ("encoder", "scorer", "gan", "joint")
+BATCHES = ("encoder", "judge", "gan", "joint")
 """Fields of a recipe that have a batch."""
 
 
@@ -27,9 +27,9 @@ class Basis:
     """What all trials of a command share: the options with everything chosen.
 
     Attributes:
-        row: the dataset's row at full width, by which the scorer is trained; `dataset`: the one that is trained.
+        row: the dataset's row at full width, at full width; `dataset`: the one that is trained.
         inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
-            where the dataset's classifier does.
+            where the held-out judge does.
         why: why this dataset and recipe, and what to beware of.
         what: the dataset in words.
         notes: the options that differ from their defaults, in words.
@@ -116,5 +116,5 @@ def chosen_options(
         tuple(override),
         options.budget,
         options.width,
-        "inception" if basis.inception else "classifier",
+        "inception" if basis.inception else "held-out",
     )

@@ -28,7 +28,7 @@ class ChosenOptions:
     override: tuple[str, ...]
     budget: float
     width: float
-    scorer: str
+    judge: str
 
 
 BEST = "best.yaml"

@@ -104,9 +104,10 @@ class Training(Group):
 class Scores(Group):
     """What scores."""
 
-    scorer: Annotated[str, *choice(AUTO, "classifier", "inception")] = AUTO
-    """What scores: classifier (trained on the dataset's own images), inception (exact Inception scores, FID, KID,
-    precision and recall on 50,000 samples; slow without a GPU) or auto: inception for colour images on a GPU."""
+    judge: Annotated[str, *choice(AUTO, "held-out", "inception")] = AUTO
+    """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
+    else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a GPU)
+    or auto: inception for colour images on a GPU. Pixels score in any case."""
     inception_weights: FilePath | None = None
     """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
 
@@ -154,8 +155,8 @@ class Options(Data, Training, Scores, Places, Machine, Control):
 
     def __post_init__(self):
         require(
-            self.inception_weights is None or self.scorer != "classifier",
-            "--inception-weights is given, but --scorer classifier uses none; leave one of them out",
+            self.inception_weights is None or self.judge != "held-out",
+            "--inception-weights is given, but --judge held-out uses none; leave one of them out",
         )
         require(
             self.data is None or self.data.is_dir(),
@@ -196,7 +197,7 @@ class Options(Data, Training, Scores, Places, Machine, Control):
     def with_inception(self, dataset: Dataset, gpus: int) -> bool:
         """Whether the Inception network scores, for this number of GPUs."""
         wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
-        return self.scorer == "inception" or (self.scorer == AUTO and wanted)
+        return self.judge == "inception" or (self.judge == AUTO and wanted)
 
     def dataset_row(self, name: str) -> Dataset:
         """The row of a dataset, at full width; DataError for a bad image folder."""

@@ -10,7 +10,7 @@ from sgan.store.files import StoreError, read_json
 from sgan.store.local import Store
 from sgan.store.record import RECORD_FILE, read_record
 
-JUDGING = ("scorer", "inception", "score")
+JUDGING = ("judge", "score")
 """Kinds of stages that train no part of a variant."""
 
 

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from PIL import Image
 
 from sgan.evaluation.grid import unlabelled
@@ -177,6 +177,7 @@ def _search(sweep: Sweep) -> list[Plot]:
     axes.step(numbers, best, where="post", color=COLOURS[5], label="the best so far")
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     caption = "On the one seed that chose among them, so the best of many is lucky. Is the line still improving?"
     found = [Plot("history", f"{heading} of every explored config", caption, _png(figure, axes))]
     varied = [name for name in rows[0]["params"] if len({row["params"][name] for row in rows}) > 1]
@@ -187,10 +188,11 @@ def _search(sweep: Sweep) -> list[Plot]:
         axes.scatter(at, values, s=18, color=COLOURS[2])
         axes.set_xlabel(name)
         _score_axis(axes, score)
+        axes.set_ylabel(heading)
         if isinstance(at[0], str):
-            axes.tick_params(axis="x", rotation=90, labelsize=6)
+            axes.tick_params(axis="x", rotation=90 * (len(set(at)) > 3), labelsize=7)
         elif min(at) > 0:
-            axes.set_xscale("log")
+            _log(axes, "x")
     caption = (
         "A dot a config. Are the best inside the range, or at its edge? A weight counts only where its loss is kept."
     )
@@ -213,9 +215,14 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
     label = f"{measure.heading} ({measure.better} is better)" if measure.better else measure.heading
     getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))
     if measure.better == "lower":
-        getattr(axes, f"set_{axis}scale")("log")
-        getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
-        getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        _log(axes, axis)
+
+
+def _log(axes: Axes, axis: str) -> None:
+    """A logarithmic axis with plain numbers; those between powers of ten where there are few of these."""
+    getattr(axes, f"set_{axis}scale")("log")
+    getattr(axes, f"{axis}axis").set_major_formatter("{x:g}")
+    getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _png(figure: Figure, axes: Axes | None = None) -> bytes:

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN, S3 = 8265, 5000, 5432, 6379, 10001, 9999, 9998
-SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
 SWEEP = (
     "--budget",
     "0.1",
@@ -36,7 +36,7 @@ SWEEP = (
     "--override",
     *SMALL,
 )
-KINDS = sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
+KINDS = sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
 
 
 def stages(store: Path) -> dict[str, float]:

@@ -27,7 +27,7 @@ from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
 TINY = ("--budget", "0.1", "--slots", "2", "--override", *SMALL)
 ROWS = ("sgan", "sgan-no-joint", "dcgan-adv-cond")
 
@@ -87,7 +87,7 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     # Two seeds: an encoder each, the two levels that both stacks share and the DCGAN's one, one joint stage, 3 scores.
     published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
     assert sorted(published) == sorted(stages(store))
-    assert kinds == sorted(["scorer"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
+    assert kinds == sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
     assert titles(output) == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real, held out"]
     (page,) = store.glob("sweeps/*/report.html")
     assert f"Report: {page}\n" in output
@@ -237,9 +237,9 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
 def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path: Path):
     """The claim of the one stage that could run is held here."""
     options = Sweep(variants=("dcgan-adv",), seeds=1, budget=0.1, override=SMALL)
-    scorer = plan_ablation(options, 0).trials[0].plan.score.scorer
+    judge = plan_ablation(options, 0).trials[0].plan.score.judge
     store, arguments = Store(tmp_path / "runs"), ("--seeds", "1", "--variants", "dcgan-adv")
-    with store.claim(name(scorer)):
+    with store.claim(name(judge)):
         driver = start(store.root, *arguments)
         assert driver.stdout
         while "another process trains it" not in driver.stdout.readline():

@@ -129,7 +129,7 @@ OPTIONS = {
     ],
 }
 SHARED = ["--dataset", "--data", "--image-size", "--channels", "--recipe", "--budget", "--width", "--override"]
-SHARED += ["--scorer", "--inception-weights", "--mlflow", "--slots", "--trials-per-gpu", "--deterministic", "--nothing"]
+SHARED += ["--judge", "--inception-weights", "--mlflow", "--slots", "--trials-per-gpu", "--deterministic", "--nothing"]
 GIVEN = st.one_of(
     WORDS,
     st.sampled_from(["sgan", "digits", "folder", "paper", "tpe", "2", "0.5", "1e308", "-7", "conv1", "a=1:2:log", "/"]),
@@ -194,7 +194,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
 
 
 def best_yaml(path: Path) -> bytes:
-    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "classifier")
+    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "held-out")
     options = config_file.ChosenOptions(*given)
     config_file.BestConfig("sgan", options, CONFIGS[0], {"study": "s", "commit": "c"}).write(path)
     return path.read_bytes()

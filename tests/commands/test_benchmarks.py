@@ -10,7 +10,7 @@ import pytest
 
 from sgan.host import multiplies_bfloat16
 
-SMALL = ("encoder.images=1280", "scorer.images=6400", "samples=500", "evaluations=1")
+SMALL = ("encoder.images=1280", "judge.images=6400", "samples=500", "evaluations=1")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("ablation", ("--store", "new/runs")),
         ("ablation", ("--store", ".")),
-        ("search", ("--trials", "5", "--budget", "0.01", "--override", "scorer.images=1280", "encoder.images=1280")),
+        ("search", ("--trials", "5", "--budget", "0.01", "--override", "judge.images=1280", "encoder.images=1280")),
     ],
 )
 def test_a_dry_run_leaves_everything_as_it_was(script: str, words: tuple[str, ...], tmp_path: Path):

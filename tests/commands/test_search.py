@@ -18,7 +18,7 @@ from sweeps import best
 from sweeps.search import run
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("encoder.images=1280", "scorer.images=12800", "samples=500", "evaluations=1")
+SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
 LEVELS = ("image_level=6400", "feature_level=3200", "gan.adam.learning_rate=2e-3")
 # Where few configs collapse, however short they train; the paper's point is among them.
 RANGES = ("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros")

@@ -20,6 +20,7 @@ from sgan.checks import ConfigError
 from sgan.config import IMAGE, INNER_TAPS, LABEL
 from sgan.data import datasets, image_folder
 from sgan.data.image_folder import DataError, class_names
+from sgan.evaluation.scores import Features
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
@@ -28,7 +29,7 @@ from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, summary
 from sweeps.planning.options import Sweep
 
-BATCHES = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "scorer"))
+BATCHES = tuple(f"{part}.batch=8" for part in ("gan", "joint", "encoder", "judge"))
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Image.Image:
@@ -263,6 +264,16 @@ def test_each_broken_or_odd_file_is_named(root):
     assert "notes.txt cannot be read as an image" in refused(root)
 
 
+def test_images_without_any_difference_are_refused(root):
+    for path in root.glob("*/*.png"):
+        picture().save(path)
+    with pytest.raises(DataError, match=rf"the 16 training images of folder in {root} are all the same"):
+        datasets.read(folder_row(32, 3, 2), root)
+    same = metrics.Source("same", "", torch.full((12, 3, 4, 4), 7, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="the images of same are all the same to the network"):
+        metrics.describe(same, lambda images: Features(images.flatten(1).float(), images.flatten(1).float()))
+
+
 def test_a_folder_that_is_no_set_of_classes_is_refused(root):
     picture().save(root / "loose.png")
     assert "loose.png lies beside the class folders" in refused(root)
@@ -327,8 +338,8 @@ def test_a_sweep_over_a_folder_says_what_it_is(root):
     with pytest.raises(ConfigError) as caught:
         plan_ablation(sweep, gpus=0)
     assert str(caught.value) == (
-        "a batch must be at most the 16 training images, but got encoder.batch=64, scorer.batch=64, joint.batch=64; "
-        "give --override encoder.batch=16 scorer.batch=16 joint.batch=16, or more images"
+        "a batch must be at most the 16 training images, but got encoder.batch=64, judge.batch=64, joint.batch=64; "
+        "give --override encoder.batch=16 judge.batch=16 joint.batch=16, or more images"
     )
     resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=BATCHES), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")

@@ -2,7 +2,14 @@
 
 from sgan.evaluation.alarms import alarms, latest
 
-FINE = {"collapsed_classes": 0.0, "entropy_ratio": 0.6, "conditional_ratio": 0.1, "d_accuracy": 0.6, "fid": 900.0}
+FINE = {
+    "collapsed_classes": 0.0,
+    "copied": 0.05,
+    "entropy_ratio": 0.6,
+    "conditional_ratio": 0.1,
+    "d_accuracy": 0.6,
+    "fid": 900.0,
+}
 
 
 def test_a_healthy_record_raises_no_alarm():
@@ -11,6 +18,9 @@ def test_a_healthy_record_raises_no_alarm():
 
 def test_each_alarm_names_what_is_wrong_and_by_how_much():
     assert alarms(FINE | {"collapsed_classes": 0.3}) == ["collapse: 30% of the classes are missed or repeat themselves"]
+    assert alarms(FINE | {"copied": 0.2}) == [
+        "copies: 20% of the samples are as near to a training image as 5% of real images are"
+    ]
     for name, word in (("entropy_ratio", "noise"), ("conditional_ratio", "condition")):
         assert alarms(FINE | {name: 0.949}) == []
         (text,) = alarms(FINE | {name: 1.02})
@@ -48,9 +58,10 @@ def test_the_joint_stage_stands_for_its_levels_once_it_is_evaluated():
     assert latest(records) == {}
 
 
-def test_final_scores_say_whether_classes_have_collapsed():
-    records = {"level0": [line(5, collapsed_classes=0.1, entropy_ratio=1.0)]}
+def test_final_scores_say_whether_classes_have_collapsed_and_images_are_copied():
+    records = {"level0": [line(5, collapsed_classes=0.1, copied=0.1, entropy_ratio=1.0)]}
     assert len(latest(records)["level0"]) == 2
     found = latest(records, {"collapsed_classes": 0.0, "fid": 5.0})
     assert {label: len(texts) for label, texts in found.items()} == {"level0": 1}
     assert list(latest(records, {"collapsed_classes": 0.2})) == ["level0", "score"]
+    assert list(latest(records, {"copied": 0.9})) == ["level0", "score"]

@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sgan.config import IMAGE, LABEL, Codes
-from sgan.data.batches import to_input
 from sgan.evaluation import grid
 from sgan.evaluation.figures import COLUMNS, WORDS, Figure, class_names, neighbours, real, samples
 from sgan.evaluation.grid import nearest
+from sgan.evaluation.judges import HELD_OUT, HeldOut, Judge
 from sgan.models.discriminator import Discriminator
-from sgan.models.encoder import Encoder
 from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, descend, label_condition, unfolded
 from sgan.presets import DATASETS
@@ -152,15 +151,16 @@ def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
 def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
     monkeypatch.setattr(grid, "PART", 77)
     torch.manual_seed(2)
-    encoder = Encoder(TINY, 0.2)
-    some = digits.images[:300]
+    network, some = HeldOut(1, 8, 10), digits.images[:300]
+    real, labels = network.describe(some), digits.labels[:300]
+    judge = Judge(HELD_OUT, network.describe, real, labels, real, labels)
     levels = [Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))]
-    figure = neighbours(levels, "running", NAMES, some, encoder, encoder.features(some, ("fc3",))["fc3"])
+    figure = neighbours(levels, "running", NAMES, some, judge)
     triples = figure.images.reshape(-1, 3, 1, 8, 8)
     assert len(figure.words.columns) == 9
     assert len(triples) == 30
     with torch.no_grad():
-        views = [lambda x: x.float().flatten(1), lambda x: encoder(to_input(x, encoder.mean), IMAGE, "fc3")]
+        views = [lambda x: x.float().flatten(1), lambda x: network(x.float() / 255).features]
         for place, view in enumerate(views, 1):
             made, candidates = view(triples[:, 0]).numpy(), view(some).numpy()
             squares = ((made[:, None] - candidates[None]) ** 2).sum(2)

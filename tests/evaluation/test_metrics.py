@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch_fidelity
 from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -16,12 +18,11 @@ from sgan.data.batches import pixel_mean
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.scores import (
     Features,
-    Reference,
-    class_spread,
+    class_diversity,
+    class_scores,
     inception_scores,
     kernel_distance,
     precision_recall,
-    scores,
 )
 from sgan.models.encoder import Encoder
 
@@ -82,9 +83,7 @@ def test_fid_does_not_depend_on_the_number_of_threads():
 
 
 def fid(found: torch.Tensor, real: torch.Tensor) -> float:
-    logits = one_hot_logits(torch.arange(len(found)) % K)
-    reference = Reference(Features(real, one_hot_logits(torch.arange(len(real)) % K)))
-    return scores(Features(found, logits), reference, None)["fid"]
+    return metrics.frechet_distance(found, metrics.statistics(real))
 
 
 def test_the_fid_of_identical_features_is_zero():
@@ -170,38 +169,57 @@ def test_the_fid_is_torch_fidelitys_to_what_that_can_say():
         assert fid(found, real) == pytest.approx(theirs, rel=1e-7)
 
 
-def test_diversity_is_one_for_the_reference_itself():
+def test_diversity_is_one_for_the_real_images_themselves():
     real = Features(features(1000, 8), one_hot_logits(labels(1000)))
-    assert scores(real, Reference(real), None)["diversity"] == pytest.approx(1, abs=1e-6)
+    assert class_scores(real, real) == {"diversity": pytest.approx(1), "collapsed_classes": 0}
 
 
-def test_diversity_is_proportional_to_the_spread_within_classes():
+def test_diversity_is_proportional_to_the_distances_within_classes():
     real = Features(features(1000, 8), one_hot_logits(labels(1000)))
     centres = 100 * features(K, 8, seed=1)[labels(1000)]
-    tight = Features(centres + 0.25 * real.features, real.logits)
-    assert scores(tight, Reference(real), None)["diversity"] == pytest.approx(0.25, rel=1e-6)
+    for scale, collapsed in ((0.5, 0), (0.3, 1)):
+        tight = Features(centres + scale * real.features, real.logits)
+        assert class_scores(tight, real) == {"diversity": pytest.approx(scale), "collapsed_classes": collapsed}
 
 
-def test_diversity_is_near_zero_for_one_image_a_class():
-    """Collapse within the classes, to which the Inception score is blind."""
-    real = Features(features(1000, 8), one_hot_logits(labels(1000)))
-    collapsed = Features(10 * features(K, 8, seed=1)[labels(1000)], real.logits)
-    found = scores(collapsed, Reference(real), None)
-    assert found["diversity"] == pytest.approx(0, abs=1e-9)
-    assert found["inception_score"] == pytest.approx(scores(real, Reference(real), None)["inception_score"], rel=1e-9)
+@pytest.mark.parametrize("prototypes", [1, 2, 20])
+def test_classes_that_repeat_some_images_have_collapsed(prototypes):
+    """The Inception score, precision and the mean distance of two samples are blind to it."""
+    real = Features(features(1000, 8), one_hot_logits(torch.arange(1000) % K))
+    repeated = torch.arange(1000) % (K * prototypes)
+    found = Features(real.features[repeated], real.logits[repeated])
+    assert class_scores(found, real) == {"diversity": 0, "collapsed_classes": 1}
+    assert inception_score(found.logits) == pytest.approx(inception_score(real.logits))
 
 
-def test_the_spread_of_two_images_is_their_distance_and_of_one_is_zero():
-    found = Features(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), torch.eye(3)[[0, 0, 2]])
-    assert class_spread(found).tolist() == [5.0, 0.0, 0.0]
+def test_the_gap_of_a_class_against_a_loop():
+    found, real = (Features(features(n, 3, n), one_hot_logits(labels(n))) for n in (70, 150))
+
+    def gap(points: np.ndarray) -> float:
+        nearest = []
+        for point in points:
+            distances = sorted(np.linalg.norm(points - point, axis=1))
+            nearest.append(distances[1])
+        return sorted(nearest)[(len(nearest) - 1) // 2]
+
+    for label, ratio in enumerate(class_diversity(found, real)):
+        mine, theirs = (each.features[each.logits.argmax(1) == label].numpy() for each in (found, real))
+        count = min(len(mine), len(theirs))
+        assert ratio == pytest.approx(gap(mine[:count]) / gap(theirs[:count]))
 
 
-def test_a_class_that_the_scorer_never_sees_in_real_images_does_not_count():
-    """Otherwise its spread over nothing would be the whole diversity."""
-    decided = labels(1000).clamp_max(K - 2)
-    real = Features(features(1000, 8), one_hot_logits(decided))
-    same = Features(features(1000, 8, seed=1), one_hot_logits(labels(1000)))
-    assert 0.5 < scores(same, Reference(real), None)["diversity"] < 1.5
+def test_a_missed_class_has_no_diversity_and_one_without_real_images_does_not_count():
+    real = Features(features(1000, 8), one_hot_logits((torch.arange(1000) % K).clamp_max(K - 2)))
+    found = Features(features(1000, 8, 1), one_hot_logits((torch.arange(1000) % K).clamp_min(1).clamp_max(K - 2)))
+    ratios = class_diversity(found, real)
+    assert ratios[0] == 0
+    assert ratios[-1].isnan()
+    assert class_scores(found, real)["collapsed_classes"] == pytest.approx(1 / (K - 1))
+
+
+def test_real_images_without_any_variation_are_an_alarm_and_no_nan():
+    flat = Features(torch.zeros(100, 8), one_hot_logits(torch.zeros(100).long()))
+    assert class_scores(flat, flat) == {"diversity": 0, "collapsed_classes": 1}
 
 
 def test_accuracy_is_the_share_of_labels_met():
@@ -209,9 +227,62 @@ def test_accuracy_is_the_share_of_labels_met():
     logits = one_hot_logits(wanted)
     logits[:30] = one_hot_logits((wanted[:30] + 1) % K)
     assert metrics.accuracy(logits, wanted) == pytest.approx(0.7)
-    real = Features(features(100, 8), logits)
-    assert scores(real, Reference(real), wanted)["judge_accuracy"] == pytest.approx(0.7)
-    assert "judge_accuracy" not in scores(real, Reference(real), None)
+
+
+def by_loops(found: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """The papers' formulas, a point at a time."""
+
+    def radius(points: np.ndarray, index: int, k: int) -> float:
+        return sorted(np.linalg.norm(points - points[index], axis=1))[k]
+
+    near, far = ([radius(real, index, k) for index in range(len(real))] for k in (3, 5))
+    own = [radius(found, index, 3) for index in range(len(found))]
+    inside = np.array([[np.linalg.norm(y - x) < r for y in found] for x, r in zip(real, far, strict=True)])
+    pairs = [[np.linalg.norm(y - x) for y in found] for x in real]
+    return {
+        "precision": np.mean([any(pairs[i][j] <= near[i] for i in range(len(real))) for j in range(len(found))]),
+        "recall": np.mean([any(pairs[i][j] <= own[j] for j in range(len(found))) for i in range(len(real))]),
+        "density": inside.sum() / (5 * len(found)),
+        "coverage": inside.any(1).mean(),
+    }  # pyright: ignore[reportReturnType]
+
+
+@given(st.integers(8, 40), st.integers(8, 40), st.integers(1, 5), st.sampled_from([0.3, 1.0, 3.0]), st.integers(0, 99))
+@settings(max_examples=25)
+def test_neighbourhoods_are_those_of_the_formulas(count, others, size, scale, seed):
+    found, real = scale * features(count, size, seed), features(others, size, seed + 100)
+    expected = by_loops(found.numpy(), real.numpy())
+    assert metrics.Neighbourhoods(real).scores(found) == pytest.approx(expected, abs=1e-6)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    assert metrics.Neighbourhoods(real).scores(found[order]) == pytest.approx(expected, abs=1e-6)
+    covered = metrics.Neighbourhoods(real).covered(found)
+    assert covered.float().mean().item() == pytest.approx(expected["coverage"], abs=1e-6)
+
+
+def test_precision_and_recall_are_torch_fidelitys():
+    found, real = features(300, 6), features(200, 6, 1) * 1.3
+    ours = metrics.Neighbourhoods(real).scores(found)
+    assert {name: ours[name] for name in ("precision", "recall")} == pytest.approx(precision_recall(found, real))
+
+
+def test_equal_points_are_at_no_distance_whatever_the_number_of_threads():
+    points = (100 * features(500, 96)).float()
+    expected = metrics.distances(points, points)
+    assert (expected.diagonal() == 0).all()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert torch.equal(metrics.distances(points, points), expected)
+    torch.set_num_threads(threads)
+    direct = ((points[:, None] - points[None, :]) ** 2).sum(2).sqrt()
+    torch.testing.assert_close(expected, direct)
+    nearest = metrics.nearest(points[:50], points[50:])
+    torch.testing.assert_close(nearest, direct[:50, 50:].amin(1))
+
+
+def test_a_subset_is_always_the_same_and_has_no_image_twice():
+    assert sorted(metrics.subset(1347).tolist()) == list(range(1347))
+    assert len(set(metrics.subset(10_000).tolist())) == metrics.SUBSET
+    assert torch.equal(metrics.subset(10_000), metrics.subset(10_000))
 
 
 class Images(Dataset):
@@ -274,20 +345,12 @@ def test_scores_are_those_of_torch_fidelity(digits):
         verbose=False,
         batch_size=100,
     )
-    real, found = metrics.classify(encoder, digits.images), metrics.classify(encoder, digits.test_images)
-    ours = scores(found, Reference(real), digits.test_labels)
+    real, found = (encoder.features(images, ("fc3", "fc4")) for images in (digits.images, digits.test_images))
+    ours = inception_scores(found["fc4"]) | {"fid": fid(found["fc3"], real["fc3"])}
     assert ours["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
     assert ours["inception_score_split_std"] == pytest.approx(expected["inception_score_std"], rel=1e-4, abs=1e-9)
     assert ours["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert ours["fid"] > 1e-3
-
-
-def test_classify_in_parts_is_classify_at_once(digits):
-    torch.manual_seed(0)
-    encoder = Encoder(TINY, 0.4)
-    found = metrics.classify(encoder, digits.images)
-    assert found.features.shape == (1347, TINY.encoder.features)
-    torch.testing.assert_close(found.logits, encoder(digits.images.float() / 255).detach())
 
 
 def test_the_kernel_distance_of_a_few_points_written_out():

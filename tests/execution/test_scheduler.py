@@ -97,7 +97,7 @@ def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["scorer", "score"])
+@pytest.mark.parametrize("label", ["judge", "score"])
 def test_a_stage_whose_process_is_killed_begins_again(processes, store, tmp_path, label):
     asked = trials(["dcgan-adv-cond"])
     stage = stage_name(asked[0], label)
@@ -164,7 +164,7 @@ def test_a_stage_that_another_process_trains_is_waited_for(processes, store, tmp
 def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_one_stage(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"], seeds=8)
     source = ListSource(asked)
-    stage = stage_name(asked[0], "scorer")
+    stage = stage_name(asked[0], "judge")
     (tmp_path / f"hold-{stage}").touch()
     running = Running(source, job(store, tmp_path, slots=2), store)
     running.begun(stage)
@@ -178,7 +178,7 @@ def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_o
 @pytest.mark.slow
 def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
     asked = trials(["dcgan-adv-cond"])
-    stage = stage_name(asked[0], "scorer")
+    stage = stage_name(asked[0], "judge")
     (tmp_path / f"hold-{stage}").touch()
     running = Running(ListSource(asked), job(store, tmp_path), store)
     running.begun(stage)

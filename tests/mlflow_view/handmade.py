@@ -46,7 +46,7 @@ def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int =
 
 def publish(store: Store, name: str, status: str = "done", reason: str | None = None, fid: float = 10.0) -> None:
     kind = name.partition("-")[0]
-    scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "scorer") else {}
+    scores = {"inception_score": 9.0, "fid": fid, "diversity": 0.9} if kind in ("score", "judge") else {}
     facts = {
         "kind": kind,
         "status": status,
@@ -55,7 +55,7 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "seconds": 2.5,
         "generator_images": POINTS[-1] if kind in ("level1", "joint") else 0,
     }
-    if kind in ("score", "scorer"):
+    if kind in ("score", "judge"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}
         fields |= {"shuffle": "RandomState(2020)", "reference": "digits, 1,347 training images"}
         facts["fingerprint"] = {"scores": fields, "classes": fields}
@@ -102,7 +102,7 @@ def manifest(store: Store, seeds=(0,)) -> None:
         "machine": "two cores",
         "started": time.time() - 100,
         "settings": {"dataset": "digits", "recipe": "tiny", "budget": 0.5, "weights": None, "override": ["noise=0.1"]},
-        "judges": ["scorer-x"],
+        "judges": ["judge-x"],
         "paper_real": "11.24 ± 0.12",
         "trials": trials,
     }

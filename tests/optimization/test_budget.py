@@ -56,7 +56,7 @@ def test_one_split_on_one_slot_takes_the_sum_but_for_the_noise_of_the_estimate()
 
 
 def test_trials_wait_for_what_they_share():
-    # With two slots a scorer and an encoder are trained side by side, and four encoders in two rounds.
+    # With two slots a judge and an encoder are trained side by side, and four encoders in two rounds.
     found = estimate([6.0], Ahead(2, shared=[9.0, 1.0]), Ahead(2, shared=[4.0] * 4), 2)
     assert found.median == pytest.approx(9.0 + 6.0 + 8.0 + 6.0 + 2 * START, rel=0.05)
 

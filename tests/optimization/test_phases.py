@@ -28,7 +28,7 @@ from sweeps.planning.basis import prepare
 from sweeps.planning.trials import ListSource
 
 ORIGIN = {"command": "python sweeps/search.py", "commit": "abc", "machine": "here"}
-LEARNT = ("encoder.images=1280", "scorer.images=12800", "samples=500", "image_level=6400", "feature_level=3200")
+LEARNT = ("encoder.images=1280", "judge.images=12800", "samples=500", "image_level=6400", "feature_level=3200")
 LEARNT += ("gan.adam.learning_rate=2e-3", "evaluations=1")  # few configs collapse
 BASE = ("--dataset", "digits", "--variant", "sgan-no-joint")
 SEARCH = (*BASE, "--splits", "none", "fc3", "--adversarial", "0.5", "1", "--conditional", "1", "2", "--zeros")

@@ -24,7 +24,7 @@ CUTS, WEIGHTS, BASE, VARIED = (
     ("samples=500",),
     ("samples=500", "gan.image_noise=0.1"),
 )
-CHOSEN = Sweep(dataset="digits", recipe="laptop", cuts=CUTS, weights=WEIGHTS, override=VARIED, scorer="classifier")
+CHOSEN = Sweep(dataset="digits", recipe="laptop", cuts=CUTS, weights=WEIGHTS, override=VARIED, judge="held-out")
 
 
 def write(folder: Path) -> Path:
@@ -83,7 +83,7 @@ def leaves(value: Any, path: tuple = ()) -> list[tuple]:
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), st.text(max_size=5), st.just([]),
     st.just({}), st.dictionaries(st.integers() | st.text(max_size=3), st.integers(), max_size=2), st.dates(),
-    st.sampled_from(["sgan-no-joint", "fc3", "paper", "mnist", "released", "classifier", "samples=100"]),
+    st.sampled_from(["sgan-no-joint", "fc3", "paper", "mnist", "released", "held-out", "samples=100"]),
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def means_the_same_or_is_one_error(path: Path, good: Ablation) -> None:
 def test_any_value_in_any_place(written: Path, data: st.DataObject):
     content = yaml.safe_load(written.read_text())
     good = planned(written)
-    path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "scorer")]))
+    path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "judge")]))
     odd = data.draw(ODD)
     if path:
         inside = content

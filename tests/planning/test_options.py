@@ -38,9 +38,9 @@ def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
         ({"variants": ()}, "--variants"),
         ({"dataset": "imagenet"}, "imagenet"),
         ({"recipe": "best"}, "best"),
-        ({"scorer": "human"}, "human"),
+        ({"judge": "human"}, "human"),
         ({"inception_weights": Path("nowhere.pth")}, "nowhere.pth"),
-        ({"scorer": "classifier", "inception_weights": Path(__file__)}, "--scorer classifier"),
+        ({"judge": "held-out", "inception_weights": Path(__file__)}, "--judge held-out"),
         ({"cuts": ("fc3", "conv1")}, "fc3 conv1"),
         ({"cuts": ("fc3", "fc3")}, "fc3 fc3"),
         ({"cuts": ("fc4",)}, "fc4"),
@@ -94,7 +94,7 @@ def test_overrides_reach_their_field_and_no_other():
     plain, recipe = (each.build_recipe(DATASETS["digits"], "paper", 1347) for each in (Sweep(), sweep))
     assert (recipe.gan.image_noise, recipe.joint.adam.learning_rate) == (0.0, 2e-5)
     assert recipe.gan.generator_steps == ((0.5, 1), (0, 4))
-    assert (recipe.encoder, recipe.scorer) == (plain.encoder, plain.scorer)
+    assert (recipe.encoder, recipe.judge) == (plain.encoder, plain.judge)
     assert recipe.joint.image_noise == plain.joint.image_noise
 
 
@@ -217,6 +217,6 @@ def test_help_imports_nothing_that_takes_seconds(script: str):
     assert ended.stderr.split() == []
 
 
-def test_one_scorer_judges_every_recipe_and_width():
+def test_one_judge_scores_every_recipe_and_width():
     sweeps = [Sweep(recipe=recipe, seeds=1) for recipe in ("laptop", "paper", "released")] + [Sweep(width=0.5)]
-    assert len({name(plan_ablation(sweep, 0).trials[0].plan.score.scorer) for sweep in sweeps}) == 1
+    assert len({name(plan_ablation(sweep, 0).trials[0].plan.score.judge) for sweep in sweeps}) == 1

@@ -103,14 +103,14 @@ def test_confirmed_configs_best_first_as_mean_and_std_over_their_seeds(store: Pa
     means = [f"{statistics.fmean(v):.2f} ± {statistics.stdev(v):.2f}" for v in ([9.0, 9.2], [8.0, 8.4, 8.8])]
     assert column(same, 4) == [*means, "6.00"]
     assert column(same, 7) == ["2", "3", "1"]
-    assert column(other, 4) == ["5.00"]  # another scorer: a list of its own
+    assert column(other, 4) == ["5.00"]  # another judge: a list of its own
     assert sorted(column([*same, *other], 0)) == ["1", "2", "3", "4"]
 
 
 def test_another_score_another_order(store: Path, capsys):
     (same, _) = sorted(listed(store, capsys), key=len, reverse=True)
     assert column(same, 2) == ["fc3", "pool1+fc3", "none"]
-    assert column(same, 4)[0] == "22.00 ± 2.00"
+    assert column(same, 4)[0] == "22.000 ± 2.000"
 
 
 def test_explored_configs_are_shown_on_request_and_marked(store: Path, capsys):

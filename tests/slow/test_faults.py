@@ -197,7 +197,7 @@ def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
     job = Job(digits(), root, "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
     silent: Any = SimpleNamespace(report=SimpleNamespace(remote=lambda *progress: None))
     for each, stage in trial.stages:
-        result = run_stage_under_claim(job, stage, trial.score.scorer, silent)
+        result = run_stage_under_claim(job, stage, trial.score.judge, silent)
         if each == label or result["status"] not in ("done", "held"):
             return result
     raise AssertionError(label)
@@ -277,7 +277,7 @@ def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         deaf: Any = ray.remote(Deaf).remote()
-        assert run_stage_under_claim(job, stage, trial.score.scorer, deaf) == {"status": "stopped"}
+        assert run_stage_under_claim(job, stage, trial.score.judge, deaf) == {"status": "stopped"}
     finally:
         ray.shutdown()
     assert not Store(root).held(name(stage))

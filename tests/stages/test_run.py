@@ -27,8 +27,9 @@ from conftest import (
     tiny_recipe,
 )
 
-from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, Recipe, Variant, Weights
+from sgan.config import INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, JudgeRecipe, Recipe, Variant, Weights
 from sgan.data.datasets import read
+from sgan.evaluation.measures import MEASURES
 from sgan.models import generator as networks
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
@@ -78,8 +79,7 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
     facts = Store(shared).facts(trial.name)
     assert facts["status"] == "done"
     scores = facts["scores"]
-    names = {"inception_score", "inception_score_split_std", "fid", "diversity", "judge_accuracy", "accuracy"}
-    names |= {"collapsed_classes"}
+    names = set(MEASURES) | {"inception_score_split_std"}
     assert set(scores) == names | {f"best_{name}" for name in names}
     assert all(math.isfinite(value) for value in scores.values())
     assert 1 <= scores["inception_score"] <= 10
@@ -211,7 +211,7 @@ def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
-    trial = tiny_plan(tiny_recipe(encoder=classifier, scorer=classifier))
+    trial = tiny_plan(tiny_recipe(encoder=classifier, judge=JudgeRecipe(images=40 * 32, batch=32)))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
         root = tmp_path / str(len(parts))
@@ -277,7 +277,7 @@ def test_a_finished_stage_has_finite_weights(root):
 
 def test_a_diverged_encoder_ends_the_trial(tmp_path):
     bad = EncoderRecipe(images=320, batch=32, init_std=1e30)
-    trial = tiny_plan(tiny_recipe(encoder=bad, scorer=dataclasses.replace(bad, init_std=0.1)))
+    trial = tiny_plan(tiny_recipe(encoder=bad, judge=JudgeRecipe(images=320, batch=32)))
     with pytest.raises(Diverged, match=r"^encoder: class_loss is (nan|inf) in step 1$"):
         finish(trial, tmp_path)
     assert len(list((tmp_path / "stages").iterdir())) == 2
@@ -388,21 +388,19 @@ def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoin
 
 
 @pytest.mark.parametrize(
-    ("values", "lower", "best"),
+    ("values", "best"),
     [
-        ((2.0, 7.0, 7.0, 5.0), False, 2),  # of equal ones the first
-        ((4.0, 2.0, 3.0, 2.0), True, 2),
-        ((4.0, 5.0, 6.0, 8.0), False, 4),
-        ((4.0, 5.0, 6.0, 8.0), True, 1),
-        ((math.nan, 3.0, math.nan, 2.0), False, 2),
-        ((math.nan, math.inf, -math.inf, math.nan), False, 4),
+        ((4.0, 2.0, 3.0, 2.0), 2),  # of equal ones the first
+        ((4.0, 5.0, 6.0, 8.0), 1),
+        ((math.nan, 3.0, math.nan, 2.0), 4),
+        ((math.nan, math.inf, -math.inf, math.nan), 4),
     ],
 )
-def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, lower, best):
-    assert best_point(dict(enumerate(values, 1)), lower) == best
+def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, best):
+    assert best_point(dict(enumerate(values, 1))) == best
 
 
-@pytest.mark.parametrize("best_by", ["inception_score", "fid"])
+@pytest.mark.parametrize("best_by", ["fid", "kid"])
 def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
     """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
     model has the weights."""
@@ -424,10 +422,10 @@ def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
     for index, stage in enumerate(trial.score.trained):
         score = recipe.best_by if joint or stage == trial.score.levels[0] else "feature_fid"
         lines = [line for line in read_record(store.stage(name(stage))) if line["images"] > 0 and "judge" in line]
-        assert [line["judge"] for line in lines] == [name(trial.score.scorer)] * 4
+        assert [line["judge"] for line in lines] == [name(trial.score.judge)] * 4
         scores = {line["images"]: line["metrics"][score] for line in lines}
         images, last = best[name(stage)], max(scores)
-        assert (min if "fid" in score else max)(scores, key=scores.__getitem__) == images
+        assert min(scores, key=scores.__getitem__) == images
         kept = {path.name for path in (store.stage(name(stage)) / WEIGHTS).iterdir()}
         assert kept == {f"{images:09d}.safetensors" for images in scores if images < last}
         tensors = store.tensors(name(stage), MODEL_FILE if images == last else f"{WEIGHTS}/{images:09d}.safetensors")

@@ -13,10 +13,10 @@ import pytest
 from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, named_recipe, released_recipe, tiny_recipe
 
 import sgan
-from sgan.config import INNER_TAPS, Config, Variant, Weights
+from sgan.config import INNER_TAPS, Config, JudgeRecipe, Variant, Weights
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages import naming
-from sgan.stages.graph import SCORER_SEED, ClassifierStage, JointStage, LevelStage, Plan, ScoreStage, name, plan
+from sgan.stages.graph import JointStage, LevelStage, Plan, ScoreStage, name, plan
 from sgan.stages.naming import KINDS, code_digest, import_closure
 
 PACKAGE = Path(sgan.__file__).parent
@@ -44,13 +44,13 @@ def row(variant: str, weights: Weights | None = None, cuts: tuple[str, ...] = ("
 
 
 def test_the_stages_of_each_variant_in_order():
-    stack = ["scorer", "encoder", "level1", "level0"]
+    stack = ["judge", "encoder", "level1", "level0"]
     assert list(names(row("sgan"))) == [*stack, "joint", "score"]
     assert list(names(row("sgan-no-joint"))) == [*stack, "score"]
     for variant in ("dcgan-adv-cond-ent", "dcgan-adv-cond"):
-        assert list(names(row(variant))) == ["scorer", "encoder", "level0", "score"]
+        assert list(names(row(variant))) == ["judge", "encoder", "level0", "score"]
     for variant in ("dcgan-adv-ent", "dcgan-adv"):
-        assert list(names(row(variant))) == ["scorer", "level0", "score"]
+        assert list(names(row(variant))) == ["judge", "level0", "score"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -69,7 +69,7 @@ def test_a_stage_needs_its_parents_and_while_it_trains_the_judge(variant):
     for label in stages:
         assert set(trial.needs[label]) <= ready
         parents = {each for each in stages if stages[each] in stages[label].parents}
-        judge = {"scorer"} if label.startswith(("level", "joint")) else set()
+        judge = {"judge"} if label.startswith(("level", "joint")) else set()
         assert set(trial.needs[label]) == parents | judge
         ready.add(label)
 
@@ -86,17 +86,14 @@ def test_sgan_shares_all_but_joint_and_score_with_sgan_no_joint():
     assert set(with_joint) - set(without) == {"joint"}
 
 
-def test_all_variants_of_a_seed_share_encoder_and_scorer_and_seeds_share_the_scorer():
+def test_all_variants_of_a_seed_share_encoder_and_judge_and_seeds_share_the_judge():
     trials = [row(variant, seed=seed) for variant in VARIANTS for seed in (0, 1)]
-    assert len({names(trial)["scorer"] for trial in trials}) == 1
+    assert len({names(trial)["judge"] for trial in trials}) == 1
     encoders = {
         (names(trial)["encoder"], trial.score.levels[0].labels) for trial in trials if "encoder" in names(trial)
     }
     assert sorted(labels for _, labels in encoders) == [False, False, True, True]
     assert len({trial.name for trial in trials}) == len(trials)
-    scorer = dict(trials[0].stages)["scorer"]
-    assert isinstance(scorer, ClassifierStage)
-    assert scorer.seed == SCORER_SEED
 
 
 def test_splits_share_the_levels_that_they_have_in_common():
@@ -110,7 +107,7 @@ GAN = {"level1", "level0", "joint", "score"}
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "name": ("another", set()),
     "encoder": (dataclasses.replace(CLASSIFIER, flips=True), {"encoder", *GAN}),
-    "scorer": (dataclasses.replace(CLASSIFIER, shifts=1), {"scorer", "score"}),
+    "judge": (JudgeRecipe(images=64), {"judge", "score"}),
     "gan": (dataclasses.replace(PAPER, image_noise=0.1), GAN),
     "joint": (dataclasses.replace(PAPER, dropout=0.3), {"joint", "score"}),
     "image_level": (20 * BATCH, {"level0", "joint", "score"}),
@@ -120,9 +117,9 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "feedback": (0.5, {"joint", "score"}),
     "fresh_adam": (False, GAN),
     "sampling": ("batch", GAN),  # of the scores while training, too
-    "samples": (500, {"score"}),
+    "samples": (500, {"judge", "score"}),  # real images are scored as if there were as many
     "evaluations": (2, GAN),
-    "best_by": ("fid", {"score"}),
+    "best_by": ("kid", {"score"}),
 }
 
 
@@ -166,7 +163,7 @@ def test_every_field_of_classifier_training_is_in_the_key(field):
 
 def test_seed_data_dataset_and_variant_are_in_the_keys():
     base = Config(TINY, TINY, DATA, tiny_recipe(), STACK, 0)
-    whole = {"scorer", "encoder", *GAN}
+    whole = {"judge", "encoder", *GAN}
 
     def change(**fields: Any) -> set[str]:
         return changed(plan(base), plan(dataclasses.replace(base, **fields)))
@@ -175,7 +172,7 @@ def test_seed_data_dataset_and_variant_are_in_the_keys():
     assert change(data=DATA[::-1]) == whole
     wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
     assert change(dataset=wider) == {"encoder", *GAN}
-    assert change(judge=wider) == {"scorer", "score"}
+    assert change(judge=wider) == set()
     for field in ("adversarial", "conditional", "entropy"):
         assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
 
@@ -220,12 +217,13 @@ def test_the_last_stage_is_the_score_and_gives_the_trial_its_name():
     assert trial.name == name(trial.score)
 
 
-CLASSIFIERS = {"encoder", "scorer"}
+JUDGES = {"judge", "score"}
 STACKS = {"level", "joint", "score"}
-ALL = {*CLASSIFIERS, *STACKS, "inception"}
+ALL = {"encoder", "judge", *STACKS}
 DEPENDENTS: dict[str, set[str]] = {
     "__init__.py": set(),
     "addresses.py": set(),
+    "calibrate.py": set(),
     "checks.py": set(),
     "command_line.py": set(),
     "config.py": set(),
@@ -238,13 +236,14 @@ DEPENDENTS: dict[str, set[str]] = {
     "evaluation/evaluate.py": {"score"},
     "evaluation/figures.py": {"score"},
     "evaluation/grid.py": {"score"},
-    "evaluation/inception.py": {"inception", "score"},
+    "evaluation/inception.py": JUDGES,
+    "evaluation/judges.py": JUDGES,
     "evaluation/measures.py": set(),
-    "evaluation/scores.py": {"scorer", "inception", "score"},
+    "evaluation/scores.py": JUDGES,
     "host.py": set(),
     "metrics.py": set(),
     "models/__init__.py": set(),
-    "models/discriminator.py": {*CLASSIFIERS, *STACKS},
+    "models/discriminator.py": {"encoder", *STACKS},
     "models/encoder.py": ALL,
     "models/export.py": {"score"},
     "models/generator.py": ALL,
@@ -261,12 +260,11 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/flops.py": set(),
     "stages/graph.py": set(),
     "stages/kinds/__init__.py": set(),
-    "stages/kinds/classifier.py": {*CLASSIFIERS, *STACKS},
-    "stages/kinds/inception.py": {"inception", "score"},
+    "stages/kinds/classifier.py": {"encoder", *STACKS},
     "stages/kinds/joint.py": {"joint"},
+    "stages/kinds/judge.py": JUDGES,
     "stages/kinds/level.py": STACKS,
     "stages/kinds/score.py": {"score"},
-    "stages/kinds/scorer.py": {"scorer", "score"},
     "stages/naming.py": set(),
     "stages/probe.py": set(),
     "stages/run.py": set(),
@@ -280,11 +278,11 @@ DEPENDENTS: dict[str, set[str]] = {
     "store/votes.py": set(),
     "training/__init__.py": set(),
     "training/checkpoint.py": ALL,
-    "training/cuda_graphs.py": {*CLASSIFIERS, *STACKS},
+    "training/cuda_graphs.py": {"encoder", *STACKS},
     "training/loop.py": ALL,
-    "training/losses.py": {*CLASSIFIERS, *STACKS},
+    "training/losses.py": {"encoder", *STACKS},
     "training/optimizers.py": ALL,
-    "training/steps.py": {*CLASSIFIERS, *STACKS},
+    "training/steps.py": {"encoder", *STACKS},
     "turing_test.py": set(),
 }
 """File of sgan -> the kinds of stages that an edit of it names anew, by its own code. (A stage has another name, too,
@@ -329,8 +327,7 @@ def test_a_stage_has_another_name_where_its_code_or_a_parents_has(monkeypatch):
             changes
             == {
                 "encoder": {"encoder", *GAN},
-                "scorer": {"scorer", "score"},
-                "inception": set(),
+                "judge": {"judge", "score"},
                 "level": GAN,
                 "joint": {"joint", "score"},
                 "score": {"score"},
@@ -381,9 +378,9 @@ def test_comments_docstrings_and_layout_change_no_name(copied):
         ("training/optimizers", "value=1 - beta2", "value=1 - beta1", {"encoder", *STACKS}),
         ("data/batches", "1_000_003", "1_000_033", {"encoder", *STACKS}),
         ("training/steps", "repeat > 0 or", "repeat >= 0 or", STACKS),
-        ("stages/kinds/classifier", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5", CLASSIFIERS),
-        ("evaluation/scores", "RandomState", "Generator", {"scorer", "inception", "score"}),
-        ("evaluation/evaluate", "GRID_SEED = 7", "GRID_SEED = 8", {"score"}),
+        ("stages/kinds/classifier", "CLASSIFIER_EVALUATIONS = 4", "CLASSIFIER_EVALUATIONS = 5", {"encoder"}),
+        ("evaluation/scores", "RandomState", "Generator", JUDGES),
+        ("evaluation/evaluate", "GRID_SEED = 2**31 + 7", "GRID_SEED = 2**31 + 8", {"score"}),
     ],
 )
 def test_a_changed_value_in_the_code_changes_names(copied, module, old, new, kinds):

@@ -30,6 +30,7 @@ from sgan.store.files import (
 )
 from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, LostClaim, Store
 from sgan.store.record import Record, grid_file, read_record
+from sgan.store.s3 import find_store
 from sgan.training.checkpoint import Checkpoint, Checkpoints
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "a/step": torch.tensor(7), "b": torch.tensor([1, 2]).byte()}
@@ -222,6 +223,17 @@ def test_who_has_no_rights_is_told_so_and_never_to_delete(shared):
         assert "Permission denied" in str(caught.value)
         assert "rights" in str(caught.value) or "name a writable folder" in str(caught.value)
         assert "delete" not in str(caught.value)
+
+
+def test_who_may_only_read_a_store_reads_it(shared):
+    publish(Store(shared / "store"))
+    for path in (shared, shared / "store", *(shared / "store").rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with as_user(1001, 0o022):
+        store = find_store(str(shared / "store"))
+        assert store
+        assert store.tensors("stage", "model.safetensors").keys() == TENSORS.keys()
+        assert [event["event"] for event in store.events()] == ["stage begun", "stage published"]
 
 
 def test_a_claim_that_was_deleted_is_lost_and_damages_nothing(tmp_path):

@@ -91,7 +91,7 @@ def test_svhn_follows_cifar10_but_digits_are_not_mirrored():
     for recipe in ("paper", "released"):
         one, other = (leaves(named_recipe(recipe, dataset)) for dataset in ("cifar10", "svhn"))
         assert {field for field in one if one[field] != other[field]} == {
-            *("encoder.flips", "scorer.flips"),
+            *("encoder.flips", "judge.flips"),
             *("encoder.images", "image_level", "feature_level", "joint_images"),  # epochs of another size
         }
 

@@ -104,7 +104,7 @@ def live(*arguments) -> int:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory) -> dict[str, Path]:
-    """A store for each recipe in which the trial ran undisturbed, from the scorer on."""
+    """A store for each recipe in which the trial ran undisturbed, from the judge on."""
     roots = {}
     with pytest.MonkeyPatch.context() as patch:
         rare_points(patch.setattr)
@@ -120,7 +120,7 @@ def test_killed_at_random_steps_of_every_stage_it_ends_with_the_same_bytes(recip
     """SIGKILL of a real process, once in each stage, with a checkpoint after every step, some or none."""
     trial, dice, killed = deep(recipe), random.Random(recipe), []
     for label, _ in trial.stages:
-        steps = CLASSIFIER.images // CLASSIFIER.batch if label in ("scorer", "encoder") else STEPS
+        steps = CLASSIFIER.images // CLASSIFIER.batch if label in ("judge", "encoder") else STEPS
         seconds = dice.choice((0.0, 0.05, 1e9))
         killed.append(live(str(tmp_path / "store"), recipe, label, dice.randrange(steps), seconds))
     assert killed == [-signal.SIGKILL] * len(trial.stages)

@@ -416,14 +416,14 @@ def run(task: Task, folder: Path, steps: int = 100, **settings) -> list[Progress
 
 
 def test_the_record_has_the_mean_of_each_window_and_scores_at_the_start_and_each_quarter(tmp_path):
-    progress = run(Toy(), tmp_path, steps=400, judge="scorer-0123456789abcdef")
+    progress = run(Toy(), tmp_path, steps=400, judge="judge-0123456789abcdef")
     lines = read_record(tmp_path)
     assert [line["images"] for line in lines] == [BATCH * 10 * point for point in range(41)]
     assert [line["metrics"]["loss"] for line in lines[1:]] == [10 * point - 4.5 for point in range(1, 41)]
     scored = {line["images"]: line["metrics"]["images"] for line in lines if "images" in line["metrics"]}
     assert scored == {BATCH * number: BATCH * number for number in (0, 100, 200, 300, 400)}
     judged = {line["images"]: line["judge"] for line in lines if "judge" in line}
-    assert judged == dict.fromkeys(scored, "scorer-0123456789abcdef")
+    assert judged == dict.fromkeys(scored, "judge-0123456789abcdef")
     assert progress == [Progress(BATCH * 10 * point, BATCH * 400) for point in range(41)]
     assert [each.metrics for each in progress] == [line["metrics"] for line in lines]
 

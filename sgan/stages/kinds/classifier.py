@@ -1,6 +1,5 @@
-"""Trains a classifier: an encoder, or the scorer (see sgan.stages.kinds.scorer)."""
+"""Trains the encoder of one seed."""
 
-from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import ClassifierStage
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
-from sgan.training.loop import Progress, loop, marks
+from sgan.training.loop import loop, marks
 from sgan.training.steps import FORMAT, ClassifierTask, role_seed
 
 CLASSIFIER_EVALUATIONS = 4
@@ -29,8 +28,8 @@ def load(stage: ClassifierStage, context: Context) -> Encoder:
     return encoder.eval().requires_grad_(False).to(memory_format=FORMAT)
 
 
-def train(stage: ClassifierStage, context: Context, folder: Path) -> Generator[Progress, None, Encoder]:
-    """Train the classifier and write its weights; returns it."""
+def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
+    """Train the encoder and write its weights."""
     seed, data = role_seed(stage.seed, stage.kind), context.data
     torch.manual_seed(seed)
     encoder = _build(stage).to(context.device).to(memory_format=FORMAT)
@@ -49,10 +48,4 @@ def train(stage: ClassifierStage, context: Context, folder: Path) -> Generator[P
     steps = max(1, stage.recipe.images // stage.recipe.batch)
     yield from loop(task, steps, stage.recipe.batch, folder, evaluate, marks(steps, CLASSIFIER_EVALUATIONS))
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
-    return encoder
-
-
-def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Train an encoder."""
-    yield from train(stage, context, folder)
     return {}

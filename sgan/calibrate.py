@@ -1,0 +1,135 @@
+"""Score sets of images of which it is known what is wrong with them, and print the table of docs/metrics.md.
+
+python -m sgan.calibrate [--dataset digits] [--draws 10] [--help]
+"""
+
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from pydantic import Field
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from sgan.checks import ConfigError, one_of, validated
+from sgan.data.batches import Data
+from sgan.data.datasets import read
+from sgan.evaluation.alarms import COLLAPSED, COPIED, alarms
+from sgan.evaluation.judges import Judges, parts
+from sgan.evaluation.measures import MEASURES
+from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.shapes import Dataset
+from sgan.stages.graph import judge_stage
+from sgan.stages.kinds.judge import load
+from sgan.stages.run import Context, run_stage
+from sgan.store.local import Store
+
+PROTOTYPES = (1, 2, 3, 5, 20, 100)
+NOISE = (0.05, 0.1, 0.2, 0.4)
+KEPT = 0.8
+"""Share of the held-out images in a draw."""
+ALARMS = {"collapse": COLLAPSED, "copies": COPIED}
+
+
+@validated()
+class Options:
+    """Score sets of images of which it is known what is wrong with them, and print a table."""
+
+    dataset: Annotated[str, one_of(*DATASETS)] = "digits"
+    """The real images: digits, mnist, svhn or cifar10."""
+    data: Path = Path("data")
+    """Folder with the dataset's files, as torchvision lays them out."""
+    draws: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Sets of each kind, of which the means are printed."""
+    samples: Annotated[int, Field(ge=100, le=10**6)] = 2000
+    """Images a set."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A set of images with their labels; `repeats` are as in `sgan.evaluation.judges.Judge.scores`."""
+
+    images: Tensor
+    labels: Tensor
+    repeats: Tensor | None = None
+
+
+def sets(data: Data, draw: int, count: int) -> dict[str, Sample]:
+    """Known sets of so many images by title: prototypes of each class repeated, held-out images with a missing class
+    and with noise (standard deviation in [0, 1]), and real images as they are."""
+    generator = torch.Generator().manual_seed(draw)
+    held, held_labels = parts(data)[1]
+    classes = int(data.labels.max()) + 1
+
+    def some(size: int, most: int) -> Tensor:
+        return torch.randperm(size, generator=generator)[:most]
+
+    def drawn(size: int) -> Tensor:
+        return torch.randint(size, (count,), generator=generator)
+
+    found = {}
+    wanted = torch.arange(count) % classes
+    for number in PROTOTYPES:
+        members = [(data.labels == label).nonzero().flatten() for label in range(classes)]
+        chosen = [each[some(len(each), number)] for each in members]
+        index = torch.tensor([int(chosen[k][i // classes % len(chosen[k])]) for i, k in enumerate(wanted.tolist())])
+        found[f"{number} prototype{'s' * (number > 1)} a class"] = Sample(data.images[index], wanted)
+    keep = (held_labels != draw % classes).nonzero().flatten()
+    found["without one class"] = Sample(held[keep], held_labels[keep], drawn(len(keep)))
+    for strength in NOISE:
+        index = drawn(len(held))
+        noise = strength * 255 * torch.randn(count, *held.shape[1:], generator=generator)
+        noisy = (held[index] + noise).round().clamp(0, 255).to(torch.uint8)
+        found[f"noise of {strength}"] = Sample(noisy, held_labels[index])
+    keep = some(len(held), round(KEPT * len(held)))
+    found["held-out"] = Sample(held[keep], held_labels[keep], drawn(len(keep)))
+    keep = some(len(data.images), count)
+    found["training"] = Sample(data.images[keep], data.labels[keep], drawn(len(keep)))
+    return found
+
+
+def trained(dataset: Dataset, data: Data) -> Judges:
+    """The judges that need no weights, trained anew as in the dataset's trials."""
+    recipe = recipe_row("laptop", dataset, TRAINING_IMAGES[dataset.name])
+    stage = judge_stage(dataset, data.digest, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(Store(folder), data, "cpu", "")
+        for _ in run_stage(stage, None, context):
+            pass
+        return load(stage, None, context)
+
+
+def main(options: Options) -> int:
+    """Print the table; returns 0."""
+    dataset = DATASETS[options.dataset]
+    data = read(dataset, options.data)
+    made, values, fired = trained(dataset, data), defaultdict(list), defaultdict(int)
+    for draw in track(range(options.draws), "scoring", console=Console(stderr=True)):
+        for title, sample in sets(data, draw, options.samples).items():
+            found = made.scores(sample.images, sample.labels, sample.repeats)
+            values[title].append(found)
+            for word, name in ALARMS.items():
+                fired[title, word] += bool(alarms({name: found[name]}))
+    names = [name for name in MEASURES if name in next(iter(values.values()))[0]]
+    rows = [["Set", *(MEASURES[name].heading for name in names), *(f"Alarm: {word}" for word in ALARMS)]]
+    rows.append(["---"] * len(rows[0]))
+    for title, scores in values.items():
+        means = [f"{statistics.fmean(each[name] for each in scores):.{MEASURES[name].decimals}f}" for name in names]
+        rows.append([title, *means, *(f"{fired[title, word]} of {len(scores)}" for word in ALARMS)])
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, prog="python -m sgan.calibrate")))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

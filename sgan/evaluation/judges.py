@@ -1,0 +1,241 @@
+"""Judges: the feature spaces in which images are scored, as rows of one table.
+
+Legend: n images, m training images, F features, K classes. Images are uint8 (n, channels, size, size).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sgan.data.batches import Data
+from sgan.evaluation import inception
+from sgan.evaluation import scores as metrics
+from sgan.evaluation.scores import Features, join
+
+SMALL, WIDTHS = 16, (16, 32)
+"""Images smaller than this get a judge of the first width at full resolution, others one of the second at half."""
+GROUPS, BLOCKS = 8, 2
+PART = 100
+"""Images that pass through the network together, as in the encoder."""
+COMPONENTS, COMPONENT_IMAGES = 64, 10_000
+"""Principal components of the pixels, and the training images from which they are taken, at most."""
+NEAR = 0.05
+"""A sample counts as copied that is as near to a training image as this share of the held-out images are."""
+PIXELS, HELD_OUT, INCEPTION = "pixels", "held-out", "inception"
+Describe = Callable[[Tensor], Features]
+"""Features and logits, on the CPU, of uint8 images."""
+
+
+class Row(NamedTuple):
+    """A judge: its network and how images are brought to its size, in words; of a network that is given, what makes it
+    of a weights file and a device; and the subsets of its KID, and images of each."""
+
+    network: str
+    resize: str = "none"
+    load: Callable[[Path, str], Any] | None = None
+    kid: tuple[int, int] = (1, metrics.SUBSET)
+
+
+JUDGES = {
+    PIXELS: Row("principal components of the pixels"),
+    HELD_OUT: Row("held-out judge"),
+    INCEPTION: Row(inception.NETWORK, inception.RESIZE, inception.load, metrics.KID),
+}
+
+
+def split(labels: Tensor) -> Tensor:
+    """Which test images, by their labels (n,), train the held-out judge, (n,) bool: of each class every second one, the
+    first included. The others are the held-out images that scores know."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    for label in labels.unique():
+        chosen[(labels == label).nonzero().flatten()[::2]] = True
+    return chosen
+
+
+def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The test images with their labels that train the held-out judge, and the others."""
+    chosen = split(data.test_labels)
+    return tuple((data.test_images[each], data.test_labels[each]) for each in (chosen, ~chosen))  # pyright: ignore[reportReturnType]
+
+
+class _Block(nn.Module):
+    """A residual block: group normalisation and SiLU before each convolution (He et al. 2016, Wu and He 2018)."""
+
+    def __init__(self, maps: int, made: int, stride: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, each) for each in (maps, made))
+        first = nn.Conv2d(maps, made, 3, stride, 1, bias=False)
+        self.convs = nn.ModuleList([first, nn.Conv2d(made, made, 3, 1, 1, bias=False)])
+        self.skip = nn.Conv2d(maps, made, 1, stride, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        made = h
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            made = conv(functional.silu(norm(made)))
+        return self.skip(h) + made
+
+
+class HeldOut(nn.Module):
+    """The default judge: a small residual network, which shares neither its architecture nor, trained on `parts`, its
+    images with any encoder.
+
+    Its features are the last maps' means and the first block's maps, pooled to 2 x 2: without these, noise in the
+    pixels would hardly be seen, since a classifier learns to overlook it.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        width = WIDTHS[size >= SMALL]
+        self.classes = classes
+        self.stem = nn.Conv2d(channels, width, 3, 1 + (size >= SMALL), 1, bias=False)
+        self.blocks = nn.ModuleList([_Block(width, width, 1), _Block(width, 2 * width, 2)])
+        self.blocks += [_Block(2 * width, 2 * width, 1)]
+        self.norm, self.last = nn.GroupNorm(GROUPS, 2 * width), nn.Linear(2 * width, classes)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """Features (n, 6 x width) and logits (n, K) of images in [0, 1]."""
+        first = h = self.blocks[0](self.stem(inputs))
+        for block in self.blocks[1:]:
+            h = block(h)
+        means = functional.silu(self.norm(h)).mean((2, 3))
+        middle = functional.adaptive_avg_pool2d(first, 2).flatten(1)
+        return Features(torch.cat([means, middle], 1), self.last(means))
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Features:
+        """Features and logits, on the CPU, of uint8 images."""
+        device = self.last.weight.device
+        found = [self(part.to(device).float() / 255) for part in images.split(PART)]
+        return join([Features(each.features.cpu(), each.logits.cpu()) for each in found])
+
+
+def components(images: Tensor) -> dict[str, Tensor]:
+    """The mean (pixels,) of training images and their first principal components (pixels, at most COMPONENTS)."""
+    points = images[:COMPONENT_IMAGES].flatten(1).cpu().double() / 255
+    mean = points.mean(0)
+    _, vectors = torch.linalg.eigh((points - mean).T @ (points - mean))
+    return {"mean": mean.float(), "axes": vectors.flip(1)[:, :COMPONENTS].float().contiguous()}
+
+
+def by_components(axes: Mapping[str, Tensor]) -> Describe:
+    """How the judge `pixels` sees images: their principal components, which of 64 pixels keep all distances."""
+
+    def describe(images: Tensor) -> Features:
+        points = images.flatten(1).cpu()
+        found = [(part.float() / 255 - axes["mean"]) @ axes["axes"] for part in points.split(metrics.SUBSET)]
+        return Features(torch.cat(found), torch.empty(len(images), 0))
+
+    return describe
+
+
+class Judge:
+    """A feature space with the real images in it.
+
+    Args:
+        name: its row.
+        describe: how it sees images.
+        real, labels: training images.
+        held, held_labels: held-out images that no network is trained on.
+    """
+
+    def __init__(
+        self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
+    ):
+        self.describe, self.real, self.held, self.held_labels = describe, real, held, held_labels
+        self.kid, self.classes = JUDGES[name].kid, name == HELD_OUT
+        some = metrics.subset(len(labels))
+        self.labels, self.neighbourhoods = labels[some], metrics.Neighbourhoods(real.features[some])
+        self.statistics = metrics.statistics(real.features)
+
+    def scores(self, found: Features, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
+        """All measures of sgan.evaluation.measures that one space gives.
+
+        Args:
+            found: the images in this space.
+            labels: those they were asked for, (n,), if any.
+            repeats: indices of a larger set that the images stand for where their distances to one another do not
+                matter: in FID and the Inception score.
+        """
+        part = metrics.subset(len(found.features))
+        points = found.features[part]
+        values = self.distance(found.features, repeats) | self.neighbourhoods.scores(points)
+        if labels is not None and len(self.held_labels):
+            guesses = labels[part][metrics.distances(self.held.features, points).argmin(1)]
+            values["train_on_generated"] = (guesses == self.held_labels).float().mean().item()
+        if found.logits.shape[1]:
+            values |= metrics.inception_scores(found.logits if repeats is None else found.logits[repeats])
+        if self.classes:
+            values |= metrics.class_scores(found, self.real)
+            values |= {} if labels is None else {"judge_accuracy": metrics.accuracy(found.logits, labels)}
+        return values
+
+    def distance(self, features: Tensor, repeats: Tensor | None = None) -> dict[str, float]:
+        """fid and kid of features, as in `scores`."""
+        fid = metrics.frechet_distance(features if repeats is None else features[repeats], self.statistics)
+        return {"fid": fid, "kid": metrics.kernel_distance(features, self.real.features, *self.kid)["kid"]}
+
+    def class_coverage(self, features: Tensor) -> list[float]:
+        """Coverage of the training images of each class, 0 to K-1, NaN where the subset has none."""
+        hit = self.neighbourhoods.covered(features[metrics.subset(len(features))])
+        return [hit[self.labels == label].float().mean().item() for label in range(int(self.labels.max()) + 1)]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of one dataset, by their rows in the table: `held-out`, `pixels`, and a network that is given.
+
+    Attributes:
+        near: distance in `pixels` to the nearest training image from which on a sample is no copy.
+    """
+
+    rows: dict[str, Judge]
+    near: float
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.rows[HELD_OUT].real.logits.shape[1]
+
+    def scores(self, images: Tensor, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
+        """Scores of images: plain names by the leading judge, "pixels/" before those that need no training, as
+        `Judge.scores` takes them. Where a network leads, `held-out` says what needs the dataset's classes."""
+        values: dict[str, float] = {}
+        for name, judge in self.rows.items():
+            found = judge.describe(images)
+            prefix = f"{name}/" if name == PIXELS else ""
+            values |= {f"{prefix}{key}": each for key, each in judge.scores(found, labels, repeats).items()}
+            if name == PIXELS:
+                points = found.features[metrics.subset(len(images))]
+                distances = metrics.nearest(points, judge.real.features)
+                values["copied"] = (distances <= self.near).float().mean().item()
+        return values
+
+
+def judges(
+    data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
+) -> Judges:
+    """Judges of a dataset.
+
+    Args:
+        described: of each that sees by a network: how, and what it sees of training and of held-out images.
+        axes: the principal components of `pixels`; empty leaves it out.
+    """
+    (own, _), (held, held_labels) = parts(data)
+    seen = dict(described)
+    if axes:
+        see = by_components(axes)
+        seen = {PIXELS: (see, see(data.images), see(held)), **seen}
+    rows = {
+        name: Judge(name, describe, real, data.labels.cpu(), known, held_labels.cpu())
+        for name, (describe, real, known) in seen.items()
+    }
+    near = 0.0
+    if axes:
+        pixels = rows[PIXELS]
+        near = metrics.nearest(pixels.describe(own).features, pixels.real.features).quantile(NEAR).item()
+    return Judges(rows, near)

@@ -1,0 +1,149 @@
+"""Makes a judge: trains the held-out one, or has a given network see the real images. Both say what real images score.
+
+`pixels` comes with the held-out judge, since it needs no training.
+"""
+
+import functools
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sgan.config import JudgeRecipe
+from sgan.evaluation import scores as metrics
+from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, judges, parts
+from sgan.evaluation.judges import components as principal
+from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
+from sgan.stages.graph import JudgeStage
+from sgan.store.files import sha256, write_tensors
+from sgan.training.checkpoint import load_modules, module_tensors
+from sgan.training.loop import Progress, loop, marks
+
+EVALUATIONS = 4
+"""Accuracies while the judge trains, after one before it does."""
+SEED = 2**31 - 1
+"""No trial has it."""
+DEGREES, STRETCH, SHIFT = 15.0, 0.15, 0.125
+"""Augmentation of the judge's images, at most: rotation, stretch of each axis, shift as a share of the size."""
+PART = 256
+"""Real images between two reports of progress."""
+
+
+def warped(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
+    """Each image (n, channels, size, size) rotated, stretched, shifted and, with `flips`, mirrored at random."""
+
+    def between(*shape: int) -> Tensor:
+        return 2 * torch.rand(*shape, generator=generator) - 1
+
+    count = len(images)
+    angle, wide, high = (
+        between(count).mul(DEGREES).deg2rad(),
+        1 + STRETCH * between(count),
+        1 + STRETCH * between(count),
+    )
+    wide = wide * between(count).sign() if flips else wide
+    turn = torch.stack([angle.cos() * wide, -angle.sin(), angle.sin() * wide, angle.cos() * high], 1).reshape(-1, 2, 2)
+    where = torch.cat([turn, 2 * SHIFT * between(count, 2, 1)], 2).to(images.device)
+    grid = functional.affine_grid(where, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+class JudgeTask:
+    """Trains the held-out judge with cross-entropy, Adam and a learning rate that falls to 0."""
+
+    def __init__(self, network: HeldOut, images: Tensor, labels: Tensor, recipe: JudgeRecipe):
+        self.network, self.images, self.labels, self.recipe = network, images, labels, recipe
+        self.steps = max(1, recipe.images // recipe.batch)
+        self.modules: dict[str, torch.nn.Module] = {"judge": network}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"judge": torch.optim.Adam(network.parameters())}
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(SEED + step)
+        chosen = torch.randint(len(self.images), (self.recipe.batch,), generator=generator).to(self.images.device)
+        images = warped(self.images[chosen].float() / 255, self.recipe.flips, generator)
+        loss = functional.cross_entropy(self.network(images).logits, self.labels[chosen])
+        optimiser = self.optimisers["judge"]
+        optimiser.param_groups[0]["lr"] = self.recipe.learning_rate * (1 - step / self.steps)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return {"class_loss": loss.detach()}
+
+
+def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progress, None, HeldOut]:
+    """Train the held-out judge and write its weights."""
+    assert stage.recipe is not None
+    (images, labels), (held, held_labels) = parts(context.data)
+    torch.manual_seed(SEED)
+    network = HeldOut(*stage.shape, stage.classes).to(context.device).to(memory_format=torch.channels_last)
+    task = JudgeTask(network, images, labels, stage.recipe)
+
+    def evaluate(_: int) -> dict[str, float]:
+        return {"test_accuracy": metrics.accuracy(network.describe(held).logits, held_labels.cpu())}
+
+    evaluations = marks(task.steps, EVALUATIONS)
+    yield from loop(task, task.steps, stage.recipe.batch, folder, evaluate, evaluations)
+    write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
+    return network
+
+
+def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
+    """Make the judge; keep what it sees of the real images, and score them."""
+    data = context.data
+    held, held_labels = parts(data)[1]
+    if stage.judge == HELD_OUT:
+        describe, axes = (yield from _train(stage, context, folder)).describe, principal(data.images)
+    else:
+        describe, axes = _given(stage, context), {}
+    total, seen = stage.samples, list[metrics.Features]()
+    for part in data.images.split(PART):
+        yield Progress(0, total)
+        seen.append(describe(part))
+    real, known = metrics.join(seen), describe(held)
+    tensors = {"features": real.features, "logits": real.logits}
+    tensors |= {"held_features": known.features, "held_logits": known.logits} | axes
+    write_tensors(folder / REFERENCE_FILE, tensors)
+    made = judges(data, {stage.judge: (describe, real, known)}, axes)
+    scores: dict[str, float] = {}
+    for prefix, images, labels in (("train/", data.images, data.labels), ("", held, held_labels)):
+        if len(images) >= metrics.SPLITS:
+            draws = torch.randint(len(images), (total,), generator=torch.Generator().manual_seed(SEED))
+            found = made.scores(images, labels.cpu(), draws)
+            # Held-out images are what that accuracy is measured on.
+            kept = {name for name in found if prefix or not name.endswith("train_on_generated")}
+            scores |= {f"{prefix}{name}": found[name] for name in found if name in kept}
+    yield Progress(total, total)
+    weights = stage.weights or sha256(folder / MODEL_FILE)
+    row, reference = JUDGES[stage.judge], f"{stage.dataset}, training images ({stage.data})"
+    judged = metrics.fingerprint(row.network, weights, row.resize, total, reference)
+    return {"scores": scores, "fingerprint": {"scores": judged} | ({} if stage.weights else {"classes": judged})}
+
+
+def _given(stage: JudgeStage, context: Context) -> Describe:
+    load = JUDGES[stage.judge].load
+    assert load is not None
+    return load(context.store.weights(stage.weights), context.device).describe
+
+
+def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Features, metrics.Features]:
+    tensors = context.tensors(stage, REFERENCE_FILE)
+    if stage.judge == HELD_OUT:
+        network = HeldOut(*stage.shape, stage.classes).to(context.device)
+        load_modules({"judge": network}, context.tensors(stage))
+        describe = network.to(memory_format=torch.channels_last).eval().describe
+    else:
+        describe = _given(stage, context)
+    parts = [metrics.Features(tensors[f"{which}features"], tensors[f"{which}logits"]) for which in ("", "held_")]
+    return describe, *parts  # pyright: ignore[reportReturnType]
+
+
+@functools.lru_cache(maxsize=2)
+def load(stage: JudgeStage, network: JudgeStage | None, context: Context) -> Judges:
+    """The judges of finished stages: the held-out one, and a given network; kept, since every score in a process needs
+    them."""
+    stages = [stage, *([network] if network else [])]
+    tensors = context.tensors(stage, REFERENCE_FILE)
+    axes = {name: tensors[name] for name in ("mean", "axes")}
+    return judges(context.data, {each.judge: _sees(each, context) for each in stages}, axes)
