@@ -22,7 +22,7 @@ class Measure:
 
 
 _SPACE = {
-    "fid": Measure("FID", 3, "lower", "Frechet distance of the features to those of the training images"),
+    "fid": Measure("FID", 2, "lower", "Frechet distance of the features to those of the training images"),
     "kid": Measure("KID", 4, "lower", "squared maximum mean discrepancy to the training images, whatever the count"),
     "precision": Measure("Precision", 2, "higher", "share of the samples that lie among training images"),
     "recall": Measure("Recall", 2, "higher", "share of the training images that lie among samples"),

@@ -160,7 +160,11 @@ class Progress:
         scores = facts["scores"] if facts["status"] == "done" else {}
         if scores:
             self.scores.setdefault(trial.variant, []).append(scores)
-        told = [f"{MEASURES[each].heading} {scores[each]:.2f}" for each in SHOWN if scores.get(each) is not None]
+        told = [
+            f"{MEASURES[each].heading} {scores[each]:.{MEASURES[each].decimals}f}"
+            for each in SHOWN
+            if scores.get(each) is not None
+        ]
         return ", ".join(told)
 
     def wait(self, error: OSError | ConfigError) -> None:

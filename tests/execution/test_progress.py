@@ -58,7 +58,7 @@ def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: i
     heading, leader, *stages, total = lines = shown(progress, width)
     assert max(map(len, lines)) <= width
     assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
-    assert leader.split() == ["dcgan-adv-cond-ent", "2", "32.00", "±", "1.41", "9.00", "±", "0.00"]
+    assert leader.split() == ["dcgan-adv-cond-ent", "2", "32.000", "±", "1.414", "9.00", "±", "0.00"]
     assert [line.split()[0] for line in stages] == ["joint", "encoder"]
     assert "50%" in stages[0]
     assert "D 1.21" in stages[0]
