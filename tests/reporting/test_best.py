@@ -110,7 +110,7 @@ def test_confirmed_configs_best_first_as_mean_and_std_over_their_seeds(store: Pa
 def test_another_score_another_order(store: Path, capsys):
     (same, _) = sorted(listed(store, capsys), key=len, reverse=True)
     assert column(same, 2) == ["fc3", "pool1+fc3", "none"]
-    assert column(same, 4)[0] == "22.000 ± 2.000"
+    assert column(same, 4)[0] == "22.00 ± 2.00"
 
 
 def test_explored_configs_are_shown_on_request_and_marked(store: Path, capsys):

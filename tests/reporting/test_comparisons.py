@@ -73,15 +73,15 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     sweep = make(tmp_path, fid={"sgan": [6.0, 7.0, 8.0], "other": [9.0, 10.0, 12.0]})
     told = comparisons.verdict(sweep, comparisons.contrasts(sweep))
     assert told == (
-        "SGAN has the lowest mean FID, 7.000; the next, OTHER, is 3.333 higher on the same 3 seeds (95% interval of "
-        "the difference +3.000 to +4.000, p = 0.25). With 3 paired seeds no difference can reach p < 0.25: no order is "
+        "SGAN has the lowest mean FID, 7.00; the next, OTHER, is 3.33 higher on the same 3 seeds (95% interval of the "
+        "difference +3.00 to +4.00, p = 0.25). With 3 paired seeds no difference can reach p < 0.25: no order is "
         "established."
     )
     one = make(tmp_path, fid={"sgan": [6.0], "other": [5.0]})
     told = comparisons.verdict(one, comparisons.contrasts(one))
     assert told == (
-        "OTHER has the lowest mean FID, 5.000; OTHER is 1.000 lower than SGAN on the same 1 seed (one seed: no "
-        "interval). With 1 paired seed no difference can reach a p below 1: no order is established."
+        "OTHER has the lowest mean FID, 5.00; OTHER is 1.00 lower than SGAN on the same 1 seed (one seed: no interval)"
+        ". With 1 paired seed no difference can reach a p below 1: no order is established."
     )
     alone = make(tmp_path, fid={"sgan": [6.0, 7.0]})
     assert "no other row with a common seed" in comparisons.verdict(alone, comparisons.contrasts(alone))
@@ -99,7 +99,7 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
     assert [each.p for each in found][::2] == [2 / 2**10] * 2
     assert found[0].holm == pytest.approx(3 * 2 / 2**10)
     told = comparisons.verdict(sweep, found)
-    assert "BETTER is 3.000 lower than SGAN on the same 10 seeds" in told
+    assert "BETTER is 3.00 lower than SGAN on the same 10 seeds" in told
     assert told.endswith(
         "Established are BETTER better, WORSE worse than SGAN by FID (p < 0.05 after Holm's correction); for 1 of 3 "
         "rows the seeds do not tell."
@@ -119,5 +119,5 @@ def test_a_judge_that_orders_rows_otherwise_is_named(tmp_path):
 def test_weights_at_the_best_evaluation_that_are_worse_are_named(tmp_path):
     last, other = {"sgan": [1.0, 3.0], "b": [2.0, 2.0]}, {"sgan": [2.0, 4.0], "b": [1.0, 2.0]}
     sweep = make(tmp_path, fid=last, best_fid=other, recall=last, best_recall=other)
-    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.000 against 2.000"]
+    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.00 against 2.00"]
     assert comparisons.worse_at_best(sweep, "b") == ["Recall 1.50 against 2.00"]

@@ -158,15 +158,15 @@ def test_summary_against_numbers_worked_out_by_hand(store):
 def test_the_section_of_a_sweep(store):
     section = document.markdown(results.read(store, KEY))
     assert section.startswith(
-        "## digits, recipe tiny\n\nSGAN has the lowest mean FID, 12.000; the next, DCGAN (adv+cond+ent),"
+        "## digits, recipe tiny\n\nSGAN has the lowest mean FID, 12.00; the next, DCGAN (adv+cond+ent),"
     )
     # On seeds 0 and 1: 13 - 10 and 14 - 12.
-    assert cells(section, "SGAN") == ["12.000 ± 2.000", "–", "9.20 ± 0.20"]
-    near = ["13.500 ± 0.707", "+2.5 [2, 3]", "9.03 ± 0.04"]
+    assert cells(section, "SGAN") == ["12.00 ± 2.00", "–", "9.20 ± 0.20"]
+    near = ["13.50 ± 0.71", "+2.5 [2, 3]", "9.03 ± 0.04"]
     assert cells(section, "DCGAN (adv+cond+ent) (2/3) ⚠") == near
-    assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.000", "+70", "5.00"]
+    assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.00", "+70", "5.00"]
     assert cells(section, "Seventh (0/3)") == ["–"] * 3
-    assert cells(section, "Real, held out") == ["0.700", "–", "9.80"]
+    assert cells(section, "Real, held out") == ["0.70", "–", "9.80"]
     assert "- ⚠ DCGAN (adv): 2 of 3 seeds, such as level0: the noise has no effect: the entropy loss is 100%" in section
     assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds, such as diverged: g_adv is nan." in section
     assert "⚠ SGAN" not in section
@@ -233,8 +233,8 @@ def test_scores_of_different_fingerprints_are_refused(tmp_path):
 
 def test_one_seed_has_no_spread(store):
     section = document.markdown(results.read(store, KEY, seeds=[0]))
-    assert cells(section, "SGAN") == ["10.000", "–", "9.00"]
-    assert cells(section, "DCGAN (adv+cond+ent)") == ["13.000", "+3", "9.00"]
+    assert cells(section, "SGAN") == ["10.00", "–", "9.00"]
+    assert cells(section, "DCGAN (adv+cond+ent)") == ["13.00", "+3", "9.00"]
     assert "With 1 paired seed no difference can reach a p below 1: no order is established." in section
 
 
