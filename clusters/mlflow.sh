@@ -19,8 +19,10 @@ serve() {
     export MLFLOW_SQLALCHEMYSTORE_POOLCLASS=QueuePool # the caller's may be one that knows no size
     export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE=40 # with SQLAlchemy's five a burst of writers waits until it fails
     export MLFLOW_DISABLE_TELEMETRY=true
+    # By environment: a database's address may hold a password, and every local user can read a command line.
+    export MLFLOW_BACKEND_STORE_URI=$SGAN_MLFLOW_DATABASE
     while true; do
-        mlflow server --host 127.0.0.1 --port "${MLFLOW_TRACKING_URI##*:}" --workers 2 --backend-store-uri "$SGAN_MLFLOW_DATABASE" \
+        mlflow server --host 127.0.0.1 --port "${MLFLOW_TRACKING_URI##*:}" --workers 2 \
             --artifacts-destination "${SGAN_STORE%%\?*}/mlartifacts" || true
         echo "mlflow.sh: the server ended; starting it again"
         sleep 2

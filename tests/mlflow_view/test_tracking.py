@@ -38,6 +38,7 @@ from sgan.store.files import StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import Record
 from sweeps import tracking
+from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.mlflow_view.model import logged_model
 from sweeps.mlflow_view.runs import SENT
@@ -445,9 +446,9 @@ def test_the_command_line_sends_a_store(store):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
-    assert pages(default_uri(store)) in done.stderr
+    assert pages(default_uri(store), KEY) in done.stderr
     assert_complete(store, "sgan")
 
 
@@ -477,3 +478,92 @@ def test_a_sweeps_run_that_was_deleted_is_made_again_above_those_of_its_trials(s
     assert tracking.sync(store.address, verify=True) == 0
     assert trial(store, "sgan").data.tags["mlflow.parentRunId"] == found(store)[0].info.run_id
     assert_complete(store, "sgan")
+
+
+def images_open(store: Store) -> int:
+    """How many grids MLflow opens by the addresses that it has of them."""
+    client, opened = client_of(store), 0
+    for run in found(store)[1].values():
+        for file in client.list_artifacts(run.info.run_id, "images"):
+            with Image.open(client.download_artifacts(run.info.run_id, file.path)) as image:
+                image.load()
+            opened += 1
+    return opened
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_store_in_another_place_shows_all_of_it_after_the_next_pass(how, store, tmp_path):
+    finish(store, "sgan", 0)
+    sync(store)
+    before = images_open(store)
+    place = tmp_path / "elsewhere"
+    if how == "moved":
+        store.root.rename(place)
+    else:
+        shutil.copytree(store.root, place)
+    other = Store(place)
+    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(place), "--verify"]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert_complete(other, "sgan")
+    run = trial(other, "sgan")
+    assert images_open(other) == before > 0
+    assert str(place) in run.info.artifact_uri
+    assert other.shown(run.info.run_id) == "score-sgan-0"
+    if how == "copied":
+        assert images_open(store) == before  # the first one is as it was
+
+
+@pytest.mark.parametrize("lost", ["an image", "all files"])
+def test_files_that_mlflow_has_lost_are_sent_again(lost, store):
+    finish(store, "sgan", 0)
+    sync(store)
+    before = images_open(store)
+    if lost == "an image":
+        artifact(trial(store, "sgan"), "images/joint*.png").write_bytes(b"cut off")
+        sync(store)
+    else:
+        shutil.rmtree(store.root / "mlartifacts")
+        command = [sys.executable, "-m", "sweeps.tracking", "sync", store.address]
+        subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert images_open(store) == before
+    assert_complete(store, "sgan")
+
+
+def test_verify_names_what_a_stage_did_not_write(store, tmp_path, capsys):
+    finish(store, "sgan", 0)
+    (tmp_path / "secret").write_text("secret")
+    stage = store.stage("joint-sgan-0")
+    (stage / "notes.txt").write_text("mine")
+    (stage / GRIDS / "link.png").symlink_to(tmp_path / "secret")
+    assert tracking.sync(store.address, verify=True) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{stage}/grids/link.png is a symbolic link that its stage did not write",
+        f"{stage}/notes.txt is a file that its stage did not write",
+    ]
+
+
+def test_verify_compares_the_tag_that_names_the_parent(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    client, uri = client_of(store), default_uri(store)
+    client.set_tag(trial(store, "sgan").info.run_id, "mlflow.parentRunId", "gone")
+    parent = found(store)[0].info.run_id
+    line = f"sgan seed 0: tag mlflow.parentRunId is gone, and {parent} in the store"
+    assert list(differences(store, KEY, uri)) == [line]
+    client.set_tag(parent, "mlflow.runName", "renamed")
+    assert "sweep: tag mlflow.runName is renamed, and digits, recipe tiny in the store" in differences(store, KEY, uri)
+
+
+def test_the_command_and_the_process_that_follows_hold_no_address(store):
+    """Every user of a machine can read its command lines, and others the log."""
+    uri = "http://me:S3CRET@127.0.0.1:9/x"
+    follower = follow.start(store, KEY, uri)
+    words = Path(f"/proc/{follower.pid}/cmdline").read_text()
+    assert KEY in words
+    assert "S3CRET" not in words
+    assert "127.0.0.1" not in words
+    line = follow.finish(follower, store, KEY, uri)
+    told = line + (manifests.folder(store, KEY) / follow.LOG).read_text()
+    assert "$MLFLOW_TRACKING_URI" in line
+    assert "S3CRET" not in told
+    assert "S3CRET" not in pages(uri)
