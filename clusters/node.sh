@@ -42,6 +42,7 @@ head)
     . "$settings"
     # One secret for the whole cluster: the autoscaler copies the file to every worker (cluster_synced_files).
     [ -s ~/.ray/auth_token ] || (umask 077 && ray get-auth-token --generate >/dev/null)
+    chmod 600 ~/.ray/auth_token
     clusters/mlflow.sh start
     start --head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config="$HOME/ray_bootstrap_config.yaml" "${@:2}"
     ;;

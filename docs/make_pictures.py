@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +41,11 @@ def terminal(browser: Browser, command: str, name: str, seconds: float = 600.0) 
         screen = subprocess.run(capture, check=True, capture_output=True, text=True).stdout
     subprocess.run([*tmux, "kill-server"], check=True)
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    console.print(Text.from_ansi(screen.replace(end, "").rstrip()))
-    with tempfile.TemporaryDirectory() as folder:
-        drawing = Path(folder, "terminal.svg")
-        drawing.write_text(console.export_svg(title=""))
-        opened = browser.new_page(viewport={"width": 1000, "height": 800})
-        opened.goto(drawing.as_uri())
-        opened.locator("svg").first.screenshot(path=PICTURES / f"{name}.png")
+    plain = screen.replace(end, "").replace(str(Path.cwd()), "/path/to/checkout")
+    console.print(Text.from_ansi(plain.rstrip()))
+    opened = browser.new_page(viewport={"width": 1000, "height": 800})
+    opened.set_content(f"<body style='margin: 0'>{console.export_svg(title='')}")
+    opened.locator("svg").first.screenshot(path=PICTURES / f"{name}.png")
 
 
 def page(browser: Browser, url: str, width: int, height: int, ready: str) -> Page:

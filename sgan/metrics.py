@@ -102,9 +102,13 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
 
 
 def describe(source: Source, network: Callable[[Tensor], Features]) -> Features:
-    """The network's features and logits of a source."""
+    """The network's features and logits of a source; ConfigError where all of its images look the same to the network:
+    no score says anything of them."""
     images = track(source.images, source.name, console=Console(stderr=True))
-    return join([network(batch) for batch in batches(images)])
+    found = join([network(batch) for batch in batches(images)])
+    varied = bool(found.features.std(0).max() > 1e-5 * found.features.abs().max())
+    require(varied, f"the images of {source.name} are all the same to the network, so there is nothing to score")
+    return found
 
 
 def choose(device: Literal["auto", "cpu", "cuda"]) -> str:

@@ -71,7 +71,7 @@ def _torchvision(name: str, root: Path) -> Parts:
 @functools.lru_cache(maxsize=1)
 def read(dataset: Dataset, root: Path) -> Data:
     """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose
-    it twice. DataError where files are damaged, or absent and cannot be downloaded."""
+    it twice. DataError where files are damaged, or absent and cannot be downloaded, or all training images the same."""
     readers: dict[str, Callable[[], Parts]] = {
         "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
         "digits": _digits,
@@ -80,4 +80,6 @@ def read(dataset: Dataset, root: Path) -> Data:
         "svhn": lambda: _torchvision("SVHN", root),
     }
     images, labels, test_images, test_labels = parts = tuple(part.contiguous() for part in readers[dataset.name]())
+    if bool((images.amax(0) == images.amin(0)).all()):
+        raise DataError(f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others")
     return Data(images, labels, test_images, test_labels, _digest(parts))

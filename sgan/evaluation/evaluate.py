@@ -81,6 +81,11 @@ class Evaluation:
         features = judge.describe(self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)).features
         return judge.distance(features)[by]
 
+    def class_coverage(self, samples: int, seed: int) -> list[float | None]:
+        """Coverage of the training images of each class by so many samples, in the held-out judge's features."""
+        judge = self.judges.rows[HELD_OUT]
+        return judge.class_coverage(judge.describe(self.made(balanced_labels(samples, self.classes), seed)).features)
+
     def draw(self, path: Path) -> None:
         """A grid with a row of samples a class; for features, the training images that lie nearest to them."""
         made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)

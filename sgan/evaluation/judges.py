@@ -179,10 +179,11 @@ class Judge:
         fid = metrics.frechet_distance(features if repeats is None else features[repeats], self.statistics)
         return {"fid": fid, "kid": metrics.kernel_distance(features, self.real.features, *self.kid)["kid"]}
 
-    def class_coverage(self, features: Tensor) -> list[float]:
-        """Coverage of the training images of each class, 0 to K-1, NaN where the subset has none."""
+    def class_coverage(self, features: Tensor) -> list[float | None]:
+        """Coverage of the training images of each class, 0 to K-1; None where the subset has none."""
         hit = self.neighbourhoods.covered(features[metrics.subset(len(features))])
-        return [hit[self.labels == label].float().mean().item() for label in range(int(self.labels.max()) + 1)]
+        classes = [hit[self.labels == label].float() for label in range(self.real.logits.shape[1])]
+        return [each.mean().item() if len(each) else None for each in classes]
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
 def _log(axes: Axes, axis: str) -> None:
     """A logarithmic axis with plain numbers; those between powers of ten where there are few of these."""
     getattr(axes, f"set_{axis}scale")("log")
-    getattr(axes, f"{axis}axis").set_major_formatter(LogFormatter())
+    getattr(axes, f"{axis}axis").set_major_formatter("{x:g}")
     getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 

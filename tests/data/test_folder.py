@@ -20,6 +20,7 @@ from sgan.checks import ConfigError
 from sgan.config import IMAGE, INNER_TAPS, LABEL
 from sgan.data import datasets, image_folder
 from sgan.data.image_folder import DataError, class_names
+from sgan.evaluation.scores import Features
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
@@ -261,6 +262,16 @@ def test_each_broken_or_odd_file_is_named(root):
     odd.with_suffix(".gif").unlink()
     (root / "cats" / "notes.txt").write_text("not an image")
     assert "notes.txt cannot be read as an image" in refused(root)
+
+
+def test_images_without_any_difference_are_refused(root):
+    for path in root.glob("*/*.png"):
+        picture().save(path)
+    with pytest.raises(DataError, match=rf"the 16 training images of folder in {root} are all the same"):
+        datasets.read(folder_row(32, 3, 2), root)
+    same = metrics.Source("same", "", torch.full((12, 3, 4, 4), 7, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="the images of same are all the same to the network"):
+        metrics.describe(same, lambda images: Features(images.flatten(1).float(), images.flatten(1).float()))
 
 
 def test_a_folder_that_is_no_set_of_classes_is_refused(root):

@@ -7,6 +7,7 @@ from conftest import tiny_plan, tiny_recipe
 from rich.console import Console
 
 from sgan.config import Variant, Weights
+from sgan.evaluation.measures import MEASURES
 from sgan.store.local import Store
 from sweeps.execution.progress import Progress
 from sweeps.planning.trials import End, ListSource, Trial
@@ -58,7 +59,9 @@ def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: i
     heading, leader, *stages, total = lines = shown(progress, width)
     assert max(map(len, lines)) <= width
     assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
-    assert leader.split() == ["dcgan-adv-cond-ent", "2", "32.000", "±", "1.414", "9.00", "±", "0.00"]
+    fid, score = (MEASURES[each].decimals for each in ("fid", "inception_score"))
+    spreads = [f"{32:.{fid}f}", "±", f"{2**0.5:.{fid}f}", f"{9:.{score}f}", "±", f"{0:.{score}f}"]
+    assert leader.split() == ["dcgan-adv-cond-ent", "2", *spreads]
     assert [line.split()[0] for line in stages] == ["joint", "encoder"]
     assert "50%" in stages[0]
     assert "D 1.21" in stages[0]

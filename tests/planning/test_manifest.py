@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from sgan.store.local import Store
+from sweeps.planning import manifest
+from sweeps.planning.ablation import plan_ablation, record
 from sweeps.planning.manifest import command
+from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
+ORIGIN = {"command": "python sweeps/ablation.py", "commit": "commit", "machine": "here"}
 WHAT = "from sweeps.planning.manifest import commit; print(commit())"
 
 
@@ -66,3 +71,17 @@ def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
     assert shlex.split(command("ablation.py")) == ["python", "sweeps/ablation.py", *words]
     monkeypatch.setattr(sys, "argv", ["a", "--mlflow", "https://me:se@cret@host:5000/x"])
     assert command("search.py") == "python sweeps/search.py --mlflow https://HIDDEN@host:5000/x"
+
+
+def test_a_record_that_was_deleted_is_made_again_by_the_command(tmp_path):
+    """One trial's file, and then all of it."""
+    store, ablation = Store(tmp_path), plan_ablation(Sweep(variants=("dcgan-adv", "sgan"), seeds=1), 0)
+    record(ablation, store, ORIGIN)
+    before = manifest.read(store, ablation.key)
+    assert [row["variant"] for row in before["trials"]] == ["sgan", "dcgan-adv"]
+    next((manifest.folder(store, ablation.key) / "trials").glob("sgan-0*")).unlink()
+    record(ablation, store, ORIGIN)
+    assert manifest.read(store, ablation.key)["trials"] == before["trials"]
+    shutil.rmtree(tmp_path / "sweeps")
+    record(ablation, store, ORIGIN)
+    assert manifest.read(store, ablation.key)["trials"] == before["trials"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from sgan.evaluation import figures
 from sgan.evaluation.evaluate import Evaluation
 from sgan.evaluation.judges import HELD_OUT
+from sgan.evaluation.scores import SUBSET
 from sgan.models import export as model
 from sgan.models.stack import Level
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
@@ -30,7 +31,7 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
     last = [context.facts(trained)["images"] for trained in stage.trained]
     best = [_best(stage, *each, context) for each in zip(stage.trained, parts, strict=True)]
-    scores: dict[str, float] = {}
+    scores, coverage = dict[str, float](), list[float | None]()
     for title, points in ((model.LAST, last), (model.BEST, best)):
         if points != last or title == model.LAST:
             for trained, part, images in zip(stage.trained, parts, points, strict=True):
@@ -40,6 +41,7 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
         about = {"trial": name(stage), "seed": first.seed, "commit": context.commit, "scores": values}
         model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
         if title == model.LAST:
+            coverage = evaluation.class_coverage(min(stage.samples, SUBSET), first.seed)
             seen = (figures.class_names(first.dataset), context.data, known.rows[HELD_OUT])
             for figure, drawn in figures.draw_all(levels, stage.sampling, *seen).items():
                 drawn.save(folder / FIGURES / f"{figure}.png")
@@ -47,6 +49,7 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     yield Progress(stage.samples, stage.samples)
     return {
         "scores": scores,
+        "class_coverage": coverage,
         "best_images": {name(trained): images for trained, images in zip(stage.trained, best, strict=True)},
         "fingerprint": facts[0] | facts[-1],
     }
