@@ -54,5 +54,5 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
 def _seconds_per_image(times: list[tuple[float, int]]) -> float:
     """Lower quartile over the steps of the second half: a GPU's first ones are no measure, nor are those of a stall."""
     half = times[len(times) // 2 - 1 :]
-    rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(half)]
+    rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(half) if b[1] > a[1]]
     return statistics.quantiles(rates, n=4)[0]

@@ -162,7 +162,7 @@ def test_what_cannot_be_scored_is_refused(folders, tmp_path):
     assert "neither a folder nor one of the datasets digits, mnist" in refused("nowhere")
     (tmp_path / "empty").mkdir()
     assert "empty holds 0 images" in refused(tmp_path / "empty")
-    assert "holds 3 images, but an Inception score of 10 splits" in refused(draw(tmp_path / "few", 3, 0))
+    assert "holds 3 images; an Inception score of 10 splits needs at least 10" in refused(draw(tmp_path / "few", 3, 0))
     assert "--samples must be at least 10" in refused(folders[0], samples=9)
 
 
