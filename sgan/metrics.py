@@ -92,7 +92,8 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
             read_image(path, 3)
             content.update(path.read_bytes())
         digest, words = content.hexdigest()[:16], f"folder {folder.resolve().name}, {len(images):,} images"
-        print(f"{name}: left out: {left_out}", file=sys.stderr)
+        if any(left_out.values()):
+            print(f"{name}: left out: {left_out}", file=sys.stderr)
     require(
         len(images) >= max(SPLITS, samples or 0),
         f"{name} holds {len(images)} images; an Inception score of {SPLITS} splits needs at least {SPLITS}, and "

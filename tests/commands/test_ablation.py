@@ -88,7 +88,14 @@ def test_every_stage_runs_once_and_the_table_has_a_row_a_variant(quiet: tuple[Pa
     published = [event["stage"] for event in Store(store).events() if event["event"] == "stage published"]
     assert sorted(published) == sorted(stages(store))
     assert kinds == sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
-    assert titles(output) == ["Variant", "SGAN", "SGAN-no-joint", "DCGAN (adv+cond)", "Real, held out"]
+    assert titles(output) == [
+        "Variant",
+        "SGAN",
+        "SGAN-no-joint",
+        "DCGAN (adv+cond)",
+        "Real, held out",
+        "Real, training",
+    ]
     (page,) = store.glob("sweeps/*/report.html")
     assert f"Report: {page}\n" in output
     assert "\nMLflow: " in output

@@ -250,6 +250,7 @@ def test_the_command_scores_samples_and_draws_a_row_of_each_class(files, tmp_pat
         "reference": "none",
         "splits": "10",
         "shuffle": "NumPy RandomState(2020)",
+        "subset": "2000",
     }
     drawn, step = np.asarray(unlabelled(out)), 2 * 32 + GAP  # small images are drawn twice as large
     for label in range(10):

@@ -13,7 +13,7 @@ from sgan.checks import ConfigError
 from sgan.config import INNER_TAPS, TAPS, Config
 from sgan.presets import DATASETS, VARIANTS, recipe_row
 from sgan.stages.fit import check_networks
-from sgan.stages.graph import LevelStage, plan
+from sgan.stages.graph import plan
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
 from sweeps.planning.basis import Basis
@@ -64,10 +64,8 @@ def test_every_split_of_every_dataset_has_networks_that_fit(name: str, width: fl
     made = space(basis(name, width, recipe))
     check_networks(configs_of(made))
     for split, taps in SPLITS.items():
-        levels = [
-            s for _, s in plan(made.config(made.known_good() | {"split": split}, 0)).stages if isinstance(s, LevelStage)
-        ]
-        assert [level.low for level in levels][::-1] == ["image", *taps]
+        levels = plan(made.config(made.known_good() | {"split": split}, 0)).score.levels
+        assert [level.low for level in levels] == ["image", *taps]
 
 
 def test_networks_that_do_not_fit_are_one_error_before_anything_runs():

@@ -59,7 +59,6 @@ def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
         ({"slots": 0}, "0"),
         ({"trials_per_gpu": 0}, "0"),
         ({"data": Path("nowhere/at/all")}, "nowhere/at/all"),
-        ({"mlflow": "somewhere"}, "somewhere"),
     ],
 )
 def test_a_bad_option_is_one_error_that_names_its_value(options: dict, named: str):
