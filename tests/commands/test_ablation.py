@@ -112,7 +112,7 @@ def test_mlflow_has_one_run_a_trial_below_one_for_the_sweep(quiet: tuple[Path, s
     assert (len(parents), len(children), len(found)) == (1, 6, 7)
     assert {run.info.status for run in found} == {"FINISHED"}
     for run in children:
-        assert {"variant", "seed", "cuts", "dataset", "recipe", "config_key", "commit"} <= set(run.data.tags)
+        assert {"variant", "seed", "cuts", "dataset", "recipe", "mlflow.source.git.commit"} <= set(run.data.tags)
         assert run.data.metrics["fid"] == scores(store)[run.data.tags["trial"]]["fid"]
         assert "level0/g_adversarial" in run.data.metrics
         assert "level0/fid" in run.data.metrics

@@ -1,5 +1,6 @@
 """The command line's options: what they mean, and that a bad one ends in one clear error before any compute."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -202,7 +203,7 @@ def test_a_precision_that_this_processor_lacks_is_warned_of_where_it_trains():
         assert ("warning: precision=bfloat16" in why) == (precision == "bfloat16" and not gpus and not able)
 
 
-@pytest.mark.parametrize("script", ["ablation", "search", "best", "tracking"])
+@pytest.mark.parametrize("script", ["ablation", "search", "tracking"])
 def test_help_imports_nothing_that_takes_seconds(script: str):
     heavy = ("torch", "ray", "mlflow", "pandas", "sklearn", "matplotlib")
     code = (
@@ -218,4 +219,6 @@ def test_help_imports_nothing_that_takes_seconds(script: str):
 
 def test_one_judge_scores_every_recipe_and_width():
     sweeps = [Sweep(recipe=recipe, seeds=1) for recipe in ("laptop", "paper", "released")] + [Sweep(width=0.5)]
-    assert len({name(plan_ablation(sweep, 0).trials[0].plan.score.judge) for sweep in sweeps}) == 1
+    judges = [plan_ablation(sweep, 0).trials[0].plan.score.judge for sweep in sweeps]
+    assert len({name(dataclasses.replace(judge, samples=1)) for judge in judges}) == 1
+    assert {judge.samples for judge in judges} == {10_000, 50_000}  # real images are scored at the count of samples

@@ -500,12 +500,12 @@ def test_a_copy_of_a_study_in_a_bucket_is_found_on_another_host(host):
         study.tell(study.ask(SPACE), value)
     path = "optuna.log"
     one, other = host("one"), host("other")
-    StoredStudy(study, "toy", one.root / path)
+    StoredStudy(study, "toy", {"fid": "minimize"}, one.root / path)
     one.save(one.root / path)
     other.fetch(other.root / path)
     assert (other.root / path).read_bytes() == (one.root / path).read_bytes()
     study.tell(study.ask(SPACE), 3.0)
-    assert StoredStudy(study, "toy", other.root / path).count == 3
+    assert StoredStudy(study, "toy", {"fid": "minimize"}, other.root / path).count == 3
 
 
 def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
