@@ -92,7 +92,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     ablation = plan_ablation(Sweep(variants=("sgan",), seeds=1, budget=0.01, override=SMALL), 0)
     for trial in ablation.trials:
         list(run_trial(trial.plan, Context(store, ablation.basis.data, "cpu", "test")))
-    record(ablation, store, "two cores", "test")
+    record(ablation, store, {"command": "test", "commit": "test", "machine": "two cores"})
     sync(store, ablation.key, default_uri(store))
     _, runs = find(MlflowClient(default_uri(store)), ablation.key)
     (run,), stage = runs.values(), ablation.trials[0].plan.name

@@ -264,7 +264,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert said["weights"] == judge["fingerprint"]["scores"]["weights"] == sha256(weights)
     assert facts["fingerprint"]["classes"]["network"] == "held-out judge"
 
-    record(resolved, store, "here", "abc")
+    record(resolved, store, {"command": "test", "commit": "abc", "machine": "here"})
     section = document.markdown(results.read(store, resolved.key))
     assert "Judge of scores: inception-v3-compat" in section
     assert "Judge of classes: held-out judge" in section
