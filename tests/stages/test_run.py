@@ -404,7 +404,7 @@ def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, best)
 def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
     """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
     model has the weights."""
-    unsteady = replace(PAPER, adam=AdamRecipe(learning_rate=0.03))
+    unsteady = replace(PAPER, adam=AdamRecipe(learning_rate=0.1))
     recipe = tiny_recipe(unsteady, steps=40, evaluations=4, best_by=best_by)
     before_the_end = [
         images < 40 * PAPER.batch for joint in (True, False) for images in best_points(recipe, joint, shared)
