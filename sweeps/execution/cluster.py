@@ -26,8 +26,6 @@ ANSWER_SECONDS = 5.0
 """A cluster's head answers within so many seconds."""
 SILENCE = 20.0
 """A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
-KILLED = 137
-"""Exit status of a command that was killed."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
@@ -65,12 +63,11 @@ def join_cluster() -> None:
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
     if address:
-        threading.Thread(target=end_with_head, args=(address,), daemon=True).start()
+        threading.Thread(target=tell_of_lost_head, args=(address,), daemon=True).start()
 
 
-def end_with_head(address: str) -> None:
-    """End this process, and say what to do, when the head has been silent for SILENCE seconds: what waits for it never
-    returns."""
+def tell_of_lost_head(address: str) -> None:
+    """Wait until the head has been silent for SILENCE seconds, and print what to do."""
     heard = time.monotonic()
     while time.monotonic() - heard < SILENCE:
         time.sleep(1)
@@ -81,10 +78,9 @@ def end_with_head(address: str) -> None:
             pass
     print(
         f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
-        "goes on where it was.",
+        "goes on where it was. Ctrl-C twice ends this one.",
         flush=True,
     )
-    os._exit(KILLED)
 
 
 def require_answer(address: str) -> None:

@@ -21,13 +21,15 @@ from sgan.checks import ConfigError, content_key, require
 from sgan.command_line import INTERRUPTED
 from sgan.store.s3 import is_bucket
 from sweeps.execution import cluster_address
-from sweeps.execution.cluster import KILLED, require_answer
+from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
 INSIDE = "SGAN_JOB"
 """Set in the environment of a job."""
 PREFIX = "sgan-"
+KILLED = 137
+"""Exit status of a command that was killed."""
 SUPERVISOR = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
