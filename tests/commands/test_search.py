@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from command import finished, runs, stages, started
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
@@ -28,25 +29,11 @@ TRIALS = ("--trials", "5")
 
 
 def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", str(store), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return started("sweeps/search.py", *TINY, "--store", store, *arguments)
 
 
 def complete(store: Path, *arguments: str) -> str:
-    process = start(store, *arguments)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    return output
-
-
-def stages(store: Path) -> dict[str, float]:
-    """Finished stages, and when each was finished."""
-    return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
+    return finished(start(store, *arguments))
 
 
 def study(store: Path) -> optuna.Study:
@@ -55,13 +42,6 @@ def study(store: Path) -> optuna.Study:
     storage = get_storage(str(path), storage_class="JournalFileStorage")
     (found,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=found.study_name, storage=storage)
-
-
-def runs(store: Path) -> list:
-    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("sgan")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def named(store: Path) -> list[str]:
