@@ -21,6 +21,7 @@ from models.test_released import arrays, save
 
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
+from sweeps import run_search
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
@@ -109,6 +110,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(run_search, "measured_here", lambda *config: 1e-4)  # test_dry_run.py lets it measure
         patch.setenv("MLFLOW_TRACKING_URI", default_uri(store))
         yield folder, {**names, "score-0123456789abcdef": stage, "/path/to/runs": str(store.root)}
 
@@ -194,6 +196,7 @@ def test_python_runs(code, place):
     exec(compile(filled(code, place[1]), "block", "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(place):
     """All code in order, as a script, on the finished sweep."""
     cells = json.loads((ROOT / "docs" / "pick_a_config.ipynb").read_text())["cells"]

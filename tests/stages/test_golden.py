@@ -5,6 +5,7 @@ PYTHONPATH=tests python tests/stages/test_golden.py    records them anew, after 
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,10 +58,18 @@ def machine() -> list[str]:
 CONFIGS = dict(configs())
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, classifiers) -> Path:
+    """One store for all, as in a sweep."""
+    path = tmp_path_factory.mktemp("shared") / "store"
+    shutil.copytree(classifiers, path)
+    return path
+
+
 @pytest.mark.parametrize("title", CONFIGS)
-def test_a_tiny_trial_ends_as_recorded(title, root):
+def test_a_tiny_trial_ends_as_recorded(title, shared):
     recorded = json.loads(RECORDED.read_text())
-    expected, found = recorded["trials"][title], outcome(CONFIGS[title], root)
+    expected, found = recorded["trials"][title], outcome(CONFIGS[title], shared)
     if recorded["machine"] == machine():
         assert found == expected
     assert found["sizes"] == pytest.approx(expected["sizes"], rel=0.02)

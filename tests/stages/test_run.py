@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ import pytest
 import torch
 from conftest import (
     PAPER,
+    SERVER,
     STACK,
     TINY,
     contents,
@@ -45,7 +45,13 @@ from sgan.store.record import RECORD_FILE, read_record
 from sgan.training import checkpoint
 from sgan.training.loop import Diverged, Progress
 
-SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
+QUICK = ((), ("pool2",), INNER_TAPS)
+"""Splits whose levels begin and end at every tap."""
+SPLITS = [
+    pytest.param(cuts, marks=[pytest.mark.slow] * (cuts not in QUICK))
+    for count in range(6)
+    for cuts in itertools.combinations(INNER_TAPS, count)
+]
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
 
 
@@ -94,7 +100,13 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
     assert made.std() > 0
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+ALIKE = ("sgan-no-joint", "dcgan-adv-cond-ent", "dcgan-adv-cond", "dcgan-adv-ent", "sgan-no-entropy")
+"""Variants that have a part of what the others have; test_golden.py runs them, too."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=[pytest.mark.slow] * (each in ALIKE)) for each in VARIANTS]
+)
 def test_every_variant_runs_with_the_released_features(variant, shared):
     row = VARIANTS[variant].variant
     digest = read(DATASETS["digits"], Path()).digest
@@ -181,8 +193,8 @@ def closing(events: Iterator[Event]) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "variant"),
-    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK), (tiny_recipe(steps=12), DCGAN)],
-    ids=["paper", "released", "dcgan"],
+    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK)],
+    ids=["paper", "released"],
 )
 def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root, tmp_path, monkeypatch):
     """Killed after a random number of points until it is through, with and without a checkpoint at each point: the same
@@ -195,7 +207,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
         monkeypatch.setattr(checkpoint, "SPARSE", 0)
         monkeypatch.setattr(checkpoint, "SECONDS", dice.choice((0.0, 0.0, 1e9)))
         events = run_trial(trial, make_context(tmp_path / "killed"))
-        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 12 else None):
+        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 6 else None):
             pass
         closing(events)
         kills += 1
@@ -335,10 +347,9 @@ def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple
 
 def _processes(root: Path, logs: list[Path], steps: int, seconds: float, kill_at: tuple[str, int] | None) -> list[int]:
     """Run the trial in a process a log, all from the same moment; returns their exit codes."""
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Barrier(len(logs))
+    ready = SERVER.Barrier(len(logs))
     arguments = [(str(root), str(log), steps, seconds, ready, kill_at) for log in logs]
-    processes = [spawn.Process(target=_work, args=each) for each in arguments]
+    processes = [SERVER.Process(target=_work, args=each) for each in arguments]
     try:
         for process in processes:
             process.start()
@@ -358,11 +369,11 @@ def _events(log: Path) -> list[tuple[str, int]]:
 @pytest.mark.timeout(120)
 def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
-    assert _processes(root, logs, 80, 20.0, None) == [0, 0]
+    assert _processes(root, logs, 20, 20.0, None) == [0, 0]
     rows = [_events(log) for log in logs]
     starts = [[label for label, images in events if images == 0] for events in rows]
     assert sorted(itertools.chain(*starts)) == ["joint", "level0", "level1", "score"]
-    for _, stage in tiny_plan(tiny_recipe(steps=80)).stages:
+    for _, stage in tiny_plan(tiny_recipe(steps=20)).stages:
         images = [line["images"] for line in read_record(Store(root).stage(name(stage)))]
         assert images == sorted(set(images))
     assert list((root / "work").iterdir()) == []
@@ -371,7 +382,7 @@ def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
 @pytest.mark.timeout(120)
 def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoint(root, tmp_path):
     """And what comes out is what comes out of a run that nobody killed."""
-    steps, point, log = 80, 40 * PAPER.batch, tmp_path / "killed"
+    steps, point, log = 20, 10 * PAPER.batch, tmp_path / "killed"
     trial = tiny_plan(tiny_recipe(steps=steps))
     shutil.copytree(root, tmp_path / "whole")
     assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
@@ -400,7 +411,7 @@ def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, best)
     assert best_point(dict(enumerate(values, 1))) == best
 
 
-@pytest.mark.parametrize("best_by", ["fid", "kid"])
+@pytest.mark.parametrize("best_by", ["fid", pytest.param("kid", marks=pytest.mark.slow)])
 def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
     """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
     model has the weights."""
