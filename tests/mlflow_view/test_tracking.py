@@ -22,7 +22,7 @@ from handmade import (
     found,
     grids,
     manifest,
-    place,
+    new,
     points,
     publish,
     stage_name,
@@ -47,20 +47,9 @@ from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    """An empty MLflow database: its migrations run once for all tests."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path, migrated) -> Store:
-    made = Store(tmp_path / "a store")
-    place(made, migrated)
-    manifest(made)
-    return made
+def store(tmp_path) -> Store:
+    return new(tmp_path / "a store")
 
 
 def test_every_point_and_grid_is_there_once_after_two_passes(store):
@@ -451,11 +440,9 @@ def test_the_command_line_sends_a_store(store, capsys):
     assert_complete(store, "sgan")
 
 
-def test_a_deleted_database_and_deleted_files_are_made_again_by_the_same_command(store, migrated, tmp_path):
+def test_a_deleted_database_and_deleted_files_are_made_again_by_the_same_command(store, tmp_path):
     """In a new process: MLflow keeps in memory what it knows of a database."""
-    other = Store(tmp_path / "other")
-    place(other, migrated)
-    manifest(other)
+    other = new(tmp_path / "other")
     for each in (store, other):
         finish(each, "sgan", 0)
         sync(each)

@@ -193,8 +193,11 @@ def closing(events: Iterator[Event]) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "variant"),
-    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK)],
-    ids=["paper", "released"],
+    [
+        pytest.param(tiny_recipe(steps=12), STACK, marks=pytest.mark.slow, id="paper"),
+        pytest.param(released_recipe(steps=12), STACK, id="released"),
+        pytest.param(tiny_recipe(steps=12), DCGAN, marks=pytest.mark.slow, id="dcgan"),
+    ],
 )
 def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root, tmp_path, monkeypatch):
     """Killed after a random number of points until it is through, with and without a checkpoint at each point: the same
