@@ -1,4 +1,4 @@
-"""Floating-point operations of GAN training, counted from the shapes of the networks' layers.
+"""Floating-point operations of GAN training, counted from the shapes of the networks' layers, and whether these fit.
 
 Those of convolutions and linear layers count, forward and backward, two for a multiply-accumulate. Left out are
 element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
@@ -6,17 +6,18 @@ element-wise operations, Adam, evaluations, and the features of real images, whi
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgan.config import LABEL
+from sgan.checks import ConfigError
+from sgan.config import LABEL, Config
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder, tap_shapes
 from sgan.models.generator import new_generator
-from sgan.stages.graph import JointStage, LevelStage
+from sgan.stages.graph import JointStage, LevelStage, plan
 
 BATCH = 2
 """Batch normalisation takes no fewer."""
@@ -76,6 +77,20 @@ def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
         counter.get_total_flops() / BATCH for counter in (generation, discriminating, generating)
     )
     return judged + (forward if recipe.fresh_noise else 0.0), trained + forward
+
+
+def check_networks(configs: Iterable[Config]) -> None:
+    """Raise ConfigError where the networks of a level do not fit together, before anything is trained."""
+    stages = [stage for config in configs for stage in plan(config).score.levels]
+    different = {(s.dataset, s.recipe, s.low, s.high, s.labels, s.through, s.codes): s for s in stages}
+    for stage in different.values():
+        try:
+            step_flops(stage)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the networks of the level from {stage.high} to {stage.low} do not fit {stage.dataset.name} images of "
+                f"{stage.dataset.size} pixels ({str(error).splitlines()[0]}); choose another split or width"
+            ) from error
 
 
 def planned_steps(stage: LevelStage | JointStage) -> tuple[int, float]:

@@ -83,7 +83,13 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
     folder = store.begin(stage_name)
     evaluator = None
     if scored_by and isinstance(stage, LevelStage | JointStage):
-        evaluator = Evaluator(name(scored_by), functools.partial(_prepare, stage.sampling, scored_by, context))
+        sampling = stage.sampling
+
+        def prepare(levels: list[Level], encoder: Encoder | None, folder: Path) -> Callable[[int], dict[str, float]]:
+            known = judge.load(scored_by, None, context)
+            return functools.partial(Evaluation(levels, sampling, context.data, encoder, known), folder=folder)
+
+        evaluator = Evaluator(name(scored_by), prepare)
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
@@ -132,19 +138,6 @@ def _work(stage: LevelStage | JointStage, images: int, folder: Path) -> dict[str
         "generator_images": batch * round(updates) if makes_images else 0,
         "flops": flops(stage, images // batch, round(updates)),
     }
-
-
-def _prepare(
-    sampling: str,
-    scored_by: JudgeStage,
-    context: Context,
-    levels: list[Level],
-    encoder: Encoder | None,
-    folder: Path,
-) -> Callable[[int], dict[str, float]]:
-    """What evaluates levels while they train."""
-    evaluation = Evaluation(levels, sampling, context.data, encoder, judge.load(scored_by, None, context))
-    return lambda images: evaluation(images, folder)
 
 
 def be_deterministic(wanted: bool) -> None:

@@ -10,8 +10,6 @@ from sgan.stages.graph import Stage
 GIB = 2**30
 CONTEXT = GIB // 2
 """Bytes of CUDA's own context in each process."""
-SAFE = 0.9
-"""Share of a GPU's memory that is planned with."""
 
 
 def cap(share: float) -> None:
@@ -22,15 +20,6 @@ def cap(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(0.01, share - CONTEXT / total))
 
 
-def peak() -> tuple[int, int]:
-    """Bytes of the GPU that this process has had at most, its context among them, and how many such trials would fit
-    it; zeros where there is no GPU."""
-    if not torch.cuda.is_initialized():
-        return 0, 0
-    needed = torch.cuda.max_memory_reserved() + CONTEXT
-    return needed, int(SAFE * torch.cuda.mem_get_info()[1] / needed)
-
-
 def is_lack(error: BaseException) -> bool:
     """Whether an error means that memory ran out: torch's allocators of GPUs and CPUs, or Python's."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
@@ -39,7 +28,7 @@ def is_lack(error: BaseException) -> bool:
 def lack(error: BaseException, stage: Stage) -> str:
     """One line about the stage that lacked memory in this process, and what to do."""
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_initialized():
-        used, there = peak()[0], torch.cuda.mem_get_info()[1]
+        used, there = torch.cuda.max_memory_reserved() + CONTEXT, torch.cuda.mem_get_info()[1]
     else:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -86,19 +86,15 @@ class SourceSearcher(Searcher):
         if trial is None:
             return Searcher.FINISHED if self._patiently(self.source.exhausted) else None
         self.live[trial_id] = trial
-        self.add(trial)
+        self.scheduler.add.remote(trial, self.job)
         self.progress.begin(trial)
         return {"trial": trial.id}
-
-    def add(self, trial: Trial) -> None:
-        """Have the scheduler of stages take a trial in."""
-        self.scheduler.add.remote(trial, self.job)
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take a result of a trial."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
-            self.add(trial)
+            self.scheduler.add.remote(trial, self.job)
         elif trial and "outcome" not in result:
             self.progress.go_on(trial, result)
 
@@ -178,7 +174,7 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
         progress = shown.enter_context(Progress(store, source))
         searcher = SourceSearcher(source, scheduler, job, stop, progress)
         for trial in source.ahead:
-            searcher.add(trial)
+            scheduler.add.remote(trial, searcher.job)
         light = tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD)
         tuner = tune.Tuner(
             light,

@@ -1,5 +1,6 @@
 """The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
+import functools
 import platform
 import time
 from collections.abc import Callable, Generator
@@ -13,8 +14,8 @@ from ray.actor import ActorHandle
 from sgan.checks import ConfigError, require
 from sgan.config import Config
 from sgan.data.batches import Data
+from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import Stage, code_version, name
-from sgan.stages.probe import seconds_per_unit
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
@@ -77,21 +78,17 @@ class _Reports:
     """
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
-        self.stage_name, self.scheduler = stage_name, scheduler
-        self.answer: ray.ObjectRef | None = None
-        self.sent, self.news = time.monotonic(), {}
+        self.send = functools.partial(scheduler.report.remote, stage_name)
+        self.answer, self.sent, self.news = self.send({"share": 0.0}), time.monotonic(), dict[str, Any]()
 
     def go_on(self, **progress: Any) -> bool:
         """Report progress; whether the stage is to go on."""
         self.news |= progress
-        if self.answer:
-            ready, _ = ray.wait([self.answer], timeout=0)
-            if not ready:
-                return time.monotonic() - self.sent < SILENCE
-            if not ray.get(self.answer):
-                return False
-        self.answer, self.sent = self.scheduler.report.remote(self.stage_name, self.news), time.monotonic()
-        self.news = {}
+        if not ray.wait([self.answer], timeout=0)[0]:
+            return time.monotonic() - self.sent < SILENCE
+        if not ray.get(self.answer):
+            return False
+        self.answer, self.sent, self.news = self.send(self.news), time.monotonic(), {}
         return True
 
 
@@ -103,7 +100,6 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
         or has finished it; or full, where the store has no room; and the `reason`.
     """
     reports = _Reports(name(stage), scheduler)
-    reports.go_on(share=0.0)
     try:
         context = job.context()
     except StoreError as error:  # a store that cannot be opened now may be there again in a moment
@@ -116,7 +112,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 return {"status": "held", "reason": "another process trains it"}
             steps = job.run(stage, judge, context)
             for progress in steps:
-                if not reports.go_on(**_news(progress)):
+                news = {"images": progress.images, "scores": progress.metrics} if progress.metrics else {}
+                if not reports.go_on(share=progress.images / max(1, progress.total), **news):
                     steps.close()  # leaves a checkpoint
                     return {"status": "stopped"}
         facts = context.store.facts(name(stage))
@@ -149,8 +146,3 @@ def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
     """The same where stages run: the machine of the driver may be another, without a GPU."""
     task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
     return ray.get(task.remote(config, ray.put(data), slots))
-
-
-def _news(progress: Progress) -> dict[str, Any]:
-    news: dict[str, Any] = {"share": progress.images / max(1, progress.total), "peak": memory.peak()}
-    return news | ({"images": progress.images, "scores": progress.metrics} if progress.metrics else {})

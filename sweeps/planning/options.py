@@ -143,10 +143,6 @@ class Control(Group):
 
     dry_run: Flag = False
     """Print the plan and stop."""
-    attach: Flag = False
-    """On a cluster: follow the command that runs there, whatever its options."""
-    stop: Flag = False
-    """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
 
 
 @validated(flag)
