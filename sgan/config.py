@@ -116,7 +116,7 @@ class EncoderRecipe:
         objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
             Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
-        flips, shifts: random horizontal flips, and random shifts by up to this many pixels.
+        flips: random horizontal flips.
     """
 
     images: PositiveInt
@@ -125,7 +125,6 @@ class EncoderRecipe:
     init_std: PositiveFloat = 0.01
     pixel_mean: bool = False
     flips: bool = False
-    shifts: Annotated[int, Field(ge=0, le=8)] = 0
     objective: Literal["labels", "rotation"] = "labels"
 
 
@@ -169,7 +168,6 @@ class GanRecipe:
         fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch,
             which then moves the generator's running averages for both.
         pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
-        flips: random horizontal flips of the real images.
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
@@ -193,7 +191,6 @@ class GanRecipe:
     generator_steps: Annotated[tuple[tuple[NonNegativeFloat, Steps], ...], AfterValidator(_falling)] = ((0.0, 1),)
     fresh_noise: bool = False
     pixel_mean: bool = False
-    flips: bool = False
     image_noise: NonNegativeFloat = 0.0
     feature_noise: NonNegativeFloat = 0.0
     hidden_noise: NonNegativeFloat = 0.0

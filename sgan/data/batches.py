@@ -107,11 +107,3 @@ def turned(images: Tensor, quarters: Tensor) -> Tensor:
         chosen = quarters == quarter
         result[chosen] = images[chosen].rot90(quarter, (-2, -1))
     return result
-
-
-def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """The batch moved by up to `pixels` in each direction, zeros moving in."""
-    if pixels == 0:
-        return images
-    down, right = (int(offset) for offset in torch.randint(-pixels, pixels + 1, (2,)))
-    return torch.nn.functional.pad(images, (right, -right, down, -down))

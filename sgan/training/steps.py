@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
-from sgan.data.batches import Batches, Data, pixel_mean, random_flips, random_shift, to_input, turned
+from sgan.data.batches import Batches, Data, pixel_mean, random_flips, to_input, turned
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, draw, label_condition
@@ -66,7 +66,7 @@ class ClassifierTask:
     def step(self, step: int) -> dict[str, Tensor]:
         seed_step(self.images.device, self.seed, step)
         index = self.batches[step]
-        images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
+        images, labels = self.data.images[index], self.data.labels[index]
         if self.recipe.objective == "rotation":
             labels = torch.randint(4, labels.shape, device=labels.device)
             images = turned(images, labels)
@@ -83,17 +83,6 @@ class ClassifierTask:
         loss.backward()
         self.optimisers["encoder"].step()
         return {"class_loss": loss.detach()}
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h: Tensor, factor: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.factor = factor
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx, *gradient: Tensor):
-        return gradient[0] * ctx.factor, None
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,12 @@ class GanTask:
         self.phases = Phases(data.images.device, graphs)
         self.beside = self.phases.beside
         self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
-        self.cache = self._cache()
+        self.cache: dict[str, Tensor] = {}  # real features of the whole training set, where they fit
+        taps = self.needed - {IMAGE}
+        if self.encoder is not None and taps:
+            one = self.encoder.features(data.images[:1], taps)
+            if sum(tap.numel() for tap in one.values()) * 4 * len(data.images) <= CACHE_BYTES:
+                self.cache = self.encoder.features(data.images, taps)
         self.trivial = [self._trivial(level) for level in self.levels]
 
     def _trivial(self, level: Level) -> dict[str, float]:
@@ -181,26 +175,14 @@ class GanTask:
             conditional = some[level.high].var(0).mean().item()
         return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
 
-    def _cache(self) -> dict[str, Tensor]:
-        """Real features of the whole training set, where no flip changes them and they fit; else none."""
-        taps = self.needed - {IMAGE}
-        if self.recipe.flips or self.encoder is None or not taps:
-            return {}
-        one = self.encoder.features(self.data.images[:1], taps)
-        fits = sum(tap.numel() for tap in one.values()) * 4 * len(self.data.images) <= CACHE_BYTES
-        return self.encoder.features(self.data.images, taps) if fits else {}
-
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
         taps = {tap: values[index] for tap, values in self.cache.items()}
-        images = self.data.images[index] if self.needed - set(taps) else None
-        if images is not None:
-            images = random_flips(images) if self.recipe.flips else images
-            if self.needed - set(taps) - {IMAGE}:
-                assert self.encoder is not None
-                taps |= self.encoder.features(images, self.needed - {IMAGE})
-            if IMAGE in self.needed:
-                taps[IMAGE] = to_input(images, self.mean)
+        if self.needed - {IMAGE} - set(taps):
+            assert self.encoder is not None
+            taps |= self.encoder.features(self.data.images[index], self.needed - {IMAGE})
+        if IMAGE in self.needed:
+            taps[IMAGE] = to_input(self.data.images[index], self.mean)
         return Real(self.data.labels[index], taps)
 
     def condition(self, real: Real) -> Tensor:
@@ -219,8 +201,9 @@ class GanTask:
         batch = Generated([], [], [])
         for level in reversed(self.levels):
             if batch.made:
-                above = batch.made[0]
-                condition = _ScaleGradient.apply(above, self.feedback) if self.feedback > 0 else above.detach()
+                condition = batch.made[0].detach() if self.feedback == 0 else batch.made[0].view_as(batch.made[0])
+                if condition.requires_grad:
+                    condition.register_hook(lambda gradient: gradient * self.feedback)
             z = draw(level, len(condition), condition.device)
             with self._autocast():
                 made = level.generator(condition, z)

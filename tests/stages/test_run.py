@@ -210,7 +210,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
+    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True)
     trial = tiny_plan(tiny_recipe(encoder=classifier, judge=JudgeRecipe(images=40 * 32, batch=32)))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
