@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -117,14 +117,12 @@ class Store:
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
-        try:
-            with tempfile.TemporaryFile(dir=self.root) as file:
-                file.write(bytes(PROBE))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            return False
-        return True
+        with suppress(OSError), tempfile.TemporaryFile(dir=self.root) as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+            return True
+        return False
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
         """Write something, again and again while the disk is full or read-only, or does not answer."""
@@ -134,8 +132,7 @@ class Store:
             except (OSError, StoreError) as error:
                 if not (trouble := lack(error)):
                     raise
-                with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
+                print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)
@@ -178,6 +175,12 @@ class Store:
                 shutil.copyfile(path, temporary)
             self.save(kept)
 
+    def _run(self, run: str) -> Path:
+        path = inside(self.root / "runs", f"{run}.json")
+        if not path.exists():
+            self.fetch(path)
+        return path
+
     def note_run(self, run: str, name: str) -> None:
         """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
         path = self._run(run)
@@ -188,11 +191,7 @@ class Store:
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
         path = self._run(run)
-        self.fetch(path)
         return read_json(path, run=run)["stage"] if path.exists() else ""
-
-    def _run(self, run: str) -> Path:
-        return inside(self.root / "runs", f"{run}.json")
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
@@ -237,11 +236,11 @@ class Store:
 
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
-        try:
-            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
+        with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
+            try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            except BlockingIOError:
+                return True
         return False
 
     @contextmanager
@@ -315,12 +314,6 @@ class Store:
         os.rename(folder, finished)
         sync(finished.parent)
         self.note("stage published", stage=name, status=facts["status"])
-
-
-def newest(checkpoints: Iterable[str]) -> str:
-    """The name with the highest number of steps; "" where there is none."""
-    steps = {name: name.partition(".")[0] for name in checkpoints}
-    return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
 
 
 def _remove_foreign(folder: Path) -> None:

@@ -23,11 +23,7 @@ class Record:
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text
         self.points = read_lines(text, self.path)
-        self.write()
-
-    def write(self) -> None:
-        """Write the whole record anew; a file that was damaged meanwhile is made good."""
-        write_text(self.path, self.text)
+        write_text(self.path, text)
 
     def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
         """Append one point: metric name -> value, after `images` training images, and the name of the stage that has

@@ -129,8 +129,8 @@ class BucketStore(Store):
 
     def _in_progress(self, name: str) -> dict[str, str]:
         """Files of a stage in progress: path in its folder -> ETag."""
-        folder = f"work/{name}/"
-        return {file.removeprefix(folder): tag for file, tag in self._list("work").items() if file.startswith(folder)}
+        files, folder = self._list("work"), f"work/{name}/"
+        return {file.removeprefix(folder): tag for file, tag in files.items() if file.startswith(folder)}
 
     def note(self, event: str, **about: Any) -> None:
         super().note(event, **about)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgan.store.files import write_text
 from sgan.store.record import Record
 from sgan.training.checkpoint import (
     Checkpoint,
@@ -130,7 +131,7 @@ def loop(
     for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
-    record.write()
+    write_text(record.path, record.text)  # a file that was damaged meanwhile is made good
     check(folder, files)
 
 
