@@ -34,8 +34,7 @@ from sgan.store.local import Store
 
 PROTOTYPES = (1, 2, 3, 5, 20, 100)
 NOISE = (0.05, 0.1, 0.2, 0.4)
-KEPT = 0.8
-"""Share of the held-out images in a draw."""
+KEPT = 0.8  # Share of the held-out images in a draw
 ALARMS = {"collapse": COLLAPSED, "copies": COPIED}
 
 

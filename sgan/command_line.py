@@ -25,10 +25,8 @@ from sgan.addresses import masked
 from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
-BAD, INTERRUPTED = 2, 130
-"""Exit statuses of a command that needs another option or more room, and of a stopped one."""
-WIDE = "10000"
-"""Columns in which no message of tyro wraps."""
+BAD, INTERRUPTED = 2, 130  # Exit statuses of a command that needs another option or more room, and of a stopped one
+WIDE = "10000"  # Columns in which no message of tyro wraps
 
 
 class Group:
@@ -80,12 +78,8 @@ def _in_one_line(box: str, asked: dict[str, str]) -> str:
         option = word.partition("=")[0].replace("_", "-") if word.startswith("--") else option
         if word in re.split(r"[\s,]+", " ".join(message)) and option in asked and "Unrecognized" in box:
             return f"{word} is not known here: {asked[option]}"
-    near = [
-        name
-        for name in dict.fromkeys(re.findall(r"--[a-z][a-z-]*", " ".join(lines[len(message) :])))
-        if name != "--help"
-    ]
-    perhaps = f"; perhaps {' or '.join(near[:3])}" if "Perhaps" in box and near else ""
+    near = dict.fromkeys(re.findall(r"--(?!help)[a-z][a-z-]*", " ".join(lines[len(message) :])))
+    perhaps = f"; perhaps {' or '.join(list(near)[:3])}" if "Perhaps" in box and near else ""
     text = " ".join(message).removeprefix("Error parsing ").removesuffix(".")
     return f"{text}{perhaps}; --help shows all options"
 

@@ -13,8 +13,7 @@ from sgan.shapes import Dataset
 
 TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
 """The encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
-INNER_TAPS = TAPS[:-1]
-"""Where the stack can be cut; fc4 is the label itself."""
+INNER_TAPS = TAPS[:-1]  # Where the stack can be cut; fc4 is the label itself
 IMAGE, LABEL = "image", "label"
 
 
@@ -38,8 +37,7 @@ def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     return taps
 
 
-Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]
-"""Taps at which the stack can be cut, from the image up."""
+Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]  # Taps at which the stack can be cut, from the image up
 Rate = Annotated[float, Field(gt=0, le=1)]
 Batch = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 2)]

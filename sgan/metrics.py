@@ -29,8 +29,7 @@ from sgan.presets import DATASETS
 from sgan.store.files import write_json
 
 Part = Literal["train", "test"]
-See = Callable[[Tensor], Features]
-"""A network's features and logits of uint8 images."""
+See = Callable[[Tensor], Features]  # A network's features and logits of uint8 images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,7 @@ from sgan.models.stack import balanced_labels
 from sgan.presets import DATASETS
 from sgan.store.files import sha256
 
-COLUMNS = 10
-"""Images a class in the grid."""
+COLUMNS = 10  # Images a class in the grid
 
 
 @dataclass(frozen=True)

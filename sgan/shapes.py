@@ -7,8 +7,7 @@ from pydantic import Field
 
 from sgan.checks import checked, validated
 
-Width = Annotated[float, Field(gt=0, le=4)]
-"""Factor on every hidden width."""
+Width = Annotated[float, Field(gt=0, le=4)]  # Factor on every hidden width
 
 
 @validated()

@@ -40,13 +40,10 @@ from sgan.store.local import Store
 from sgan.store.s3 import open_store
 
 HOST = "127.0.0.1"
-IMAGES = 9
-"""Images a page, as in the paper."""
-POOL = 1000
-"""Images of each kind that pages draw from."""
+IMAGES = 9  # Images a page, as in the paper
+POOL = 1000  # Images of each kind that pages draw from
 RANDOM = secrets.SystemRandom()
-Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]
-"""Of a voter, and of their file in the store."""
+Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]  # Of a voter, and of their file in the store
 Place = Annotated[int, fastapi.Query(ge=0, lt=IMAGES)]
 
 

@@ -16,8 +16,7 @@ from sgan.data.batches import Data
 from sgan.data.image_folder import DataError, Parts
 from sgan.shapes import Dataset
 
-DIGITS_TEST = 450
-"""Digits kept for testing; the other 1,347 train."""
+DIGITS_TEST = 450  # Digits kept for testing; the other 1,347 train
 PLACES = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py", "SVHN": ""}
 """Where in a folder torchvision looks for files."""
 

@@ -17,15 +17,12 @@ TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "valida
 SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information")
 SYSTEMS += ("lost+found", "@eadir", "#recycle", "temporary items", "network trash folder")
 """What systems leave in folders, in lower case."""
-STORE = ("stages", "claims")
-"""Folders by which an output store is known."""
+STORE = ("stages", "claims")  # Folders by which an output store is known
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel. It makes them of colours of 16 bits, too, which DEEP finds."""
 DEEP = re.compile(";16[BLN]")
-KEPT_FOR_TESTING = 5
-"""One image in five is kept for testing where the folder has no test images of its own."""
-FEW = 10
-"""Names shown of many."""
+KEPT_FOR_TESTING = 5  # One image in five is kept for testing where the folder has no test images of its own
+FEW = 10  # Names shown of many
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 

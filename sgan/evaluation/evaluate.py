@@ -19,10 +19,8 @@ GRID_SEED = 2**31 + 7
 """Noise of every evaluation, and so of the choice of the best: the same, so that grids can be leafed through like a
 film, and beyond all seeds of trials, whose final scores must not share it (torch looks at 32 bits of a seed)."""
 GRID_COLUMNS = 10
-REAL_SAMPLES = 10_000
-"""Training images that stand for all in the score of a level that makes features."""
-EVALUATION_SAMPLES = 1000
-"""Samples of a score while training; a final score has the recipe's number."""
+REAL_SAMPLES = 10_000  # Training images that stand for all in the score of a level that makes features
+EVALUATION_SAMPLES = 1000  # Samples of a score while training; a final score has the recipe's number
 
 
 @dataclass

@@ -25,10 +25,8 @@ from sgan.shapes import Dataset
 
 SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
-TRIPLES = 3
-"""Samples a row of the figure of neighbours, each followed by its two neighbours."""
-SIDE = 84
-"""Pixels to which small images are enlarged, about."""
+TRIPLES = 3  # Samples a row of the figure of neighbours, each followed by its two neighbours
+SIDE = 84  # Pixels to which small images are enlarged, about
 DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
 STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

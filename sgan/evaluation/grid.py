@@ -14,14 +14,11 @@ from torch import Tensor
 
 from sgan.store.files import atomic_write
 
-SMALL = 48
-"""Pixels to which small images are enlarged, about."""
+SMALL = 48  # Pixels to which small images are enlarged, about
 GAP, MARGIN = 4, 12
 PAPER, INK, FAINT = 255, "black", "dimgray"
-BOX = "images"
-"""Text chunk of a PNG file: left, top, right and bottom of the images without the words around them."""
-PART = 2000
-"""Candidates that distances are computed to at once."""
+BOX = "images"  # Text chunk of a PNG file: left, top, right and bottom of the images without the words around them
+PART = 2000  # Candidates that distances are computed to at once
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,9 @@ from sgan.store.files import sha256
 
 NETWORK = "inception-v3-compat"
 RESIZE = "bilinear as in TensorFlow 1, to 299x299"
-BATCH = 64
-"""torch-fidelity's batch: sums are rounded in its order."""
+BATCH = 64  # torch-fidelity's batch: sums are rounded in its order
 FILE = Path(URL_INCEPTION_V3).name
-DIGEST = Path(FILE).stem.rpartition("-")[2]
-"""The end of the file's name is the beginning of its SHA-256."""
+DIGEST = Path(FILE).stem.rpartition("-")[2]  # The end of the file's name is the beginning of its SHA-256
 
 
 class WeightsError(ConfigError):
@@ -84,5 +82,4 @@ class Inception:
         return join(parts)
 
 
-load = functools.lru_cache(maxsize=1)(Inception)
-"""The network; kept, since every score in a process needs it."""
+load = functools.lru_cache(maxsize=1)(Inception)  # The network; kept, since every score in a process needs it

@@ -4,7 +4,6 @@ Legend: n images, m training images, F features, K classes. Images are uint8 (n,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +19,12 @@ from sgan.evaluation.scores import Features, join
 SMALL, WIDTHS = 16, (16, 32)
 """Images smaller than this get a judge of the first width at full resolution, others one of the second at half."""
 GROUPS, BLOCKS = 8, 2
-PART = 100
-"""Images that pass through the network together, as in the encoder."""
+PART = 100  # Images that pass through the network together, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
-NEAR = 0.05
-"""A sample counts as copied that is as near to a training image as this share of the held-out images are."""
+NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
 PIXELS, HELD_OUT, INCEPTION = "pixels", "held-out", "inception"
-Describe = Callable[[Tensor], Features]
-"""Features and logits, on the CPU, of uint8 images."""
+Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
 
 
 class Row(NamedTuple):
@@ -48,18 +44,12 @@ JUDGES = {
 }
 
 
-def split(labels: Tensor) -> Tensor:
-    """Which test images, by their labels (n,), train the held-out judge, (n,) bool: of each class every second one, the
-    first included. The others are the held-out images that scores know."""
-    chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    for label in labels.unique():
-        chosen[(labels == label).nonzero().flatten()[::2]] = True
-    return chosen
-
-
 def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The test images with their labels that train the held-out judge, and the others."""
-    chosen = split(data.test_labels)
+    """The test images with their labels that train the held-out judge, of each class every second one, the first
+    included; and the others: the held-out images that scores know."""
+    chosen = torch.zeros(len(data.test_labels), dtype=torch.bool, device=data.test_labels.device)
+    for label in data.test_labels.unique():
+        chosen[(data.test_labels == label).nonzero().flatten()[::2]] = True
     return tuple((data.test_images[each], data.test_labels[each]) for each in (chosen, ~chosen))  # pyright: ignore[reportReturnType]
 
 
@@ -186,16 +176,28 @@ class Judge:
         return [each.mean().item() if len(each) else None for each in classes]
 
 
-@dataclass(frozen=True)
 class Judges:
     """The judges of one dataset, by their rows in the table: `held-out`, `pixels`, and a network that is given.
 
+    Args:
+        described: of each that sees by a network: how, and what it sees of training and of held-out images.
+        axes: the principal components of `pixels`; empty leaves it out.
     Attributes:
         near: distance in `pixels` to the nearest training image from which on a sample is no copy.
     """
 
-    rows: dict[str, Judge]
-    near: float
+    def __init__(
+        self, data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
+    ):
+        (own, _), (held, held_labels) = parts(data)
+        see = by_components(axes)
+        seen = {PIXELS: (see, see(data.images), see(held))} if axes else {}
+        self.rows = {
+            name: Judge(name, describe, real, data.labels.cpu(), known, held_labels.cpu())
+            for name, (describe, real, known) in (seen | dict(described)).items()
+        }
+        if axes:
+            self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features).quantile(NEAR).item()
 
     @property
     def classes(self) -> int:
@@ -215,28 +217,3 @@ class Judges:
                 distances = metrics.nearest(points, judge.real.features)
                 values["copied"] = (distances <= self.near).float().mean().item()
         return values
-
-
-def judges(
-    data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
-) -> Judges:
-    """Judges of a dataset.
-
-    Args:
-        described: of each that sees by a network: how, and what it sees of training and of held-out images.
-        axes: the principal components of `pixels`; empty leaves it out.
-    """
-    (own, _), (held, held_labels) = parts(data)
-    seen = dict(described)
-    if axes:
-        see = by_components(axes)
-        seen = {PIXELS: (see, see(data.images), see(held)), **seen}
-    rows = {
-        name: Judge(name, describe, real, data.labels.cpu(), known, held_labels.cpu())
-        for name, (describe, real, known) in seen.items()
-    }
-    near = 0.0
-    if axes:
-        pixels = rows[PIXELS]
-        near = metrics.nearest(pixels.describe(own).features, pixels.real.features).quantile(NEAR).item()
-    return Judges(rows, near)

@@ -50,10 +50,8 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 """Name -> measure. Plain names are of the leading judge; "pixels/" of the one that needs no training."""
-LEADING = "fid"
-"""The measure that orders tables."""
-BEST = "best_"
-"""Beginning of the name of a measure of the weights at the best evaluation while training."""
+LEADING = "fid"  # The measure that orders tables
+BEST = "best_"  # Beginning of the name of a measure of the weights at the best evaluation while training
 
 
 def measure(name: str) -> Measure:

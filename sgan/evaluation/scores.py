@@ -15,10 +15,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 SPLITS, SHUFFLE_SEED = 10, 2020
-KID = (100, 1000)
-"""Subsets of KID, and images of each, as published."""
-SUBSET, SPREAD = 2000, 1000
-"""Images whose distances to one another are taken, at most: in all, and of a class."""
+KID = (100, 1000)  # Subsets of KID, and images of each, as published
+SUBSET, SPREAD = 2000, 1000  # Images whose distances to one another are taken, at most: in all, and of a class
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 COLLAPSED, MISSED = 0.4, 0.2
 """A class has collapsed where its samples lie closer together than this share of what real images do, and is missed

@@ -20,8 +20,7 @@ from sgan.models.generator import Generator
 from sgan.models.stack import Level
 from sgan.shapes import Dataset
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of CIFAR-10's training images in [0, 1], a channel."""
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # Mean of CIFAR-10's training images in [0, 1], a channel
 
 
 class ReleasedError(ConfigError):

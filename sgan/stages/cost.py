@@ -16,10 +16,8 @@ from sgan.store.local import Store
 from sgan.training.checkpoint import Task
 from sgan.training.steps import FORMAT, GanTask, Networks
 
-CLASSIFIER, JUDGE = 0.15, 1.0
-"""Cost of a training image of an encoder, and of the held-out judge."""
-STEPS, IMAGES = 40, 1000
-"""A unit's seconds are measured in so many steps, on about so many images."""
+CLASSIFIER, JUDGE = 0.15, 1.0  # Cost of a training image of an encoder, and of the held-out judge
+STEPS, IMAGES = 40, 1000  # A unit's seconds are measured in so many steps, on about so many images
 
 
 def cost(stage: Stage) -> float:

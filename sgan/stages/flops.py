@@ -19,8 +19,7 @@ from sgan.models.encoder import Encoder, tap_shapes
 from sgan.models.generator import new_generator
 from sgan.stages.graph import JointStage, LevelStage, plan
 
-BATCH = 2
-"""Batch normalisation takes no fewer."""
+BATCH = 2  # Batch normalisation takes no fewer
 
 
 @functools.lru_cache(maxsize=1000)

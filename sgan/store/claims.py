@@ -18,8 +18,7 @@ from typing import Any
 from s3fs import S3FileSystem
 
 BEAT, EXPIRY = 10.0, 60.0
-APART = 30.0
-"""Looks that are further apart begin the wait for EXPIRY anew."""
+APART = 30.0  # Looks that are further apart begin the wait for EXPIRY anew
 
 
 def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:

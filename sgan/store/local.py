@@ -53,12 +53,9 @@ from sgan.store.files import (
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
-FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
-"""Folders that every process may have to write."""
-ROOM_WAIT = 3.0
-"""Seconds between two looks at a disk that was full."""
-PROBE = 2**20
-"""Bytes of a write that shows that there is room again."""
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders that every process may have to write
+ROOM_WAIT = 3.0  # Seconds between two looks at a disk that was full
+PROBE = 2**20  # Bytes of a write that shows that there is room again
 
 
 class LostClaim(StoreError):

@@ -36,12 +36,9 @@ from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
-SYNC = 10.0
-"""Seconds between two uploads of a stage in progress."""
-FRESH = 1.0
-"""Seconds for which a listing counts, or twenty times as long as it took."""
-HEAVY = ".safetensors"
-"""Files that nobody needs who only watches a stage."""
+SYNC = 10.0  # Seconds between two uploads of a stage in progress
+FRESH = 1.0  # Seconds for which a listing counts, or twenty times as long as it took
+HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 
 
 def open_store(address: str) -> Store:

@@ -23,10 +23,8 @@ from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
 
 STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"
-KEPT = 2
-"""Checkpoints kept: the newest ones."""
-SECONDS = 20.0
-"""Time between two checkpoints, at least."""
+KEPT = 2  # Checkpoints kept: the newest ones
+SECONDS = 20.0  # Time between two checkpoints, at least
 SPARSE = 50
 """The next checkpoint waits for this multiple of the time that the last one took: all of them cost less than 2 %."""
 

@@ -29,10 +29,8 @@ from sgan.training.checkpoint import (
     task_tensors,
 )
 
-POINTS, LONGEST = 40, 250
-"""A loss curve has about so many points, and one at least every so many steps."""
-SILENCE = 1.0
-"""Longest time in seconds between two yields, unless a step takes longer."""
+POINTS, LONGEST = 40, 250  # A loss curve has about so many points, and one at least every so many steps
+SILENCE = 1.0  # Longest time in seconds between two yields, unless a step takes longer
 
 
 class Diverged(Exception):

@@ -18,13 +18,10 @@ from sgan.training import losses
 from sgan.training.cuda_graphs import Phases
 from sgan.training.optimizers import adam, in_layout_of
 
-VARIANCE_IMAGES = 2000
-"""Real images from which the variance of their features is taken."""
-CACHE_BYTES = 2**29
-"""Real features are computed once and kept up to this size, else anew each batch."""
+VARIANCE_IMAGES = 2000  # Real images from which the variance of their features is taken
+CACHE_BYTES = 2**29  # Real features are computed once and kept up to this size, else anew each batch
 
-FORMAT = torch.channels_last
-"""Convolutions are faster with channels last, on CPUs and on GPUs."""
+FORMAT = torch.channels_last  # Convolutions are faster with channels last, on CPUs and on GPUs
 
 
 def role_seed(seed: int, role: str) -> int:

@@ -22,8 +22,7 @@ CONFIG = "ray_bootstrap_config.yaml"
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
 """For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
 CPUs a tenth faster (docs/performance.md)."""
-ANSWER_SECONDS = 5.0
-"""A cluster's head answers within so many seconds."""
+ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
 SILENCE = 20.0
 """A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))

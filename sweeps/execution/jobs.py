@@ -25,11 +25,9 @@ from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
-INSIDE = "SGAN_JOB"
-"""Set in the environment of a job."""
+INSIDE = "SGAN_JOB"  # Set in the environment of a job
 PREFIX = "sgan-"
-KILLED = 137
-"""Exit status of a command that was killed."""
+KILLED = 137  # Exit status of a command that was killed
 SUPERVISOR = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow

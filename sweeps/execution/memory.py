@@ -8,8 +8,7 @@ import torch
 from sgan.stages.graph import Stage
 
 GIB = 2**30
-CONTEXT = GIB // 2
-"""Bytes of CUDA's own context in each process."""
+CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
 
 
 def cap(share: float) -> None:

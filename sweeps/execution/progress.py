@@ -24,17 +24,12 @@ from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
-SILENCE = 60.0
-"""Seconds after which a trial that goes on has a line again."""
-GONE = 5.0
-"""Seconds after which a stage that no trial reports has ended."""
-REFRESH = 0.2
-"""Seconds between two pictures of the view, at least."""
-LEADERS = 12
-"""Rows of the leaderboard."""
+SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
+GONE = 5.0  # Seconds after which a stage that no trial reports has ended
+REFRESH = 0.2  # Seconds between two pictures of the view, at least
+LEADERS = 12  # Rows of the leaderboard
 LOSSES = {"class_loss": "loss", "d_adversarial": "D", "g_adversarial": "G", "test_accuracy": "accuracy"}
-SHOWN = (LEADING, "inception_score")
-"""Measures of the leaderboard."""
+SHOWN = (LEADING, "inception_score")  # Measures of the leaderboard
 SCORES = {"feature_fid": "feature FID", "fid": "FID", "inception_score": "IS"}
 
 

@@ -35,10 +35,8 @@ from sweeps.planning.trials import End, Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
 """A share of the head node: a trial there holds no CPU, and keeps no node of an autoscaled cluster alive."""
-LOST = 20
-"""A trial's light process is begun anew this many times."""
-STOP_SECONDS = 90.0
-"""Seconds within which all stages have stopped."""
+LOST = 20  # A trial's light process is begun anew this many times
+STOP_SECONDS = 90.0  # Seconds within which all stages have stopped
 
 
 @contextmanager

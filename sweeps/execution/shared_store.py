@@ -13,8 +13,7 @@ from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 
-ANSWER_SECONDS = 120.0
-"""Every node answers within so many seconds."""
+ANSWER_SECONDS = 120.0  # Every node answers within so many seconds
 
 
 def leave_mark(store: Store, mark: str) -> None:

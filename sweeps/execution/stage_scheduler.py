@@ -27,8 +27,7 @@ from sweeps.planning.trials import Trial
 Found = TypeVar("Found")
 RETRIES = 3
 """A stage whose process dies, or that raises, starts again this many times without a newer checkpoint between."""
-MOST_STARTS = 20
-"""A stage starts this many times at most, also where its nodes die."""
+MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
 TICK = 1.0
 """Seconds between two looks at stages that wait for another process, or for room; and between two answers to a trial
 that follows."""

@@ -20,10 +20,8 @@ from sgan.training.checkpoint import module_tensors, task_tensors
 from sgan.training.loop import Progress, loop, marks
 from sgan.training.steps import FORMAT, GanTask, Networks, role_seed
 
-START_FILE = "joint-start.safetensors"
-"""The state with which the joint stage goes on, where it is not the last one."""
-WEIGHTS = "weights"
-"""Folder of the generators' weights at each evaluation but the last, <images>.safetensors."""
+START_FILE = "joint-start.safetensors"  # The state with which the joint stage goes on, where it is not the last one
+WEIGHTS = "weights"  # Folder of the generators' weights at each evaluation but the last, <images>.safetensors
 
 
 def build(
