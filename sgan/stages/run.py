@@ -118,26 +118,18 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         "fields": as_json(stage),
     }
     if isinstance(stage, LevelStage | JointStage):
-        facts |= _work(stage, progress.images, folder)
+        batch, before, updates = stage.recipe.batch, 0, 0.0
+        for point in read_record(folder):  # each has the mean number of generator steps since the one before
+            updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
+            before = point["images"]
+        makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
+        facts |= {
+            "discriminator_steps": progress.images // batch,
+            "generator_steps": round(updates),
+            "generator_images": batch * round(updates) if makes_images else 0,
+            "flops": flops(stage, progress.images // batch, round(updates)),
+        }
     store.publish(stage_name, facts, drop=(CHECKPOINTS,) if facts["status"] == "done" else ())
-
-
-def _work(stage: LevelStage | JointStage, images: int, folder: Path) -> dict[str, float]:
-    """What a GAN stage has done: steps, training images that its generator of images was updated on, and FLOPs.
-
-    Each point of the record has the mean number of generator steps since the one before.
-    """
-    batch, before, updates = stage.recipe.batch, 0, 0.0
-    for point in read_record(folder):
-        updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
-        before = point["images"]
-    makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
-    return {
-        "discriminator_steps": images // batch,
-        "generator_steps": round(updates),
-        "generator_images": batch * round(updates) if makes_images else 0,
-        "flops": flops(stage, images // batch, round(updates)),
-    }
 
 
 def be_deterministic(wanted: bool) -> None:
