@@ -121,30 +121,26 @@ class Checkpoints:
         began = time.monotonic()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         if all(tensor.isfinite().all() for tensor in state.values()):
-            self._write(
-                checkpoint, {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
-            )
-            for folder in self._folders()[KEPT:]:
-                remove(folder)
+            own = {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
+            folder = self.folder / f"{checkpoint.step:09d}"
+            temporary = self.folder / f".{folder.name}"
+            try:
+                make_folder(temporary)
+                for name, content in own.items():
+                    (temporary / name).write_bytes(content)
+                    share(temporary / name)
+                    sync(temporary / name)
+                digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+                head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
+                write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
+                os.rename(temporary, folder)
+                sync(self.folder)
+            finally:
+                remove(temporary)
+            for old in self._folders()[KEPT:]:
+                remove(old)
         self.last = time.monotonic()
         self.cost = self.last - began
-
-    def _write(self, checkpoint: Checkpoint, own: Mapping[str, bytes]) -> None:
-        folder = self.folder / f"{checkpoint.step:09d}"
-        temporary = self.folder / f".{folder.name}"
-        try:
-            make_folder(temporary)
-            for name, content in own.items():
-                (temporary / name).write_bytes(content)
-                share(temporary / name)
-                sync(temporary / name)
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-            head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
-            write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
-            os.rename(temporary, folder)
-            sync(self.folder)
-        finally:
-            remove(temporary)
 
     def load(self) -> Checkpoint:
         """The newest whole checkpoint, or an empty one where none is whole. All that is not part of it is removed from
@@ -152,23 +148,19 @@ class Checkpoints:
         checkpoint = Checkpoint()
         for folder in self._folders():
             try:
-                checkpoint = self._read(folder)
+                head = read_json(folder / HEAD_FILE, stage=self.work.name)
+                check(folder, head["own"])
+                check(self.work, head["files"])
+                record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
+                checkpoint = Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
                 break
-            except (OSError, StoreError):
+            except (OSError, StoreError):  # a part of it is missing, damaged or another stage's
                 remove(folder)
         for path in (*self.work.glob("*/*"), *self.work.glob("*")):
             listed = path.relative_to(self.work).as_posix() in checkpoint.files or path in self._folders()
             if not listed and (path.parent == self.folder or not path.is_dir()):
                 remove(path)
         return checkpoint
-
-    def _read(self, folder: Path) -> Checkpoint:
-        """StoreError or OSError where a part of the checkpoint is missing, damaged or another stage's."""
-        head = read_json(folder / HEAD_FILE, stage=self.work.name)
-        check(folder, head["own"])
-        check(self.work, head["files"])
-        record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
-        return Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
 
     def _folders(self) -> list[Path]:
         """The newest first."""

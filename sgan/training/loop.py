@@ -83,7 +83,11 @@ def loop(
     began = heard = time.monotonic()
     checkpoints = Checkpoints(folder)
     start = checkpoints.load()
-    window = _restore(task, start.tensors)
+    window = defaultdict[str, list[Tensor]](list)  # losses since the record's last point
+    if start.tensors:
+        load_modules(task.modules, start.tensors)
+        load_optimisers(task, start.tensors)
+        window |= {name[7:]: list(losses) for name, losses in start.tensors.items() if name.startswith("window/")}
     record, files = Record(folder, start.record), dict(start.files)
     number = saved = start.step
     every = min(max(1, steps // POINTS), LONGEST)
@@ -99,7 +103,8 @@ def loop(
     def save() -> None:
         nonlocal saved
         seconds = start.seconds + time.monotonic() - began
-        checkpoints.save(Checkpoint(number, seconds, record.text, files, _state(task, window)))
+        tensors = task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
+        checkpoints.save(Checkpoint(number, seconds, record.text, files, tensors))
         saved = number
 
     if not record.points:
@@ -144,20 +149,3 @@ def _means(window: Mapping[str, list[Tensor]], last: int) -> dict[str, float]:
             place = next((place for place, value in enumerate(losses) if not math.isfinite(value)), len(losses) - 1)
             raise Diverged(f"{name} is {losses[place]} in step {last - len(losses) + place + 1}")
     return means
-
-
-def _state(task: Task, window: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    """A checkpoint's tensors: the task's, and the losses since the last point of the record as "window/name"."""
-    return task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
-
-
-def _restore(task: Task, tensors: Mapping[str, Tensor]) -> defaultdict[str, list[Tensor]]:
-    """Load the tensors that `_state` took, if there are any; returns the losses."""
-    if tensors:
-        load_modules(task.modules, tensors)
-        load_optimisers(task, tensors)
-    window = defaultdict[str, list[Tensor]](list)
-    for name, losses in tensors.items():
-        if name.startswith("window/"):
-            window[name.removeprefix("window/")] = list(losses)
-    return window

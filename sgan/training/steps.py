@@ -160,17 +160,16 @@ class GanTask:
             one = self.encoder.features(data.images[:1], taps)
             if sum(tap.numel() for tap in one.values()) * 4 * len(data.images) <= CACHE_BYTES:
                 self.cache = self.encoder.features(data.images, taps)
-        self.trivial = [self._trivial(level) for level in self.levels]
-
-    def _trivial(self, level: Level) -> dict[str, float]:
-        """The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
-        always makes their mean, or log K, if it says nothing about the label."""
-        conditional = math.log(self.classes)
-        if level.high != LABEL:
-            assert self.encoder is not None
-            some = self.encoder.features(self.data.images[:VARIANCE_IMAGES], (level.high,))
-            conditional = some[level.high].var(0).mean().item()
-        return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
+        # The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
+        # always makes their mean, or log K, if it says nothing about the label.
+        some = {LABEL: math.log(self.classes)}
+        if self.encoder is not None and (highs := {level.high for level in self.levels} - {LABEL}):
+            features = self.encoder.features(data.images[:VARIANCE_IMAGES], highs)
+            some |= {tap: values.var(0).mean().item() for tap, values in features.items()}
+        self.trivial = [
+            {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": some[level.high]}
+            for level in self.levels
+        ]
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
@@ -215,7 +214,8 @@ class GanTask:
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
-        logits, recovered = discriminator(h)
+        with self._autocast():
+            logits, recovered = discriminator(h)
         return logits.to(self.mean.dtype), recovered.to(self.mean.dtype)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -250,10 +250,9 @@ class GanTask:
         self.batch = real, condition, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
-            with self.beside(), self._autocast():
+            with self.beside():
                 real_logits, _ = self._judge(discriminator, real.taps[level.low])
-            with self._autocast():
-                judged.append((real_logits, *self._judge(discriminator, fake.detach())))
+            judged.append((real_logits, *self._judge(discriminator, fake.detach())))
         self.beside.join()
         for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
             terms = {
@@ -287,8 +286,7 @@ class GanTask:
                     encoded = self._encoded(batch.made[index], level)
                     terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
             if weights.adversarial > 0 or weights.entropy > 0:
-                with self._autocast():
-                    logits, recovered = self._judge(discriminator, batch.made[index])
+                logits, recovered = self._judge(discriminator, batch.made[index])
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
                 terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
             terms_of_levels.append(terms)
