@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from sgan.data import image_folder
 from sgan.data.batches import Data
@@ -19,14 +18,6 @@ from sgan.shapes import Dataset
 DIGITS_TEST = 450  # Digits kept for testing; the other 1,347 train
 PLACES = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py", "SVHN": ""}
 """Where in a folder torchvision looks for files."""
-
-
-def _digest(tensors: tuple[Tensor, ...]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _digits() -> Parts:
@@ -81,4 +72,8 @@ def read(dataset: Dataset, root: Path) -> Data:
     images, labels, test_images, test_labels = parts = tuple(part.contiguous() for part in readers[dataset.name]())
     if bool((images.amax(0) == images.amin(0)).all()):
         raise DataError(f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others")
-    return Data(images, labels, test_images, test_labels, _digest(parts))
+    digest = hashlib.sha256()
+    for tensor in parts:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.numpy().data)
+    return Data(images, labels, test_images, test_labels, digest.hexdigest()[:16])

@@ -64,18 +64,17 @@ def _inside(folder: Path, left_out: LeftOut) -> list[Path]:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"the image folder {folder} cannot be read ({error.strerror})") from error
-    why = {path: _why_not(path) for path in paths}
-    for path in filter(why.get, paths):
-        left_out[why[path]].append(path.name)
-    return [path for path in paths if not why[path]]
-
-
-def _why_not(path: Path) -> str:
-    if path.name.startswith(".") or path.name.lower() in SYSTEMS:
-        return "hidden or left by a system"
-    if all((path / name).is_dir() for name in STORE):
-        return "output stores"
-    return "" if path.is_file() or path.is_dir() else "links to nothing, pipes or sockets"
+    found = []
+    for path in paths:
+        if path.name.startswith(".") or path.name.lower() in SYSTEMS:
+            left_out["hidden or left by a system"].append(path.name)
+        elif all((path / name).is_dir() for name in STORE):
+            left_out["output stores"].append(path.name)
+        elif path.is_file() or path.is_dir():
+            found.append(path)
+        else:
+            left_out["links to nothing, pipes or sockets"].append(path.name)
+    return found
 
 
 def read_image(path: Path, channels: int) -> Image.Image:

@@ -95,21 +95,19 @@ class Evaluation:
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """The lowest level's output for these labels (n,): uint8 images, or features."""
-        parts = [made[self.low] for made in sample(self.levels, self._conditions(labels), self.statistics, seed)]
+        device = self.data.images.device
+        if self.top.high == LABEL:
+            conditions = label_condition(self.top, labels.to(device), self.classes)
+        else:  # real features of training images that have them
+            chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
+            for label in labels.unique():
+                members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
+                chosen[places] = members[torch.arange(len(places)) % len(members)]
+            conditions = self._features(self.data.images[chosen.to(device)], self.top.high)
+        parts = [made[self.low] for made in sample(self.levels, conditions, self.statistics, seed)]
         if self.low == IMAGE:
             parts = [to_pixels(part, self.levels[0].generator.mean) for part in parts]
         return torch.cat(parts)
-
-    def _conditions(self, labels: Tensor) -> Tensor:
-        """The top level's conditions: the labels, or real features of training images that have them."""
-        device = self.data.images.device
-        if self.top.high == LABEL:
-            return label_condition(self.top, labels.to(device), self.classes)
-        chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
-        for label in labels.unique():
-            members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
-            chosen[places] = members[torch.arange(len(places)) % len(members)]
-        return self._features(self.data.images[chosen.to(device)], self.top.high)
 
     def _features(self, images: Tensor, tap: str) -> Tensor:
         """The encoder's features of uint8 images at a tap."""
