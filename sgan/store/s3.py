@@ -22,12 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from s3fs import S3FileSystem
 
 from sgan.addresses import masked
-from sgan.checks import content_key, require
+from sgan.checks import content_key
 from sgan.store.address import is_bucket as is_bucket
 from sgan.store.address import store_address
 from sgan.store.claims import Leases, swap
@@ -44,8 +43,7 @@ HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 def open_store(address: str) -> Store:
     """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
-    A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
-    the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
+    A bucket is reached with the credentials and at the endpoint that botocore finds.
     """
     return _open(store_address(address))
 
@@ -62,15 +60,6 @@ def _open(address: str, there: bool = False) -> Store:
     return BucketStore(address, there) if is_bucket(address) else Store(address, there)
 
 
-def _connect(address: str) -> tuple[S3FileSystem, str]:
-    """The file system of an address, and the folder in it."""
-    folder, _, query = address.removeprefix("s3://").partition("?")
-    given = dict(parse_qsl(query))
-    scheme, endpoint = given.pop("scheme", "https"), given.pop("endpoint_override", "")
-    require(not given, f"the store {address} has {', '.join(given)}; only endpoint_override and scheme are known")
-    return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), folder
-
-
 class BucketStore(Store):
     """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
@@ -78,7 +67,7 @@ class BucketStore(Store):
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
 
     def __init__(self, address: str, there: bool = False):
-        self.fs, self.base = _connect(address)
+        self.fs, self.base = S3FileSystem(use_listings_cache=False), address.removeprefix("s3://")
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
         self.address = address
