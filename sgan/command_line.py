@@ -40,8 +40,7 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
         asked: words that people try, and the option that does it.
     Raises:
         ConfigError: the command line is not as it should be; in one line.
-        SystemExit: --help and --version.
-    """
+        SystemExit: --help and --version."""
     if "--version" in sys.argv[1:]:
         print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
         raise SystemExit(0)
@@ -89,8 +88,7 @@ def grouped(kind: type[Made], prog: str, default: Made) -> Made:
 
     Args:
         kind: a dataclass that inherits from groups.
-        default: an object of it.
-    """
+        default: an object of it."""
     fields: list[Any] = []
     for each in kind.__mro__:
         if Group in each.__bases__:

@@ -69,8 +69,7 @@ class Variant:
             encoder of a stack is trained without labels.
         through: inner taps that a generator without cuts passes through: the generators of a stack chained into one
             GAN, with the image's discriminator alone (paper, section 4.4).
-        codes: Q recovers these alone; None: all of z.
-    """
+        codes: Q recovers these alone; None: all of z."""
 
     cuts: Taps
     weights: Weights
@@ -114,8 +113,7 @@ class EncoderRecipe:
         objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
             Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
-        flips: random horizontal flips.
-    """
+        flips: random horizontal flips."""
 
     images: PositiveInt
     batch: Batch = 100
@@ -132,8 +130,7 @@ class JudgeRecipe:
 
     Attributes:
         images: training images seen, each warped anew.
-        flips: random horizontal flips.
-    """
+        flips: random horizontal flips."""
 
     images: PositiveInt
     batch: Batch = 64
@@ -177,8 +174,7 @@ class GanRecipe:
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
-            Weights, losses and Adam are float32 in both, and so is all sampling.
-    """
+            Weights, losses and Adam are float32 in both, and so is all sampling."""
 
     batch: Batch = 100
     adam: AdamRecipe = AdamRecipe()
@@ -220,8 +216,7 @@ class Recipe:
         samples: generated images a score.
         evaluations: scores and grids while a stage trains.
         best_by: the score of the held-out judge whose best evaluation is kept beside the last; for features it is their
-            FID.
-    """
+            FID."""
 
     name: str
     encoder: EncoderRecipe
@@ -266,8 +261,7 @@ class Config:
         dataset: the networks that are trained.
         judge: the dataset's own row, at full width.
         data: digest of the dataset's images and labels, so that other data is another trial.
-        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does.
-    """
+        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does."""
 
     dataset: Dataset
     judge: Dataset

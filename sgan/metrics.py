@@ -56,8 +56,7 @@ class Options(Scoring):
 
     Of a dataset the training images are scored, and compared with its test images: for CIFAR-10, 11.24 is the paper's
     Inception score of real data. A folder is compared with the images of --against. Its images are read as for
-    training, but keep their own sizes.
-    """
+    training, but keep their own sizes."""
 
     source: Positional[str]
     """A folder with images, and nothing else, in it and below, or one of digits, mnist, svhn, cifar10."""
@@ -130,8 +129,7 @@ def report(source: Source, real: Source | None, judge: tuple[str, str, str], see
 
     Args:
         judge: the network that sees the images, the SHA-256 of its weights, and how it resizes, in words.
-        more: further scores.
-    """
+        more: further scores."""
     found = describe(source, see)
     scores = network_scores(found, describe(real, see)) if real else inception_scores(found.logits)
     known = fingerprint(*judge, len(source.images), f"{real.name} ({real.digest})" if real else "none")

@@ -31,8 +31,7 @@ class Options(Scoring):
     """Score samples of the authors' trained CIFAR-10 generator, as many of each class, and draw a row of each class.
 
     The files are cifar/pretrained/generator.npz, cifar/pretrained/encoder.npz and cifar/data/meanimg.npy of
-    github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59.
-    """
+    github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59."""
 
     generator: Positional[Path]
     """The trained G1 and G0."""

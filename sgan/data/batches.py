@@ -20,8 +20,7 @@ class Data:
     Attributes:
         images, labels: the training set, (n, channels, size, size) uint8 and (n,) int64.
         test_images, test_labels: the test set.
-        digest: content key of all four.
-    """
+        digest: content key of all four."""
 
     images: Tensor
     labels: Tensor
@@ -57,8 +56,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
 class Batches:
     """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out.
 
-    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other.
-    """
+    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other."""
 
     def __init__(self, images: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         if batch > images:

@@ -32,8 +32,7 @@ class Evaluation:
         statistics: batch normalisation when sampling, "running" or "batch".
         data: the dataset.
         encoder: the trial's encoder; None where the stack uses no labels.
-        judges: they score images.
-    """
+        judges: they score images."""
 
     levels: list[Level]
     statistics: str
@@ -55,8 +54,7 @@ class Evaluation:
         """Scores of `samples` samples, as many of each class.
 
         `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
-        features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images.
-        """
+        features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
         if self.low == IMAGE:

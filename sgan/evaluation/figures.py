@@ -124,8 +124,7 @@ def draw_all(levels: list[Level], statistics: str, names: Sequence[str], data: D
     Args:
         levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
         names: of the classes.
-        judge: in whose features neighbours are near.
-    """
+        judge: in whose features neighbours are near."""
     return {
         **samples(levels, statistics, names),
         "neighbours": neighbours(levels, statistics, names, data.images, judge),

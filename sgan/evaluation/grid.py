@@ -28,8 +28,7 @@ class Words:
     Attributes:
         title, along: above it: its name, and what changes along a row.
         columns, rows: a heading of each column, and a label of each row.
-        caption: below it: what to look for.
-    """
+        caption: below it: what to look for."""
 
     title: str = ""
     along: str = ""
@@ -44,8 +43,7 @@ NO_WORDS = Words()
 def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side: int = SMALL) -> None:
     """Write uint8 images (n, channels, size, size) row by row, `columns` a row, as a PNG file, whole or not at all.
 
-    side: pixels to which images that are smaller are enlarged, about, by a whole factor.
-    """
+    side: pixels to which images that are smaller are enlarged, about, by a whole factor."""
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
     scale = max(1, round(side / pixels.shape[1]))
     enlarged = pixels.repeat(scale, 1).repeat(scale, 2)
@@ -92,8 +90,7 @@ def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
     """Index (n,) of the candidate that is nearest to each sample by Euclidean distance.
 
     Args:
-        samples, candidates: (n, ...) and (m, ...), images or features.
-    """
+        samples, candidates: (n, ...) and (m, ...), images or features."""
     points = samples.float().flatten(1)
     distances = [torch.cdist(points, part.to(points).flatten(1)) for part in candidates.split(PART)]
     return torch.cat(distances, 1).argmin(1)

@@ -47,8 +47,7 @@ def find_weights(given: Path | None) -> Path:
 def check_weights(path: Path) -> str:
     """SHA-256 of a weights file; WeightsError where it holds other than tensors, or not those of this network.
 
-    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first.
-    """
+    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first."""
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
             fits = tuple(torch.load(path, map_location="cpu", weights_only=True)["fc.weight"].shape) == (1008, 2048)

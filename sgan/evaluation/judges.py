@@ -75,8 +75,7 @@ class HeldOut(nn.Module):
     images with any encoder.
 
     Its features are the last maps' means and the first block's maps, pooled to 2 x 2: without these, noise in the
-    pixels would hardly be seen, since a classifier learns to overlook it.
-    """
+    pixels would hardly be seen, since a classifier learns to overlook it."""
 
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
@@ -130,8 +129,7 @@ class Judge:
         name: its row.
         describe: how it sees images.
         real, labels: training images.
-        held, held_labels: held-out images that no network is trained on.
-    """
+        held, held_labels: held-out images that no network is trained on."""
 
     def __init__(
         self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
@@ -149,8 +147,7 @@ class Judge:
             found: the images in this space.
             labels: those they were asked for, (n,), if any.
             repeats: indices of a larger set that the images stand for where their distances to one another do not
-                matter: in FID and the Inception score.
-        """
+                matter: in FID and the Inception score."""
         part = metrics.subset(len(found.features))
         points = found.features[part]
         values = self.distance(found.features, repeats) | self.neighbourhoods.scores(points)
@@ -183,8 +180,7 @@ class Judges:
         described: of each that sees by a network: how, and what it sees of training and of held-out images.
         axes: the principal components of `pixels`; empty leaves it out.
     Attributes:
-        near: distance in `pixels` to the nearest training image from which on a sample is no copy.
-    """
+        near: distance in `pixels` to the nearest training image from which on a sample is no copy."""
 
     def __init__(
         self, data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]

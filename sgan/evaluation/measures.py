@@ -12,8 +12,7 @@ class Measure:
         heading: of its column.
         decimals: shown.
         better: which values are better; "" where neither is.
-        meaning: one line.
-    """
+        meaning: one line."""
 
     heading: str
     decimals: int

@@ -43,8 +43,7 @@ def fingerprint(network: str, weights: str, resize: str, samples: int, reference
         network, weights: the network that sees the images, and the SHA-256 of its weights file.
         resize: how images are brought to its size.
         samples: number of images.
-        reference: the real images, in words and by digest.
-    """
+        reference: the real images, in words and by digest."""
     origin = {"network": network, "weights": weights, "resize": resize, "samples": samples, "reference": reference}
     return origin | {"splits": SPLITS, "shuffle": f"NumPy RandomState({SHUFFLE_SEED})", "subset": SUBSET}
 
@@ -78,8 +77,7 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
     samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
 
-    NumPy multiplies in one thread: with two, the last digits differ.
-    """
+    NumPy multiplies in one thread: with two, the last digits differ."""
     if not features.isfinite().all():
         return math.nan
     found = statistics(features)
@@ -174,8 +172,7 @@ def class_diversity(found: Features, real: Features) -> Tensor:
     """For each class (K,): the median distance of a sample to the nearest other one, relative to as many real images.
 
     A classifier, not the label asked for, says which class an image is of, so that wrong samples are no diversity. 0
-    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it.
-    """
+    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it."""
     decided, known = found.logits.argmax(1), real.logits.argmax(1)
     ratios = torch.full((found.logits.shape[1],), math.nan)
     for label in range(len(ratios)):

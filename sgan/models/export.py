@@ -49,8 +49,7 @@ class Model:
         levels: from the image up.
         dataset: its dataset's row with the widths of the networks.
         sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
-        about: its trial, seed, commit and scores.
-    """
+        about: its trial, seed, commit and scores."""
 
     levels: list[Level]
     dataset: Dataset

@@ -36,8 +36,7 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
         path: the .npz file; nothing in it is unpickled.
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
         mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
-            Without it zeros for grey images, CIFAR10_MEAN for colour ones.
-    """
+            Without it zeros for grey images, CIFAR10_MEAN for colour ones."""
     encoder = Encoder(dataset, 0.01)
     _fill(Path(path), encoder.modules(), dataset, "encoder")
     default = torch.tensor(CIFAR10_MEAN)[:, None, None] if dataset.channels == 3 else torch.zeros(1, 1, 1)
@@ -53,8 +52,7 @@ def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Lev
 
     Args:
         path, dataset: as for `load_released`.
-        mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy.
-    """
+        mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy."""
     recipe = GanRecipe()
     image, features = Generator(dataset, recipe, IMAGE, "fc3"), Generator(dataset, recipe, "fc3", LABEL)
     parts = [part for each in (features, image) for part in (each.embed_noise, each.embed_condition, each.body)]

@@ -25,8 +25,7 @@ class Level:
 
     Attributes:
         codes: the last numbers of z are InfoGAN's codes.
-        through: taps between `high` and `low`, from the lower up, that a Chain passes.
-    """
+        through: taps between `high` and `low`, from the lower up, that a Chain passes."""
 
     low: str
     high: str
@@ -72,8 +71,7 @@ def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict
 
     Args:
         condition: of the top level, (B, ...).
-        noise: z of every level, (B, Z_i), as the levels from the image up.
-    """
+        noise: z of every level, (B, Z_i), as the levels from the image up."""
     made = {}
     for level, z in zip(reversed(levels), reversed(noise), strict=True):
         made[level.low] = condition = level.generator(condition, z)

@@ -28,8 +28,7 @@ class Context:
         store: holds the finished stages.
         data: the dataset, on `device`.
         device: torch's name of the device.
-        commit: noted with every stage.
-    """
+        commit: noted with every stage."""
 
     store: Store
     data: Data = field(compare=False)

@@ -27,8 +27,7 @@ def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
     """FLOPs an image of a discriminator step and of a generator step.
 
     A discriminator step whose batch the first generator step goes on with has that step's generation in it, so that
-    each generator step counts as one that makes its own.
-    """
+    each generator step counts as one that makes its own."""
     levels = stage.levels if isinstance(stage, JointStage) else (stage,)
     feedback = stage.feedback if isinstance(stage, JointStage) else 1.0
     first, weights, recipe = levels[0], levels[0].weights, stage.recipe

@@ -53,8 +53,7 @@ class JudgeStage(_Stage):
         shape: channels and size of images.
         recipe: of the judge that is trained; None for a network that is given.
         weights: SHA-256 of the given network's; "".
-        samples: real images are scored as if there were so many.
-    """
+        samples: real images are scored as if there were so many."""
 
     judge: str
     dataset: str
@@ -75,8 +74,7 @@ class LevelStage(_Stage):
     Attributes:
         joint_start: share of the training after which the state is kept for the joint stage; 1: the last one serves.
         keep_adam: the state for the joint stage includes Adam's.
-        encoder: None where neither a tap nor a loss needs it.
-    """
+        encoder: None where neither a tap nor a loss needs it."""
 
     dataset: Dataset
     data: str
@@ -103,8 +101,7 @@ class JointStage(_Stage):
     """Goes on training all levels together; fields as in Recipe.
 
     Attributes:
-        scratch: starts with new weights: of the levels it takes their networks and their encoder alone.
-    """
+        scratch: starts with new weights: of the levels it takes their networks and their encoder alone."""
 
     levels: tuple[LevelStage, ...]
     scratch: bool
@@ -130,8 +127,7 @@ class ScoreStage(_Stage):
         encoder: None for a stack without labels.
         judge: the held-out one.
         network: a given one that leads; None: the held-out one does.
-        best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
-    """
+        best_by: the score of the best evaluation; a level that makes features is best by its feature FID."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -163,8 +159,7 @@ class Plan:
 
     Attributes:
         stages: each after those that it needs, with its role: "judge", "network", "encoder", "level1", "level0",
-            "joint", "score".
-    """
+            "joint", "score"."""
 
     stages: tuple[tuple[str, Stage], ...]
 

@@ -49,8 +49,7 @@ def run_trial(plan: Plan, context: Context) -> Generator[Event]:
 
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
-        StoreError, OSError: as `run_stage`.
-    """
+        StoreError, OSError: as `run_stage`."""
     for (label, stage), stage_name in zip(plan.stages, plan.names, strict=True):
         while not context.store.has(stage_name):
             with context.store.claim(stage_name) as mine:
@@ -77,8 +76,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         scored_by: the finished stage that scores levels while they train; None trains them without scores.
     Raises:
         StoreError: something in the store is damaged.
-        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint.
-    """
+        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint."""
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None
@@ -135,8 +133,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
 def be_deterministic(wanted: bool) -> None:
     """Have CUDA sum in one order, so that a run can be repeated bit for bit on the same GPU; slower. CPUs always do.
 
-    Called before the first use of the GPU; a training step that has no such form raises RuntimeError.
-    """
+    Called before the first use of the GPU; a training step that has no such form raises RuntimeError."""
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(wanted)

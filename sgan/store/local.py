@@ -69,8 +69,7 @@ class Store:
         there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
-        poll: seconds between two looks at a stage that another process trains.
-    """
+        poll: seconds between two looks at a stage that another process trains."""
 
     poll = 0.2
     advice = "name a writable folder with --store"

@@ -17,8 +17,7 @@ class Record:
 
     Args:
         text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
-            made again.
-    """
+            made again."""
 
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text
@@ -44,8 +43,7 @@ def grid_file(folder: Path, images: int) -> Path:
 def read_record(folder: Path) -> list[dict[str, Any]]:
     """The points of a stage's record; a last line that is still being written is left for the next reading.
 
-    Raises StoreError where a line is not what was written.
-    """
+    Raises StoreError where a line is not what was written."""
     path = folder / RECORD_FILE
     try:
         text = path.read_text() if path.exists() else ""

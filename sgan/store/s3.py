@@ -43,8 +43,7 @@ HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 def open_store(address: str) -> Store:
     """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
-    A bucket is reached with the credentials and at the endpoint that botocore finds.
-    """
+    A bucket is reached with the credentials and at the endpoint that botocore finds."""
     return _open(store_address(address))
 
 

@@ -66,8 +66,7 @@ def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[st
 
     Args:
         first: name of an optimiser -> index of the parameter where these states begin, for a task that continues
-            several others; its other states stay.
-    """
+            several others; its other states stay."""
     for key, optimiser in task.optimisers.items():
         state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
         for name, tensor in tensors.items():
@@ -92,8 +91,7 @@ class Checkpoint:
         seconds: training time so far.
         record: text of the record.
         files: the other files in the work folder, path in it -> SHA-256.
-        tensors: of the task and of the losses since the record's last point; empty before the first step.
-    """
+        tensors: of the task and of the losses since the record's last point; empty before the first step."""
 
     step: int = 0
     seconds: float = 0.0
@@ -116,8 +114,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, unless a value in it is not finite: then the one before stays the newest.
 
-        Raises OSError where the disk is full or cannot be written.
-        """
+        Raises OSError where the disk is full or cannot be written."""
         began = time.monotonic()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         if all(tensor.isfinite().all() for tensor in state.values()):

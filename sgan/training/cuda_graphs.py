@@ -34,8 +34,7 @@ class Beside:
     `join`, and so does its backward pass. On a CPU all runs in the order in which it is called.
 
     What lies there at `begin` may be read inside; what was made inside may be read outside after `join`. Neither side
-    may change what the other one reads.
-    """
+    may change what the other one reads."""
 
     def __init__(self, device: torch.device):
         self.stream = _streams(device)[1] if device.type == "cuda" else None
@@ -70,8 +69,7 @@ class Phases:
 
     Args:
         device: where the phases run.
-        graphs: False runs them as they are on a GPU too.
-    """
+        graphs: False runs them as they are on a GPU too."""
 
     def __init__(self, device: torch.device, graphs: bool = True):
         self.wanted, self.beside = graphs and device.type == "cuda", Beside(device)
@@ -83,8 +81,7 @@ class Phases:
         """What the phase of this name returns.
 
         Args:
-            instead: runs once where the phase could not be recorded, if that has used up what it reads.
-        """
+            instead: runs once where the phase could not be recorded, if that has used up what it reads."""
         if not self.wanted:
             return phase()
         if name not in self.recorded:

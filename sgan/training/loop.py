@@ -44,8 +44,7 @@ class Progress:
     Attributes:
         images, total: training images seen, and in all.
         before: seconds of training before the checkpoint from which this process goes on.
-        metrics: the newest point of the record, name -> value; empty where there is none.
-    """
+        metrics: the newest point of the record, name -> value; empty where there is none."""
 
     images: int
     total: int
@@ -78,8 +77,7 @@ def loop(
         judge: noted with the scores.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
-        StoreError: somebody has changed a file in `folder` while the stage trained.
-    """
+        StoreError: somebody has changed a file in `folder` while the stage trained."""
     began = heard = time.monotonic()
     checkpoints = Checkpoints(folder)
     start = checkpoints.load()

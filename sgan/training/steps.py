@@ -49,8 +49,7 @@ class ClassifierTask:
     much each image was turned.
 
     Args:
-        graphs: as for GanTask.
-    """
+        graphs: as for GanTask."""
 
     def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
@@ -90,8 +89,7 @@ class Networks:
         levels: neighbours, from the lower up; more than one means the joint stage.
         discriminators: one a level; Q is inside.
         encoder: frozen; None where no loss and no condition needs it.
-        classes: K.
-    """
+        classes: K."""
 
     levels: list[Level]
     discriminators: list[Discriminator]
@@ -125,8 +123,7 @@ class GanTask:
 
     Args:
         feedback: share of the gradient of a level's loss that reaches the level above.
-        graphs: False launches every kernel of a step on its own on a GPU, too.
-    """
+        graphs: False launches every kernel of a step on its own on a GPU, too."""
 
     def __init__(
         self,
@@ -190,8 +187,7 @@ class GanTask:
         """Every level's output, from the top down.
 
         Args:
-            averages: whether the running averages of batch normalisation move.
-        """
+            averages: whether the running averages of batch normalisation move."""
         for norm in self.norms:
             norm.track_running_stats = averages
         batch = Generated([], [], [])

@@ -33,8 +33,7 @@ def join_cluster() -> None:
     """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
 
     Raises:
-        ConfigError: no cluster answers at its address, or Ray does not start here.
-    """
+        ConfigError: no cluster answers at its address, or Ray does not start here."""
     address = cluster_address()
     if address:
         require_answer(address)
@@ -121,8 +120,7 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     that it starts first. Those of a local cluster are not known before they are there.
 
     Args:
-        nodes: number of nodes, the head among them.
-    """
+        nodes: number of nodes, the head among them."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
     if not types:
@@ -141,8 +139,7 @@ class Slots:
         gpus: GPUs of one; a fraction packs several onto one GPU.
         all_gpus: GPUs in all.
         where: the machine or cluster, in words.
-        nodes: machines.
-    """
+        nodes: machines."""
 
     count: int
     cpus: int
@@ -155,8 +152,7 @@ class Slots:
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
     """The slots that Ray has: one a CPU, or `trials_per_gpu` a GPU, at most `limit`.
 
-    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU.
-    """
+    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU."""
     nodes = _nodes()
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus

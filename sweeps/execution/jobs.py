@@ -39,8 +39,7 @@ AGAIN = "This command runs already; it is followed from its beginning."
 def run(main: Callable[[], int], options: Options, script: str) -> int:
     """Run a command here; on a cluster run its job, or follow the one that runs, and return its exit status.
 
-    Ctrl-C, or the end of the terminal, ends the following alone. ConfigError where the cluster does not answer.
-    """
+    Ctrl-C, or the end of the terminal, ends the following alone. ConfigError where the cluster does not answer."""
     cluster = cluster_address()
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
@@ -96,8 +95,7 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
 def _script() -> Path:
     """A file that runs this process's command with its environment, and removes itself.
 
-    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords.
-    """
+    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords."""
     handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=".sh")
     names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
     words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]

@@ -56,8 +56,7 @@ class Progress:
     Trials that are still to come count as much as the mean of those known.
 
     Args:
-        console: a terminal gets the view that lives.
-    """
+        console: a terminal gets the view that lives."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source

@@ -164,8 +164,7 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
     Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint.
 
     Returns:
-        False where it was stopped.
-    """
+        False where it was stopped."""
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, ExitStack() as shown:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
         scheduler: Any = actor.remote(store.address, slots)

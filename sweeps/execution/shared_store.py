@@ -63,8 +63,7 @@ def require_shared_store(store: Store, mark: str) -> None:
 
     Raises:
         ConfigError: a node has another store or other versions, or could train what another one trains; the message
-            names it.
-    """
+            names it."""
     leave_mark(store, mark)
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:

@@ -48,8 +48,7 @@ class Node:
         status: unknown (whether the store has it), waiting, running, done, diverged or failed.
         blocked: why it cannot start although it is ready; "" where it can; `full`: the store has no room for it.
         attempts: starts since its checkpoint has moved last; `starts`: all of them.
-        progress: the latest that its process has reported.
-    """
+        progress: the latest that its process has reported."""
 
     stage: Stage
     judge: Stage | None
@@ -71,8 +70,7 @@ class StageScheduler:
 
     Args:
         address: of the store.
-        slots: stages that run at the same time, and what each of them takes.
-    """
+        slots: stages that run at the same time, and what each of them takes."""
 
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
@@ -92,8 +90,7 @@ class StageScheduler:
         """Take a trial into the graph.
 
         Args:
-            job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference.
-        """
+            job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference."""
         (self.job,) = job
         if trial.id in self.trials:
             return
@@ -111,8 +108,7 @@ class StageScheduler:
         Returns:
             `label` and `share` of the stage that runs, with `images` and `scores` of its last evaluation; or `waiting`,
             the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
-            the trial is not known, since the actor was begun anew.
-        """
+            the trial is not known, since the actor was begun anew."""
         if trial_id not in self.trials:
             await asyncio.sleep(TICK)
             return {"lost": True}

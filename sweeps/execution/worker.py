@@ -40,8 +40,7 @@ class Job:
         code: version of the code that the sweep was planned with.
         deterministic: GPUs sum in one order.
         run: runs a stage; benchmarks have one that sleeps.
-        versions: those of the driver.
-    """
+        versions: those of the driver."""
 
     data: Data
     store: str
@@ -74,8 +73,7 @@ class Job:
 class _Reports:
     """What a worker tells the scheduler while its stage runs.
 
-    At most one report is on its way, so that a step never waits for the network.
-    """
+    At most one report is on its way, so that a step never waits for the network."""
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
         self.send = functools.partial(scheduler.report.remote, stage_name)
@@ -97,8 +95,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
 
     Returns:
         `status`: done, diverged or failed; stopped, where it left a checkpoint; held, where another process trains it
-        or has finished it; or full, where the store has no room; and the `reason`.
-    """
+        or has finished it; or full, where the store has no room; and the `reason`."""
     reports = _Reports(name(stage), scheduler)
     try:
         context = job.context()
