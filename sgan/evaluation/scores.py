@@ -106,12 +106,12 @@ def precision_recall(features: Tensor, real: Tensor) -> dict[str, float]:
     return {name: found[name] for name in ("precision", "recall")}
 
 
-def network_scores(found: Features, real: Features, known: dict[str, np.ndarray] | None = None) -> dict[str, float]:
+def network_scores(found: Features, real: Features) -> dict[str, float]:
     """The scores of images by the paper's network and its successors against real ones: inception_scores, fid,
-    kernel_distance, precision_recall. `known`: `statistics` of the real features, where they were computed before."""
+    kernel_distance, precision_recall."""
     return {
         **inception_scores(found.logits),
-        "fid": frechet_distance(found.features, known or statistics(real.features)),
+        "fid": frechet_distance(found.features, statistics(real.features)),
         **kernel_distance(found.features, real.features),
         **precision_recall(found.features, real.features),
     }

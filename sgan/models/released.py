@@ -20,8 +20,6 @@ from sgan.models.generator import Generator
 from sgan.models.stack import Level
 from sgan.shapes import Dataset
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # Mean of CIFAR-10's training images in [0, 1], a channel
-
 
 class ReleasedError(ConfigError):
     """A file that is none of the authors'; the message names the file, the array and the fault."""
@@ -35,12 +33,12 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
     Args:
         path: the .npz file; nothing in it is unpickled.
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
-        mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
-            Without it zeros for grey images, CIFAR10_MEAN for colour ones."""
+        mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy;
+            none for MNIST."""
     encoder = Encoder(dataset, 0.01)
     _fill(Path(path), encoder.modules(), dataset, "encoder")
-    default = torch.tensor(CIFAR10_MEAN)[:, None, None] if dataset.channels == 3 else torch.zeros(1, 1, 1)
-    encoder.mean.copy_(default if mean is None else mean)
+    if mean is not None:
+        encoder.mean.copy_(mean)
     return encoder.eval().requires_grad_(False)
 
 
