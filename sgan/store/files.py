@@ -170,6 +170,15 @@ def read_lines(text: str, path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The sealed JSON objects of the lines in a file; a line that is not whole is left out."""
+    found = []
+    for line in path.read_text(errors="replace").split("\n"):
+        with suppress(ValueError):
+            found.append(unsealed(line))
+    return found
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all; OSError where the disk is full or cannot be written."""
     content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

@@ -46,7 +46,7 @@ from sgan.store.files import (
     share,
     sync,
     unreadable,
-    unsealed,
+    whole_lines,
     write_json,
 )
 
@@ -104,11 +104,7 @@ class Store:
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        events = []
-        for path in (self.root / LEDGER).glob("*.jsonl"):
-            for line in path.read_text(errors="replace").split("\n"):
-                with suppress(ValueError):
-                    events.append(unsealed(line))
+        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path)]
         return sorted(events, key=lambda event: event["time"])
 
     def has_room(self) -> bool:
