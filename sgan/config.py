@@ -214,9 +214,7 @@ class Recipe:
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
         judge: training of the held-out judge.
         samples: generated images a score.
-        evaluations: scores and grids while a stage trains.
-        best_by: the score of the held-out judge whose best evaluation is kept beside the last; for features it is their
-            FID."""
+        evaluations: scores and grids while a stage trains."""
 
     name: str
     encoder: EncoderRecipe
@@ -232,7 +230,6 @@ class Recipe:
     sampling: Literal["running", "batch"] = "running"
     samples: Annotated[int, Field(ge=100, le=10**7)] = 50_000
     evaluations: Annotated[int, Field(ge=1, le=1000)] = 4
-    best_by: Literal["fid", "kid"] = "fid"
 
     def __post_init__(self):
         for name, part in (("image_level", self.gan), ("feature_level", self.gan), ("joint_images", self.joint)):

@@ -69,13 +69,13 @@ class Evaluation:
             values["accuracy"] = metrics.accuracy(answers, labels)
         return values
 
-    def distance(self, by: str) -> float:
-        """What chooses the best evaluation: of images the held-out judge's `by`, fid or kid; of features their FID."""
+    def distance(self) -> float:
+        """What chooses the best evaluation: FID, of images by the held-out judge, of features by the encoder."""
         if self.low != IMAGE:
             return self.score(EVALUATION_SAMPLES, GRID_SEED)["feature_fid"]
         judge = self.judges.rows[HELD_OUT]
-        features = judge.describe(self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)).features
-        return judge.distance(features)[by]
+        made = self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)
+        return metrics.frechet_distance(judge.describe(made).features, judge.statistics)
 
     def class_coverage(self, samples: int, seed: int) -> list[float | None]:
         """Coverage of the training images of each class by so many samples, in the held-out judge's features."""

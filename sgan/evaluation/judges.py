@@ -150,7 +150,12 @@ class Judge:
                 matter: in FID and the Inception score."""
         part = metrics.subset(len(found.features))
         points = found.features[part]
-        values = self.distance(found.features, repeats) | self.neighbourhoods.scores(points)
+        whole = found.features if repeats is None else found.features[repeats]
+        values = {
+            "fid": metrics.frechet_distance(whole, self.statistics),
+            "kid": metrics.kernel_distance(found.features, self.real.features, *self.kid)["kid"],
+            **self.neighbourhoods.scores(points),
+        }
         if labels is not None and len(self.held_labels):
             guesses = labels[part][metrics.distances(self.held.features, points).argmin(1)]
             values["train_on_generated"] = (guesses == self.held_labels).float().mean().item()
@@ -160,11 +165,6 @@ class Judge:
             values |= metrics.class_scores(found, self.real)
             values |= {} if labels is None else {"judge_accuracy": metrics.accuracy(found.logits, labels)}
         return values
-
-    def distance(self, features: Tensor, repeats: Tensor | None = None) -> dict[str, float]:
-        """fid and kid of features, as in `scores`."""
-        fid = metrics.frechet_distance(features if repeats is None else features[repeats], self.statistics)
-        return {"fid": fid, "kid": metrics.kernel_distance(features, self.real.features, *self.kid)["kid"]}
 
     def class_coverage(self, features: Tensor) -> list[float | None]:
         """Coverage of the training images of each class, 0 to K-1; None where the subset has none."""

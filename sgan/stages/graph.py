@@ -126,8 +126,7 @@ class ScoreStage(_Stage):
     Attributes:
         encoder: None for a stack without labels.
         judge: the held-out one.
-        network: a given one that leads; None: the held-out one does.
-        best_by: the score of the best evaluation; a level that makes features is best by its feature FID."""
+        network: a given one that leads; None: the held-out one does."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -136,7 +135,6 @@ class ScoreStage(_Stage):
     network: JudgeStage | None
     samples: int
     sampling: str
-    best_by: str
 
     kind = "score"
 
@@ -246,7 +244,6 @@ def plan(config: Config) -> Plan:
         judge=judge,
         network=network,
         samples=recipe.samples,
-        best_by=recipe.best_by,
         **shared,
     )
     numbered = reversed(list(enumerate(levels)))

@@ -119,7 +119,6 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sampling": ("batch", GAN),  # of the scores while training, too
     "samples": (500, {"judge", "score"}),  # real images are scored as if there were as many
     "evaluations": (2, GAN),
-    "best_by": ("kid", {"score"}),
 }
 
 

@@ -64,7 +64,7 @@ def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Leve
     values = {}
     for images in (*kept, facts["images"]):
         _load(trained, levels, images, context)
-        values[images] = evaluation.distance(stage.best_by)
+        values[images] = evaluation.distance()
     return best_point(values)
 
 
