@@ -11,13 +11,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 EAGER = 3
 """Each phase runs at least so many times before it is recorded: libraries set themselves up, and Adam its states."""
+Recorded = tuple[torch.cuda.CUDAGraph, tuple[str, ...], Tensor]  # a phase, the names of its scalars, and these
 Phase = Callable[[], dict[str, Tensor]]
 """Reads and writes tensors that stay in their places, draws from torch's own generators, never waits for the GPU, and
 returns scalars."""
@@ -53,13 +53,6 @@ class Beside:
             torch.cuda.current_stream().wait_stream(self.stream)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    graph: torch.cuda.CUDAGraph
-    names: tuple[str, ...]
-    values: Tensor
-
-
 class Phases:
     """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on at the earliest.
 
@@ -73,7 +66,7 @@ class Phases:
 
     def __init__(self, device: torch.device, graphs: bool = True):
         self.wanted, self.beside = graphs and device.type == "cuda", Beside(device)
-        self.runs, self.recorded = defaultdict[str, int](int), dict[str, _Recorded]()
+        self.runs, self.recorded = defaultdict[str, int](int), dict[str, Recorded]()
         if self.wanted:
             self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()
 
@@ -93,9 +86,9 @@ class Phases:
             if recorded is None:
                 return (instead or phase)()
             self.recorded[name] = recorded
-        found = self.recorded[name]
-        found.graph.replay()
-        return dict(zip(found.names, found.values.clone().unbind(), strict=True))
+        graph, names, values = self.recorded[name]
+        graph.replay()
+        return dict(zip(names, values.clone().unbind(), strict=True))
 
     def _aside(self, phase: Phase) -> dict[str, Tensor]:
         """The phase on the stream on which it will be recorded."""
@@ -105,7 +98,7 @@ class Phases:
         torch.cuda.current_stream().wait_stream(self.stream)
         return report
 
-    def _record(self, phase: Phase) -> _Recorded | None:
+    def _record(self, phase: Phase) -> Recorded | None:
         """The phase as a graph, not yet run; None where CUDA cannot record it."""
         graph = torch.cuda.CUDAGraph()
         try:
@@ -124,4 +117,4 @@ class Phases:
             fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one is in a recording for ever
             torch.cuda.default_generators[self.stream.device.index].graphsafe_set_state(fresh)
             return None
-        return _Recorded(graph, tuple(report), values)
+        return graph, tuple(report), values

@@ -26,7 +26,7 @@ from sgan.store.files import write_tensors
 from sgan.store.record import read_record
 from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS, Task, module_tensors
-from sgan.training.cuda_graphs import EAGER, Phases, _Recorded
+from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.loop import Diverged, Progress, loop, marks
 from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
 
@@ -535,7 +535,7 @@ def test_phases_are_recorded_in_the_order_in_which_a_step_calls_them(monkeypatch
     phases = Phases(torch.device("cpu"))
     phases.wanted = True
     monkeypatch.setattr(phases, "_aside", lambda phase: phase())
-    recorded = _Recorded(PLAYED, (), torch.zeros(0))
+    recorded = (PLAYED, (), torch.zeros(0))
     monkeypatch.setattr(phases, "_record", lambda phase: recorded)
     for step in range(EAGER + 1):
         phases("discriminator", dict)
@@ -556,7 +556,7 @@ def test_a_generator_that_cannot_be_recorded_takes_its_step_all_the_same(few, mo
         if "d_adversarial" not in report:
             task.phases.wanted = False
             return None
-        return _Recorded(PLAYED, tuple(report), torch.stack(list(report.values())))
+        return PLAYED, tuple(report), torch.stack(list(report.values()))
 
     monkeypatch.setattr(task.phases, "_record", record)
     for step in range(EAGER + 3):
