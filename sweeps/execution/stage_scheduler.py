@@ -106,7 +106,7 @@ class StageScheduler:
         """Where a trial stands, within TICK or as soon as it ends.
 
         Returns:
-            `label` and `share` of the stage that runs, with `images` and `scores` of its last evaluation; or `waiting`,
+            `label` and `share` of the stage that runs, with the `scores` of its last evaluation; or `waiting`,
             the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
             the trial is not known, since the actor was begun anew."""
         if trial_id not in self.trials:

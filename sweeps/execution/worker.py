@@ -109,7 +109,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 return {"status": "held", "reason": "another process trains it"}
             steps = job.run(stage, judge, context)
             for progress in steps:
-                news = {"images": progress.images, "scores": progress.metrics} if progress.metrics else {}
+                news = {"scores": progress.metrics} if progress.metrics else {}
                 if not reports.go_on(share=progress.images / max(1, progress.total), **news):
                     steps.close()  # leaves a checkpoint
                     return {"status": "stopped"}
