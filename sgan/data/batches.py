@@ -15,12 +15,8 @@ from sgan.checks import ConfigError
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset as tensors.
-
-    Attributes:
-        images, labels: the training set, (n, channels, size, size) uint8 and (n,) int64.
-        test_images, test_labels: the test set.
-        digest: content key of all four."""
+    """One dataset as tensors: images (n, channels, size, size) uint8 with labels (n,) int64, those of the test set,
+    and a content key of all four."""
 
     images: Tensor
     labels: Tensor

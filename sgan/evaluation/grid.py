@@ -23,12 +23,9 @@ PART = 2000  # Candidates that distances are computed to at once
 
 @dataclass(frozen=True)
 class Words:
-    """What stands around a grid; each may be absent. Pillow's own font has Latin letters alone.
-
-    Attributes:
-        title, along: above it: its name, and what changes along a row.
-        columns, rows: a heading of each column, and a label of each row.
-        caption: below it: what to look for."""
+    """What stands around a grid; each may be absent. Above it its `title` and what changes `along` a row, a heading
+    of each column and a label of each row, and below it a caption: what to look for. Pillow's own font has Latin
+    letters alone."""
 
     title: str = ""
     along: str = ""

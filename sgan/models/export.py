@@ -43,13 +43,8 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained stack.
-
-    Attributes:
-        levels: from the image up.
-        dataset: its dataset's row with the widths of the networks.
-        sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
-        about: its trial, seed, commit and scores."""
+    """A trained stack, from the image up, with its dataset's row as its networks are, how batch normalisation samples
+    ("running" averages or "batch" statistics), and its trial, seed, commit and scores."""
 
     levels: list[Level]
     dataset: Dataset

@@ -84,14 +84,9 @@ def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[st
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a stage in progress.
-
-    Attributes:
-        step: steps done.
-        seconds: training time so far.
-        record: text of the record.
-        files: the other files in the work folder, path in it -> SHA-256.
-        tensors: of the task and of the losses since the record's last point; empty before the first step."""
+    """The state of a stage in progress: steps done, seconds of training so far, the text of its record, the other
+    files in the work folder (path in it -> SHA-256), and the tensors of the task and of the losses since the
+    record's last point, empty before the first step."""
 
     step: int = 0
     seconds: float = 0.0

@@ -39,12 +39,8 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a stage.
-
-    Attributes:
-        images, total: training images seen, and in all.
-        before: seconds of training before the checkpoint from which this process goes on.
-        metrics: the newest point of the record, name -> value; empty where there is none."""
+    """Training images seen and in all, the seconds of training `before` the checkpoint from which this process goes
+    on, and the newest point of the record, name -> value, empty where there is none."""
 
     images: int
     total: int

@@ -83,13 +83,9 @@ class ClassifierTask:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a level or a stack.
-
-    Attributes:
-        levels: neighbours, from the lower up; more than one means the joint stage.
-        discriminators: one a level; Q is inside.
-        encoder: frozen; None where no loss and no condition needs it.
-        classes: K."""
+    """The networks of a level or a stack: neighbouring `levels`, from the lower up (more than one means the joint
+    stage), a discriminator for each, with Q inside, and the frozen encoder, None where no loss and no condition
+    needs it."""
 
     levels: list[Level]
     discriminators: list[Discriminator]

@@ -131,15 +131,8 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Slots:
-    """Stages that run at the same time.
-
-    Attributes:
-        count: number of slots.
-        cpus: CPUs, and torch threads, of one.
-        gpus: GPUs of one; a fraction packs several onto one GPU.
-        all_gpus: GPUs in all.
-        where: the machine or cluster, in words.
-        nodes: machines."""
+    """Stages that run at the same time: `count` slots, each with so many `cpus` (and torch threads) and `gpus` (a
+    fraction packs several onto one). `all_gpus` and `nodes` (machines) are there in all; `where` says it in words."""
 
     count: int
     cpus: int

@@ -39,11 +39,10 @@ ENDED = ("done", "diverged", "failed")
 
 @dataclass
 class Node:
-    """A stage in the graph.
+    """A stage in the graph, the `judge` that scores it while it trains (if any), and the names of the stages that it
+    needs.
 
     Attributes:
-        judge: the stage that scores it while it trains; None where nothing does.
-        needs: names of the stages that must have finished before.
         trials: ids of the trials that need it.
         status: unknown (whether the store has it), waiting, running, done, diverged or failed.
         blocked: why it cannot start although it is ready; "" where it can; `full`: the store has no room for it.

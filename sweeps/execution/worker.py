@@ -33,14 +33,9 @@ network, and then another one goes on with the stage."""
 class Job:
     """What every worker of a sweep is given.
 
-    Attributes:
-        data: the data set, which the driver alone has read; workers of a node share one copy.
-        store, mark: the store's address, and the mark that the driver has left there.
-        commit: noted with every stage.
-        code: version of the code that the sweep was planned with.
-        deterministic: GPUs sum in one order.
-        run: runs a stage; benchmarks have one that sleeps.
-        versions: those of the driver."""
+    `data` the driver alone has read; workers of a node share one copy. `store` is the address, and `mark` what the
+    driver has left there. `commit` is noted with every stage; `code` and `versions` are those of the driver.
+    `deterministic` has GPUs sum in one order. `run` runs a stage; benchmarks have one that sleeps."""
 
     data: Data
     store: str
