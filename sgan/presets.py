@@ -241,10 +241,8 @@ class Row:
         return f"{self.base} with {', '.join(changes) or 'no change'}"
 
     def config(self, base: Config, recipe: Recipe) -> Config:
-        """The config of its base with its changes; `recipe` is the one before a variant's own needs.
-
-        Raises:
-            ConfigError: an unknown field or a bad value; the message has the title."""
+        """The config of its base with its changes; `recipe` is the one before a variant's own needs. ConfigError for an
+        unknown field or a bad value; the message has the title."""
         where, own = f"row {self.title}", self.of_variant
         variant = with_fields(base.variant, own, where)
         recipe = with_fields(recipe, {name: each for name, each in self.changes.items() if name not in own}, where)

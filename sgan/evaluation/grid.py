@@ -84,10 +84,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
-    """Index (n,) of the candidate that is nearest to each sample by Euclidean distance.
-
-    Args:
-        samples, candidates: (n, ...) and (m, ...), images or features."""
+    """Index (n,) of the candidate that is nearest to each sample by Euclidean distance. `samples, candidates`: (n,
+    ...) and (m, ...), images or features."""
     points = samples.float().flatten(1)
     distances = [torch.cdist(points, part.to(points).flatten(1)) for part in candidates.split(PART)]
     return torch.cat(distances, 1).argmin(1)

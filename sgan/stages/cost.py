@@ -47,10 +47,8 @@ def recorded_rate(store: Store, stages: Iterable[Stage]) -> float | None:
 
 
 def seconds_per_unit(config: Config, data: Data, device: str) -> float:
-    """Seconds of one unit of cost in this process, by a few steps of the judge and of the image level.
-
-    Args:
-        data: the dataset on the device."""
+    """Seconds of one unit of cost in this process, by a few steps of the judge and of the image level. `data`: the
+    dataset on the device."""
     recipe, trial = config.recipe, plan(config)
     few = max(IMAGES, recipe.gan.batch, recipe.judge.batch)
     tensors = (data.images, data.labels, data.test_images, data.test_labels)

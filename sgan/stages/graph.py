@@ -98,10 +98,8 @@ class LevelStage(_Stage):
 
 @dataclass(frozen=True)
 class JointStage(_Stage):
-    """Goes on training all levels together; fields as in Recipe.
-
-    Attributes:
-        scratch: starts with new weights: of the levels it takes their networks and their encoder alone."""
+    """Goes on training all levels together; fields as in Recipe. `scratch`: starts with new weights: of the levels
+    it takes their networks and their encoder alone."""
 
     levels: tuple[LevelStage, ...]
     scratch: bool
@@ -153,11 +151,8 @@ Stage = ClassifierStage | JudgeStage | LevelStage | JointStage | ScoreStage
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one trial.
-
-    Attributes:
-        stages: each after those that it needs, with its role: "judge", "network", "encoder", "level1", "level0",
-            "joint", "score"."""
+    """The stages of one trial. `stages`: each after those that it needs, with its role: "judge", "network",
+    "encoder", "level1", "level0", "joint", "score"."""
 
     stages: tuple[tuple[str, Stage], ...]
 

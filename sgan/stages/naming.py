@@ -40,10 +40,7 @@ def code_version() -> str:
 
 @functools.cache
 def code_digest(kind: str, package: Path = PACKAGE) -> str:
-    """Hash of the code that the results of stages of this kind depend on.
-
-    Args:
-        package: folder of the package sgan."""
+    """Hash of the code that the results of stages of this kind depend on. `package`: folder of the package sgan."""
     code = import_closure(f"sgan.stages.kinds.{KINDS[kind]}", package)
     return content_key({module: code[module] for module in code if module.startswith(COUNTED)})
 

@@ -145,10 +145,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, **its: Any) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written.
-
-    Args:
-        its: entries by which it is known from others of its kind; with other values it is another's."""
+    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written. `its`: entries
+    by which it is known from others of its kind; with other values it is another's."""
     try:
         value = unsealed(path.read_bytes())
         if any(value.get(name) != item for name, item in its.items()):

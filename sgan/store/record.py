@@ -13,11 +13,8 @@ RECORD_FILE = "record.jsonl"
 
 
 class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder.
-
-    Args:
-        text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
-            made again."""
+    """The record of one stage: metric points as JSON lines in the stage's folder. `text`: the record so far, of the
+    checkpoint that the stage goes on from; points that were added after it are made again."""
 
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text

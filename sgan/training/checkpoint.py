@@ -62,11 +62,9 @@ def task_tensors(task: Task) -> dict[str, Tensor]:
 
 
 def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[str, int] | None = None) -> None:
-    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters.
-
-    Args:
-        first: name of an optimiser -> index of the parameter where these states begin, for a task that continues
-            several others; its other states stay."""
+    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters. `first`:
+    name of an optimiser -> index of the parameter where these states begin, for a task that continues several
+    others; its other states stay."""
     for key, optimiser in task.optimisers.items():
         state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
         for name, tensor in tensors.items():

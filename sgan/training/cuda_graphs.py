@@ -71,10 +71,8 @@ class Phases:
             self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()
 
     def __call__(self, name: str, phase: Phase, instead: Phase | None = None) -> dict[str, Tensor]:
-        """What the phase of this name returns.
-
-        Args:
-            instead: runs once where the phase could not be recorded, if that has used up what it reads."""
+        """What the phase of this name returns. `instead`: runs once where the phase could not be recorded, if that
+        has used up what it reads."""
         if not self.wanted:
             return phase()
         if name not in self.recorded:

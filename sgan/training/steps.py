@@ -45,11 +45,8 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
 
 
 class ClassifierTask:
-    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by how
-    much each image was turned.
-
-    Args:
-        graphs: as for GanTask."""
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by
+    how much each image was turned. `graphs`: as for GanTask."""
 
     def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
@@ -180,10 +177,8 @@ class GanTask:
         return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
     def generate(self, condition: Tensor, averages: bool = True) -> Generated:
-        """Every level's output, from the top down.
-
-        Args:
-            averages: whether the running averages of batch normalisation move."""
+        """Every level's output, from the top down. `averages`: whether the running averages of batch normalisation
+        move."""
         for norm in self.norms:
             norm.track_running_stats = averages
         batch = Generated([], [], [])

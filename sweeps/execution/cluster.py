@@ -31,9 +31,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0
 
 def join_cluster() -> None:
     """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
-
-    Raises:
-        ConfigError: no cluster answers at its address, or Ray does not start here."""
+    ConfigError where no cluster answers at its address, or Ray does not start here."""
     address = cluster_address()
     if address:
         require_answer(address)
@@ -117,10 +115,8 @@ def _nodes() -> list[dict[str, float]]:
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     """The resources of the workers that a cluster of this configuration may still start, as if all were of the type
-    that it starts first. Those of a local cluster are not known before they are there.
-
-    Args:
-        nodes: number of nodes, the head among them."""
+    that it starts first. Those of a local cluster are not known before they are there. `nodes`: number of nodes, the
+    head among them."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
     if not types:

@@ -53,10 +53,8 @@ class Running:
 class Progress:
     """Shows the progress, and writes a file into the store for a trial that failed.
 
-    Trials that are still to come count as much as the mean of those known.
-
-    Args:
-        console: a terminal gets the view that lives."""
+    Trials that are still to come count as much as the mean of those known. `console`: a terminal gets the view that
+    lives."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source

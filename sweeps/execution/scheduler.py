@@ -161,10 +161,7 @@ class SweepStopper(tune.Stopper):
 def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
     """Run every trial of a source; what one could not finish for is in its failure file in the store.
 
-    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint.
-
-    Returns:
-        False where it was stopped."""
+    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, ExitStack() as shown:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
         scheduler: Any = actor.remote(store.address, slots)

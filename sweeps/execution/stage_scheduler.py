@@ -86,10 +86,8 @@ class StageScheduler:
         self.loop = asyncio.ensure_future(self._schedule())
 
     async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
-        """Take a trial into the graph.
-
-        Args:
-            job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference."""
+        """Take a trial into the graph. `job`: one reference, to what every stage's process is given; in a list, so
+        that Ray passes the reference."""
         (self.job,) = job
         if trial.id in self.trials:
             return
