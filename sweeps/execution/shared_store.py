@@ -59,8 +59,8 @@ def answer(address: str, mark: str, name: str, expected: str) -> bool:
 
 
 def require_shared_store(store: Store, mark: str) -> None:
-    """Have every node read the driver's mark, and try a claim that the driver holds. ConfigError where a node has another
-    store or other versions, or could train what another one trains; the message names it."""
+    """Have every node read the driver's mark, and try a claim that the driver holds. ConfigError where a node has
+    another store or other versions, or could train what another one trains; the message names it."""
     leave_mark(store, mark)
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:

@@ -196,7 +196,7 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         return self.judge == "inception" or (self.judge == AUTO and wanted)
 
     def dataset_row(self, name: str) -> Dataset:
-        """The row of a dataset, at full width; DataError for a bad image folder."""
+        """The row of a dataset, at full width; ConfigError for a bad image folder."""
         if name != FOLDER:
             return DATASETS[name]
         from sgan.data.image_folder import class_names  # it imports torch, which no other option needs
