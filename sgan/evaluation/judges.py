@@ -18,7 +18,7 @@ from sgan.evaluation.scores import Features, join
 
 SMALL, WIDTHS = 16, (16, 32)
 """Images smaller than this get a judge of the first width at full resolution, others one of the second at half."""
-GROUPS, BLOCKS = 8, 2
+GROUPS = 8
 PART = 100  # Images that pass through the network together, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
