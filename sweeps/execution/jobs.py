@@ -44,7 +44,9 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
     client = _connect(cluster)
-    key = f"{PREFIX}{_key(options, script)}-"
+    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
+    same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
+    key = f"{PREFIX}{content_key([script, repr(same)])}-"  # from whatever folder it was given in
     jobs = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(key)}
     running = [job for job, status in jobs.items() if job and status in (JobStatus.PENDING, JobStatus.RUNNING)]
     if running:
@@ -65,13 +67,6 @@ def _connect(cluster: str) -> JobSubmissionClient:
             f"the dashboard of the Ray cluster at {cluster} does not take commands ({reason}); start the "
             "cluster with it (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
         ) from error
-
-
-def _key(options: Options, script: str) -> str:
-    """The key of a command: its options from whatever folder it was given in."""
-    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
-    data = options.data.absolute() if options.data else None
-    return content_key([script, repr(dataclasses.replace(options, store=store, data=data))])
 
 
 def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
