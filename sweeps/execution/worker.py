@@ -1,7 +1,9 @@
 """The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
 import functools
+import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -20,13 +22,15 @@ from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
-from sweeps.execution import memory, mps
+from sweeps.execution import mps
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import open_shared_store, require_versions, versions
 
 SILENCE = 20.0
 """A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
 network, and then another one goes on with the stage."""
+GIB = 2**30
+CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,32 @@ class Job:
         torch.set_num_threads(self.slots.cpus)
         if 0 < self.slots.gpus < 1:
             mps.start(self.mark)  # before this process begins to use the GPU
-        memory.cap(self.slots.gpus)
+        cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store = open_shared_store(self.store, self.mark, platform.node())
         return Context(store, self.data.to(device), device, self.commit)
+
+
+def cap_memory(share: float) -> None:
+    """Let this process have its share of the GPU's memory and no more: Ray only counts shares, so one trial could take
+    what its neighbours need."""
+    if 0 < share < 1:
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(max(0.01, share - CONTEXT / total))
+
+
+def out_of_memory(error: BaseException, stage: Stage) -> str:
+    """One line about the stage that lacked memory in this process, and what to do."""
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_initialized():
+        used, there = torch.cuda.max_memory_reserved() + CONTEXT, torch.cuda.mem_get_info()[1]
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        f"out of memory in {stage.kind}, which needs more than {used / GIB:.1f} GiB of {there / GIB:.1f} GiB: run "
+        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config with --override: a smaller "
+        "gan.batch, joint.batch or samples"
+    )
 
 
 class _Reports:
@@ -119,9 +145,9 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
             return {"status": "failed", "reason": str(error)}
         raise
     except (RuntimeError, MemoryError) as error:
-        if not memory.is_lack(error):
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)):
             raise
-        return {"status": "failed", "reason": memory.lack(error, stage)}
+        return {"status": "failed", "reason": out_of_memory(error, stage)}
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)
