@@ -19,7 +19,7 @@ from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
 from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
-from sgan.stages.flops import flops
+from sgan.stages.cost import flops
 from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.local import CHECKPOINTS

@@ -254,7 +254,6 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/__init__.py": set(),
     "stages/context.py": set(),
     "stages/cost.py": set(),
-    "stages/flops.py": set(),
     "stages/graph.py": set(),
     "stages/kinds/__init__.py": set(),
     "stages/kinds/classifier.py": {"encoder", *STACKS},
