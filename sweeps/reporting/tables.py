@@ -143,7 +143,7 @@ def facts(sweep: Sweep) -> list[str]:
     trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
     told = {trials[stage]: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
     people = [f"Visual Turing test: {title}: {tally}." for title, tally in told.items()]
-    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
+    return [*disagreements(sweep), *people, *_repeats(sweep), *_scored(sweep), *_origin(sweep)]
 
 
 def changes(sweep: Sweep) -> Rows:
@@ -185,6 +185,15 @@ def split(rows: Rows) -> list[Rows]:
             parts.append([first])
         parts[-1].append(column)
     return [[list(row) for row in zip(*part, strict=True)] for part in parts]
+
+
+def _repeats(sweep: Sweep) -> list[str]:
+    """What the number of held-out images does to the scores of their row."""
+    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
+    return [
+        f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and lower "
+        "coverage, so a generator of new images can pass this row."
+    ] * (held < samples)
 
 
 def _scored(sweep: Sweep) -> list[str]:
