@@ -14,8 +14,7 @@ from optuna.trial import TrialState
 
 from sgan import presets
 from sgan.checks import as_json, content_key, require
-from sgan.stages.cost import cost, recorded_rate
-from sgan.stages.fit import check_networks
+from sgan.stages.cost import check_networks, cost, recorded_rate
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.files import sha256
 from sgan.store.local import Store

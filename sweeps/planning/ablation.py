@@ -10,7 +10,7 @@ from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, content_key, require
 from sgan.config import Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
-from sgan.stages.fit import check_networks
+from sgan.stages.cost import check_networks
 from sgan.stages.graph import code_version, name
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest

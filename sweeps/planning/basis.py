@@ -12,7 +12,6 @@ from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
-from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.config_file import ChosenOptions
@@ -76,11 +75,6 @@ def prepare(options: Options, gpus: int) -> Basis:
     recipe = options.build_recipe(row, recipe_name, images, inception)
     weights_file = find_weights(options.inception_weights) if inception else None
     weights_digest = check_weights(weights_file) if weights_file else ""
-    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
-        why += (
-            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
-            "many times as long as in float32"
-        )
     check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:

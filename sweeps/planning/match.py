@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sgan.config import IMAGE, Config
-from sgan.stages.flops import flops, planned_steps
+from sgan.stages.cost import flops, planned_steps
 from sgan.stages.graph import JointStage, LevelStage, plan
 
 Match = Literal["none", "images", "flops"]
