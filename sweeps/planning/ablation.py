@@ -126,8 +126,8 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
         if not row.built_in:
             exact = dataclasses.replace(row, changes=row.changes | lengths)
             alone = {"variants": (), "row": (as_option(each.variant, exact),)}
-        rerun = config_file.words(dataclasses.replace(options, rows=(), match="none", **alone))
-        rows.append(manifest.trial_row(each, "ablation", rerun, rank, row))
+        again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
+        rows.append(manifest.trial_row(each, "ablation", again, rank, row))
     head = {
         "key": ablation.key,
         "title": ablation.title,

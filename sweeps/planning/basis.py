@@ -1,7 +1,6 @@
 """The dataset, recipe, data and weights that the trials of one command share."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from sgan.evaluation.inception import check_weights, find_weights
 from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
-from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
 
 BATCHES = ("encoder", "judge", "gan", "joint")
@@ -55,6 +53,12 @@ class Basis:
         """The config of one trial, by `sgan.presets.configure`."""
         shared = (self.dataset, self.row, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that may be left to the hardware, as they were chosen."""
+        judge = "inception" if self.inception else "held-out"
+        return {"dataset": self.row.name, "recipe": self.recipe.name, "judge": judge}
 
     @property
     def shared(self) -> list[Any]:
@@ -100,21 +104,3 @@ def check_batch(recipe: Recipe, images: int) -> None:
     fitting = " ".join(f"{part}.batch={images}" for part in large)
     enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
     require(not large, f"{enough}, or more images")
-
-
-def chosen_options(
-    options: Options, basis: Basis, cuts: Sequence[str], weights: Weights, override: Sequence[str]
-) -> ChosenOptions:
-    """The options of a config, with everything chosen that was left to the hardware."""
-    return ChosenOptions(
-        basis.row.name,
-        options.image_size,
-        options.channels,
-        basis.recipe.name,
-        tuple(cuts),
-        dataclasses.astuple(weights),
-        tuple(override),
-        options.budget,
-        options.width,
-        "inception" if basis.inception else "held-out",
-    )

@@ -12,7 +12,8 @@ import yaml
 from sgan.checks import ConfigError, as_json, difference, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
-from sweeps.planning.options import Options, flag
+from sgan.store.local import Store
+from sweeps.planning.options import Options, Sweep, flag
 
 
 @validated()
@@ -24,7 +25,7 @@ class ChosenOptions:
     channels: int | None
     recipe: str
     cuts: tuple[str, ...]
-    weights: tuple[float, float, float]
+    weights: tuple[float, float, float] | None
     override: tuple[str, ...]
     budget: float
     width: float
@@ -89,6 +90,14 @@ class BestConfig:
         temporary = path.with_name(f".{path.name}")
         temporary.write_text(text + yaml.safe_dump(as_json(self), sort_keys=False, width=120))
         temporary.replace(path)
+
+
+def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
+    """Write a store's best.yaml; returns its path."""
+    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
+    BestConfig(variant, chosen, config, provenance).write(path)
+    store.save(path)
+    return path
 
 
 def read(path: Path) -> BestConfig:

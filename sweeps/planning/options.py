@@ -37,14 +37,12 @@ SLOTS = "--slots N, so many stages at the same time"
 RATE, BATCH = "--override gan.adam.learning_rate=X joint.adam.learning_rate=X", "--override gan.batch=N joint.batch=N"
 AGAIN = "the same command goes on where it was"
 ASKED = {
-    **dict.fromkeys(("--epochs", "--steps", "--iterations", "--max-steps", "--max-epochs"), LENGTH),
+    **dict.fromkeys(("--epochs", "--steps", "--iterations"), LENGTH),
     **dict.fromkeys(("--lr", "--learning-rate"), RATE),
     **dict.fromkeys(("--batch-size", "--batch"), BATCH),
-    **dict.fromkeys(("--gpus", "--gpu", "--num-gpus", "--device", "--devices"), GPUS),
-    **dict.fromkeys(("--workers", "--num-workers", "--jobs", "--cpus", "--parallel"), SLOTS),
-    **dict.fromkeys(("--resume", "--continue", "--restart"), AGAIN),
-    **dict.fromkeys(("--output", "--output-dir", "--out", "--logdir", "--runs"), "--store DIR"),
-    **dict.fromkeys(("--model", "--models"), "--variants NAME ..."),
+    **dict.fromkeys(("--gpus", "--gpu", "--device"), GPUS),
+    **dict.fromkeys(("--workers", "--jobs", "--cpus"), SLOTS),
+    **dict.fromkeys(("--resume", "--continue"), AGAIN),
     "--seed": "--first-seed N --seeds 1",
     "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
 }

@@ -120,12 +120,7 @@ OPTIONS = {
         "--vary",
         "--objective",
         "--trials",
-        "--hours",
-        "--max-cost",
-        "--top",
-        "--confirm-seeds",
         "--seed",
-        "--sampler",
     ],
 }
 SHARED = ["--dataset", "--data", "--image-size", "--channels", "--recipe", "--budget", "--width", "--override"]

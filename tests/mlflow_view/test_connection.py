@@ -140,5 +140,5 @@ def test_a_server_that_is_away_is_told_before_training(odd, monkeypatch, capsys)
     Odd.trickles = True
     connection.warn_if_away(f"{odd.replace('//', '//me:S3CRET@')}")
     address = odd.replace("//", "//HIDDEN@")
-    line = f"MLflow at {address} cannot be reached (no answer within 1 s); it gets everything once it can be\n"
-    assert capsys.readouterr().out == line
+    line = f"MLflow at {address} cannot be reached (Late: it was not done within 1 s); it gets everything once it can"
+    assert capsys.readouterr().out == f"{line} be\n"
