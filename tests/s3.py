@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -56,8 +57,6 @@ class Api:
 
     def bucket(self, name: str) -> str:
         """Make a bucket; returns its address."""
-        import s3fs
-
         s3fs.S3FileSystem(key="test", secret="test", endpoint_url=self.url).mkdir(name)
         return f"s3://{name}/folder"
 
@@ -65,6 +64,7 @@ class Api:
 @contextmanager
 def serve() -> Iterator[Api]:
     """Run the server; while it runs, this process and its children reach it as S3."""
+    s3fs.S3FileSystem.clear_instance_cache()  # those of this process ask the server before this one
     api = Api()
     before = {name: os.environ.get(name) for name in api.environment}
     os.environ |= api.environment

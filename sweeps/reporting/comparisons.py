@@ -127,7 +127,8 @@ def said(contrast: Contrast) -> str:
     if contrast.n < 2:
         return "one seed: no interval"
     low, high = (f"{bound:+.{digits}f}" for bound in (contrast.low, contrast.high))
-    return f"95% interval of the difference {low} to {high}, p {p_value(contrast.holm)}"
+    p = "" if 2 / 2**contrast.n > SURE else f", p {p_value(contrast.holm)}"  # with so few seeds it could not be small
+    return f"95% interval of the difference {low} to {high}{p}"
 
 
 def p_value(p: float) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sgan.evaluation.grid import unlabelled
 from sgan.evaluation.measures import MEASURES
@@ -209,10 +210,12 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
 
 
 def _log(axes: Axes, axis: str) -> None:
-    """A logarithmic axis with plain numbers; those between powers of ten where there are few of these."""
+    """A logarithmic axis with plain numbers: 1, 2 and 5 times the powers of ten, fewer where it is long."""
     getattr(axes, f"set_{axis}scale")("log")
-    getattr(axes, f"{axis}axis").set_major_formatter("{x:g}")
-    getattr(axes, f"{axis}axis").set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    labelled: Axis = getattr(axes, f"{axis}axis")
+    labelled.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    labelled.set_major_formatter("{x:g}")
+    labelled.set_minor_formatter(NullFormatter())
 
 
 def _png(figure: Figure, axes: Axes | None = None) -> bytes:

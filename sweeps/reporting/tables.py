@@ -144,7 +144,7 @@ def facts(sweep: Sweep) -> list[str]:
     trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
     told = {trials[stage]: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
     people = [f"Visual Turing test: {title}: {tally}." for title, tally in told.items()]
-    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
+    return [*disagreements(sweep), *people, *_repeats(sweep), *_scored(sweep), *_origin(sweep)]
 
 
 def changes(sweep: Sweep) -> Rows:
@@ -175,6 +175,15 @@ def aligned(rows: Rows) -> str:
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
+
+
+def _repeats(sweep: Sweep) -> list[str]:
+    """What the number of held-out images does to the scores of their row."""
+    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
+    return [
+        f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and lower "
+        "coverage, so a generator of new images can pass this row."
+    ] * (held < samples)
 
 
 def _scored(sweep: Sweep) -> list[str]:

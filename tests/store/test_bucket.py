@@ -431,6 +431,7 @@ def test_a_stage_whose_last_answer_was_lost_is_published(host, api):
 
 TRAIN = """
 import sys
+import time
 sys.path[:0] = [{here!r}, {here!r} + '/store']
 from sgan.store import s3 as bucket
 bucket.SYNC = 0.0
@@ -442,6 +443,8 @@ checkpoint.SPARSE, checkpoint.SECONDS = 0, 0.0
 for event in run_trial(long_plan(), context(open_store(sys.argv[1]))):
     if event.progress:
         print(event.label, event.progress.images, flush=True)
+        if event.label == "level0" and event.progress.images > 200:
+            time.sleep(1)  # so that it is killed before the stage ends
 """
 
 
@@ -469,9 +472,9 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     try:
         for line in first.stdout:
             label, images = line.split()
-            other.renew()
-            if label == "level0" and int(images) > 200 and other.checkpoint(level):
+            if label == "level0" and int(images) > 200:
                 break
+        wait_for(lambda: (other.renew(), other.checkpoint(level))[1])
     finally:
         first.kill()
         first.communicate()

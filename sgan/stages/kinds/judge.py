@@ -106,7 +106,7 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
     tensors |= {"held_features": known.features, "held_logits": known.logits} | axes
     write_tensors(folder / REFERENCE_FILE, tensors)
     made = judges(data, {stage.judge: (describe, real, known)}, axes)
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = {"held_out_images": len(held)}
     for prefix, images, labels in (("train/", data.images, data.labels), ("", held, held_labels)):
         if len(images) >= metrics.SPLITS:
             draws = torch.randint(len(images), (total,), generator=torch.Generator().manual_seed(SEED))
