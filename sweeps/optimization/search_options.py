@@ -1,6 +1,5 @@
 """The options of a search."""
 
-import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from sgan.checks import one_of, require, validated
 from sgan.command_line import Group
 from sgan.presets import VARIANTS
 from sweeps.optimization.space import ALL, WEIGHTS, parse_varied, splits_of
-from sweeps.planning.options import Options, choice, flag, valid
+from sweeps.planning.options import Options, choice, flag
 
 
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
@@ -76,7 +75,7 @@ class Search(Space, Budgets, Options):
         fields = [text.partition("=")[0] for text in self.vary]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
         for text in self.vary:
-            valid(functools.partial(parse_varied, text, recipe) for recipe in self.recipes())
+            parse_varied(text, self.recipes()[0])
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ class Space:
         weights, same = self.loss_weights(params), self.template
         row = VARIANTS[self.variant].variant
         cuts = SPLITS[params["split"]]
-        config = configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts)
+        config = configure(same.dataset, same.data, recipe, row, seed, weights, cuts)
         return dataclasses.replace(config, inception=same.inception)
 
     def kind(self, params: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     """
     basis, search = prepare(options, gpus), None
     best = config_file.read(options.config) if options.config else None
-    if best and best.matches(options):
+    if best and all(getattr(options, name) == getattr(best.options, name) for name in config_file.CHOSEN):
         row = VARIANTS[best.variant].variant
         best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts), options.config)
         search = best.provenance

@@ -11,7 +11,6 @@ from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
-from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
@@ -25,7 +24,7 @@ class Basis:
     """What all trials of a command share: the options with everything chosen.
 
     Attributes:
-        row: the dataset's row at full width, at full width; `dataset`: the one that is trained.
+        dataset: the networks that are trained.
         inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
             where the held-out judge does.
         why: why this dataset and recipe, and what to beware of.
@@ -33,7 +32,6 @@ class Basis:
         notes: the options that differ from their defaults, in words.
     """
 
-    row: Dataset
     dataset: Dataset
     recipe: Recipe
     data: Data
@@ -51,19 +49,19 @@ class Basis:
         cuts: tuple[str, ...] = DEFAULT_CUTS,
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, self.recipe)
+        shared = (self.dataset, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The options that may be left to the hardware, as they were chosen."""
         judge = "inception" if self.inception else "held-out"
-        return {"dataset": self.row.name, "recipe": self.recipe.name, "judge": judge}
+        return {"dataset": self.dataset.name, "recipe": self.recipe.name, "judge": judge}
 
     @property
     def shared(self) -> list[Any]:
         """The parts that every trial's config has."""
-        return [self.dataset, self.row, self.data.digest, self.recipe, self.inception]
+        return [self.dataset, self.data.digest, self.recipe, self.inception]
 
 
 def prepare(options: Options, gpus: int) -> Basis:
@@ -80,11 +78,6 @@ def prepare(options: Options, gpus: int) -> Basis:
     recipe = options.build_recipe(row, recipe_name, images, inception)
     weights_file = find_weights(options.inception_weights) if inception else None
     weights_digest = check_weights(weights_file) if weights_file else ""
-    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
-        why += (
-            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
-            "many times as long as in float32"
-        )
     check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
@@ -94,7 +87,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
     notes += [*(["exact Inception scores"] * inception), *options.override]
     dataset = row.scaled(options.width)
-    return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+    return Basis(dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
 
 
 def check_batch(recipe: Recipe, images: int) -> None:

@@ -12,6 +12,7 @@ import yaml
 from sgan.checks import ConfigError, as_json, difference, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
+from sgan.store.files import write_text
 from sgan.store.local import Store
 from sweeps.planning.options import Options, Sweep, flag
 
@@ -66,10 +67,6 @@ class BestConfig:
     def __post_init__(self):
         require(isinstance(self.provenance.get("study"), str), f"provenance.study is missing: {self.provenance!r:.99}")
 
-    def matches(self, options: Options) -> bool:
-        """Whether these are the file's options, with no change."""
-        return all(getattr(options, name) == getattr(self.options, name) for name in CHOSEN)
-
     def check(self, config: Config, path: Path | None) -> None:
         """Raise ConfigError, with the field, where the config of the file `path` differs from the one that its options
         make."""
@@ -81,21 +78,16 @@ class BestConfig:
                 f"data and the commit ({self.provenance.get('commit')}) of the search, or give its options by hand"
             )
 
-    def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        text = (
-            "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
-            f"#   python sweeps/ablation.py --config {path.name}\n"
-        )
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(text + yaml.safe_dump(as_json(self), sort_keys=False, width=120))
-        temporary.replace(path)
-
 
 def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
-    """Write a store's best.yaml; returns its path."""
+    """Write a store's best.yaml, whole or not at all; returns its path."""
     path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
-    BestConfig(variant, chosen, config, provenance).write(path)
+    text = (
+        "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
+        f"#   python sweeps/ablation.py --config {BEST}\n"
+    )
+    content = as_json(BestConfig(variant, chosen, config, provenance))
+    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
     store.save(path)
     return path
 

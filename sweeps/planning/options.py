@@ -5,10 +5,9 @@ It imports nothing that takes seconds, so that --help is fast.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
@@ -22,7 +21,6 @@ from sgan.store.address import store_address
 from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"
-Made = TypeVar("Made")
 DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
 INCEPTION_SAMPLES = 50_000
 """Samples of the paper's Inception scores, and of all published ones."""
@@ -174,12 +172,17 @@ class Options(Data, Training, Scores, Places, Machine, Control):
 
         For an image folder of unknown size they are those of a thousand images.
         """
-
-        def build(gpus: int) -> Recipe:
-            dataset, recipe, _ = self.choose(gpus)
-            return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
-
-        return valid(lambda gpus=gpus: build(gpus) for gpus in (0, 1))
+        made, errors = [], []
+        for gpus in (0, 1):
+            try:
+                dataset, recipe, _ = self.choose(gpus)
+                row, images = self.dataset_row(dataset), TRAINING_IMAGES.get(dataset, 1000)
+                made.append(self.build_recipe(row, recipe, images))
+            except ConfigError as error:
+                errors.append(error)
+        if not made:
+            raise errors[0]
+        return made
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset and recipe for this number of GPUs, and the reason for them."""
@@ -288,16 +291,3 @@ class Sweep(Rows, Options):
     def seed_range(self) -> range:
         """The training seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
-
-
-def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
-    """The results of the calls that succeed; the first ConfigError where all fail."""
-    made, errors = list[Made](), list[ConfigError]()
-    for make in makes:
-        try:
-            made.append(make())
-        except ConfigError as error:
-            errors.append(error)
-    if errors and not made:
-        raise errors[0]
-    return made

@@ -23,9 +23,9 @@ MARKS = {
 }
 """Marks of rows."""
 SHORT = {"inception_score": "IS"}
-PAPERS_NETWORK, PAPERS_WEIGHTS = "inception-v3-compat", "6726825d"  # SHA-256 of torch-fidelity's file begins so
-ANOTHER_NETWORK = (
-    "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never."
+PAPERS = (
+    "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
+    "its order can be compared, its numbers never."
 )
 
 
@@ -189,17 +189,10 @@ def _repeats(sweep: Sweep) -> list[str]:
 def _scored(sweep: Sweep) -> list[str]:
     lines: dict[str, list[str]] = {}
     for part, each in sweep.fingerprint.items():
-        words = (
-            f"{each['network']} (weights {each['weights'][:12]}), " if each.get("weights") else f"{each['network']}, "
-        )
-        words += ", ".join(f"{name} {value}" for name, value in each.items() if name not in ("network", "weights"))
+        words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
         lines.setdefault(words, []).append(part)
-    scores = sweep.fingerprint.get("scores", {"network": "", "weights": ""})
-    the_papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
     compared = any(variant["paper"] for variant in sweep.manifest["variants"])
-    another = not the_papers or sweep.manifest["settings"]["dataset"] != "cifar10"
-    judges = [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()]
-    return [*judges, *([ANOTHER_NETWORK] if compared and another else [])]
+    return [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()] + [PAPERS] * compared
 
 
 def _origin(sweep: Sweep) -> list[str]:
