@@ -14,7 +14,6 @@ from sgan.store.s3 import find_store, open_store
 from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import measured_here, measured_in_a_slot
 from sweeps.frame import Frame, join
-from sweeps.optimization.best_config import write_best
 from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
@@ -88,7 +87,7 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         if confirmed:
             print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
             finished = frame.run(ListSource([one for one, _ in confirmed], run.store))
-        best = write_best(run, searcher, confirmed)
+        best = run.write_best(searcher, confirmed)
     with suppress(OSError):  # a full disk; the same command writes it again
         run.end(searcher)
     sweep, unsent = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})

@@ -3,6 +3,7 @@ never saw."""
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,12 @@ from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.fit import check_networks
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.local import Store
-from sweeps.optimization.budget import confirmations, explored, wall
-from sweeps.optimization.objective import OBJECTIVES, Outcome, outcome_of
+from sweeps.optimization.objective import DONE, OBJECTIVES, Outcome, outcome_of
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import SPLITS, Space, parse_varied
 from sweeps.optimization.study import StudyFile, best_first, ended, importance
-from sweeps.planning import manifest
+from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
 from sweeps.planning.state import state_of
@@ -37,6 +37,12 @@ DEFAULT = 0
 """The number of the default config, which is tried first."""
 RECENT = 20
 """The times of so many trials predict those of the next."""
+EXPLORE = 0.7
+"""Share of the trials that explores; the rest confirms on seeds that the search never saw."""
+START = 10.0
+"""Seconds until the first stage of a phase runs: Ray starts processes, and these import torch."""
+CONFIRMED = ("inception_score", "fid", "diversity")
+"""The scores that best.yaml holds, one for each seed."""
 
 
 @dataclass(frozen=True)
@@ -220,3 +226,61 @@ class SearchRun:
             for seed in range(first, first + seeds)
             for number, params in chosen.items()
         ]
+
+    def write_best(self, searcher: Searcher, confirmed: Sequence[tuple[Trial, Row]]) -> tuple[Path, str] | None:
+        """Write best.yaml; returns its path and its config in words, or None where no config has ended on all of its
+        seeds, or all went wrong.
+
+        A seed that diverged or collapsed counts with the floor in the choice of the best.
+        """
+        configs: dict[str, list[tuple[Trial, Row, Outcome | None]]] = {}
+        for one, row in confirmed:
+            configs.setdefault(one.variant, []).append((one, row, self.outcome(row)))
+        sign, whole = -1 if self.objective.direction == "maximize" else 1, []
+        for seeds in configs.values():
+            outcomes = [outcome for *_, outcome in seeds if outcome]
+            if len(outcomes) == len(seeds) and any(outcome.tag == DONE for outcome in outcomes):
+                whole.append((sign * statistics.fmean(outcome.value for outcome in outcomes), seeds))
+        if not whole:
+            return None
+        _, winner = min(whole, key=lambda each: each[0])
+        one, row, _ = winner[0]
+        wrong = {one.seed: outcome.tag for one, _, outcome in winner if outcome and outcome.tag != DONE}
+        facts = [self.store.facts(one.plan.name)["scores"] for one, *_ in winner if self.store.has(one.plan.name)]
+        scores = {name: [each[name] for each in facts if each.get(name) is not None] for name in CONFIRMED}
+        provenance = {
+            "study": self.name,
+            "sweep": self.key,
+            "trial": row["number"],
+            "commit": self.head["commit"],
+            "command": self.head["command"],
+            "objective": self.options.objective,
+            "explored": {"configs": searcher.ended, "seed": self.options.seed},
+            "confirmed": {"seeds": [one.seed for one, *_ in winner], "went_wrong": wrong, **scores},
+        }
+        options = self.ablation(row["params"])
+        path = config_file.write(self.store, self.options.variant, options, one.config, provenance)
+        return path, row["title"]
+
+
+def explored(trials: int) -> int:
+    """How many configs are explored at most: at least two trials are left, which confirm one config."""
+    return max(1, min(round(EXPLORE * trials), trials - 2))
+
+
+def confirmations(trials: int, configs: int) -> tuple[int, int]:
+    """How many of the best configs are confirmed and on how many seeds each, with about `trials` trials: at least one
+    config on two seeds, at most five on five."""
+    seeds = min(5, max(2, round(math.sqrt(trials))))
+    return min(5, max(1, trials // seeds), configs), seeds
+
+
+def wall(trials: int, shared: Sequence[float], seconds: float, slots: int) -> float:
+    """Seconds of wall time of a phase on so many slots.
+
+    Args:
+        trials: how many there are, of `seconds` each.
+        shared: seconds of the stages that they all wait for.
+    """
+    waiting = max(sum(shared) / slots, max(shared, default=0.0))
+    return (START if trials else 0.0) + waiting + math.ceil(trials / slots) * seconds

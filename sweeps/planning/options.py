@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, DirectoryPath, Field, FilePath, NonNegativeFloat, PositiveInt
 
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
@@ -71,7 +71,7 @@ class Data(Group):
 
     dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
     """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
-    data: Path | None = None
+    data: DirectoryPath | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
     digits need none. For an image folder: the folder whose sub-folders are the classes, or that has such a folder
     train and one test."""
@@ -153,11 +153,6 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         require(
             self.inception_weights is None or self.judge != "held-out",
             "--inception-weights is given, but --judge held-out uses none; leave one of them out",
-        )
-        require(
-            self.data is None or self.data.is_dir(),
-            f"the data folder {self.data} of --data does not exist; name the folder of the dataset's files, or leave "
-            f"--data out to download into ./{DEFAULT_DATA}",
         )
         if self.dataset == FOLDER:
             require(self.data is not None, "--dataset folder needs --data, whose sub-folders are the classes")

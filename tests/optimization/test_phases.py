@@ -16,7 +16,6 @@ from sgan.stages.cost import cost, recorded_rate
 from sgan.stages.graph import name, plan
 from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import open_store
-from sweeps.optimization.best_config import write_best
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Searcher
@@ -93,7 +92,7 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert [one.seed for one, _ in confirmed] == [seed for seed in (1001, 1002) for _ in (winner, *others)]
     assert winner == 0 or others == [0]  # the default beside the best
     assert train(ListSource([one for one, _ in confirmed], run.store), run.store, digits)
-    best = write_best(run, searcher, confirmed)
+    best = run.write_best(searcher, confirmed)
     assert best
     content = yaml.safe_load(best[0].read_text())
     chosen = [one for one, row in confirmed if row["number"] == content["provenance"]["trial"]]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.optimization.budget import START, confirmations, explored, wall
+from sweeps.optimization.phases import START, confirmations, explored, wall
 
 
 def test_equal_trials_take_whole_rounds():
