@@ -74,7 +74,7 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     told = comparisons.verdict(sweep, comparisons.contrasts(sweep))
     assert told == (
         "SGAN has the lowest mean FID, 7.00; OTHER is 3.33 higher than SGAN on the same 3 seeds (95% interval of the "
-        "difference +3.00 to +4.00, p = 0.25). With 3 paired seeds no difference can reach p < 0.25: no order is "
+        "difference +3.00 to +4.00). With 3 paired seeds no difference can reach p < 0.25: no order is "
         "established."
     )
     one = make(tmp_path, fid={"sgan": [6.0], "other": [5.0]})
