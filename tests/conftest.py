@@ -1,6 +1,7 @@
 """Shared by all tests: a digits trial small enough to run the production path in about a second."""
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
@@ -31,8 +32,13 @@ torch.set_num_threads(1)
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("here", deadline=None, database=None, derandomize=True)
+HERE: dict[str, Any] = {"deadline": None, "database": None, "derandomize": True}
+settings.register_profile("here", max_examples=25, **HERE)
+settings.register_profile("many", max_examples=500, **HERE)  # pytest --hypothesis-profile many
 settings.load_profile("here")
+SERVER = multiprocessing.get_context("forkserver")
+"""Its processes share one import of torch."""
+SERVER.set_forkserver_preload(["sgan.stages.run", "hypothesis", "pytest"])
 SLOW_FOLDERS = ("slow", "cluster")
 """Below tests/: whatever lies there is slow."""
 

@@ -86,7 +86,6 @@ def test_a_number_out_of_range_is_refused_and_named(kind, field, bad):
     check()
 
 
-@settings(max_examples=25)
 @given(st.text("acflonpv1234 'é", max_size=8).filter(lambda text: text not in INNER_TAPS))
 def test_an_unknown_tap_is_refused_and_named(tap):
     message = refused(Variant, cuts=(tap,), weights=Weights(), joint=True)
@@ -94,7 +93,6 @@ def test_an_unknown_tap_is_refused_and_named(tap):
     assert "pool1" in message
 
 
-@settings(max_examples=40)
 @given(st.lists(st.sampled_from(INNER_TAPS), min_size=2, max_size=6))
 def test_cuts_are_accepted_in_the_encoders_order_only(cuts):
     fields = {"cuts": tuple(cuts), "weights": Weights(), "joint": True}
@@ -159,7 +157,6 @@ def test_losses_and_labels_that_contradict_each_other_are_refused():
     assert "'mean'" in refused(Recipe, sampling="mean")
 
 
-@settings(max_examples=50)
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_good_weights_are_kept_as_they_are(adversarial, conditional, entropy):
     if adversarial or conditional or entropy:
@@ -225,7 +222,6 @@ def test_the_key_is_the_hash_of_canonical_json():
     assert content_key([1, 2]) != content_key([2, 1])
 
 
-@settings(max_examples=100)
 @given(st.tuples(*[st.floats(0.001, 1e6)] * 3), st.tuples(*[st.floats(0.001, 1e6)] * 3))
 def test_different_weights_have_different_keys(first, second):
     assert (content_key(Weights(*first)) == content_key(Weights(*second))) == (first == second)

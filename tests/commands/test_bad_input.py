@@ -15,7 +15,7 @@ import torch
 import tyro
 import yaml
 from conftest import TINY, released_recipe, tiny_recipe
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -66,7 +66,6 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [place for key, item in items for place in [(value, key), *places(item)]]
 
 
-@settings(max_examples=600)
 @given(st.data())
 def test_a_config_of_any_json_is_refused_or_is_that_config(data):
     """No field is made up, left out, rounded or ignored."""
@@ -94,7 +93,6 @@ PATHS = st.one_of(
 VALUES = st.one_of(WORDS, JSON.map(json.dumps), st.text(max_size=8))
 
 
-@settings(max_examples=400)
 @given(PATHS, VALUES, st.sampled_from(["digits", "mnist", "cifar10"]), st.sampled_from(list(RECIPES)))
 def test_an_override_of_anything_is_refused_or_sets_that_field(path, text, dataset, recipe):
     try:
@@ -135,7 +133,6 @@ GIVEN = st.one_of(
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_any_command_line_is_options_or_one_error(kind, capsys):
-    @settings(max_examples=300)
     @given(st.lists(st.tuples(st.sampled_from([*OPTIONS[kind], *SHARED]), st.lists(GIVEN, max_size=3)), max_size=4))
     def check(words: list[tuple[str, list[str]]]) -> None:
         try:
@@ -175,7 +172,6 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
             (tmp_path / "set" / name / f"{number}.{kind}").write_bytes(held)
     victim = tmp_path / "set" / "a" / f"1.{kind}"
 
-    @settings(max_examples=60)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         victim.write_bytes(damaged(held, data))
@@ -194,7 +190,6 @@ def test_a_best_yaml_damaged_anywhere_is_options_or_named(tmp_path):
     held = path.read_bytes()
     assert Sweep(**config_file.defaults(path)).weights == (1.0, 1.0, 5.0)
 
-    @settings(max_examples=250)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(held, data))
@@ -211,7 +206,6 @@ def test_inception_weights_damaged_anywhere_are_no_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(3, 4), "Conv2d_1a_3x3.conv.weight": torch.zeros(2)}, path)
     held = path.read_bytes()
 
-    @settings(max_examples=200)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(held, data))

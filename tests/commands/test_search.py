@@ -77,6 +77,7 @@ def quiet(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     store, output = quiet
     trials = study(store).trials
@@ -167,15 +168,6 @@ def test_a_bad_option_ends_in_status_2_before_ray_starts(
     said = capsys.readouterr()
     assert named in said.err
     assert "Ray" not in said.out
-
-
-def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path):
-    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", "runs", "--dry-run"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
-    assert ended.returncode == 0, ended.stderr
-    assert "  time     about " in ended.stdout
-    assert "starting Ray" not in ended.stdout
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

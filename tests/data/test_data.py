@@ -12,7 +12,6 @@ from sgan.checks import ConfigError
 from sgan.data.batches import Batches, Data, epoch_order, pixel_mean, random_flips, random_shift, to_input, to_pixels
 
 
-@settings(max_examples=60)
 @given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 2**31 - 2), st.integers(0, 500))
 def test_each_epoch_visits_each_image_at_most_once(images, batch, seed, step):
     if batch > images:
@@ -28,7 +27,6 @@ def test_each_epoch_visits_each_image_at_most_once(images, batch, seed, step):
     assert seen.max() < images
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 2**31 - 2), st.lists(st.integers(0, 40), min_size=1, max_size=6))
 def test_a_batch_depends_on_seed_and_step_alone(seed, steps):
     visited = Batches(30, 7, seed)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from command import ended
 from conftest import PAPER, RELEASED, TINY, named_recipe
 from PIL import Image
 
@@ -169,20 +169,13 @@ def test_importing_the_package_does_not_import_torch():
         _ = sgan.lod  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(*words: str | int | Path, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "sgan.sample", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(Path(sgan.__file__).parent.parent)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=cwd, env=environment)
-
-
 def test_the_command_draws_the_class_asked_for(folder, tmp_path):
     Store(tmp_path).note_run("0a1b2c3d", "score-0123456789abcdef")
     expected = sgan.load(folder).sample([3] * 6, 5)
     for number, source in enumerate((folder, "score-0123456789abcdef", "0a1b2c3d")):
         out = tmp_path / f"{number}.png"
         options = ("--class", 3, "--n", 6, "--seed", 5, "--columns", 3, "--out", out, "--store", tmp_path)
-        done = run(source, *options, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        assert ended("sgan/sample.py", source, *options) == 0
         images = unlabelled(out)
         assert images.size == (3 * 52 - 4, 2 * 52 - 4)
         first = images.crop((0, 0, 48, 48)).resize((8, 8), Image.Resampling.NEAREST)
@@ -198,11 +191,11 @@ def test_the_command_draws_the_class_asked_for(folder, tmp_path):
         ((".",), "there is no model at"),
     ],
 )
-def test_the_command_refuses_in_one_line(words, said, tmp_path):
-    done = run(*words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert said in done.stderr
+def test_the_command_refuses_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ended("sgan/sample.py", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 SERVED = """

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -133,7 +133,6 @@ def test_every_variant_has_a_space_and_the_papers_point_is_in_it(variant: str):
 ONE = space(splits=("fc3",))
 
 
-@settings(max_examples=30)
 @given(st.tuples(*(st.floats(1e-3, 1e3) for _ in range(3))), st.sampled_from(list(SPLITS)), st.integers(0, 2**31 - 2))
 def test_params_reach_the_config_and_nothing_else_changes(weights: tuple, split: str, seed: int):
     made = ONE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sgan.checks import ConfigError, as_json
@@ -38,6 +38,11 @@ def write(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="module")
+def good(written: Path) -> Ablation:
+    return planned(written)
 
 
 def planned(path: Path) -> Ablation:
@@ -95,11 +100,9 @@ def means_the_same_or_is_one_error(path: Path, good: Ablation) -> None:
     json.dumps(found.search, allow_nan=False)  # it goes into the manifest
 
 
-@settings(max_examples=60)
 @given(st.data())
-def test_any_value_in_any_place(written: Path, data: st.DataObject):
+def test_any_value_in_any_place(written: Path, good: Ablation, data: st.DataObject):
     content = yaml.safe_load(written.read_text())
-    good = planned(written)
     path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "judge")]))
     odd = data.draw(ODD)
     if path:
@@ -112,10 +115,9 @@ def test_any_value_in_any_place(written: Path, data: st.DataObject):
     means_the_same_or_is_one_error(damaged, good)
 
 
-@settings(max_examples=60)
 @given(st.data())
-def test_any_bytes_cut_or_put_anywhere(written: Path, data: st.DataObject):
-    whole, good = written.read_bytes(), planned(written)
+def test_any_bytes_cut_or_put_anywhere(written: Path, good: Ablation, data: st.DataObject):
+    whole = written.read_bytes()
     first = data.draw(st.integers(0, len(whole)))
     last = data.draw(st.integers(first, min(len(whole), first + 60)) | st.just(len(whole)))
     damaged = written.with_name("damaged.yaml")

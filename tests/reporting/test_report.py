@@ -3,13 +3,12 @@
 import math
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from browser import chromium
+from command import ended
 
 from sgan.checks import ConfigError
 from sgan.store.files import StoreError, write_json
@@ -296,11 +295,9 @@ def test_a_file_that_cannot_be_written_is_one_error(store, tmp_path):
         report.main((store.address,), tmp_path / "absent" / "out.md")
 
 
-def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "sweeps.report", str(tmp_path / "none"), "--out", str(tmp_path / "out.md")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert ended("sweeps/report.py", tmp_path / "none", "--out", tmp_path / "out.md") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "none").exists()
 
 
