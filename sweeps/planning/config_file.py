@@ -108,4 +108,4 @@ def read(path: Path) -> BestConfig:
 
 def defaults(path: Path) -> dict[str, Any]:
     """The options of a config file by their names."""
-    return {name: getattr(read(path).options, name) for name in CHOSEN}
+    return dict(vars(read(path).options))
