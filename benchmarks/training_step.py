@@ -223,8 +223,7 @@ def main() -> None:
 
     rows = []
     on_gpu = asked.device.startswith("cuda")
-    ours = [v for v in VERSIONS[1:] if v == "float32" or on_gpu or "bf16" in Path("/proc/cpuinfo").read_text()]
-    versions = (VERSIONS[0], *ours, *(f"{v}{LAUNCHED}" for v in ours if on_gpu))
+    versions = (*VERSIONS, *(f"{v}{LAUNCHED}" for v in VERSIONS[1:] if on_gpu))
     with processes(versions, asked.threads, asked.device) as pipes:
 
         def ask(version: str, what: object) -> float:

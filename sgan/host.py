@@ -5,8 +5,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The CPU's model, as /proc/cpuinfo has it (proc_cpuinfo(5))."""
+    """The CPU's model, where Linux tells it (proc_cpuinfo(5)); else its kind."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return fields.get("model name") or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "") or platform.machine()

@@ -36,7 +36,6 @@ BAD_NUMBERS: list[tuple[type, str, st.SearchStrategy]] = [
     (EncoderRecipe, "images", st.integers(max_value=0)),
     (EncoderRecipe, "batch", TOO_SMALL_BATCH),
     (EncoderRecipe, "init_std", NOT_POSITIVE),
-    (EncoderRecipe, "shifts", st.integers(max_value=-1)),
     (GanRecipe, "batch", TOO_SMALL_BATCH),
     (GanRecipe, "class_weight", NEGATIVE),
     (GanRecipe, "discriminator_scale", NOT_POSITIVE),

@@ -2,4 +2,4 @@ from sgan import host
 
 
 def test_the_processor_has_a_name():
-    assert host.processor()
+    assert host.processor().strip()

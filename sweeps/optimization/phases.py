@@ -16,8 +16,7 @@ import optuna
 from sgan import presets
 from sgan.checks import as_json, content_key
 from sgan.config import Config
-from sgan.stages.cost import cost, recorded_rate
-from sgan.stages.fit import check_networks
+from sgan.stages.cost import check_networks, cost, recorded_rate
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.optimization.objective import DONE, OBJECTIVES, Outcome, outcome_of

@@ -10,8 +10,7 @@ from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, content_key, require
 from sgan.config import IMAGE, Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
-from sgan.stages.fit import check_networks
-from sgan.stages.flops import flops, planned_steps
+from sgan.stages.cost import check_networks, flops, planned_steps
 from sgan.stages.graph import JointStage, LevelStage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest

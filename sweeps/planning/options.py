@@ -139,10 +139,6 @@ class Control(Group):
 
     dry_run: Flag = False
     """Print the plan and stop."""
-    attach: Flag = False
-    """On a cluster: follow the command that runs there, whatever its options."""
-    stop: Flag = False
-    """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
 
 
 @validated(flag)
@@ -196,7 +192,7 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         return self.judge == "inception" or (self.judge == AUTO and wanted)
 
     def dataset_row(self, name: str) -> Dataset:
-        """The row of a dataset, at full width; DataError for a bad image folder."""
+        """The row of a dataset, at full width; ConfigError for a bad image folder."""
         if name != FOLDER:
             return DATASETS[name]
         from sgan.data.image_folder import class_names  # it imports torch, which no other option needs

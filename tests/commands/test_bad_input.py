@@ -23,7 +23,7 @@ from sgan.checks import ConfigError, as_json, from_json
 from sgan.command_line import status
 from sgan.config import Codes, Config, Variant, Weights
 from sgan.data import image_folder as folder
-from sgan.evaluation.inception import WeightsError, check_weights
+from sgan.evaluation.inception import check_weights
 from sgan.models import export as model
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
 from sgan.store.files import StoreError, read_json, read_tensors, write_json, write_tensors
@@ -177,7 +177,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
         victim.write_bytes(damaged(held, data))
         try:
             images = folder.read(tmp_path / "set", 8, 3)[0]
-        except folder.DataError as error:
+        except ConfigError as error:
             return named(error, str(victim))
         assert images.shape[1:] == (3, 8, 8)
 
@@ -209,7 +209,7 @@ def test_inception_weights_damaged_anywhere_are_no_weights(tmp_path):
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(held, data))
-        with pytest.raises(WeightsError, match=r"weights\.pth"):
+        with pytest.raises(ConfigError, match=r"weights\.pth"):
             check_weights(path)
 
     check()

@@ -20,7 +20,7 @@ from sgan.config import IMAGE, LABEL, Codes, Config
 from sgan.data.batches import to_pixels
 from sgan.evaluation.grid import unlabelled
 from sgan.models import export as model
-from sgan.models.export import ModelError, save
+from sgan.models.export import save
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
@@ -97,7 +97,7 @@ def test_last_and_best(folder):
     assert torch.equal(sgan.load(folder).sample(4), last)
     assert torch.equal(sgan.load(folder / "model").sample(4), last)
     assert torch.equal(sgan.load(folder / "model" / "best").sample(4), best)
-    with pytest.raises(ModelError, match="'last' or 'best', but got 'worst'"):
+    with pytest.raises(ConfigError, match="'last' or 'best', but got 'worst'"):
         sgan.load(folder, which="worst")
 
 
@@ -116,7 +116,7 @@ def test_last_and_best(folder):
     ],
 )
 def test_labels_that_the_model_does_not_have_are_refused(folder, labels, words):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ConfigError) as caught:
         sgan.load(folder).sample(labels)
     assert words in str(caught.value)
 
@@ -124,27 +124,27 @@ def test_labels_that_the_model_does_not_have_are_refused(folder, labels, words):
 def test_seeds_devices_and_weights_that_are_not_there_are_refused(folder):
     found = sgan.load(folder)
     for seed in ("x", 1.5, 2**64, None):
-        with pytest.raises(ModelError, match="whole numbers"):
+        with pytest.raises(ConfigError, match="whole numbers"):
             found.sample([1], seed)
     for device in ["nonsense", *([] if torch.cuda.is_available() else ["cuda", "cuda:7"])]:
-        with pytest.raises(ModelError, match=rf"device '{device}' cannot be used here \(.*\); use 'cpu'") as caught:
+        with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used here \(.*\); use 'cpu'") as caught:
             sgan.load(folder, device=device)
         assert "\n" not in str(caught.value)
     sampler = Sampler({"last": found})
     images = sampler.predict(pandas.DataFrame({"label": [3]}), {"which": "last"})
     assert np.array_equal(images[0].transpose(2, 0, 1), found.sample([3])[0].numpy())
-    with pytest.raises(ModelError, match="which must be one of last, but got 'foo'"):
+    with pytest.raises(ConfigError, match="which must be one of last, but got 'foo'"):
         sampler.predict(pandas.DataFrame({"label": [3]}), {"which": "foo"})
 
 
 def test_damage_is_named(folder, tmp_path):
     place = folder / "model" / "last"
-    with pytest.raises(ModelError, match="there is no model at"):
+    with pytest.raises(ConfigError, match="there is no model at"):
         sgan.load(tmp_path)
     weights, facts = (place / name for name in (model.WEIGHTS_FILE, model.MODEL_FILE))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ModelError, match=r"generator\.safetensors is missing or damaged"):
+    with pytest.raises(ConfigError, match=r"generator\.safetensors is missing or damaged"):
         sgan.load(folder)
     weights.write_bytes(whole)
     said = json.loads(facts.read_text())

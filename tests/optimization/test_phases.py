@@ -12,9 +12,8 @@ from optuna.storages.journal import JournalFileBackend
 from search_runner import train
 
 from sgan.data.batches import Data
-from sgan.stages.cost import cost, recorded_rate
+from sgan.stages.cost import cost, recorded_rate, seconds_per_unit
 from sgan.stages.graph import name, plan
-from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import open_store
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from sgan.checks import ConfigError, content_key
 from sgan.config import INNER_TAPS, TAPS, Config
 from sgan.presets import DATASETS, VARIANTS, recipe_row
-from sgan.stages.fit import check_networks
+from sgan.stages.cost import check_networks
 from sgan.stages.graph import plan
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of

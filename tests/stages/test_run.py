@@ -210,7 +210,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
+    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True)
     trial = tiny_plan(tiny_recipe(encoder=classifier, judge=JudgeRecipe(images=40 * 32, batch=32)))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
@@ -400,12 +400,11 @@ def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, best)
     assert best_point(dict(enumerate(values, 1))) == best
 
 
-@pytest.mark.parametrize("best_by", ["fid", "kid"])
-def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
+def test_the_best_weights_are_those_of_the_best_evaluation_while_training(shared):
     """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
     model has the weights."""
     unsteady = replace(PAPER, adam=AdamRecipe(learning_rate=0.1))
-    recipe = tiny_recipe(unsteady, steps=40, evaluations=4, best_by=best_by)
+    recipe = tiny_recipe(unsteady, steps=40, evaluations=4)
     before_the_end = [
         images < 40 * PAPER.batch for joint in (True, False) for images in best_points(recipe, joint, shared)
     ]
@@ -420,7 +419,7 @@ def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
     assert set(best) == {name(stage) for stage in trial.score.trained}
     weights = read_tensors(store.file(trial.name, "model/best/generator.safetensors"))
     for index, stage in enumerate(trial.score.trained):
-        score = recipe.best_by if joint or stage == trial.score.levels[0] else "feature_fid"
+        score = "fid" if joint or stage == trial.score.levels[0] else "feature_fid"
         lines = [line for line in read_record(store.stage(name(stage))) if line["images"] > 0 and "judge" in line]
         assert [line["judge"] for line in lines] == [name(trial.score.judge)] * 4
         scores = {line["images"]: line["metrics"][score] for line in lines}

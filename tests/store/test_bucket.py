@@ -546,18 +546,9 @@ def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, ap
         ("s3://no-such-bucket/folder", r"no-such-bucket/folder cannot be written .*--store"),
         ("s3:///folder", "s3:///folder cannot be opened"),
         ("ftq://host/folder", r"store ftq://host/folder cannot be opened"),
-        ("s3://bucket/folder?region=x", "has region; only endpoint_override and scheme"),
     ],
 )
 def test_an_address_that_is_none_is_named(api, given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         open_store(given)
-
-
-def test_an_endpoint_can_be_named_in_the_address(api, address, tmp_path, monkeypatch):
-    monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    publish(BucketStore(f"{address}?endpoint_override={api.url.removeprefix('http://')}&scheme=http"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", api.url)
-    assert BucketStore(address).has("stage")

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
 from sgan.presets import DATASETS, VARIANTS, configure
-from sgan.stages.flops import flops, planned_steps, step_flops
+from sgan.stages.cost import flops, planned_steps, step_flops
 from sgan.stages.graph import JointStage, LevelStage, plan
 from sgan.stages.kinds.level import build
 from sgan.store.local import Store
