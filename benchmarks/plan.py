@@ -18,7 +18,7 @@ from sweeps.planning.basis import prepare
 def main(search: Search) -> None:
     store = open_store(search.store)
     basis = prepare(search, 0)
-    run = SearchRun(search, basis, store, 1, 1)
+    run = SearchRun(search, basis, store, 1)
     run.searcher()
     trials = [run.trial(row["number"], row["params"])[0] for row in run.phase("explore")]
     rate = seconds_per_unit(next(iter(run.templates.values())), basis.data, "cpu")

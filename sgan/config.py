@@ -256,12 +256,10 @@ class Config:
 
     Attributes:
         dataset: the networks that are trained.
-        judge: the dataset's own row, at full width.
         data: digest of the dataset's images and labels, so that other data is another trial.
         inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does."""
 
     dataset: Dataset
-    judge: Dataset
     data: str
     recipe: Recipe
     variant: Variant

@@ -282,7 +282,6 @@ def recipe_row(name: str, dataset: Dataset, images: int) -> Recipe:
 
 def configure(
     dataset: Dataset,
-    judge: Dataset,
     data: str,
     recipe: Recipe,
     variant: Variant,
@@ -296,7 +295,6 @@ def configure(
     categorical code has as many values as the dataset has classes.
 
     Args:
-        judge: the dataset's row at full width.
         weights: of the losses that the variant has; None: the variant's own.
         cuts: of a variant that is a stack, or was one."""
     if weights:
@@ -305,7 +303,7 @@ def configure(
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
     variant = replace(variant, cuts=cut, through=through, codes=codes)
-    return Config(dataset, judge, data, _fitted(recipe, variant), variant, seed)
+    return Config(dataset, data, _fitted(recipe, variant), variant, seed)
 
 
 def _fitted(recipe: Recipe, variant: Variant) -> Recipe:

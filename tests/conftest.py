@@ -105,7 +105,7 @@ def released_recipe(steps: int = 6) -> Recipe:
 def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
     """The plan of a trial on the digits."""
     digest = read(DATASETS["digits"], Path()).digest
-    return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
+    return plan(Config(dataset, digest, recipe or tiny_recipe(), variant, seed))
 
 
 def named_recipe(name: str, dataset: str) -> Recipe:

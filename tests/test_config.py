@@ -168,7 +168,7 @@ def test_good_weights_are_kept_as_they_are(adversarial, conditional, entropy):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_preset_makes_a_config_that_json_can_carry(recipe, dataset, variant):
     row, base = named_recipe(recipe, dataset), DATASETS[dataset]
-    config = configure(base, base, "0" * 16, row, VARIANTS[variant].variant, 0, Weights(), ("fc3",))
+    config = configure(base, "0" * 16, row, VARIANTS[variant].variant, 0, Weights(), ("fc3",))
     plain = as_json(config)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["recipe"]["gan"]["adam"]["beta1"] == config.recipe.gan.adam.beta1
@@ -183,7 +183,7 @@ def test_a_recipe_that_a_dataset_does_not_have_is_refused():
 def test_configure_gives_a_variant_only_the_losses_and_cuts_that_it_has():
     def made(variant: str) -> Variant:
         chosen = VARIANTS[variant].variant
-        return configure(TINY, TINY, "", released_recipe(), chosen, 0, Weights(2, 3, 4), ("pool1", "fc3")).variant
+        return configure(TINY, "", released_recipe(), chosen, 0, Weights(2, 3, 4), ("pool1", "fc3")).variant
 
     assert made("sgan") == Variant(("pool1", "fc3"), Weights(2, 3, 4), joint=True)
     assert made("sgan-no-joint") == Variant(("pool1", "fc3"), Weights(2, 3, 4), joint=False)

@@ -79,7 +79,7 @@ class Sweep:
     @property
     def leading(self) -> str:
         """The score that decides: a search's objective, or LEADING."""
-        return next(iter(self.manifest.get("scores", ())), LEADING)
+        return self.manifest.get("score", LEADING)
 
     @property
     def outcomes(self) -> list[str]:

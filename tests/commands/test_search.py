@@ -83,34 +83,26 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     phases = sorted((run.data.tags["phase"], run.data.tags["seed"]) for run in found if "phase" in run.data.tags)
     fresh = [("confirm", seed) for seed in ("1001", "1002") for _ in confirmed]
     assert phases == [*fresh, *(3 * [("explore", "1000")])]
-    (parent,) = [run for run in found if "sgan.trial" not in run.data.tags]
-    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
-    plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
-    whole = sum(trial.user_attrs["outcome"] == "done" for trial in trials)
-    assert plots == ({"importance-inception_score.png"} if whole >= 2 else set())
 
     rows = [line for line in output.splitlines() if line.startswith("| ")]
     assert len(rows) >= 3 + len(confirmed)  # heading, real data twice; a narrow table breaks its cells
     (page,) = store.glob("sweeps/*/report.html")
     assert f"Report: {page}\n" in output
-    assert page.read_text().count("<img") >= len(plots) + 3  # plots of scores, and galleries
+    assert page.read_text().count("<img") >= 5  # samples and scores
     assert "Predicted" in output
-    assert "saved" in output
 
     content = yaml.safe_load((store / "best.yaml").read_text())
     proven, winner = content["provenance"]["confirmed"], f"config-{content['provenance']['trial']}"
     of_winner = [run for run in found if run.data.tags.get("variant") == winner]
     scores = [run.data.metrics["inception_score"] for run in of_winner if run.data.tags["phase"] == "confirm"]
     assert proven["seeds"] == [1001, 1002]
-    assert proven["inception_score"]["n"] == 2
-    assert proven["inception_score"]["mean"] == pytest.approx(sum(scores) / 2)
-    assert proven["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert sorted(proven["inception_score"]) == sorted(scores)
 
 
 @pytest.mark.slow
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
-    assert best.main(best.Filters(str(store), min_seeds=2)) == 0
+    assert best.main(str(store)) == 0
     listed = capsys.readouterr().out
     (command,) = [line.split("  ")[1] for line in listed.splitlines() if line.startswith("1  ")]
     words = command.split()
@@ -141,7 +133,6 @@ def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str
     [
         (["--splits", "fc9"], "fc9"),
         (["--trials", "1"], "--trials"),
-        (["--max-cost", "3"], "--gpu-hour-price"),
         (["--vary", "gan.nothing=0:1"], "gan.nothing"),
         (["--vary", "gan.adam.beta1=0.5:7"], "beta1"),
         (["--override", "joint.nothing=1"], "joint.nothing"),

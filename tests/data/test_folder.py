@@ -343,7 +343,7 @@ def test_a_sweep_over_a_folder_says_what_it_is(root):
     )
     resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=BATCHES), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
-    assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
+    assert resolved.trials[0].config.dataset == folder_row(12, 1, 2)
     bad: dict[str, Any]
     for bad in ({"dataset": "folder"}, {"dataset": "mnist", "image_size": 32}, {"channels": 3}):
         with pytest.raises(ConfigError, match=r"--data|for --dataset folder alone"):

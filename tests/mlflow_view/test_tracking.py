@@ -33,7 +33,6 @@ from handmade import (
 from mlflow import MlflowClient
 from PIL import Image
 
-from sgan.checks import ConfigError
 from sgan.store import votes
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
@@ -417,11 +416,6 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds no sweep" in line
     assert not (tmp_path / "none").exists()
-
-
-def test_a_missing_sweep_is_named_with_those_that_are_there(store):
-    with pytest.raises(ConfigError, match=f"holds no sweep zz99; it holds {KEY}"):
-        tracking.sync(store.address, sweep="zz99")
 
 
 def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):

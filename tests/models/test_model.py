@@ -247,7 +247,7 @@ def test_mlflow_samples_from_the_model_without_this_repository(folder, tmp_path)
 def test_every_config_comes_back_from_json(variant, recipe, dataset):
     base = DATASETS[dataset]
     chosen = VARIANTS[variant].variant
-    config = configure(base.scaled(0.5), base, "d", named_recipe(recipe, dataset), chosen, 3, None, ("pool1", "fc3"))
+    config = configure(base.scaled(0.5), "d", named_recipe(recipe, dataset), chosen, 3, None, ("pool1", "fc3"))
     again = from_json(Config, json.loads(json.dumps(as_json(config))))
     assert again == config
     assert content_key(again) == content_key(config)
@@ -255,7 +255,7 @@ def test_every_config_comes_back_from_json(variant, recipe, dataset):
 
 def test_json_that_is_no_config_is_refused_by_name():
     base = DATASETS["digits"]
-    config = configure(base, base, "", named_recipe("laptop", "digits"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
+    config = configure(base, "", named_recipe("laptop", "digits"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
     plain = as_json(config)
     for path, value, words in (
         (("recipe", "gan", "batch"), "64", "recipe.gan.batch must be a valid integer, but got '64'"),

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sgan.checks import ConfigError, as_json
 from sgan.config import Weights
 from sgan.presets import VARIANTS
+from sgan.store.local import Store
 from sweeps.planning import config_file
 from sweeps.planning.ablation import Ablation, plan_ablation
-from sweeps.planning.basis import chosen_options, prepare
+from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
 
 CUTS, WEIGHTS, BASE, VARIED = (
@@ -31,10 +32,7 @@ def write(folder: Path) -> Path:
     basis = prepare(CHOSEN, 0)
     config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
-    path = folder / "best.yaml"
-    options = chosen_options(CHOSEN, basis, CUTS, Weights(*WEIGHTS), VARIED)
-    config_file.BestConfig("sgan", options, config, provenance).write(path)
-    return path
+    return config_file.write(Store(folder), "sgan", CHOSEN, config, provenance)
 
 
 @pytest.fixture(scope="module")

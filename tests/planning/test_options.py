@@ -1,7 +1,6 @@
 """The command line's options: what they mean, and that a bad one ends in one clear error before any compute."""
 
 import dataclasses
-import itertools
 import json
 import math
 import subprocess
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from command import ended
 from hypothesis import given
 from hypothesis import strategies as st
@@ -195,13 +193,6 @@ def test_a_torn_mnist_file_ends_the_command_before_any_compute(tmp_path: Path, c
     assert "MNIST cannot be read from" in said
     assert str(tmp_path) in said
     assert not list(tmp_path.glob("runs/stages/*"))
-
-
-def test_a_precision_that_this_processor_lacks_is_warned_of_where_it_trains():
-    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    for precision, gpus in itertools.product(("float32", "bfloat16"), (0, 1)):
-        why = plan_ablation(Sweep(dataset="digits", override=(f"gan.precision={precision}",)), gpus).basis.why
-        assert ("warning: precision=bfloat16" in why) == (precision == "bfloat16" and not gpus and not able)
 
 
 @pytest.mark.parametrize("script", ["ablation", "search", "tracking"])

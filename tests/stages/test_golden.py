@@ -35,7 +35,7 @@ def configs() -> Iterator[tuple[str, Config]]:
 
 
 def config(recipe: Recipe, variant: Any, digest: str) -> Config:
-    return configure(TINY, TINY, digest, recipe, variant, 0, None, ("fc3",))
+    return configure(TINY, digest, recipe, variant, 0, None, ("fc3",))
 
 
 def outcome(trial: Config, root: Path) -> dict[str, Any]:

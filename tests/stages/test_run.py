@@ -110,7 +110,7 @@ ALIKE = ("sgan-no-joint", "dcgan-adv-cond-ent", "dcgan-adv-cond", "dcgan-adv-ent
 def test_every_variant_runs_with_the_released_features(variant, shared):
     row = VARIANTS[variant].variant
     digest = read(DATASETS["digits"], Path()).digest
-    config = configure(TINY, TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
+    config = configure(TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
     chosen, trial = config.variant, plan(config)
     assert chosen.cuts + chosen.through == (("pool2", "fc3") if row.cuts or row.through else ())
     finish(trial, shared)

@@ -24,7 +24,7 @@ DATA = "0123456789abcdef"
 
 
 def planned(variant: Variant = STACK, **recipe: Any) -> Plan:
-    return plan(Config(TINY, TINY, DATA, tiny_recipe(**recipe), variant, 0))
+    return plan(Config(TINY, DATA, tiny_recipe(**recipe), variant, 0))
 
 
 def names(trial: Plan) -> dict[str, str]:
@@ -40,7 +40,7 @@ def changed(first: Plan, second: Plan) -> set[str]:
 
 def row(variant: str, weights: Weights | None = None, cuts: tuple[str, ...] = ("fc3",), seed: int = 0) -> Plan:
     chosen = VARIANTS[variant].variant
-    return plan(configure(TINY, TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
+    return plan(configure(TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
 
 
 def test_the_stages_of_each_variant_in_order():
@@ -75,7 +75,7 @@ def test_a_stage_needs_its_parents_and_while_it_trains_the_judge(variant):
 
 
 def test_levels_lie_between_neighbouring_cuts():
-    trial = plan(Config(TINY, TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
+    trial = plan(Config(TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
     found = {label: (stage.low, stage.high) for label, stage in trial.stages if isinstance(stage, LevelStage)}
     assert found == {"level0": ("image", "conv1"), "level1": ("conv1", "pool2"), "level2": ("pool2", "label")}
 
@@ -160,7 +160,7 @@ def test_every_field_of_classifier_training_is_in_the_key(field):
 
 
 def test_seed_data_dataset_and_variant_are_in_the_keys():
-    base = Config(TINY, TINY, DATA, tiny_recipe(), STACK, 0)
+    base = Config(TINY, DATA, tiny_recipe(), STACK, 0)
     whole = {"judge", "encoder", *GAN}
 
     def change(**fields: Any) -> set[str]:
@@ -170,7 +170,6 @@ def test_seed_data_dataset_and_variant_are_in_the_keys():
     assert change(data=DATA[::-1]) == whole
     wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
     assert change(dataset=wider) == {"encoder", *GAN}
-    assert change(judge=wider) == set()
     for field in ("adversarial", "conditional", "entropy"):
         assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
 
@@ -198,13 +197,13 @@ def test_a_name_says_the_kind_and_is_the_same_in_every_process():
     script = (
         "from sgan.presets import *; from sgan.stages.graph import plan\n"
         "base = DATASETS['cifar10']; row = recipe_row('released', base, 50_000)\n"
-        "print(plan(configure(base, base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
+        "print(plan(configure(base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
     )
     command = [sys.executable, "-c", script]
     seeds = [{"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(PACKAGE.parent)} for seed in (1, 2)]
     said = {subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout for env in seeds}
     base, recipe = DATASETS["cifar10"], named_recipe("released", "cifar10")
-    config = configure(base, base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
+    config = configure(base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
     assert said == {plan(config).name + "\n"}
 
 

@@ -238,7 +238,7 @@ def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
         root = tmp_path / str(index)
         shutil.copytree(classifiers, root)
-        config = configure(TINY, TINY, digits.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
+        config = configure(TINY, digits.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
         assert config.recipe.encoder.objective == "rotation"
         assert config.recipe.gan.discriminator == "binary"
         trial = plan(config)
