@@ -9,7 +9,6 @@ import optuna
 import pytest
 import yaml
 from command import finished, runs, stages, started
-from mlflow import MlflowClient
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 

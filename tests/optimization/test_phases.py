@@ -1,6 +1,7 @@
 """Both phases of a search on real SGANs, trained in this process; digits at a tiny budget."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import optuna
