@@ -40,7 +40,7 @@ audit: $(UV)
 
 # Before `ray up cluster.yaml`: git's folder stays here, so a cluster is told the commit of the code it gets.
 commit: $(ENV)/made
-	$(BIN)/python -m sweeps.planning.manifest
+	$(BIN)/python -m sweeps.planning.manifest > clusters/COMMIT
 
 # A uv of its own, outside the environment: Debian's Python has no venv module of its own, and uv needs none.
 $(UV): uv.txt

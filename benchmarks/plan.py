@@ -7,9 +7,8 @@ The prediction is made now, so the machine should be as busy as it was then.
 
 import tyro
 
-from sgan.stages.cost import cost
+from sgan.stages.cost import cost, seconds_per_unit
 from sgan.stages.graph import LevelStage
-from sgan.stages.probe import seconds_per_unit
 from sgan.store.s3 import open_store
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
@@ -19,7 +18,7 @@ from sweeps.planning.basis import prepare
 def main(search: Search) -> None:
     store = open_store(search.store)
     basis = prepare(search, 0)
-    run = SearchRun(search, basis, store, 1, 1)
+    run = SearchRun(search, basis, store, 1)
     run.searcher()
     trials = [run.trial(row["number"], row["params"])[0] for row in run.phase("explore")]
     rate = seconds_per_unit(next(iter(run.templates.values())), basis.data, "cpu")

@@ -3,7 +3,7 @@
 python benchmarks/samplers.py [--problems 20] [--evaluations 96] [--json FILE]
 
 A problem has 8 splits x 3 log-lambdas with an optimum that depends on the split, a plateau where a trial collapses, and
-noise of the training seed. Both samplers go through the sampler of sweeps/optimization, on the
+noise of the training seed. TPE is that of sweeps/optimization, on the
 same problems with the same seeds. Regret: the optimum less the true score of the config that is recommended.
 """
 
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from optuna import create_study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import RandomSampler
 
 from sgan.checks import content_key
-from sweeps.optimization.study import SAMPLERS, DistinctSampler, new_study
+from sweeps.optimization.study import ask
 
 LAMBDAS = {"adversarial": (0.1, 10.0), "conditional": (0.1, 10.0), "entropy": (1.0, 100.0)}
 SPACE: dict[str, BaseDistribution] = {
@@ -73,11 +75,13 @@ def problem(seed: int) -> Problem:
 
 def explore(made: Problem, sampler: str, seed: int, count: int) -> list[tuple[float, dict[str, Any]]]:
     """Scores and configs in the order of their score, best first."""
-    noise, distinct = random.Random(seed), DistinctSampler(SAMPLERS[sampler], seed, SPACE, content_key)
-    study = new_study({"score": "maximize"}, distinct)
+    noise, taken = random.Random(seed), set[str]()
+    study = create_study(direction="maximize", sampler=RandomSampler(seed))
     for _ in range(count):
-        trial = study.ask(SPACE)
-        distinct.taken.add(content_key(trial.params))
+        tpe = sampler == "tpe"
+        trial = ask(study, SPACE, seed, lambda params: content_key(params) not in taken) if tpe else study.ask(SPACE)
+        assert trial
+        taken.add(content_key(trial.params))
         study.tell(trial, made.score(trial.params, noise))
     return sorted(((trial.value or FLOOR, trial.params) for trial in study.trials), key=lambda pair: -pair[0])
 

@@ -53,6 +53,7 @@ from sweeps.execution import scheduler
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import leave_mark
 from sweeps.execution.worker import Job
+from sweeps.optimization import study
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.planning.ablation import plan_ablation
@@ -147,6 +148,9 @@ class Timed(TPESampler):
     def sample_relative(self, *arguments: Any) -> Any:
         return self._timed(super().sample_relative, *arguments)
 
+    def sample_independent(self, *arguments: Any) -> Any:
+        return self._timed(super().sample_independent, *arguments)
+
     def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
         before = time.process_time()
         found = call(*arguments)
@@ -161,13 +165,13 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
     with tempfile.TemporaryDirectory() as folder:
         search = Search(dataset="digits", store=folder, trials=2 * configs)
         basis, where = prepare(search, 0), Slots(SEARCH_SLOTS, 1, 0.0, 0, "simulated")
-        run = SearchRun(search, basis, open_store(folder), where.count, 1)
+        run = SearchRun(search, basis, open_store(folder), where.count)
         leave_mark(run.store, "scale")
         searcher = run.searcher()
-        searcher.sampler.make = lambda seed: Timed(seed=seed)
         searcher.target = configs
         run.begin(searcher, {"command": "", "commit": "", "machine": ""})
         job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
+        study.TPESampler = Timed
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
         assert scheduler.run(searcher, job, run.store, where)
         cpu, written = driver_cpu() - before - Timed.cpu, bytes_written() - written

@@ -36,7 +36,6 @@ from torchvision.transforms import ToTensor
 
 from sgan.config import IMAGE, LABEL, Weights
 from sgan.data.batches import Data
-from sgan.host import multiplies_bfloat16
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
@@ -224,8 +223,7 @@ def main() -> None:
 
     rows = []
     on_gpu = asked.device.startswith("cuda")
-    ours = [v for v in VERSIONS[1:] if v == "float32" or on_gpu or multiplies_bfloat16()]
-    versions = (VERSIONS[0], *ours, *(f"{v}{LAUNCHED}" for v in ours if on_gpu))
+    versions = (*VERSIONS, *(f"{v}{LAUNCHED}" for v in VERSIONS[1:] if on_gpu))
     with processes(versions, asked.threads, asked.device) as pipes:
 
         def ask(version: str, what: object) -> float:

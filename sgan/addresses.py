@@ -18,8 +18,7 @@ _RULES = tuple(
 def masked(text: str) -> str:
     """A text with addresses in it, such as a command line or an error, with "HIDDEN" in place of what is secret.
 
-    Where it is not clear what belongs to a password, more than that is hidden.
-    """
+    Where it is not clear what belongs to a password, more than that is hidden."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sgan.checks import ConfigError, one_of, validated
+from sgan.checks import one_of, validated
+from sgan.command_line import parse, status
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.evaluation.alarms import COLLAPSED, COPIED, alarms
@@ -33,8 +34,7 @@ from sgan.store.local import Store
 
 PROTOTYPES = (1, 2, 3, 5, 20, 100)
 NOISE = (0.05, 0.1, 0.2, 0.4)
-KEPT = 0.8
-"""Share of the held-out images in a draw."""
+KEPT = 0.8  # Share of the held-out images in a draw
 ALARMS = {"collapse": COLLAPSED, "copies": COPIED}
 
 
@@ -128,8 +128,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, prog="python -m sgan.calibrate")))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.calibrate")))))

@@ -44,8 +44,7 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
     """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`.
 
     It raises ConfigError for values of another type, NaN and inf; a whole number becomes a float where a float is
-    expected. `label` gives the name that users know a field by.
-    """
+    expected. `label` gives the name that users know a field by."""
 
     def decorate(kind: type[Made]) -> type[Made]:
         made: Any = dataclass(kind, frozen=True, config=STRICT)
@@ -100,12 +99,9 @@ def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
 
 
 def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
-    """A dataclass with other values, as plain JSON, in fields of these dotted names, checked together. A tuple of words
-    may be written as one: pool1+fc3, or none.
-
-    Raises:
-        ConfigError: an unknown field or a bad value; the message begins with `where`.
-    """
+    """A dataclass with other values, as plain JSON, in fields of these dotted names, checked together. A tuple of
+    words may be written as one: pool1+fc3, or none. ConfigError for an unknown field or a bad value; the message begins
+    with `where`."""
     plain = as_json(made)
     for name, value in values.items():
         *parents, last = name.split(".")

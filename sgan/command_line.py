@@ -3,7 +3,6 @@
 It imports nothing that takes seconds, so that --help is fast.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import errno
@@ -11,6 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import io
+import itertools
 import os
 import re
 import shutil
@@ -25,12 +25,8 @@ from sgan.addresses import masked
 from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
-BAD, INTERRUPTED = 2, 130
-"""Exit statuses of a command that needs another option or more room, and of a stopped one."""
-PLAIN = {"█": "#", "░": ".", "±": "+-", "–": "-", "…": "...", "é": "e", "×": "x"}
-"""For terminals whose encoding lacks them."""
-WIDE = "10000"
-"""Columns in which no message of tyro wraps."""
+BAD, INTERRUPTED = 2, 130  # Exit statuses of a command that needs another option or more room, and of a stopped one
+WIDE = "10000"  # Columns in which no message of tyro wraps
 
 
 class Group:
@@ -44,15 +40,14 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
         asked: words that people try, and the option that does it.
     Raises:
         ConfigError: the command line is not as it should be; in one line.
-        SystemExit: --help and --version.
-    """
+        SystemExit: --help and --version."""
     if "--version" in sys.argv[1:]:
         print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
         raise SystemExit(0)
-    told, columns = io.StringIO(), os.environ.get("COLUMNS")
+    told, columns = io.StringIO(), os.environ.get("COLUMNS", "")
     helps = bool({"-h", "--help"} & set(sys.argv))
+    os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns) if helps else WIDE
     try:
-        os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns) if helps else WIDE
         with contextlib.nullcontext() if helps else contextlib.redirect_stderr(told):
             return make()
     except SystemExit as end:
@@ -60,9 +55,7 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
             raise
         raise ConfigError(_in_one_line(told.getvalue(), asked or {})) from end
     finally:
-        del os.environ["COLUMNS"]
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
+        os.environ["COLUMNS"] = columns  # an empty one is as none
 
 
 def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
@@ -77,19 +70,15 @@ def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
 
 def _in_one_line(box: str, asked: dict[str, str]) -> str:
     """The first message in a box of tyro, with what to do instead."""
-    lines = [line.strip(" │") for line in box.splitlines()]
-    message, rest = [], []
-    for line in lines:
-        if line.startswith(("╭", "╰")):
-            continue
-        (rest if rest or line.startswith("─") else message).append(line)
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message = list(itertools.takewhile(lambda line: not line.startswith("─"), lines))
     option = ""  # that a word which is not known belongs to
     for word in sys.argv[1:]:
         option = word.partition("=")[0].replace("_", "-") if word.startswith("--") else option
         if word in re.split(r"[\s,]+", " ".join(message)) and option in asked and "Unrecognized" in box:
             return f"{word} is not known here: {asked[option]}"
-    near = [name for name in dict.fromkeys(re.findall(r"--[a-z][a-z-]*", " ".join(rest))) if name != "--help"]
-    perhaps = f"; perhaps {' or '.join(near[:3])}" if "Perhaps" in box and near else ""
+    near = dict.fromkeys(re.findall(r"--(?!help)[a-z][a-z-]*", " ".join(lines[len(message) :])))
+    perhaps = f"; perhaps {' or '.join(list(near)[:3])}" if "Perhaps" in box and near else ""
     text = " ".join(message).removeprefix("Error parsing ").removesuffix(".")
     return f"{text}{perhaps}; --help shows all options"
 
@@ -99,16 +88,15 @@ def grouped(kind: type[Made], prog: str, default: Made) -> Made:
 
     Args:
         kind: a dataclass that inherits from groups.
-        default: an object of it.
-    """
-    groups = [each for each in kind.__mro__ if Group in each.__bases__]
+        default: an object of it."""
     fields: list[Any] = []
-    for each in groups:
-        values = {field.name: getattr(default, field.name) for field in dataclasses.fields(each)}  # pyright: ignore[reportArgumentType]
-        fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
-    told = inspect.cleandoc(kind.__doc__ or "")
+    for each in kind.__mro__:
+        if Group in each.__bases__:
+            values = {field.name: getattr(default, field.name) for field in dataclasses.fields(each)}  # pyright: ignore[reportArgumentType]
+            fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
     nested = dataclasses.make_dataclass(kind.__name__, fields)
-    made = tyro.cli(nested, prog=prog, description=told, config=(tyro.conf.OmitArgPrefixes,))
+    description = inspect.cleandoc(kind.__doc__ or "")
+    made = tyro.cli(nested, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
     return kind(**{name: value for group in vars(made).values() for name, value in vars(group).items()})
 
 
@@ -118,46 +106,26 @@ class Output:
     def __init__(self, stream: Any):
         self.stream = stream
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain")
+            stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
-        with self._quiet():
+        with contextlib.suppress(OSError):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._quiet():
+        with contextlib.suppress(OSError):
             self.stream.flush()
-
-    @contextlib.contextmanager
-    def _quiet(self, last: bool = False):
-        try:
-            yield
-        except BrokenPipeError:
-            self.drop()
-        except OSError:
-            if last:
-                self.drop()
-
-    def drop(self) -> None:
-        """From now on, and with what it still holds, write to nowhere."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def close(self) -> None:
         """Write what it holds; what cannot be written is dropped."""
-        with self._quiet(last=True):
+        try:
             self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)
-    return "".join(PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error("plain", _plain)
 
 
 def status(command: Callable[[], int | None]) -> int:

@@ -13,8 +13,7 @@ from sgan.shapes import Dataset
 
 TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
 """The encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
-INNER_TAPS = TAPS[:-1]
-"""Where the stack can be cut; fc4 is the label itself."""
+INNER_TAPS = TAPS[:-1]  # Where the stack can be cut; fc4 is the label itself
 IMAGE, LABEL = "image", "label"
 
 
@@ -38,8 +37,7 @@ def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     return taps
 
 
-Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]
-"""Taps at which the stack can be cut, from the image up."""
+Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]  # Taps at which the stack can be cut, from the image up
 Rate = Annotated[float, Field(gt=0, le=1)]
 Batch = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 2)]
@@ -71,8 +69,7 @@ class Variant:
             encoder of a stack is trained without labels.
         through: inner taps that a generator without cuts passes through: the generators of a stack chained into one
             GAN, with the image's discriminator alone (paper, section 4.4).
-        codes: Q recovers these alone; None: all of z.
-    """
+        codes: Q recovers these alone; None: all of z."""
 
     cuts: Taps
     weights: Weights
@@ -116,8 +113,7 @@ class EncoderRecipe:
         objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
             Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
-        flips, shifts: random horizontal flips, and random shifts by up to this many pixels.
-    """
+        flips: random horizontal flips."""
 
     images: PositiveInt
     batch: Batch = 100
@@ -125,7 +121,6 @@ class EncoderRecipe:
     init_std: PositiveFloat = 0.01
     pixel_mean: bool = False
     flips: bool = False
-    shifts: Annotated[int, Field(ge=0, le=8)] = 0
     objective: Literal["labels", "rotation"] = "labels"
 
 
@@ -135,8 +130,7 @@ class JudgeRecipe:
 
     Attributes:
         images: training images seen, each warped anew.
-        flips: random horizontal flips.
-    """
+        flips: random horizontal flips."""
 
     images: PositiveInt
     batch: Batch = 64
@@ -169,7 +163,6 @@ class GanRecipe:
         fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch,
             which then moves the generator's running averages for both.
         pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
-        flips: random horizontal flips of the real images.
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
@@ -181,8 +174,7 @@ class GanRecipe:
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
-            Weights, losses and Adam are float32 in both, and so is all sampling.
-    """
+            Weights, losses and Adam are float32 in both, and so is all sampling."""
 
     batch: Batch = 100
     adam: AdamRecipe = AdamRecipe()
@@ -193,7 +185,6 @@ class GanRecipe:
     generator_steps: Annotated[tuple[tuple[NonNegativeFloat, Steps], ...], AfterValidator(_falling)] = ((0.0, 1),)
     fresh_noise: bool = False
     pixel_mean: bool = False
-    flips: bool = False
     image_noise: NonNegativeFloat = 0.0
     feature_noise: NonNegativeFloat = 0.0
     hidden_noise: NonNegativeFloat = 0.0
@@ -223,10 +214,7 @@ class Recipe:
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
         judge: training of the held-out judge.
         samples: generated images a score.
-        evaluations: scores and grids while a stage trains.
-        best_by: the score of the held-out judge whose best evaluation is kept beside the last; for features it is their
-            FID.
-    """
+        evaluations: scores and grids while a stage trains."""
 
     name: str
     encoder: EncoderRecipe
@@ -242,7 +230,6 @@ class Recipe:
     sampling: Literal["running", "batch"] = "running"
     samples: Annotated[int, Field(ge=100, le=10**7)] = 50_000
     evaluations: Annotated[int, Field(ge=1, le=1000)] = 4
-    best_by: Literal["fid", "kid"] = "fid"
 
     def __post_init__(self):
         for name, part in (("image_level", self.gan), ("feature_level", self.gan), ("joint_images", self.joint)):
@@ -269,13 +256,10 @@ class Config:
 
     Attributes:
         dataset: the networks that are trained.
-        judge: the dataset's own row, at full width.
         data: digest of the dataset's images and labels, so that other data is another trial.
-        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does.
-    """
+        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does."""
 
     dataset: Dataset
-    judge: Dataset
     data: str
     recipe: Recipe
     variant: Variant

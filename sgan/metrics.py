@@ -29,35 +29,41 @@ from sgan.presets import DATASETS
 from sgan.store.files import write_json
 
 Part = Literal["train", "test"]
+See = Callable[[Tensor], Features]  # A network's features and logits of uint8 images
 
 
-@dataclass(frozen=True)
-class Options:
-    """Score a folder of images or a dataset as the paper and torch-fidelity do.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What is compared with what, and by what."""
 
-    Of a dataset the training images are scored, and compared with its test images: for CIFAR-10, 11.24 is the paper's
-    Inception score of real data. A folder is compared with the images of --against. Its images are read as for
-    training, but keep their own sizes.
-    """
-
-    source: Positional[str]
-    """A folder with images, and nothing else, in it and below, or one of digits, mnist, svhn, cifar10."""
     against: str | None = None
     """The real images for FID, KID, precision and recall: a folder or a dataset."""
-    part: Part = "train"
-    """Which images of a dataset are scored."""
     against_part: Part = "test"
     """Which images of a dataset are compared with."""
     data: Path = Path("data")
     """Folder with the datasets' files, as torchvision lays them out."""
     inception_weights: Path | None = None
     """Weights file of the network; without it, torch-fidelity's is downloaded."""
-    samples: int | None = None
-    """Score only the first images: this number of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the GPU where there is one."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the scores and their fingerprint to this file."""
+
+
+@dataclass(frozen=True)
+class Options(Scoring):
+    """Score a folder of images or a dataset as the paper and torch-fidelity do.
+
+    Of a dataset the training images are scored, and compared with its test images: for CIFAR-10, 11.24 is the paper's
+    Inception score of real data. A folder is compared with the images of --against. Its images are read as for
+    training, but keep their own sizes."""
+
+    source: Positional[str]
+    """A folder with images, and nothing else, in it and below, or one of digits, mnist, svhn, cifar10."""
+    part: Part = "train"
+    """Which images of a dataset are scored."""
+    samples: int | None = None
+    """Score only the first images: this number of them."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,11 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     return Source(words, digest, images)
 
 
-def describe(source: Source, network: Callable[[Tensor], Features]) -> Features:
+def describe(source: Source, see: See) -> Features:
     """The network's features and logits of a source; ConfigError where all of its images look the same to the network:
     no score says anything of them."""
     images = track(source.images, source.name, console=Console(stderr=True))
-    found = join([network(batch) for batch in batches(images)])
+    found = join([see(batch) for batch in batches(images)])
     varied = bool(found.features.std(0).max() > 1e-5 * found.features.abs().max())
     require(varied, f"the images of {source.name} are all the same to the network, so there is nothing to score")
     return found
@@ -118,12 +124,19 @@ def choose(device: Literal["auto", "cpu", "cuda"]) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def show(source: str, scores: dict[str, float], known: dict[str, str | int], file: Path | None) -> None:
-    """Print scores and their fingerprint, and write them to a JSON file."""
-    print(source, *(f"  {name:<28}{score:.4f}" for name, score in scores.items()), sep="\n")
+def report(source: Source, real: Source | None, judge: tuple[str, str, str], see: See, more: dict, file: Path | None):
+    """Score images, print the scores and their fingerprint, and write them to a JSON file.
+
+    Args:
+        judge: the network that sees the images, the SHA-256 of its weights, and how it resizes, in words.
+        more: further scores."""
+    found = describe(source, see)
+    scores = network_scores(found, describe(real, see)) if real else inception_scores(found.logits)
+    known = fingerprint(*judge, len(source.images), f"{real.name} ({real.digest})" if real else "none")
+    print(source.name, *(f"  {name:<28}{score:.4f}" for name, score in (scores | more).items()), sep="\n")
     print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
     if file:
-        write_json(file, {"source": source, "scores": scores, "fingerprint": known})
+        write_json(file, {"source": source.name, "scores": scores | more, "fingerprint": known})
 
 
 def main(options: Options) -> int:
@@ -135,12 +148,7 @@ def main(options: Options) -> int:
     against = options.against or (options.source if options.source in DATASETS else None)
     real = find(against, options.against_part, options.data, None) if against else None
     network = inception.load(inception.find_weights(options.inception_weights), device)
-
-    found = describe(source, network.describe)
-    scores = network_scores(found, describe(real, network.describe)) if real else inception_scores(found.logits)
-    reference = f"{real.name} ({real.digest})" if real else "none"
-    known = fingerprint(inception.NETWORK, network.weights, inception.RESIZE, len(source.images), reference)
-    show(source.name, scores, known, options.json)
+    report(source, real, (inception.NETWORK, network.weights, inception.RESIZE), network.describe, {}, options.json)
     return 0
 
 

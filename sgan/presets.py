@@ -206,8 +206,7 @@ class Row:
             plain JSON. `joint` is the variant's, and `joint.dropout` the recipe's.
         base: the row of VARIANTS that it changes.
         paper: Inception score on CIFAR-10 in the paper's table 1.
-        default: one of the six there, which a sweep runs unless it names others.
-    """
+        default: one of the six there, which a sweep runs unless it names others."""
 
     title: str
     changes: dict[str, Any]
@@ -242,11 +241,8 @@ class Row:
         return f"{self.base} with {', '.join(changes) or 'no change'}"
 
     def config(self, base: Config, recipe: Recipe) -> Config:
-        """The config of its base with its changes; `recipe` is the one before a variant's own needs.
-
-        Raises:
-            ConfigError: an unknown field or a bad value; the message has the title.
-        """
+        """The config of its base with its changes; `recipe` is the one before a variant's own needs. ConfigError for an
+        unknown field or a bad value; the message has the title."""
         where, own = f"row {self.title}", self.of_variant
         variant = with_fields(base.variant, own, where)
         recipe = with_fields(recipe, {name: each for name, each in self.changes.items() if name not in own}, where)
@@ -286,7 +282,6 @@ def recipe_row(name: str, dataset: Dataset, images: int) -> Recipe:
 
 def configure(
     dataset: Dataset,
-    judge: Dataset,
     data: str,
     recipe: Recipe,
     variant: Variant,
@@ -300,17 +295,15 @@ def configure(
     categorical code has as many values as the dataset has classes.
 
     Args:
-        judge: the dataset's row at full width.
         weights: of the losses that the variant has; None: the variant's own.
-        cuts: of a variant that is a stack, or was one.
-    """
+        cuts: of a variant that is a stack, or was one."""
     if weights:
         present = {name: value for name, value in vars(weights).items() if getattr(variant.weights, name)}
         variant = replace(variant, weights=replace(variant.weights, **present))
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
     variant = replace(variant, cuts=cut, through=through, codes=codes)
-    return Config(dataset, judge, data, _fitted(recipe, variant), variant, seed)
+    return Config(dataset, data, _fitted(recipe, variant), variant, seed)
 
 
 def _fitted(recipe: Recipe, variant: Variant) -> Recipe:

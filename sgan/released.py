@@ -3,42 +3,35 @@
 python -m sgan.released generator.npz encoder.npz meanimg.npy [--inception-weights FILE] [--help]
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
 import tyro
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from tyro.conf import Positional
 
 from sgan.checks import require
 from sgan.command_line import parse, status
-from sgan.config import IMAGE
-from sgan.data.batches import to_pixels
 from sgan.evaluation import grid, inception
-from sgan.evaluation.scores import Features, accuracy, fingerprint, inception_scores, network_scores
-from sgan.metrics import Part, Source, choose, describe, find, show
+from sgan.evaluation.scores import Features, accuracy
+from sgan.metrics import Scoring, Source, choose, find, report
+from sgan.models.export import Model
 from sgan.models.released import load_generator, load_mean, load_released
-from sgan.models.stack import SAMPLING_BATCH, balanced_labels, label_condition, sample
+from sgan.models.stack import balanced_labels
 from sgan.presets import DATASETS
 from sgan.store.files import sha256
 
-COLUMNS = 10
-"""Images a class in the grid."""
+COLUMNS = 10  # Images a class in the grid
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Scoring):
     """Score samples of the authors' trained CIFAR-10 generator, as many of each class, and draw a row of each class.
 
     The files are cifar/pretrained/generator.npz, cifar/pretrained/encoder.npz and cifar/data/meanimg.npy of
-    github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59.
-    """
+    github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59."""
 
     generator: Positional[Path]
     """The trained G1 and G0."""
@@ -48,24 +41,12 @@ class Options:
     """The mean training image."""
     judge: Literal["inception", "encoder"] = "inception"
     """The network of the other scores; encoder is that classifier, which needs no further file and favours them."""
-    inception_weights: Path | None = None
-    """Weights file of the Inception network; without it, torch-fidelity's is downloaded."""
     samples: int = 50_000
     """Number of samples."""
-    against: str | None = None
-    """The real images for FID, KID, precision and recall: a folder or a dataset."""
-    against_part: Part = "train"
-    """Which images of a dataset are compared with."""
-    data: Path = Path("data")
-    """Folder with the datasets' files, as torchvision lays them out."""
     seed: int = 0
     """Seed of the noise."""
     out: Path = Path("released.png")
     """The PNG file to write."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is the GPU where there is one."""
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the scores and their fingerprint to this file."""
 
 
 def main(options: Options) -> int:
@@ -92,21 +73,14 @@ def main(options: Options) -> int:
     else:
         described, judge = classified, ("the authors' encoder", sha256(options.encoder), "none")
 
+    model = Model(levels, row, "running", {})
     for level in levels:
         level.generator.to(device)
-    labels = balanced_labels(options.samples, row.classes)
-    parts = sample(levels, label_condition(levels[-1], labels.to(device), row.classes), "running", options.seed)
-    total = math.ceil(options.samples / SAMPLING_BATCH)
-    shown = track(parts, "sampling", total, console=Console(stderr=True))
-    made = torch.cat([to_pixels(part[IMAGE], levels[0].generator.mean).cpu() for part in shown])
+    made = model.sample(options.samples, options.seed)
     grid.save(made[:least].unflatten(0, (COLUMNS, row.classes)).transpose(0, 1).flatten(0, 1), options.out, COLUMNS)
-
-    found = describe(Source("samples", "", made), described)
-    scores = network_scores(found, describe(real, described)) if real else inception_scores(found.logits)
-    scores |= {"accuracy": accuracy(classified(made).logits, labels)}
-    reference = f"{real.name} ({real.digest})" if real else "none"
-    known = fingerprint(*judge, options.samples, reference)
-    show(f"{options.generator.name}, {options.samples:,} samples", scores, known, options.json)
+    right = accuracy(classified(made).logits, balanced_labels(options.samples, row.classes))
+    source = Source(f"{options.generator.name}, {options.samples:,} samples", "", made)
+    report(source, real, judge, described, {"accuracy": right}, options.json)
     print(f"{least} of them in {options.out}")
     return 0
 

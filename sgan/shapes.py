@@ -7,8 +7,7 @@ from pydantic import Field
 
 from sgan.checks import checked, validated
 
-Width = Annotated[float, Field(gt=0, le=4)]
-"""Factor on every hidden width."""
+Width = Annotated[float, Field(gt=0, le=4)]  # Factor on every hidden width
 
 
 @validated()
@@ -51,8 +50,7 @@ class GanShape:
         mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
         vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
         map_convs: trunk of a discriminator on feature maps; followed by map_fc.
-        sigmoid_q: Q ends in a sigmoid instead of being linear.
-    """
+        sigmoid_q: Q ends in a sigmoid instead of being linear."""
 
     maps: tuple[int, int, int, int]
     kernel: int

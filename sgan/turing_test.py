@@ -40,13 +40,10 @@ from sgan.store.local import Store
 from sgan.store.s3 import open_store
 
 HOST = "127.0.0.1"
-IMAGES = 9
-"""Images a page, as in the paper."""
-POOL = 1000
-"""Images of each kind that pages draw from."""
+IMAGES = 9  # Images a page, as in the paper
+POOL = 1000  # Images of each kind that pages draw from
 RANDOM = secrets.SystemRandom()
-Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]
-"""Of a voter, and of their file in the store."""
+Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]  # Of a voter, and of their file in the store
 Place = Annotated[int, fastapi.Query(ge=0, lt=IMAGES)]
 
 
@@ -54,8 +51,7 @@ Place = Annotated[int, fastapi.Query(ge=0, lt=IMAGES)]
 class Options:
     """Serve a page on this machine that shows real and generated images, nine at a time, and asks which is which.
 
-    The votes are kept in the store. Ctrl-C ends it and prints each model's error rate: 0.5 where nobody can tell.
-    """
+    The votes are kept in the store. Ctrl-C ends it and prints each model's error rate: 0.5 where nobody can tell."""
 
     sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_OR_PATH")]
     """Ids of MLflow runs, names of finished score stages (score-0123456789abcdef), or folders of models."""
@@ -91,8 +87,7 @@ class TuringTest:
 
     Args:
         store: gets the votes.
-        pools: name of a score stage -> generated and real images, each (n, channels, size, size) uint8.
-    """
+        pools: name of a score stage -> generated and real images, each (n, channels, size, size) uint8."""
 
     def __init__(self, store: Store, pools: dict[str, tuple[Tensor, Tensor]]):
         self.store, self.pools = store, pools

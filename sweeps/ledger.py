@@ -27,17 +27,11 @@ def line(event: Mapping[str, Any]) -> str:
     return f"{when}  {event['host']}:{event['process']}  {event['event']}: {about}"
 
 
-def account(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many processes, hosts and events of each kind there are, and what was trained more than once."""
-    kinds = collections.Counter(event["event"] for event in events)
+def account(events: Sequence[Mapping[str, Any]]) -> str:
+    """What was trained more than once: its folder was deleted, or two hosts raced."""
     published = collections.Counter(event["stage"] for event in events if event["event"] == "stage published")
     again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
-    processes = {(event["host"], event["process"]) for event in events}
-    return [
-        f"{len(processes)} processes on {len({host for host, _ in processes})} hosts: "
-        + ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
-        f"trained more than once (its folder was deleted, or two hosts raced): {', '.join(again) or 'nothing'}",
-    ]
+    return f"trained more than once: {', '.join(again) or 'nothing'}"
 
 
 def main(store: Positional[str]) -> int:
@@ -49,7 +43,7 @@ def main(store: Positional[str]) -> int:
     opened = find_store(store)
     require(opened is not None, f"there is no output store {store}; name the folder that a sweep was given as --store")
     events = opened.events() if opened else []
-    print(*map(line, events), *account(events), sep="\n")
+    print(*map(line, events), account(events), sep="\n")
     return 0
 
 

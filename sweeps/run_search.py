@@ -1,5 +1,6 @@
-"""Runs a search: its plan, both phases, best.yaml, the plots and the report."""
+"""Runs a search: its plan, both phases, best.yaml and the report."""
 
+import collections
 import shlex
 import tempfile
 import time
@@ -13,8 +14,6 @@ from sgan.store.s3 import find_store, open_store
 from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import measured_here, measured_in_a_slot
 from sweeps.frame import Frame, join
-from sweeps.optimization import plots
-from sweeps.optimization.best_config import account, write_best
 from sweeps.optimization.phases import Plan, SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
@@ -35,7 +34,7 @@ def main(search: Search) -> int:
     basis = prepare(search, slots.all_gpus)
     with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
         store = (find_store(search.store) or Store(folder)) if search.dry_run else open_store(search.store)
-        run = SearchRun(search, basis, store, slots.count, slots.all_gpus or slots.nodes)
+        run = SearchRun(search, basis, store, slots.count)
         with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
             require(
                 alone,
@@ -55,8 +54,8 @@ def probe(run: SearchRun, slots: Slots) -> float:
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
-    """Print what is to run, its time and its cost."""
-    space, search, estimate = run.space, run.options, made.estimate
+    """Print what is to run, and its time."""
+    space, search = run.space, run.options
     ranges = [
         f"{name} {low:g} to {high:g}"
         for name, (low, high) in zip(WEIGHTS, space.ranges, strict=True)
@@ -65,25 +64,19 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
     ranges += [f"{field} {each.low:g} to {each.high:g}" for field, each in space.varied]
     left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
     seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
+    low, mean, high = map(clock, made.seconds)
     print(f"{run.title}\n  why      {run.basis.why}")
     print(f"  space    {len(space.splits)} splits, losses {' or '.join(space.losses)}, {', '.join(ranges)}")
     print(f"  study    {run.name}: {searcher.ended} trials finished{left}")
-    print(f"  explore  {made.explored} configs at seed {search.seed}, sampler {search.sampler}")
+    print(f"  explore  {made.explored} configs at seed {search.seed}")
     print(f"  confirm  the best {made.best} and the default config on {seeds}")
     print(f"  slots    {slots.count} stages at a time on {slots.where}")
-    print(f"  time     about {clock(estimate.median)} (nine in ten: {clock(estimate.low)} to {clock(estimate.high)})")
-    if search.gpu_hour_price:
-        price = search.gpu_hour_price * run.units / 3600
-        unit = f"{run.units} {'GPU' if slots.all_gpus else 'node'}{'s' * (run.units > 1)}"
-        print(
-            f"  cost     about {estimate.median * price:.2f} ({estimate.low * price:.2f} to "
-            f"{estimate.high * price:.2f}) for {unit} at {search.gpu_hour_price:g} an hour"
-        )
+    print(f"  time     about {mean} ({low} where all have the shortest split, {high} where all have the longest)")
     print(f"  store    {masked(search.store)}", flush=True)
 
 
 def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
-    """Run both phases, and leave best.yaml, plots and table; returns the exit status."""
+    """Run both phases, and leave best.yaml and the report; returns the exit status."""
     began, frame = time.monotonic(), Frame("search.py", run.options, run.store, run.key, run.basis, slots)
     run.begin(searcher, frame.origin)
     frame.start()
@@ -94,26 +87,22 @@ def carry_out(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> i
         if confirmed:
             print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
             finished = frame.run(ListSource([one for one, _ in confirmed], run.store))
-        best = write_best(run, searcher, confirmed)
-    with suppress(OSError):  # a full disk; the same command makes them again
-        plots.draw(searcher.study, run.space, run.plots, run.scores)
+        best = run.write_best(searcher, confirmed)
+    with suppress(OSError):  # a full disk; the same command writes it again
         run.end(searcher)
     sweep, unsent = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})
     if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
-    print(f"\n{account(run, made, time.monotonic() - began)}")
+    print(f"\nPredicted {clock(made.seconds[1])}, took {clock(time.monotonic() - began)}.")
     print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
-    if best:
-        print(f"Best: {best.title}, in {best.path}.")
-        if best.single:
-            print("  It has no cuts: it is a single GAN (DCGAN), no stack, and the ablation's sgan is one with it.")
-        if best.wrong:
-            wrong = ", ".join(f"{seed} {how}" for seed, how in best.wrong.items())
-            print(f"  Not on every seed: {wrong}. --objective fid sees what Inception score does not.")
     failed = any(run.outcome(row) is None for _, row in confirmed)
-    again = f"python sweeps/ablation.py --config {shlex.quote(str(best.path))}" if best else ""
-    frame.conclude(sweep, unsent, again or nothing_confirmed(searcher, failed))
+    then = nothing_confirmed(searcher, failed)
+    if best:
+        path, title = best
+        print(f"Best: {title}, in {path}.")
+        then = f"python sweeps/ablation.py --config {shlex.quote(str(path))}"
+    frame.conclude(sweep, unsent, then)
     return 0 if best and not failed and not unsent and not searcher.failed else 1
 
 
@@ -121,9 +110,9 @@ def nothing_confirmed(searcher: Searcher, tried: bool) -> str:
     """Why there is no best config, and what to do."""
     if tried:
         return "No config was confirmed on all of its seeds; the same command tries again what failed."
-    ends = [each.user_attrs.get(OUTCOME, "failed") for each in searcher.study.get_trials(deepcopy=False)]
-    counts = ", ".join(f"{ends.count(end)} {end}" for end in sorted(set(ends))) or "none has ended"
+    ends = collections.Counter(each.user_attrs.get(OUTCOME, "failed") for each in searcher.study.trials)
+    counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items())) or "none has ended"
     return (
-        f"There is no config to confirm: of the {len(ends)} that were explored, {counts}. Train longer (--budget), or "
-        "search elsewhere (--splits, --adversarial, --conditional, --entropy)."
+        f"There is no config to confirm: of the {ends.total()} that were explored, {counts}. Train longer (--budget), "
+        "or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
     )

@@ -1,6 +1,7 @@
 """Shared by all tests: a digits trial small enough to run the production path in about a second."""
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
@@ -31,13 +32,21 @@ torch.set_num_threads(1)
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("here", deadline=None, database=None, derandomize=True)
+HERE: dict[str, Any] = {"deadline": None, "database": None, "derandomize": True}
+settings.register_profile("here", max_examples=25, **HERE)
+settings.register_profile("many", max_examples=500, **HERE)  # pytest --hypothesis-profile many
 settings.load_profile("here")
+SERVER = multiprocessing.get_context("forkserver")
+"""Its processes share one import of torch."""
+SERVER.set_forkserver_preload(["sgan.stages.run", "hypothesis", "pytest"])
 SLOW_FOLDERS = ("slow", "cluster")
 """Below tests/: whatever lies there is slow."""
+FIRST = ("test_ablation", "test_run", "test_tracking", "test_docs", "test_phases", "test_resume", "test_golden")
+"""The files that take longest: they come first, so that both workers of `make test` end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (*FIRST, item.path.stem).index(item.path.stem))
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
@@ -96,7 +105,7 @@ def released_recipe(steps: int = 6) -> Recipe:
 def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int = 0, dataset: Dataset = TINY) -> Plan:
     """The plan of a trial on the digits."""
     digest = read(DATASETS["digits"], Path()).digest
-    return plan(Config(dataset, TINY, digest, recipe or tiny_recipe(), variant, seed))
+    return plan(Config(dataset, digest, recipe or tiny_recipe(), variant, seed))
 
 
 def named_recipe(name: str, dataset: str) -> Recipe:

@@ -13,6 +13,7 @@ from sgan.store.local import Store
 from sgan.training.loop import Diverged
 from sweeps.optimization.objective import Outcome
 from sweeps.optimization.searcher import Row
+from sweeps.optimization.study import Space
 from sweeps.planning.trials import End, Trial, TrialSource
 
 PLAN = tiny_plan()
@@ -48,15 +49,19 @@ def run(
 class Toy:
     """A search's record in memory; configs end as `outcomes` says: params -> outcome, None for a failure."""
 
-    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None]):
-        self.outcomes = outcomes
+    seed = 7
+
+    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], space: Space):
+        self.outcomes, self.distributions = outcomes, space
         self.rows: dict[int, Row] = {}
         self.ended: set[int] = set()
-        self.time = True
+
+    def config_key(self, params: Mapping[str, Any]) -> str:
+        return content_key(dict(params))
 
     def trial(self, number: int, params: Mapping[str, Any]) -> tuple[Trial, Row]:
         one = Trial(f"config-{number}", 0, PLAN.score, PLAN)  # pyright: ignore[reportArgumentType]
-        key = content_key(dict(params))
+        key = self.config_key(params)
         return one, {"number": number, "params": dict(params), "title": str(number), "name": key, "config_key": key}
 
     def write(self, row: Row) -> None:
@@ -64,9 +69,6 @@ class Toy:
 
     def outcome(self, row: Row) -> Outcome | None:
         return self.outcomes(row["params"]) if row["number"] in self.ended else None
-
-    def in_time(self, seconds: float) -> bool:
-        return self.time
 
     def end(self, trial: Trial) -> End:
         """The end of a trial's last stage."""

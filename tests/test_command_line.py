@@ -94,9 +94,9 @@ def test_the_version():
     assert run("--version").stdout.startswith("sgan 0.")
 
 
-def test_a_character_that_the_terminal_lacks_has_another():
+def test_a_character_that_the_terminal_lacks_ends_nothing():
     ended = run(PYTHONIOENCODING="ascii")
-    assert ended.stdout.splitlines()[1:] == ["0 # 1 +- 0.5 - ??", "1 # 1 +- 0.5 - ??"]
+    assert ended.stdout.splitlines()[1:] == ["0 ? 1 ? 0.5 ? ??", "1 ? 1 ? 0.5 ? ??"]
     assert ended.returncode == 0
 
 

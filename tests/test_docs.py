@@ -21,11 +21,12 @@ from models.test_released import arrays, save
 
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
+from sweeps import run_search
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
 from sweeps.planning.ablation import plan_ablation, record
-from sweeps.planning.config_file import BestConfig, ChosenOptions
+from sweeps.planning.config_file import write
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[1]
@@ -102,13 +103,12 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
         (folder / name).mkdir()
     mnist(folder / "data", 300, 100)
     save(folder / "encoder.npz", arrays("mnist"))
-    given = ("digits", None, None, "laptop", ("fc3",), (1.0, 1.0, 5.0), (), 1.0, 1.0, "held-out")
-    config = plan_ablation(Sweep(variants=("sgan",), weights=(1.0, 1.0, 5.0)), 0).trials[0].config
-    best = BestConfig("sgan", ChosenOptions(*given), config, {"study": "s", "commit": "c"})
-    best.write(folder / "runs" / "best.yaml")
+    best = Sweep(dataset="digits", recipe="laptop", judge="held-out", variants=("sgan",), weights=(1.0, 1.0, 5.0))
+    write(store, "sgan", best, plan_ablation(best, 0).trials[0].config, {"study": "s", "commit": "c"})
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(run_search, "measured_here", lambda *config: 1e-4)  # test_dry_run.py lets it measure
         patch.setenv("MLFLOW_TRACKING_URI", default_uri(store))
         yield folder, {**names, "score-0123456789abcdef": stage, "/path/to/runs": str(store.root)}
 
@@ -194,6 +194,7 @@ def test_python_runs(code, place):
     exec(compile(filled(code, place[1]), "block", "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(place):
     """All code in order, as a script, on the finished sweep."""
     cells = json.loads((ROOT / "docs" / "pick_a_config.ipynb").read_text())["cells"]

@@ -15,13 +15,8 @@ from sgan.checks import ConfigError
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset as tensors.
-
-    Attributes:
-        images, labels: the training set, (n, channels, size, size) uint8 and (n,) int64.
-        test_images, test_labels: the test set.
-        digest: content key of all four.
-    """
+    """One dataset as tensors: images (n, channels, size, size) uint8 with labels (n,) int64, those of the test set,
+    and a content key of all four."""
 
     images: Tensor
     labels: Tensor
@@ -57,8 +52,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
 class Batches:
     """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out.
 
-    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other.
-    """
+    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other."""
 
     def __init__(self, images: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         if batch > images:
@@ -107,11 +101,3 @@ def turned(images: Tensor, quarters: Tensor) -> Tensor:
         chosen = quarters == quarter
         result[chosen] = images[chosen].rot90(quarter, (-2, -1))
     return result
-
-
-def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """The batch moved by up to `pixels` in each direction, zeros moving in."""
-    if pixels == 0:
-        return images
-    down, right = (int(offset) for offset in torch.randint(-pixels, pixels + 1, (2,)))
-    return torch.nn.functional.pad(images, (right, -right, down, -down))

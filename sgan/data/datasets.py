@@ -9,25 +9,16 @@ from typing import Any
 import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
-from torch import Tensor
 
+from sgan.checks import ConfigError
 from sgan.data import image_folder
 from sgan.data.batches import Data
-from sgan.data.image_folder import DataError, Parts
+from sgan.data.image_folder import Parts
 from sgan.shapes import Dataset
 
-DIGITS_TEST = 450
-"""Digits kept for testing; the other 1,347 train."""
+DIGITS_TEST = 450  # Digits kept for testing; the other 1,347 train
 PLACES = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py", "SVHN": ""}
 """Where in a folder torchvision looks for files."""
-
-
-def _digest(tensors: tuple[Tensor, ...]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _digits() -> Parts:
@@ -59,7 +50,7 @@ def _torchvision(name: str, root: Path) -> Parts:
             ):
                 raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
         except Exception as error:  # a reader or a download raises almost anything; the advice is the same
-            raise DataError(
+            raise ConfigError(
                 f"{name} cannot be read from {root / place} nor downloaded ({error!r:.200}); delete its files if they "
                 f"are damaged, get them on a machine with a network (torchvision.datasets.{name}(root, download=True)),"
                 " copy the folder here and name it with --data, or run --dataset digits, which needs no files"
@@ -70,8 +61,8 @@ def _torchvision(name: str, root: Path) -> Parts:
 
 @functools.lru_cache(maxsize=1)
 def read(dataset: Dataset, root: Path) -> Data:
-    """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose
-    it twice. DataError where files are damaged, or absent and cannot be downloaded, or all training images the same."""
+    """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose it twice.
+    ConfigError where files are damaged, or absent and cannot be downloaded, or all training images the same."""
     readers: dict[str, Callable[[], Parts]] = {
         "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
         "digits": _digits,
@@ -81,5 +72,11 @@ def read(dataset: Dataset, root: Path) -> Data:
     }
     images, labels, test_images, test_labels = parts = tuple(part.contiguous() for part in readers[dataset.name]())
     if bool((images.amax(0) == images.amin(0)).all()):
-        raise DataError(f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others")
-    return Data(images, labels, test_images, test_labels, _digest(parts))
+        raise ConfigError(
+            f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others"
+        )
+    digest = hashlib.sha256()
+    for tensor in parts:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.numpy().data)
+    return Data(images, labels, test_images, test_labels, digest.hexdigest()[:16])

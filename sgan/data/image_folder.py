@@ -17,21 +17,14 @@ TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "valida
 SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information")
 SYSTEMS += ("lost+found", "@eadir", "#recycle", "temporary items", "network trash folder")
 """What systems leave in folders, in lower case."""
-STORE = ("stages", "claims")
-"""Folders by which an output store is known."""
+STORE = ("stages", "claims")  # Folders by which an output store is known
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel. It makes them of colours of 16 bits, too, which DEEP finds."""
 DEEP = re.compile(";16[BLN]")
-KEPT_FOR_TESTING = 5
-"""One image in five is kept for testing where the folder has no test images of its own."""
-FEW = 10
-"""Names shown of many."""
+KEPT_FOR_TESTING = 5  # One image in five is kept for testing where the folder has no test images of its own
+FEW = 10  # Names shown of many
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
-
-
-class DataError(ConfigError):
-    """A dataset or image folder that is not there, or a file of it that is damaged; the message says what to do."""
 
 
 class LeftOut(defaultdict[str, list[str]]):
@@ -49,7 +42,8 @@ def _few(names: list[str]) -> str:
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """All files in a folder and below, sorted, but for what `left_out` gets. DataError where a folder is unreadable."""
+    """All files in a folder and below, sorted, but for what `left_out` gets. ConfigError where a folder is
+    unreadable."""
     files = []
     for path in _inside(folder, left_out):
         if path.is_file():
@@ -66,25 +60,24 @@ def _inside(folder: Path, left_out: LeftOut) -> list[Path]:
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"the image folder {folder} cannot be read ({error.strerror})") from error
-    why = {path: _why_not(path) for path in paths}
-    for path in filter(why.get, paths):
-        left_out[why[path]].append(path.name)
-    return [path for path in paths if not why[path]]
-
-
-def _why_not(path: Path) -> str:
-    if path.name.startswith(".") or path.name.lower() in SYSTEMS:
-        return "hidden or left by a system"
-    if all((path / name).is_dir() for name in STORE):
-        return "output stores"
-    return "" if path.is_file() or path.is_dir() else "links to nothing, pipes or sockets"
+        raise ConfigError(f"the image folder {folder} cannot be read ({error.strerror})") from error
+    found = []
+    for path in paths:
+        if path.name.startswith(".") or path.name.lower() in SYSTEMS:
+            left_out["hidden or left by a system"].append(path.name)
+        elif all((path / name).is_dir() for name in STORE):
+            left_out["output stores"].append(path.name)
+        elif path.is_file() or path.is_dir():
+            found.append(path)
+        else:
+            left_out["links to nothing, pipes or sockets"].append(path.name)
+    return found
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent; of several
-    in one phone's photo (MPO) the first. DataError where the file is no image, an animation, or has more than 8 bits a
-    channel."""
+    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent; of
+    several in one phone's photo (MPO) the first. ConfigError where the file is no image, an animation, or has more
+    than 8 bits a channel."""
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
@@ -94,7 +87,7 @@ def read_image(path: Path, channels: int) -> Image.Image:
                 raise ValueError(f"pixels of mode {image.mode}, not of 8 bits a channel")
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise whatever their format's code does
-        raise DataError(f"{path} cannot be read as an image ({error!r:.200}); convert it or move it away") from error
+        raise ConfigError(f"{path} cannot be read as an image ({error!r:.200}); convert it or move it away") from error
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -102,13 +95,13 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Names of a folder's classes, sorted. DataError where there are fewer than two, not the same in train and test, or
-    images beside the class folders."""
+    """Names of a folder's classes, sorted. ConfigError where there are fewer than two, not the same in train and
+    test, or images beside the class folders."""
     return _classes(root, LeftOut())[1]
 
 
 def describe(root: Path) -> str:
-    """A folder's files, its classes, and what is left out and why, in words. DataError as in `class_names`."""
+    """A folder's files, its classes, and what is left out and why, in words. ConfigError as in `class_names`."""
     left_out = LeftOut()
     parts, names = _classes(root, left_out)
     files = [file for part in parts for name in names for file in image_files(part / name, left_out)]
@@ -117,13 +110,13 @@ def describe(root: Path) -> str:
 
 def read(root: Path, size: int, channels: int) -> Parts:
     """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
-    antialiasing. DataError as in class_names and read_image, and where a class has no images."""
+    antialiasing. ConfigError as in class_names and read_image, and where a class has no images."""
     folders, names = _classes(root, LeftOut())
     parts = []
     for part in folders:
         files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name, LeftOut())]
         for label in set(range(len(names))) - {label for _, label in files}:
-            raise DataError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
+            raise ConfigError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
         # Shuffled once: in some scores the first images stand for all, and must not be of one class.
         files = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
         labels = torch.tensor([label for _, label in files])
@@ -152,19 +145,21 @@ def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]
         left_out["beside train and test"] += [path.name for path in inside if path not in parts]
     elif folders and len(folders) == sum(map(len, split)):
         held = ", ".join(path.name for path in folders)
-        raise DataError(f"{root} holds no classes but parts of a split, {held}; it needs both train and test, or none")
+        raise ConfigError(
+            f"{root} holds no classes but parts of a split, {held}; it needs both train and test, or none"
+        )
     classes = []
     for part in parts:
         inside = inside if part == root else _inside(part, left_out)
         files = [path for path in inside if path.is_file()]
         for path in files:
             if path.suffix.lower() in Image.registered_extensions():
-                raise DataError(f"{path} lies beside the class folders; move it into the folder of its class")
+                raise ConfigError(f"{path} lies beside the class folders; move it into the folder of its class")
         left_out["beside the class folders"] += [path.name for path in files]
         classes.append(tuple(path.name for path in inside if path.is_dir()))
     if odd := sorted(set(classes[0]) ^ set(classes[-1])):
-        raise DataError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
+        raise ConfigError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
     if len(classes[0]) < 2:
         held = ", ".join(classes[0]) or "none"
-        raise DataError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
+        raise ConfigError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
     return parts, classes[0]

@@ -22,8 +22,7 @@ The first two are set from docs/metrics.md's calibration."""
 def alarms(metrics: Mapping[str, float]) -> list[str]:
     """The faults, a sentence each, by the scores and the mean losses of one evaluation.
 
-    Metrics of the joint stage carry their level ("level0/entropy_ratio"); so do their sentences.
-    """
+    Metrics of the joint stage carry their level ("level0/entropy_ratio"); so do their sentences."""
     found = []
     for name, value in metrics.items():
         level, _, kind = name.rpartition("/")
@@ -39,8 +38,7 @@ def latest(
     """The alarms of a trial's stages (label -> lines of its record), each by its last evaluation after the first step.
 
     Once the joint stage has an evaluation, it replaces the levels that it continues. Once there are final scores, they
-    alone say whether classes have collapsed and images are copied, since they are of more samples.
-    """
+    alone say whether classes have collapsed and images are copied, since they are of more samples."""
     stages: dict[str, Mapping[str, float]] = {}
     for label, lines in records.items():
         for line in lines:

@@ -19,10 +19,8 @@ GRID_SEED = 2**31 + 7
 """Noise of every evaluation, and so of the choice of the best: the same, so that grids can be leafed through like a
 film, and beyond all seeds of trials, whose final scores must not share it (torch looks at 32 bits of a seed)."""
 GRID_COLUMNS = 10
-REAL_SAMPLES = 10_000
-"""Training images that stand for all in the score of a level that makes features."""
-EVALUATION_SAMPLES = 1000
-"""Samples of a score while training; a final score has the recipe's number."""
+REAL_SAMPLES = 10_000  # Training images that stand for all in the score of a level that makes features
+EVALUATION_SAMPLES = 1000  # Samples of a score while training; a final score has the recipe's number
 
 
 @dataclass
@@ -34,8 +32,7 @@ class Evaluation:
         statistics: batch normalisation when sampling, "running" or "batch".
         data: the dataset.
         encoder: the trial's encoder; None where the stack uses no labels.
-        judges: they score images.
-    """
+        judges: they score images."""
 
     levels: list[Level]
     statistics: str
@@ -57,8 +54,7 @@ class Evaluation:
         """Scores of `samples` samples, as many of each class.
 
         `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
-        features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images.
-        """
+        features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
         if self.low == IMAGE:
@@ -73,13 +69,13 @@ class Evaluation:
             values["accuracy"] = metrics.accuracy(answers, labels)
         return values
 
-    def distance(self, by: str) -> float:
-        """What chooses the best evaluation: of images the held-out judge's `by`, fid or kid; of features their FID."""
+    def distance(self) -> float:
+        """What chooses the best evaluation: FID, of images by the held-out judge, of features by the encoder."""
         if self.low != IMAGE:
             return self.score(EVALUATION_SAMPLES, GRID_SEED)["feature_fid"]
         judge = self.judges.rows[HELD_OUT]
-        features = judge.describe(self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)).features
-        return judge.distance(features)[by]
+        made = self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)
+        return metrics.frechet_distance(judge.describe(made).features, judge.statistics)
 
     def class_coverage(self, samples: int, seed: int) -> list[float | None]:
         """Coverage of the training images of each class by so many samples, in the held-out judge's features."""
@@ -97,21 +93,19 @@ class Evaluation:
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """The lowest level's output for these labels (n,): uint8 images, or features."""
-        parts = [made[self.low] for made in sample(self.levels, self._conditions(labels), self.statistics, seed)]
+        device = self.data.images.device
+        if self.top.high == LABEL:
+            conditions = label_condition(self.top, labels.to(device), self.classes)
+        else:  # real features of training images that have them
+            chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
+            for label in labels.unique():
+                members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
+                chosen[places] = members[torch.arange(len(places)) % len(members)]
+            conditions = self._features(self.data.images[chosen.to(device)], self.top.high)
+        parts = [made[self.low] for made in sample(self.levels, conditions, self.statistics, seed)]
         if self.low == IMAGE:
             parts = [to_pixels(part, self.levels[0].generator.mean) for part in parts]
         return torch.cat(parts)
-
-    def _conditions(self, labels: Tensor) -> Tensor:
-        """The top level's conditions: the labels, or real features of training images that have them."""
-        device = self.data.images.device
-        if self.top.high == LABEL:
-            return label_condition(self.top, labels.to(device), self.classes)
-        chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
-        for label in labels.unique():
-            members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
-            chosen[places] = members[torch.arange(len(places)) % len(members)]
-        return self._features(self.data.images[chosen.to(device)], self.top.high)
 
     def _features(self, images: Tensor, tap: str) -> Tensor:
         """The encoder's features of uint8 images at a tap."""

@@ -25,10 +25,8 @@ from sgan.shapes import Dataset
 
 SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
-TRIPLES = 3
-"""Samples a row of the figure of neighbours, each followed by its two neighbours."""
-SIDE = 84
-"""Pixels to which small images are enlarged, about."""
+TRIPLES = 3  # Samples a row of the figure of neighbours, each followed by its two neighbours
+SIDE = 84  # Pixels to which small images are enlarged, about
 DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
 STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -126,8 +124,7 @@ def draw_all(levels: list[Level], statistics: str, names: Sequence[str], data: D
     Args:
         levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
         names: of the classes.
-        judge: in whose features neighbours are near.
-    """
+        judge: in whose features neighbours are near."""
     return {
         **samples(levels, statistics, names),
         "neighbours": neighbours(levels, statistics, names, data.images, judge),
@@ -136,18 +133,8 @@ def draw_all(levels: list[Level], statistics: str, names: Sequence[str], data: D
 
 
 def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[str, Figure]:
-    """The figures of samples alone, by name, for a stack as in `draw_all`; chained generators are taken apart.
-
-    classes: a row of samples a class; of a stack without labels, samples.
-    interpolation_noise: a row goes from one z of all levels to another in a straight line; a categorical code stays.
-    fixed_condition: a row has one condition of the image level, such as one generated fc3 feature of the row's class,
-        and z0 varies: the paper's panel (c), and of a stack without entropy loss its panel (d).
-    fixed_noise: a row has one z0, and the noise of all levels above the image's varies.
-    interpolation_labels: a row has one z of all levels; its label goes from class k to k + 1 in a straight line.
-    codes: a row has one value of the categorical code, and all else varies.
-    continuous_code: a row has one value of the categorical code; the first continuous code goes from 0 to 1, and all
-        else stays.
-    """
+    """The figures of samples alone, by name, for a stack as in `draw_all`; chained generators are taken apart. WORDS
+    says what a row is. `fixed_condition` is the paper's panel (c), without entropy loss its panel (d)."""
     levels, classes = unfolded(levels), len(names)
     top, device, rows = levels[-1], levels[0].generator.mean.device, min(classes, MOST_ROWS)
     labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)

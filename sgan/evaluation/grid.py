@@ -14,25 +14,18 @@ from torch import Tensor
 
 from sgan.store.files import atomic_write
 
-SMALL = 48
-"""Pixels to which small images are enlarged, about."""
+SMALL = 48  # Pixels to which small images are enlarged, about
 GAP, MARGIN = 4, 12
 PAPER, INK, FAINT = 255, "black", "dimgray"
-BOX = "images"
-"""Text chunk of a PNG file: left, top, right and bottom of the images without the words around them."""
-PART = 2000
-"""Candidates that distances are computed to at once."""
+BOX = "images"  # Text chunk of a PNG file: left, top, right and bottom of the images without the words around them
+PART = 2000  # Candidates that distances are computed to at once
 
 
 @dataclass(frozen=True)
 class Words:
-    """What stands around a grid; each may be absent. Pillow's own font has Latin letters alone.
-
-    Attributes:
-        title, along: above it: its name, and what changes along a row.
-        columns, rows: a heading of each column, and a label of each row.
-        caption: below it: what to look for.
-    """
+    """What stands around a grid; each may be absent. Above it its `title` and what changes `along` a row, a heading
+    of each column and a label of each row, and below it a caption: what to look for. Pillow's own font has Latin
+    letters alone."""
 
     title: str = ""
     along: str = ""
@@ -47,8 +40,7 @@ NO_WORDS = Words()
 def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side: int = SMALL) -> None:
     """Write uint8 images (n, channels, size, size) row by row, `columns` a row, as a PNG file, whole or not at all.
 
-    side: pixels to which images that are smaller are enlarged, about, by a whole factor.
-    """
+    side: pixels to which images that are smaller are enlarged, about, by a whole factor."""
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
     scale = max(1, round(side / pixels.shape[1]))
     enlarged = pixels.repeat(scale, 1).repeat(scale, 2)
@@ -92,11 +84,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
-    """Index (n,) of the candidate that is nearest to each sample by Euclidean distance.
-
-    Args:
-        samples, candidates: (n, ...) and (m, ...), images or features.
-    """
+    """Index (n,) of the candidate that is nearest to each sample by Euclidean distance. `samples, candidates`: (n,
+    ...) and (m, ...), images or features."""
     points = samples.float().flatten(1)
     distances = [torch.cdist(points, part.to(points).flatten(1)) for part in candidates.split(PART)]
     return torch.cat(distances, 1).argmin(1)

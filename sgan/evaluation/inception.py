@@ -16,29 +16,23 @@ from sgan.store.files import sha256
 
 NETWORK = "inception-v3-compat"
 RESIZE = "bilinear as in TensorFlow 1, to 299x299"
-BATCH = 64
-"""torch-fidelity's batch: sums are rounded in its order."""
+BATCH = 64  # torch-fidelity's batch: sums are rounded in its order
 FILE = Path(URL_INCEPTION_V3).name
-DIGEST = Path(FILE).stem.rpartition("-")[2]
-"""The end of the file's name is the beginning of its SHA-256."""
-
-
-class WeightsError(ConfigError):
-    """Inception weights that are absent or no weights of this network; the message says where to get them."""
+DIGEST = Path(FILE).stem.rpartition("-")[2]  # The end of the file's name is the beginning of its SHA-256
 
 
 def find_weights(given: Path | None) -> Path:
-    """The weights file: the given one, or torch-fidelity's, downloaded to its place; WeightsError where absent."""
+    """The weights file: the given one, or torch-fidelity's, downloaded to its place; ConfigError where absent."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if path.is_file():
         return path.absolute()
     if given:
-        raise WeightsError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
+        raise ConfigError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
     except Exception as error:  # a download raises almost anything; the advice is the same
-        raise WeightsError(
+        raise ConfigError(
             f"the Inception weights cannot be downloaded ({error!r:.200}); "
             f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --inception-weights, "
             "or score with --judge held-out, which needs none"
@@ -47,22 +41,21 @@ def find_weights(given: Path | None) -> Path:
 
 
 def check_weights(path: Path) -> str:
-    """SHA-256 of a weights file; WeightsError where it holds other than tensors, or not those of this network.
+    """SHA-256 of a weights file; ConfigError where it holds other than tensors, or not those of this network.
 
-    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first.
-    """
+    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first."""
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
             fits = tuple(torch.load(path, map_location="cpu", weights_only=True)["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
-        raise WeightsError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
+        raise ConfigError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
     if not fits:
-        raise WeightsError(f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
+        raise ConfigError(f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
     return sha256(path)
 
 
 class Inception:
-    """The network of a weights file on a device; WeightsError where the file holds no weights of this network."""
+    """The network of a weights file on a device; ConfigError where the file holds no weights of this network."""
 
     def __init__(self, weights: Path, device: str):
         self.weights, self.device = check_weights(weights), device
@@ -70,7 +63,7 @@ class Inception:
             layers = ["2048", "logits_unbiased"]
             network = FeatureExtractorInceptionV3(NETWORK, layers, feature_extractor_weights_path=str(weights))
         except RuntimeError as error:  # torch's error for names and shapes that do not fit
-            raise WeightsError(f"{weights} does not fit the network; it must be {FILE} of torch-fidelity") from error
+            raise ConfigError(f"{weights} does not fit the network; it must be {FILE} of torch-fidelity") from error
         self.network = network.to(device).eval()
 
     @torch.no_grad()
@@ -84,5 +77,4 @@ class Inception:
         return join(parts)
 
 
-load = functools.lru_cache(maxsize=1)(Inception)
-"""The network; kept, since every score in a process needs it."""
+load = functools.lru_cache(maxsize=1)(Inception)  # The network; kept, since every score in a process needs it

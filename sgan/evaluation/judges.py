@@ -4,7 +4,6 @@ Legend: n images, m training images, F features, K classes. Images are uint8 (n,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +18,13 @@ from sgan.evaluation.scores import Features, join
 
 SMALL, WIDTHS = 16, (16, 32)
 """Images smaller than this get a judge of the first width at full resolution, others one of the second at half."""
-GROUPS, BLOCKS = 8, 2
-PART = 100
-"""Images that pass through the network together, as in the encoder."""
+GROUPS = 8
+PART = 100  # Images that pass through the network together, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
-NEAR = 0.05
-"""A sample counts as copied that is as near to a training image as this share of the held-out images are."""
+NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
 PIXELS, HELD_OUT, INCEPTION = "pixels", "held-out", "inception"
-Describe = Callable[[Tensor], Features]
-"""Features and logits, on the CPU, of uint8 images."""
+Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
 
 
 class Row(NamedTuple):
@@ -48,18 +44,12 @@ JUDGES = {
 }
 
 
-def split(labels: Tensor) -> Tensor:
-    """Which test images, by their labels (n,), train the held-out judge, (n,) bool: of each class every second one, the
-    first included. The others are the held-out images that scores know."""
-    chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    for label in labels.unique():
-        chosen[(labels == label).nonzero().flatten()[::2]] = True
-    return chosen
-
-
 def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The test images with their labels that train the held-out judge, and the others."""
-    chosen = split(data.test_labels)
+    """The test images with their labels that train the held-out judge, of each class every second one, the first
+    included; and the others: the held-out images that scores know."""
+    chosen = torch.zeros(len(data.test_labels), dtype=torch.bool, device=data.test_labels.device)
+    for label in data.test_labels.unique():
+        chosen[(data.test_labels == label).nonzero().flatten()[::2]] = True
     return tuple((data.test_images[each], data.test_labels[each]) for each in (chosen, ~chosen))  # pyright: ignore[reportReturnType]
 
 
@@ -85,8 +75,7 @@ class HeldOut(nn.Module):
     images with any encoder.
 
     Its features are the last maps' means and the first block's maps, pooled to 2 x 2: without these, noise in the
-    pixels would hardly be seen, since a classifier learns to overlook it.
-    """
+    pixels would hardly be seen, since a classifier learns to overlook it."""
 
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
@@ -140,8 +129,7 @@ class Judge:
         name: its row.
         describe: how it sees images.
         real, labels: training images.
-        held, held_labels: held-out images that no network is trained on.
-    """
+        held, held_labels: held-out images that no network is trained on."""
 
     def __init__(
         self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
@@ -159,11 +147,15 @@ class Judge:
             found: the images in this space.
             labels: those they were asked for, (n,), if any.
             repeats: indices of a larger set that the images stand for where their distances to one another do not
-                matter: in FID and the Inception score.
-        """
+                matter: in FID and the Inception score."""
         part = metrics.subset(len(found.features))
         points = found.features[part]
-        values = self.distance(found.features, repeats) | self.neighbourhoods.scores(points)
+        whole = found.features if repeats is None else found.features[repeats]
+        values = {
+            "fid": metrics.frechet_distance(whole, self.statistics),
+            "kid": metrics.kernel_distance(found.features, self.real.features, *self.kid)["kid"],
+            **self.neighbourhoods.scores(points),
+        }
         if labels is not None and len(self.held_labels):
             guesses = labels[part][metrics.distances(self.held.features, points).argmin(1)]
             values["train_on_generated"] = (guesses == self.held_labels).float().mean().item()
@@ -174,11 +166,6 @@ class Judge:
             values |= {} if labels is None else {"judge_accuracy": metrics.accuracy(found.logits, labels)}
         return values
 
-    def distance(self, features: Tensor, repeats: Tensor | None = None) -> dict[str, float]:
-        """fid and kid of features, as in `scores`."""
-        fid = metrics.frechet_distance(features if repeats is None else features[repeats], self.statistics)
-        return {"fid": fid, "kid": metrics.kernel_distance(features, self.real.features, *self.kid)["kid"]}
-
     def class_coverage(self, features: Tensor) -> list[float | None]:
         """Coverage of the training images of each class, 0 to K-1; None where the subset has none."""
         hit = self.neighbourhoods.covered(features[metrics.subset(len(features))])
@@ -186,16 +173,27 @@ class Judge:
         return [each.mean().item() if len(each) else None for each in classes]
 
 
-@dataclass(frozen=True)
 class Judges:
     """The judges of one dataset, by their rows in the table: `held-out`, `pixels`, and a network that is given.
 
+    Args:
+        described: of each that sees by a network: how, and what it sees of training and of held-out images.
+        axes: the principal components of `pixels`; empty leaves it out.
     Attributes:
-        near: distance in `pixels` to the nearest training image from which on a sample is no copy.
-    """
+        near: distance in `pixels` to the nearest training image from which on a sample is no copy."""
 
-    rows: dict[str, Judge]
-    near: float
+    def __init__(
+        self, data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
+    ):
+        (own, _), (held, held_labels) = parts(data)
+        see = by_components(axes)
+        seen = {PIXELS: (see, see(data.images), see(held))} if axes else {}
+        self.rows = {
+            name: Judge(name, describe, real, data.labels.cpu(), known, held_labels.cpu())
+            for name, (describe, real, known) in (seen | dict(described)).items()
+        }
+        if axes:
+            self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features).quantile(NEAR).item()
 
     @property
     def classes(self) -> int:
@@ -215,28 +213,3 @@ class Judges:
                 distances = metrics.nearest(points, judge.real.features)
                 values["copied"] = (distances <= self.near).float().mean().item()
         return values
-
-
-def judges(
-    data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
-) -> Judges:
-    """Judges of a dataset.
-
-    Args:
-        described: of each that sees by a network: how, and what it sees of training and of held-out images.
-        axes: the principal components of `pixels`; empty leaves it out.
-    """
-    (own, _), (held, held_labels) = parts(data)
-    seen = dict(described)
-    if axes:
-        see = by_components(axes)
-        seen = {PIXELS: (see, see(data.images), see(held)), **seen}
-    rows = {
-        name: Judge(name, describe, real, data.labels.cpu(), known, held_labels.cpu())
-        for name, (describe, real, known) in seen.items()
-    }
-    near = 0.0
-    if axes:
-        pixels = rows[PIXELS]
-        near = metrics.nearest(pixels.describe(own).features, pixels.real.features).quantile(NEAR).item()
-    return Judges(rows, near)

@@ -15,10 +15,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 SPLITS, SHUFFLE_SEED = 10, 2020
-KID = (100, 1000)
-"""Subsets of KID, and images of each, as published."""
-SUBSET, SPREAD = 2000, 1000
-"""Images whose distances to one another are taken, at most: in all, and of a class."""
+KID = (100, 1000)  # Subsets of KID, and images of each, as published
+SUBSET, SPREAD = 2000, 1000  # Images whose distances to one another are taken, at most: in all, and of a class
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 COLLAPSED, MISSED = 0.4, 0.2
 """A class has collapsed where its samples lie closer together than this share of what real images do, and is missed
@@ -45,8 +43,7 @@ def fingerprint(network: str, weights: str, resize: str, samples: int, reference
         network, weights: the network that sees the images, and the SHA-256 of its weights file.
         resize: how images are brought to its size.
         samples: number of images.
-        reference: the real images, in words and by digest.
-    """
+        reference: the real images, in words and by digest."""
     origin = {"network": network, "weights": weights, "resize": resize, "samples": samples, "reference": reference}
     return origin | {"splits": SPLITS, "shuffle": f"NumPy RandomState({SHUFFLE_SEED})", "subset": SUBSET}
 
@@ -80,8 +77,7 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
     samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
 
-    NumPy multiplies in one thread: with two, the last digits differ.
-    """
+    NumPy multiplies in one thread: with two, the last digits differ."""
     if not features.isfinite().all():
         return math.nan
     found = statistics(features)
@@ -110,12 +106,12 @@ def precision_recall(features: Tensor, real: Tensor) -> dict[str, float]:
     return {name: found[name] for name in ("precision", "recall")}
 
 
-def network_scores(found: Features, real: Features, known: dict[str, np.ndarray] | None = None) -> dict[str, float]:
+def network_scores(found: Features, real: Features) -> dict[str, float]:
     """The scores of images by the paper's network and its successors against real ones: inception_scores, fid,
-    kernel_distance, precision_recall. `known`: `statistics` of the real features, where they were computed before."""
+    kernel_distance, precision_recall."""
     return {
         **inception_scores(found.logits),
-        "fid": frechet_distance(found.features, known or statistics(real.features)),
+        "fid": frechet_distance(found.features, statistics(real.features)),
         **kernel_distance(found.features, real.features),
         **precision_recall(found.features, real.features),
     }
@@ -176,8 +172,7 @@ def class_diversity(found: Features, real: Features) -> Tensor:
     """For each class (K,): the median distance of a sample to the nearest other one, relative to as many real images.
 
     A classifier, not the label asked for, says which class an image is of, so that wrong samples are no diversity. 0
-    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it.
-    """
+    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it."""
     decided, known = found.logits.argmax(1), real.logits.argmax(1)
     ratios = torch.full((found.logits.shape[1],), math.nan)
     for label in range(len(ratios)):

@@ -33,8 +33,7 @@ class Discriminator(nn.Module):
 
     forward(h): h is (B, C, S, S) or (B, F). Returns the logits (B, 1), or (B, K) for discriminator "classes", and
     Q's mean (B, Z) of z, or (B, codes.size) of its codes, where categorical ones are logits. Batch normalisation keeps
-    no running averages: a discriminator is not used after training.
-    """
+    no running averages: a discriminator is not used after training."""
 
     def __init__(
         self, dataset: Dataset, recipe: GanRecipe, low: str, through: tuple[str, ...] = (), codes: Codes | None = None

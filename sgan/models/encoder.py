@@ -41,8 +41,7 @@ class Encoder(nn.Module):
 
     Attributes:
         classes: width of fc4.
-        mean: the image that is subtracted from images in [0, 1], (1, channels, size, size).
-    """
+        mean: the image that is subtracted from images in [0, 1], (1, channels, size, size)."""
 
     def __init__(self, dataset: Dataset, init_std: float, classes: int | None = None):
         super().__init__()

@@ -26,10 +26,6 @@ FORMAT = 1
 LAST, BEST = "last", "best"
 
 
-class ModelError(ConfigError):
-    """A model that is not there or damaged, or labels that it does not have; the message names it."""
-
-
 @dataclass(frozen=True)
 class LevelRow:
     """All that rebuilds a level: the fields of `Level` but its generator."""
@@ -43,14 +39,8 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained stack.
-
-    Attributes:
-        levels: from the image up.
-        dataset: its dataset's row with the widths of the networks.
-        sampling: batch normalisation when sampling, "running" averages or "batch" statistics.
-        about: its trial, seed, commit and scores.
-    """
+    """A trained stack, from the image up, with its dataset's row as its networks are, how batch normalisation samples
+    ("running" averages or "batch" statistics), and its trial, seed, commit and scores."""
 
     levels: list[Level]
     dataset: Dataset
@@ -64,18 +54,20 @@ class Model:
 
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
         """Images (n, channels, size, size) uint8 of these labels (n,), or, given n, of all classes in turn. The same
-        seed gives the same images; ModelError where a label is no class. Without labels, their number alone counts."""
+        seed gives the same images; ConfigError where a label is no class. Without labels, their number alone counts."""
         try:
             many = isinstance(labels, int)
             wanted = balanced_labels(max(labels, 0), self.classes) if many else torch.as_tensor(labels)
             torch.Generator().manual_seed(seed)
         except (RuntimeError, TypeError, ValueError) as error:  # torch's, of what are no numbers
-            raise ModelError(f"labels and seed must be whole numbers, but got {labels!r:.99}, seed {seed!r}") from error
+            raise ConfigError(
+                f"labels and seed must be whole numbers, but got {labels!r:.99}, seed {seed!r}"
+            ) from error
         if wanted.dim() != 1 or len(wanted) == 0 or wanted.is_floating_point():
-            raise ModelError(f"labels must be at least one whole number in a row, but got {labels!r}")
+            raise ConfigError(f"labels must be at least one whole number in a row, but got {labels!r}")
         for label in wanted.unique().tolist():
             if not 0 <= label < self.classes:
-                raise ModelError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
+                raise ConfigError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
         mean = self.levels[0].generator.mean
         condition = label_condition(self.levels[-1], wanted.to(mean.device).long(), self.classes)
         parts = sample(self.levels, condition, self.sampling, seed)
@@ -95,32 +87,32 @@ def save(
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     """Read a model from its folder, or the `last` (at the end of training) or `best` one (at the best score while
-    training) from a finished score stage's folder or MLflow's copy. ModelError or StoreError where it is not whole, or
+    training) from a finished score stage's folder or MLflow's copy. ConfigError or StoreError where it is not whole, or
     there is no such device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, with many lines
         reason = str(error).partition("\n")[0][:200]
-        raise ModelError(f"device {device!r} cannot be used here ({reason}); use 'cpu'") from error
+        raise ConfigError(f"device {device!r} cannot be used here ({reason}); use 'cpu'") from error
     if which not in (LAST, BEST):
-        raise ModelError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
+        raise ConfigError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
     path = Path(path)
     places = (path, path / which, path / MODELS / which, path / "data" / MODELS / which)
     folder = next((place for place in places if (place / MODEL_FILE).exists()), None)
     if folder is None:
-        raise ModelError(f"there is no model at {path}: it must hold {MODEL_FILE}, or {MODELS}/{which} with one")
+        raise ConfigError(f"there is no model at {path}: it must hold {MODEL_FILE}, or {MODELS}/{which} with one")
     facts, weights = read_json(folder / MODEL_FILE), folder / WEIGHTS_FILE
     if facts.get("format") != FORMAT:
-        raise ModelError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
+        raise ConfigError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
     if not weights.is_file() or sha256(weights) != facts.get("weights"):
-        raise ModelError(f"{weights} is missing or damaged; copy the model again")
+        raise ConfigError(f"{weights} is missing or damaged; copy the model again")
     kinds: dict[str, Any] = {"dataset": Dataset, "recipe": GanRecipe, "levels": tuple[LevelRow, ...], "sampling": str}
     dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
         levels = [Level(generator=new_generator(dataset, recipe, **vars(row)), **vars(row)) for row in rows]
     saved, built = read_tensors(weights), _tensors(levels)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
-        raise ModelError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
+        raise ConfigError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
     for name, tensor in built.items():
         tensor.copy_(saved[name])
     for level in levels:

@@ -29,8 +29,7 @@ def initialise(module: nn.Module, std: float, convolution_std: float | None = No
     Args:
         convolution_std: of convolutions; None: as the others.
         glorot: those of fully connected layers are U(-a, a) with a = sqrt(6 / (inputs + outputs)) instead (Glorot and
-            Bengio 2010).
-    """
+            Bengio 2010)."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             if glorot and isinstance(part, nn.Linear):
@@ -54,8 +53,7 @@ class Generator(nn.Module):
     """G_i: (h_{i+1}, z_i) -> h_i (paper, "Stacked Generators"), with h_{i+1} a label, a vector, maps, or nothing.
 
     forward(condition, z): condition is (B, K) one-hot for a label, (B, F), (B, C, S, S), or (B, 0) for nothing;
-    z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`.
-    """
+    z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`."""
 
     def __init__(
         self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True, codes: Codes | None = None
@@ -122,8 +120,7 @@ class Generator(nn.Module):
 class Chain(nn.Module):
     """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
 
-    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first, as in `parts`.
-    """
+    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first, as in `parts`."""
 
     def __init__(self, generators: list[Generator]):
         super().__init__()

@@ -20,42 +20,33 @@ from sgan.models.generator import Generator
 from sgan.models.stack import Level
 from sgan.shapes import Dataset
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of CIFAR-10's training images in [0, 1], a channel."""
-
-
-class ReleasedError(ConfigError):
-    """A file that is none of the authors'; the message names the file, the array and the fault."""
-
 
 def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None) -> Encoder:
-    """One of the authors' encoders, frozen; ReleasedError where the file is none of these, or of another dataset.
+    """One of the authors' encoders, frozen; ConfigError where the file is none of these, or of another dataset.
 
     Its convolutions do not flip their kernels (Conv2DDNNLayer's default).
 
     Args:
         path: the .npz file; nothing in it is unpickled.
         dataset: the row that the encoder is of, presets.DATASETS["mnist"] or ["cifar10"].
-        mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy.
-            Without it zeros for grey images, CIFAR10_MEAN for colour ones.
-    """
+        mean: the image to subtract from images in [0, 1], (channels, size, size), such as the released meanimg.npy;
+            none for MNIST."""
     encoder = Encoder(dataset, 0.01)
     _fill(Path(path), encoder.modules(), dataset, "encoder")
-    default = torch.tensor(CIFAR10_MEAN)[:, None, None] if dataset.channels == 3 else torch.zeros(1, 1, 1)
-    encoder.mean.copy_(default if mean is None else mean)
+    if mean is not None:
+        encoder.mean.copy_(mean)
     return encoder.eval().requires_grad_(False)
 
 
 def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Level]:
-    """The authors' stack of G1 and G0, frozen, from the image up; ReleasedError as for `load_released`.
+    """The authors' stack of G1 and G0, frozen, from the image up; ConfigError as for `load_released`.
 
     The file lists G1 before G0, and in each the noise's layers before the label's (sampling.py). Its transposed
     convolutions flip their kernels (the default of Theano's AbstractConv2d_gradInputs), torch's do not.
 
     Args:
         path, dataset: as for `load_released`.
-        mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy.
-    """
+        mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy."""
     recipe = GanRecipe()
     image, features = Generator(dataset, recipe, IMAGE, "fc3"), Generator(dataset, recipe, "fc3", LABEL)
     parts = [part for each in (features, image) for part in (each.embed_noise, each.embed_condition, each.body)]
@@ -69,7 +60,7 @@ def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Lev
 
 
 def load_mean(path: Path, dataset: Dataset) -> Tensor:
-    """The mean image, (channels, size, size) in [0, 1], from the authors' .npy file; ReleasedError as above."""
+    """The mean image, (channels, size, size) in [0, 1], from the authors' .npy file; ConfigError as above."""
     shape = (dataset.channels, dataset.size, dataset.size)
     return torch.from_numpy(_checked(_read(path).get("", np.empty(0)), shape, str(path), dataset))
 
@@ -78,7 +69,7 @@ def _fill(path: Path, modules: Iterable[nn.Module], dataset: Dataset, network: s
     """Give layers the arrays of a file, in their order."""
     arrays, places = _read(path), list(_places(modules))
     if set(arrays) != {f"arr_{index}" for index in range(len(places))}:
-        raise ReleasedError(
+        raise ConfigError(
             f"{path} must hold the arrays arr_0 to arr_{len(places) - 1} of the {dataset.name} {network}, but holds "
             f"{', '.join(sorted(arrays))}"
         )
@@ -109,13 +100,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return {"": found} if isinstance(found, np.ndarray) else dict(found)
     except Exception as error:  # NumPy raises almost anything for a file that is none of its own
         reason = str(error).partition("\n")[0]
-        raise ReleasedError(f"{path} cannot be read as a file of NumPy's arrays ({reason})") from error
+        raise ConfigError(f"{path} cannot be read as a file of NumPy's arrays ({reason})") from error
 
 
 def _checked(array: np.ndarray, shape: tuple[int, ...], what: str, dataset: Dataset) -> np.ndarray:
-    """The array in float32; ReleasedError unless it holds finite numbers of this shape."""
+    """The array in float32; ConfigError unless it holds finite numbers of this shape."""
     if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise ReleasedError(
+        raise ConfigError(
             f"{what} must hold finite numbers of shape {shape} for {dataset.name}, but has shape {array.shape} and "
             f"type {array.dtype}; is it of another dataset?"
         )

@@ -21,12 +21,8 @@ SAMPLING_BATCH = 500
 
 @dataclass
 class Level:
-    """Level i: its generator makes tap `low` from tap `high`; `labels` False leaves the condition of the top out.
-
-    Attributes:
-        codes: the last numbers of z are InfoGAN's codes.
-        through: taps between `high` and `low`, from the lower up, that a Chain passes.
-    """
+    """Level i: its generator makes tap `low` from tap `high`, and passes the taps `through` between them, from the
+    lower up. `labels` False leaves the condition of the top out. With `codes` the last numbers of z are InfoGAN's."""
 
     low: str
     high: str
@@ -72,8 +68,7 @@ def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict
 
     Args:
         condition: of the top level, (B, ...).
-        noise: z of every level, (B, Z_i), as the levels from the image up.
-    """
+        noise: z of every level, (B, Z_i), as the levels from the image up."""
     made = {}
     for level, z in zip(reversed(levels), reversed(noise), strict=True):
         made[level.low] = condition = level.generator(condition, z)

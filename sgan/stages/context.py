@@ -22,14 +22,8 @@ Running = Generator[Progress, None, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Context:
-    """Where stages run.
-
-    Attributes:
-        store: holds the finished stages.
-        data: the dataset, on `device`.
-        device: torch's name of the device.
-        commit: noted with every stage.
-    """
+    """Where stages run: the store with the finished stages, the dataset on `device` (torch's name of it), and the
+    commit, which is noted with every stage."""
 
     store: Store
     data: Data = field(compare=False)

@@ -53,8 +53,7 @@ class JudgeStage(_Stage):
         shape: channels and size of images.
         recipe: of the judge that is trained; None for a network that is given.
         weights: SHA-256 of the given network's; "".
-        samples: real images are scored as if there were so many.
-    """
+        samples: real images are scored as if there were so many."""
 
     judge: str
     dataset: str
@@ -75,8 +74,7 @@ class LevelStage(_Stage):
     Attributes:
         joint_start: share of the training after which the state is kept for the joint stage; 1: the last one serves.
         keep_adam: the state for the joint stage includes Adam's.
-        encoder: None where neither a tap nor a loss needs it.
-    """
+        encoder: None where neither a tap nor a loss needs it."""
 
     dataset: Dataset
     data: str
@@ -100,11 +98,8 @@ class LevelStage(_Stage):
 
 @dataclass(frozen=True)
 class JointStage(_Stage):
-    """Goes on training all levels together; fields as in Recipe.
-
-    Attributes:
-        scratch: starts with new weights: of the levels it takes their networks and their encoder alone.
-    """
+    """Goes on training all levels together; fields as in Recipe. `scratch`: starts with new weights: of the levels
+    it takes their networks and their encoder alone."""
 
     levels: tuple[LevelStage, ...]
     scratch: bool
@@ -129,9 +124,7 @@ class ScoreStage(_Stage):
     Attributes:
         encoder: None for a stack without labels.
         judge: the held-out one.
-        network: a given one that leads; None: the held-out one does.
-        best_by: the score of the best evaluation; a level that makes features is best by its feature FID.
-    """
+        network: a given one that leads; None: the held-out one does."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -140,7 +133,6 @@ class ScoreStage(_Stage):
     network: JudgeStage | None
     samples: int
     sampling: str
-    best_by: str
 
     kind = "score"
 
@@ -159,12 +151,8 @@ Stage = ClassifierStage | JudgeStage | LevelStage | JointStage | ScoreStage
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one trial.
-
-    Attributes:
-        stages: each after those that it needs, with its role: "judge", "network", "encoder", "level1", "level0",
-            "joint", "score".
-    """
+    """The stages of one trial. `stages`: each after those that it needs, with its role: "judge", "network",
+    "encoder", "level1", "level0", "joint", "score"."""
 
     stages: tuple[tuple[str, Stage], ...]
 
@@ -214,56 +202,47 @@ def plan(config: Config) -> Plan:
     judge = judge_stage(config.dataset, config.data, recipe)
     network = replace(judge, judge="inception", recipe=None, weights=config.inception) if config.inception else None
     encoder = ClassifierStage(config.dataset, config.data, recipe.encoder, config.seed)
-    levels = tuple(_level(config, *ends, encoder) for ends in pairwise(variant.bounds))
-    joint = None
-    if variant.joint:
-        joint = JointStage(
-            levels=levels,
-            scratch=recipe.joint_start == 0,
-            recipe=recipe.joint,
-            feedback=recipe.feedback,
-            fresh_adam=recipe.fresh_adam,
-            images=recipe.joint_images,
+    levels = tuple(
+        LevelStage(
+            dataset=config.dataset,
+            data=config.data,
+            low=low,
+            high=high,
+            labels=variant.labels,
+            through=variant.through,
+            codes=variant.codes,
+            recipe=recipe.gan,
+            weights=variant.weights,
+            images=recipe.image_level if low == IMAGE else recipe.feature_level,
+            joint_start=recipe.joint_start or 1.0 if variant.cuts else 1.0,
+            keep_adam=bool(variant.cuts and recipe.joint_start) and not recipe.fresh_adam,
             evaluations=recipe.evaluations,
             sampling=recipe.sampling,
+            seed=config.seed,
+            encoder=encoder if low != IMAGE or high != LABEL or variant.weights.conditional > 0 else None,
         )
+        for low, high in pairwise(variant.bounds)
+    )
+    shared: dict[str, Any] = {"levels": levels, "sampling": recipe.sampling}
+    joint = JointStage(
+        scratch=recipe.joint_start == 0,
+        recipe=recipe.joint,
+        feedback=recipe.feedback,
+        fresh_adam=recipe.fresh_adam,
+        images=recipe.joint_images,
+        evaluations=recipe.evaluations,
+        **shared,
+    )
     score = ScoreStage(
-        levels=levels,
-        joint=joint,
+        joint=joint if variant.joint else None,
         encoder=encoder if variant.labels else None,
         judge=judge,
         network=network,
         samples=recipe.samples,
-        sampling=recipe.sampling,
-        best_by=recipe.best_by,
+        **shared,
     )
-    stages: list[tuple[str, Stage]] = [("judge", judge)]
-    stages += [("network", network)] if network else []
-    stages += [("encoder", encoder)] if encoder in score.parents else []
     numbered = reversed(list(enumerate(levels)))
-    stages += [(f"level{index}", level) for index, level in numbered if level in score.parents]
-    stages += [("joint", joint)] if joint else []
-    return Plan((*stages, ("score", score)))
-
-
-def _level(config: Config, low: str, high: str, encoder: ClassifierStage) -> LevelStage:
-    recipe, variant = config.recipe, config.variant
-    needs_encoder = low != IMAGE or high != LABEL or variant.weights.conditional > 0
-    return LevelStage(
-        dataset=config.dataset,
-        data=config.data,
-        low=low,
-        high=high,
-        labels=variant.labels,
-        through=variant.through,
-        codes=variant.codes,
-        recipe=recipe.gan,
-        weights=variant.weights,
-        images=recipe.image_level if low == IMAGE else recipe.feature_level,
-        joint_start=recipe.joint_start or 1.0 if variant.cuts else 1.0,
-        keep_adam=bool(variant.cuts and recipe.joint_start) and not recipe.fresh_adam,
-        evaluations=recipe.evaluations,
-        sampling=recipe.sampling,
-        seed=config.seed,
-        encoder=encoder if needs_encoder else None,
-    )
+    stages = [("judge", judge), ("network", network), ("encoder", encoder)]
+    stages += [*((f"level{index}", level) for index, level in numbered), ("joint", joint)]
+    needed = score.parents
+    return Plan((*((label, stage) for label, stage in stages if stage in needed), ("score", score)))

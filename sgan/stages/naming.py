@@ -40,11 +40,7 @@ def code_version() -> str:
 
 @functools.cache
 def code_digest(kind: str, package: Path = PACKAGE) -> str:
-    """Hash of the code that the results of stages of this kind depend on.
-
-    Args:
-        package: folder of the package sgan.
-    """
+    """Hash of the code that the results of stages of this kind depend on. `package`: folder of the package sgan."""
     code = import_closure(f"sgan.stages.kinds.{KINDS[kind]}", package)
     return content_key({module: code[module] for module in code if module.startswith(COUNTED)})
 
@@ -74,9 +70,6 @@ def _parse(source: str) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom):
             imported += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            node.body = [item for item in node.body if not _is_text(item)] or [ast.Pass()]
+            texts = [item for item in node.body if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)]
+            node.body = [item for item in node.body if item not in texts] or [ast.Pass()]
     return ast.unparse(tree), tuple(each for each in imported if each.split(".")[0] == "sgan")
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -19,7 +19,7 @@ from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
 from sgan.stages.context import Context as Context
 from sgan.stages.context import Evaluator, Running
-from sgan.stages.flops import flops
+from sgan.stages.cost import flops
 from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Plan, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.local import CHECKPOINTS
@@ -49,8 +49,7 @@ def run_trial(plan: Plan, context: Context) -> Generator[Event]:
 
     Raises:
         Diverged: a stage diverged, here or in an earlier run.
-        StoreError, OSError: as `run_stage`.
-    """
+        StoreError, OSError: as `run_stage`."""
     for (label, stage), stage_name in zip(plan.stages, plan.names, strict=True):
         while not context.store.has(stage_name):
             with context.store.claim(stage_name) as mine:
@@ -77,13 +76,18 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         scored_by: the finished stage that scores levels while they train; None trains them without scores.
     Raises:
         StoreError: something in the store is damaged.
-        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint.
-    """
+        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint."""
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None
     if scored_by and isinstance(stage, LevelStage | JointStage):
-        evaluator = Evaluator(name(scored_by), functools.partial(_prepare, stage.sampling, scored_by, context))
+        sampling = stage.sampling
+
+        def prepare(levels: list[Level], encoder: Encoder | None, folder: Path) -> Callable[[int], dict[str, float]]:
+            known = judge.load(scored_by, None, context)
+            return functools.partial(Evaluation(levels, sampling, context.data, encoder, known), folder=folder)
+
+        evaluator = Evaluator(name(scored_by), prepare)
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
@@ -112,46 +116,24 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         "fields": as_json(stage),
     }
     if isinstance(stage, LevelStage | JointStage):
-        facts |= _work(stage, progress.images, folder)
+        batch, before, updates = stage.recipe.batch, 0, 0.0
+        for point in read_record(folder):  # each has the mean number of generator steps since the one before
+            updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
+            before = point["images"]
+        makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
+        facts |= {
+            "discriminator_steps": progress.images // batch,
+            "generator_steps": round(updates),
+            "generator_images": batch * round(updates) if makes_images else 0,
+            "flops": flops(stage, progress.images // batch, round(updates)),
+        }
     store.publish(stage_name, facts, drop=(CHECKPOINTS,) if facts["status"] == "done" else ())
-
-
-def _work(stage: LevelStage | JointStage, images: int, folder: Path) -> dict[str, float]:
-    """What a GAN stage has done: steps, training images that its generator of images was updated on, and FLOPs.
-
-    Each point of the record has the mean number of generator steps since the one before.
-    """
-    batch, before, updates = stage.recipe.batch, 0, 0.0
-    for point in read_record(folder):
-        updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
-        before = point["images"]
-    makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
-    return {
-        "discriminator_steps": images // batch,
-        "generator_steps": round(updates),
-        "generator_images": batch * round(updates) if makes_images else 0,
-        "flops": flops(stage, images // batch, round(updates)),
-    }
-
-
-def _prepare(
-    sampling: str,
-    scored_by: JudgeStage,
-    context: Context,
-    levels: list[Level],
-    encoder: Encoder | None,
-    folder: Path,
-) -> Callable[[int], dict[str, float]]:
-    """What evaluates levels while they train."""
-    evaluation = Evaluation(levels, sampling, context.data, encoder, judge.load(scored_by, None, context))
-    return lambda images: evaluation(images, folder)
 
 
 def be_deterministic(wanted: bool) -> None:
     """Have CUDA sum in one order, so that a run can be repeated bit for bit on the same GPU; slower. CPUs always do.
 
-    Called before the first use of the GPU; a training step that has no such form raises RuntimeError.
-    """
+    Called before the first use of the GPU; a training step that has no such form raises RuntimeError."""
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(wanted)

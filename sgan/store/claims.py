@@ -18,16 +18,14 @@ from typing import Any
 from s3fs import S3FileSystem
 
 BEAT, EXPIRY = 10.0, 60.0
-APART = 30.0
-"""Looks that are further apart begin the wait for EXPIRY anew."""
+APART = 30.0  # Looks that are further apart begin the wait for EXPIRY anew
 
 
 def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
     """Write an object if it is still the one with this ETag, or, without an ETag, if there is none.
 
     Returns whether the object is now `body`, which no other writer writes. After an error it is read again: the answer
-    to a write that succeeded may be lost, and s3fs names a refusal by three exceptions.
-    """
+    to a write that succeeded may be lost, and s3fs names a refusal by three exceptions."""
     try:
         fs.pipe_file(path, body, **({"IfMatch": etag} if etag else {"mode": "create"}))
         return True
@@ -100,8 +98,7 @@ class Leases:
     def _read(self, name: str) -> tuple[str, dict[str, Any]]:
         """ETag and content of a claim, "" and {} where there is none.
 
-        A newer content may come with an older ETag; then a write on the condition of that ETag is refused.
-        """
+        A newer content may come with an older ETag; then a write on the condition of that ETag is refused."""
         etag, claim = "", {}
         with suppress(FileNotFoundError, ValueError, TypeError):  # the last two: somebody damaged it, so it is free
             etag = self.fs.info(f"{self.folder}/{name}").get("ETag", "")

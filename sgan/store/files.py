@@ -32,8 +32,7 @@ class StoreError(ConfigError):
 def inside(root: Path, name: object) -> Path:
     """The path `root / name`; StoreError where a name from outside would lead out of `root`.
 
-    It follows no links: see `is_plain`.
-    """
+    It follows no links: see `is_plain`."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
@@ -146,11 +145,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, **its: Any) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written.
-
-    Args:
-        its: entries by which it is known from others of its kind; with other values it is another's.
-    """
+    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written. `its`: entries
+    by which it is known from others of its kind; with other values it is another's."""
     try:
         value = unsealed(path.read_bytes())
         if any(value.get(name) != item for name, item in its.items()):
@@ -163,14 +159,22 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
 def read_lines(text: str, path: Path) -> list[dict[str, Any]]:
     """The sealed JSON objects of the lines in a file, but for a last one without its end.
 
-    Raises StoreError with `path` where one is not what was written.
-    """
+    Raises StoreError with `path` where one is not what was written."""
     try:
         return [unsealed(line) for line in text.split("\n")[:-1]]
     except ValueError as error:
         raise StoreError(
             f"a line of {path} cannot be read ({error}); delete its folder, and it is made again"
         ) from error
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The sealed JSON objects of the lines in a file; a line that is not whole is left out."""
+    found = []
+    for line in path.read_text(errors="replace").split("\n"):
+        with suppress(ValueError):
+            found.append(unsealed(line))
+    return found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

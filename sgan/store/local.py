@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,19 +46,16 @@ from sgan.store.files import (
     share,
     sync,
     unreadable,
-    unsealed,
+    whole_lines,
     write_json,
 )
 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
-FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)
-"""Folders that every process may have to write."""
-ROOM_WAIT = 3.0
-"""Seconds between two looks at a disk that was full."""
-PROBE = 2**20
-"""Bytes of a write that shows that there is room again."""
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders that every process may have to write
+ROOM_WAIT = 3.0  # Seconds between two looks at a disk that was full
+PROBE = 2**20  # Bytes of a write that shows that there is room again
 
 
 class LostClaim(StoreError):
@@ -72,8 +69,7 @@ class Store:
         there: it is there, and opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
-        poll: seconds between two looks at a stage that another process trains.
-    """
+        poll: seconds between two looks at a stage that another process trains."""
 
     poll = 0.2
     advice = "name a writable folder with --store"
@@ -108,23 +104,17 @@ class Store:
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        events = []
-        for path in (self.root / LEDGER).glob("*.jsonl"):
-            for line in path.read_text(errors="replace").split("\n"):
-                with suppress(ValueError):
-                    events.append(unsealed(line))
+        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path)]
         return sorted(events, key=lambda event: event["time"])
 
     def has_room(self) -> bool:
         """Whether the store can be written now."""
-        try:
-            with tempfile.TemporaryFile(dir=self.root) as file:
-                file.write(bytes(PROBE))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            return False
-        return True
+        with suppress(OSError), tempfile.TemporaryFile(dir=self.root) as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+            return True
+        return False
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
         """Write something, again and again while the disk is full or read-only, or does not answer."""
@@ -134,8 +124,7 @@ class Store:
             except (OSError, StoreError) as error:
                 if not (trouble := lack(error)):
                     raise
-                with suppress(OSError):  # the output may go to that disk too
-                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
+                print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
             time.sleep(ROOM_WAIT)
             while not self.has_room():
                 time.sleep(ROOM_WAIT)
@@ -178,6 +167,12 @@ class Store:
                 shutil.copyfile(path, temporary)
             self.save(kept)
 
+    def _run(self, run: str) -> Path:
+        path = inside(self.root / "runs", f"{run}.json")
+        if not path.exists():
+            self.fetch(path)
+        return path
+
     def note_run(self, run: str, name: str) -> None:
         """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
         path = self._run(run)
@@ -188,11 +183,7 @@ class Store:
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
         path = self._run(run)
-        self.fetch(path)
         return read_json(path, run=run)["stage"] if path.exists() else ""
-
-    def _run(self, run: str) -> Path:
-        return inside(self.root / "runs", f"{run}.json")
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
@@ -237,11 +228,11 @@ class Store:
 
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
-        try:
-            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
+        with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
+            try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            except BlockingIOError:
+                return True
         return False
 
     @contextmanager
@@ -315,12 +306,6 @@ class Store:
         os.rename(folder, finished)
         sync(finished.parent)
         self.note("stage published", stage=name, status=facts["status"])
-
-
-def newest(checkpoints: Iterable[str]) -> str:
-    """The name with the highest number of steps; "" where there is none."""
-    steps = {name: name.partition(".")[0] for name in checkpoints}
-    return max((name for name in steps if steps[name].isdecimal()), key=lambda name: int(steps[name]), default="")
 
 
 def _remove_foreign(folder: Path) -> None:

@@ -13,21 +13,13 @@ RECORD_FILE = "record.jsonl"
 
 
 class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder.
-
-    Args:
-        text: the record so far, of the checkpoint that the stage goes on from; points that were added after it are
-            made again.
-    """
+    """The record of one stage: metric points as JSON lines in the stage's folder. `text`: the record so far, of the
+    checkpoint that the stage goes on from; points that were added after it are made again."""
 
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text
         self.points = read_lines(text, self.path)
-        self.write()
-
-    def write(self) -> None:
-        """Write the whole record anew; a file that was damaged meanwhile is made good."""
-        write_text(self.path, self.text)
+        write_text(self.path, text)
 
     def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
         """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
@@ -48,8 +40,7 @@ def grid_file(folder: Path, images: int) -> Path:
 def read_record(folder: Path) -> list[dict[str, Any]]:
     """The points of a stage's record; a last line that is still being written is left for the next reading.
 
-    Raises StoreError where a line is not what was written.
-    """
+    Raises StoreError where a line is not what was written."""
     path = folder / RECORD_FILE
     try:
         text = path.read_text() if path.exists() else ""

@@ -22,12 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from s3fs import S3FileSystem
 
 from sgan.addresses import masked
-from sgan.checks import content_key, require
+from sgan.checks import content_key
 from sgan.store.address import is_bucket as is_bucket
 from sgan.store.address import store_address
 from sgan.store.claims import Leases, swap
@@ -36,20 +35,15 @@ from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
-SYNC = 10.0
-"""Seconds between two uploads of a stage in progress."""
-FRESH = 1.0
-"""Seconds for which a listing counts, or twenty times as long as it took."""
-HEAVY = ".safetensors"
-"""Files that nobody needs who only watches a stage."""
+SYNC = 10.0  # Seconds between two uploads of a stage in progress
+FRESH = 1.0  # Seconds for which a listing counts, or twenty times as long as it took
+HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 
 
 def open_store(address: str) -> Store:
     """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
 
-    A bucket is reached with the credentials that botocore finds. AWS_ENDPOINT_URL names another endpoint than AWS's, or
-    the address does: s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http.
-    """
+    A bucket is reached with the credentials and at the endpoint that botocore finds."""
     return _open(store_address(address))
 
 
@@ -65,15 +59,6 @@ def _open(address: str, there: bool = False) -> Store:
     return BucketStore(address, there) if is_bucket(address) else Store(address, there)
 
 
-def _connect(address: str) -> tuple[S3FileSystem, str]:
-    """The file system of an address, and the folder in it."""
-    folder, _, query = address.removeprefix("s3://").partition("?")
-    given = dict(parse_qsl(query))
-    scheme, endpoint = given.pop("scheme", "https"), given.pop("endpoint_override", "")
-    require(not given, f"the store {address} has {', '.join(given)}; only endpoint_override and scheme are known")
-    return S3FileSystem(endpoint_url=f"{scheme}://{endpoint}" if endpoint else None, use_listings_cache=False), folder
-
-
 class BucketStore(Store):
     """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
@@ -81,7 +66,7 @@ class BucketStore(Store):
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
 
     def __init__(self, address: str, there: bool = False):
-        self.fs, self.base = _connect(address)
+        self.fs, self.base = S3FileSystem(use_listings_cache=False), address.removeprefix("s3://")
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
         self.address = address
@@ -129,8 +114,8 @@ class BucketStore(Store):
 
     def _in_progress(self, name: str) -> dict[str, str]:
         """Files of a stage in progress: path in its folder -> ETag."""
-        folder = f"work/{name}/"
-        return {file.removeprefix(folder): tag for file, tag in self._list("work").items() if file.startswith(folder)}
+        files, folder = self._list("work"), f"work/{name}/"
+        return {file.removeprefix(folder): tag for file, tag in files.items() if file.startswith(folder)}
 
     def note(self, event: str, **about: Any) -> None:
         super().note(event, **about)

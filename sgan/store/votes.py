@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
-from sgan.store.files import inside, sealed, unsealed, write_text
+from sgan.store.files import inside, sealed, whole_lines, write_text
 from sgan.store.local import Store
 
 FOLDER = "turing"
@@ -45,14 +43,14 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
     """All votes of a voter; a line that is not whole is left out."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
     store.fetch(path)
-    return _votes(path) if path.exists() else []
+    return whole_lines(path) if path.exists() else []
 
 
 def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
     """Name of a score stage -> for each vote of all voters on its model, in order, its unix seconds and the votes until
     then."""
     store.fetch(store.root / FOLDER)
-    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in _votes(path)]
+    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in whole_lines(path)]
     points: dict[str, list[tuple[float, Tally]]] = {}
     for vote in sorted(found, key=lambda vote: vote["time"]):
         own = points.setdefault(vote["stage"], [])
@@ -64,11 +62,3 @@ def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
 def results(store: Store) -> dict[str, Tally]:
     """Name of a score stage -> the votes of all voters on its model."""
     return {stage: points[-1][1] for stage, points in curves(store).items()}
-
-
-def _votes(path: Path) -> list[dict[str, Any]]:
-    votes = []
-    for line in path.read_text(errors="replace").splitlines():
-        with suppress(ValueError):
-            votes.append(unsealed(line))
-    return votes

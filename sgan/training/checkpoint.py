@@ -23,10 +23,8 @@ from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
 
 STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"
-KEPT = 2
-"""Checkpoints kept: the newest ones."""
-SECONDS = 20.0
-"""Time between two checkpoints, at least."""
+KEPT = 2  # Checkpoints kept: the newest ones
+SECONDS = 20.0  # Time between two checkpoints, at least
 SPARSE = 50
 """The next checkpoint waits for this multiple of the time that the last one took: all of them cost less than 2 %."""
 
@@ -64,12 +62,9 @@ def task_tensors(task: Task) -> dict[str, Tensor]:
 
 
 def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[str, int] | None = None) -> None:
-    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters.
-
-    Args:
-        first: name of an optimiser -> index of the parameter where these states begin, for a task that continues
-            several others; its other states stay.
-    """
+    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters. `first`:
+    name of an optimiser -> index of the parameter where these states begin, for a task that continues several
+    others; its other states stay."""
     for key, optimiser in task.optimisers.items():
         state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
         for name, tensor in tensors.items():
@@ -87,15 +82,9 @@ def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[st
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a stage in progress.
-
-    Attributes:
-        step: steps done.
-        seconds: training time so far.
-        record: text of the record.
-        files: the other files in the work folder, path in it -> SHA-256.
-        tensors: of the task and of the losses since the record's last point; empty before the first step.
-    """
+    """The state of a stage in progress: steps done, seconds of training so far, the text of its record, the other
+    files in the work folder (path in it -> SHA-256), and the tensors of the task and of the losses since the
+    record's last point, empty before the first step."""
 
     step: int = 0
     seconds: float = 0.0
@@ -118,35 +107,30 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, unless a value in it is not finite: then the one before stays the newest.
 
-        Raises OSError where the disk is full or cannot be written.
-        """
+        Raises OSError where the disk is full or cannot be written."""
         began = time.monotonic()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         if all(tensor.isfinite().all() for tensor in state.values()):
-            self._write(
-                checkpoint, {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
-            )
-            for folder in self._folders()[KEPT:]:
-                remove(folder)
+            own = {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
+            folder = self.folder / f"{checkpoint.step:09d}"
+            temporary = self.folder / f".{folder.name}"
+            try:
+                make_folder(temporary)
+                for name, content in own.items():
+                    (temporary / name).write_bytes(content)
+                    share(temporary / name)
+                    sync(temporary / name)
+                digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+                head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
+                write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
+                os.rename(temporary, folder)
+                sync(self.folder)
+            finally:
+                remove(temporary)
+            for old in self._folders()[KEPT:]:
+                remove(old)
         self.last = time.monotonic()
         self.cost = self.last - began
-
-    def _write(self, checkpoint: Checkpoint, own: Mapping[str, bytes]) -> None:
-        folder = self.folder / f"{checkpoint.step:09d}"
-        temporary = self.folder / f".{folder.name}"
-        try:
-            make_folder(temporary)
-            for name, content in own.items():
-                (temporary / name).write_bytes(content)
-                share(temporary / name)
-                sync(temporary / name)
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-            head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
-            write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
-            os.rename(temporary, folder)
-            sync(self.folder)
-        finally:
-            remove(temporary)
 
     def load(self) -> Checkpoint:
         """The newest whole checkpoint, or an empty one where none is whole. All that is not part of it is removed from
@@ -154,23 +138,19 @@ class Checkpoints:
         checkpoint = Checkpoint()
         for folder in self._folders():
             try:
-                checkpoint = self._read(folder)
+                head = read_json(folder / HEAD_FILE, stage=self.work.name)
+                check(folder, head["own"])
+                check(self.work, head["files"])
+                record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
+                checkpoint = Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
                 break
-            except (OSError, StoreError):
+            except (OSError, StoreError):  # a part of it is missing, damaged or another stage's
                 remove(folder)
         for path in (*self.work.glob("*/*"), *self.work.glob("*")):
             listed = path.relative_to(self.work).as_posix() in checkpoint.files or path in self._folders()
             if not listed and (path.parent == self.folder or not path.is_dir()):
                 remove(path)
         return checkpoint
-
-    def _read(self, folder: Path) -> Checkpoint:
-        """StoreError or OSError where a part of the checkpoint is missing, damaged or another stage's."""
-        head = read_json(folder / HEAD_FILE, stage=self.work.name)
-        check(folder, head["own"])
-        check(self.work, head["files"])
-        record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
-        return Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
 
     def _folders(self) -> list[Path]:
         """The newest first."""

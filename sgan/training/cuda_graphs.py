@@ -11,13 +11,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 EAGER = 3
 """Each phase runs at least so many times before it is recorded: libraries set themselves up, and Adam its states."""
+Recorded = tuple[torch.cuda.CUDAGraph, tuple[str, ...], Tensor]  # a phase, the names of its scalars, and these
 Phase = Callable[[], dict[str, Tensor]]
 """Reads and writes tensors that stay in their places, draws from torch's own generators, never waits for the GPU, and
 returns scalars."""
@@ -34,8 +34,7 @@ class Beside:
     `join`, and so does its backward pass. On a CPU all runs in the order in which it is called.
 
     What lies there at `begin` may be read inside; what was made inside may be read outside after `join`. Neither side
-    may change what the other one reads.
-    """
+    may change what the other one reads."""
 
     def __init__(self, device: torch.device):
         self.stream = _streams(device)[1] if device.type == "cuda" else None
@@ -54,13 +53,6 @@ class Beside:
             torch.cuda.current_stream().wait_stream(self.stream)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    graph: torch.cuda.CUDAGraph
-    names: tuple[str, ...]
-    values: Tensor
-
-
 class Phases:
     """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on at the earliest.
 
@@ -70,21 +62,17 @@ class Phases:
 
     Args:
         device: where the phases run.
-        graphs: False runs them as they are on a GPU too.
-    """
+        graphs: False runs them as they are on a GPU too."""
 
     def __init__(self, device: torch.device, graphs: bool = True):
         self.wanted, self.beside = graphs and device.type == "cuda", Beside(device)
-        self.runs, self.recorded = defaultdict[str, int](int), dict[str, _Recorded]()
+        self.runs, self.recorded = defaultdict[str, int](int), dict[str, Recorded]()
         if self.wanted:
             self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()
 
     def __call__(self, name: str, phase: Phase, instead: Phase | None = None) -> dict[str, Tensor]:
-        """What the phase of this name returns.
-
-        Args:
-            instead: runs once where the phase could not be recorded, if that has used up what it reads.
-        """
+        """What the phase of this name returns. `instead`: runs once where the phase could not be recorded, if that
+        has used up what it reads."""
         if not self.wanted:
             return phase()
         if name not in self.recorded:
@@ -96,9 +84,9 @@ class Phases:
             if recorded is None:
                 return (instead or phase)()
             self.recorded[name] = recorded
-        found = self.recorded[name]
-        found.graph.replay()
-        return dict(zip(found.names, found.values.clone().unbind(), strict=True))
+        graph, names, values = self.recorded[name]
+        graph.replay()
+        return dict(zip(names, values.clone().unbind(), strict=True))
 
     def _aside(self, phase: Phase) -> dict[str, Tensor]:
         """The phase on the stream on which it will be recorded."""
@@ -108,7 +96,7 @@ class Phases:
         torch.cuda.current_stream().wait_stream(self.stream)
         return report
 
-    def _record(self, phase: Phase) -> _Recorded | None:
+    def _record(self, phase: Phase) -> Recorded | None:
         """The phase as a graph, not yet run; None where CUDA cannot record it."""
         graph = torch.cuda.CUDAGraph()
         try:
@@ -127,4 +115,4 @@ class Phases:
             fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one is in a recording for ever
             torch.cuda.default_generators[self.stream.device.index].graphsafe_set_state(fresh)
             return None
-        return _Recorded(graph, tuple(report), values)
+        return graph, tuple(report), values

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgan.store.files import write_text
 from sgan.store.record import Record
 from sgan.training.checkpoint import (
     Checkpoint,
@@ -28,10 +29,8 @@ from sgan.training.checkpoint import (
     task_tensors,
 )
 
-POINTS, LONGEST = 40, 250
-"""A loss curve has about so many points, and one at least every so many steps."""
-SILENCE = 1.0
-"""Longest time in seconds between two yields, unless a step takes longer."""
+POINTS, LONGEST = 40, 250  # A loss curve has about so many points, and one at least every so many steps
+SILENCE = 1.0  # Longest time in seconds between two yields, unless a step takes longer
 
 
 class Diverged(Exception):
@@ -40,13 +39,8 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a stage.
-
-    Attributes:
-        images, total: training images seen, and in all.
-        before: seconds of training before the checkpoint from which this process goes on.
-        metrics: the newest point of the record, name -> value; empty where there is none.
-    """
+    """Training images seen and in all, the seconds of training `before` the checkpoint from which this process goes
+    on, and the newest point of the record, name -> value, empty where there is none."""
 
     images: int
     total: int
@@ -79,12 +73,15 @@ def loop(
         judge: noted with the scores.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
-        StoreError: somebody has changed a file in `folder` while the stage trained.
-    """
+        StoreError: somebody has changed a file in `folder` while the stage trained."""
     began = heard = time.monotonic()
     checkpoints = Checkpoints(folder)
     start = checkpoints.load()
-    window = _restore(task, start.tensors)
+    window = defaultdict[str, list[Tensor]](list)  # losses since the record's last point
+    if start.tensors:
+        load_modules(task.modules, start.tensors)
+        load_optimisers(task, start.tensors)
+        window |= {name[7:]: list(losses) for name, losses in start.tensors.items() if name.startswith("window/")}
     record, files = Record(folder, start.record), dict(start.files)
     number = saved = start.step
     every = min(max(1, steps // POINTS), LONGEST)
@@ -100,7 +97,8 @@ def loop(
     def save() -> None:
         nonlocal saved
         seconds = start.seconds + time.monotonic() - began
-        checkpoints.save(Checkpoint(number, seconds, record.text, files, _state(task, window)))
+        tensors = task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
+        checkpoints.save(Checkpoint(number, seconds, record.text, files, tensors))
         saved = number
 
     if not record.points:
@@ -130,7 +128,7 @@ def loop(
     for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
-    record.write()
+    write_text(record.path, record.text)  # a file that was damaged meanwhile is made good
     check(folder, files)
 
 
@@ -145,20 +143,3 @@ def _means(window: Mapping[str, list[Tensor]], last: int) -> dict[str, float]:
             place = next((place for place, value in enumerate(losses) if not math.isfinite(value)), len(losses) - 1)
             raise Diverged(f"{name} is {losses[place]} in step {last - len(losses) + place + 1}")
     return means
-
-
-def _state(task: Task, window: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    """A checkpoint's tensors: the task's, and the losses since the last point of the record as "window/name"."""
-    return task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
-
-
-def _restore(task: Task, tensors: Mapping[str, Tensor]) -> defaultdict[str, list[Tensor]]:
-    """Load the tensors that `_state` took, if there are any; returns the losses."""
-    if tensors:
-        load_modules(task.modules, tensors)
-        load_optimisers(task, tensors)
-    window = defaultdict[str, list[Tensor]](list)
-    for name, losses in tensors.items():
-        if name.startswith("window/"):
-            window[name.removeprefix("window/")] = list(losses)
-    return window

@@ -9,8 +9,7 @@ from sgan.config import AdamRecipe
 class AdamEpsInRoot(torch.optim.Optimizer):
     """Adam whose step is lr * m_hat / sqrt(v_hat + eps), with both moments corrected for their bias.
 
-    Source: the released code's nn.py, adam_updates. Plain Adam has eps outside the root.
-    """
+    Source: the released code's nn.py, adam_updates. Plain Adam has eps outside the root."""
 
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})

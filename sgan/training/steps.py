@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
-from sgan.data.batches import Batches, Data, pixel_mean, random_flips, random_shift, to_input, turned
+from sgan.data.batches import Batches, Data, pixel_mean, random_flips, to_input, turned
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, draw, label_condition
@@ -18,13 +18,10 @@ from sgan.training import losses
 from sgan.training.cuda_graphs import Phases
 from sgan.training.optimizers import adam, in_layout_of
 
-VARIANCE_IMAGES = 2000
-"""Real images from which the variance of their features is taken."""
-CACHE_BYTES = 2**29
-"""Real features are computed once and kept up to this size, else anew each batch."""
+VARIANCE_IMAGES = 2000  # Real images from which the variance of their features is taken
+CACHE_BYTES = 2**29  # Real features are computed once and kept up to this size, else anew each batch
 
-FORMAT = torch.channels_last
-"""Convolutions are faster with channels last, on CPUs and on GPUs."""
+FORMAT = torch.channels_last  # Convolutions are faster with channels last, on CPUs and on GPUs
 
 
 def role_seed(seed: int, role: str) -> int:
@@ -48,12 +45,8 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
 
 
 class ClassifierTask:
-    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by how
-    much each image was turned.
-
-    Args:
-        graphs: as for GanTask.
-    """
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by
+    how much each image was turned. `graphs`: as for GanTask."""
 
     def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
@@ -66,7 +59,7 @@ class ClassifierTask:
     def step(self, step: int) -> dict[str, Tensor]:
         seed_step(self.images.device, self.seed, step)
         index = self.batches[step]
-        images, labels = random_shift(self.data.images[index], self.recipe.shifts), self.data.labels[index]
+        images, labels = self.data.images[index], self.data.labels[index]
         if self.recipe.objective == "rotation":
             labels = torch.randint(4, labels.shape, device=labels.device)
             images = turned(images, labels)
@@ -85,27 +78,11 @@ class ClassifierTask:
         return {"class_loss": loss.detach()}
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h: Tensor, factor: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.factor = factor
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx, *gradient: Tensor):
-        return gradient[0] * ctx.factor, None
-
-
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a level or a stack.
-
-    Attributes:
-        levels: neighbours, from the lower up; more than one means the joint stage.
-        discriminators: one a level; Q is inside.
-        encoder: frozen; None where no loss and no condition needs it.
-        classes: K.
-    """
+    """The networks of a level or a stack: neighbouring `levels`, from the lower up (more than one means the joint
+    stage), a discriminator for each, with Q inside, and the frozen encoder, None where no loss and no condition
+    needs it."""
 
     levels: list[Level]
     discriminators: list[Discriminator]
@@ -139,8 +116,7 @@ class GanTask:
 
     Args:
         feedback: share of the gradient of a level's loss that reaches the level above.
-        graphs: False launches every kernel of a step on its own on a GPU, too.
-    """
+        graphs: False launches every kernel of a step on its own on a GPU, too."""
 
     def __init__(
         self,
@@ -168,39 +144,31 @@ class GanTask:
         self.phases = Phases(data.images.device, graphs)
         self.beside = self.phases.beside
         self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
-        self.cache = self._cache()
-        self.trivial = [self._trivial(level) for level in self.levels]
-
-    def _trivial(self, level: Level) -> dict[str, float]:
-        """The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
-        always makes their mean, or log K, if it says nothing about the label."""
-        conditional = math.log(self.classes)
-        if level.high != LABEL:
-            assert self.encoder is not None
-            some = self.encoder.features(self.data.images[:VARIANCE_IMAGES], (level.high,))
-            conditional = some[level.high].var(0).mean().item()
-        return {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": conditional}
-
-    def _cache(self) -> dict[str, Tensor]:
-        """Real features of the whole training set, where no flip changes them and they fit; else none."""
+        self.cache: dict[str, Tensor] = {}  # real features of the whole training set, where they fit
         taps = self.needed - {IMAGE}
-        if self.recipe.flips or self.encoder is None or not taps:
-            return {}
-        one = self.encoder.features(self.data.images[:1], taps)
-        fits = sum(tap.numel() for tap in one.values()) * 4 * len(self.data.images) <= CACHE_BYTES
-        return self.encoder.features(self.data.images, taps) if fits else {}
+        if self.encoder is not None and taps:
+            one = self.encoder.features(data.images[:1], taps)
+            if sum(tap.numel() for tap in one.values()) * 4 * len(data.images) <= CACHE_BYTES:
+                self.cache = self.encoder.features(data.images, taps)
+        # The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
+        # always makes their mean, or log K, if it says nothing about the label.
+        some = {LABEL: math.log(self.classes)}
+        if self.encoder is not None and (highs := {level.high for level in self.levels} - {LABEL}):
+            features = self.encoder.features(data.images[:VARIANCE_IMAGES], highs)
+            some |= {tap: values.var(0).mean().item() for tap, values in features.items()}
+        self.trivial = [
+            {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": some[level.high]}
+            for level in self.levels
+        ]
 
     def real(self, index: Tensor) -> Real:
         """The real batch of these training images."""
         taps = {tap: values[index] for tap, values in self.cache.items()}
-        images = self.data.images[index] if self.needed - set(taps) else None
-        if images is not None:
-            images = random_flips(images) if self.recipe.flips else images
-            if self.needed - set(taps) - {IMAGE}:
-                assert self.encoder is not None
-                taps |= self.encoder.features(images, self.needed - {IMAGE})
-            if IMAGE in self.needed:
-                taps[IMAGE] = to_input(images, self.mean)
+        if self.needed - {IMAGE} - set(taps):
+            assert self.encoder is not None
+            taps |= self.encoder.features(self.data.images[index], self.needed - {IMAGE})
+        if IMAGE in self.needed:
+            taps[IMAGE] = to_input(self.data.images[index], self.mean)
         return Real(self.data.labels[index], taps)
 
     def condition(self, real: Real) -> Tensor:
@@ -209,18 +177,16 @@ class GanTask:
         return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
 
     def generate(self, condition: Tensor, averages: bool = True) -> Generated:
-        """Every level's output, from the top down.
-
-        Args:
-            averages: whether the running averages of batch normalisation move.
-        """
+        """Every level's output, from the top down. `averages`: whether the running averages of batch normalisation
+        move."""
         for norm in self.norms:
             norm.track_running_stats = averages
         batch = Generated([], [], [])
         for level in reversed(self.levels):
             if batch.made:
-                above = batch.made[0]
-                condition = _ScaleGradient.apply(above, self.feedback) if self.feedback > 0 else above.detach()
+                condition = batch.made[0].detach() if self.feedback == 0 else batch.made[0].view_as(batch.made[0])
+                if condition.requires_grad:
+                    condition.register_hook(lambda gradient: gradient * self.feedback)
             z = draw(level, len(condition), condition.device)
             with self._autocast():
                 made = level.generator(condition, z)
@@ -235,7 +201,8 @@ class GanTask:
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
-        logits, recovered = discriminator(h)
+        with self._autocast():
+            logits, recovered = discriminator(h)
         return logits.to(self.mean.dtype), recovered.to(self.mean.dtype)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -270,10 +237,9 @@ class GanTask:
         self.batch = real, condition, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
-            with self.beside(), self._autocast():
+            with self.beside():
                 real_logits, _ = self._judge(discriminator, real.taps[level.low])
-            with self._autocast():
-                judged.append((real_logits, *self._judge(discriminator, fake.detach())))
+            judged.append((real_logits, *self._judge(discriminator, fake.detach())))
         self.beside.join()
         for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
             terms = {
@@ -307,8 +273,7 @@ class GanTask:
                     encoded = self._encoded(batch.made[index], level)
                     terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
             if weights.adversarial > 0 or weights.entropy > 0:
-                with self._autocast():
-                    logits, recovered = self._judge(discriminator, batch.made[index])
+                logits, recovered = self._judge(discriminator, batch.made[index])
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
                 terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
             terms_of_levels.append(terms)

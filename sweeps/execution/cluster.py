@@ -22,8 +22,7 @@ CONFIG = "ray_bootstrap_config.yaml"
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
 """For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
 CPUs a tenth faster (docs/performance.md)."""
-ANSWER_SECONDS = 5.0
-"""A cluster's head answers within so many seconds."""
+ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
 SILENCE = 20.0
 """A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -32,10 +31,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0
 
 def join_cluster() -> None:
     """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
-
-    Raises:
-        ConfigError: no cluster answers at its address, or Ray does not start here.
-    """
+    ConfigError where no cluster answers at its address, or Ray does not start here."""
     address = cluster_address()
     if address:
         require_answer(address)
@@ -119,11 +115,8 @@ def _nodes() -> list[dict[str, float]]:
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     """The resources of the workers that a cluster of this configuration may still start, as if all were of the type
-    that it starts first. Those of a local cluster are not known before they are there.
-
-    Args:
-        nodes: number of nodes, the head among them.
-    """
+    that it starts first. Those of a local cluster are not known before they are there. `nodes`: number of nodes, the
+    head among them."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
     if not types:
@@ -134,16 +127,8 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Slots:
-    """Stages that run at the same time.
-
-    Attributes:
-        count: number of slots.
-        cpus: CPUs, and torch threads, of one.
-        gpus: GPUs of one; a fraction packs several onto one GPU.
-        all_gpus: GPUs in all.
-        where: the machine or cluster, in words.
-        nodes: machines.
-    """
+    """Stages that run at the same time: `count` slots, each with so many `cpus` (and torch threads) and `gpus` (a
+    fraction packs several onto one). `all_gpus` and `nodes` (machines) are there in all; `where` says it in words."""
 
     count: int
     cpus: int
@@ -156,8 +141,7 @@ class Slots:
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
     """The slots that Ray has: one a CPU, or `trials_per_gpu` a GPU, at most `limit`.
 
-    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU.
-    """
+    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU."""
     nodes = _nodes()
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus

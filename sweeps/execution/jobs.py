@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray.exceptions import RayError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from sgan.checks import ConfigError, content_key, require
+from sgan.checks import ConfigError, content_key
 from sgan.command_line import INTERRUPTED
 from sgan.store.s3 import is_bucket
 from sweeps.execution import cluster_address
@@ -25,52 +25,35 @@ from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
-INSIDE = "SGAN_JOB"
-"""Set in the environment of a job."""
+INSIDE = "SGAN_JOB"  # Set in the environment of a job
 PREFIX = "sgan-"
-KILLED = 137
-"""Exit status of a command that was killed."""
+KILLED = 137  # Exit status of a command that was killed
 SUPERVISOR = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
 }
 """Environment of the process of Ray that runs the job."""
 AGAIN = "This command runs already; it is followed from its beginning."
-RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 def run(main: Callable[[], int], options: Options, script: str) -> int:
     """Run a command here; on a cluster run its job, or follow the one that runs, and return its exit status.
 
-    Ctrl-C, or the end of the terminal, ends the following alone.
-
-    Raises:
-        ConfigError: there is nothing to follow or to stop, or the cluster does not answer.
-    """
+    Ctrl-C, or the end of the terminal, ends the following alone. ConfigError where the cluster does not answer."""
     cluster = cluster_address()
-    require(
-        bool(cluster) or not (options.attach or options.stop),
-        "--attach and --stop are for a cluster, and none runs here (`ray up`, then `ray attach`); without one the "
-        "command runs in its own terminal, where Ctrl-C stops it",
-    )
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
     client = _connect(cluster)
-    key = f"{PREFIX}{_key(options, script)}-"
-    jobs = [job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)]
-    mine = [job for job in jobs if _id(job).startswith(key)]
-    running = [job for job in (jobs if options.attach else mine) if job.status in RUNNING]
-    if options.attach:
-        require(bool(running), "no command runs on this cluster")
-        commands = "".join(f"\n  {(job.metadata or {}).get('command')}" for job in running)
-        require(len(running) == 1, f"several commands run on this cluster: give one of them again{commands}")
-    if options.stop:
-        require(bool(running), "this command does not run here; --attach --stop stops the one that does")
-        client.stop_job(_id(running[0]))
-        return follow(client, _id(running[0]))
-    if running and not options.attach:
+    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
+    same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
+    key = f"{PREFIX}{content_key([script, repr(same)])}-"  # from whatever folder it was given in
+    jobs = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(key)}
+    running = [job for job, status in jobs.items() if job and status in (JobStatus.PENDING, JobStatus.RUNNING)]
+    if running:
         print(AGAIN, flush=True)
-    return follow(client, _id(running[0]) if running else _submit(client, key, mine, script))
+        return follow(client, running[0])
+    attempt = 1 + max((int(job.rpartition("-")[2]) for job in jobs if job), default=0)
+    return follow(client, _submit(client, f"{key}{attempt}", script))
 
 
 def _connect(cluster: str) -> JobSubmissionClient:
@@ -86,27 +69,13 @@ def _connect(cluster: str) -> JobSubmissionClient:
         ) from error
 
 
-def _key(options: Options, script: str) -> str:
-    """The key of a command: its options from whatever folder it was given in."""
-    store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
-    data = options.data.absolute() if options.data else None
-    same = dataclasses.replace(options, attach=False, stop=False, store=store, data=data)
-    return content_key([script, repr(same)])
-
-
-def _id(job: JobDetails) -> str:
-    assert job.submission_id
-    return job.submission_id
-
-
-def _submit(client: JobSubmissionClient, key: str, before: list[JobDetails], script: str) -> str:
+def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
     """Submit this process's command as a job; returns its id. Where another terminal is faster, its job is the one."""
-    attempt = 1 + max((int(_id(job).rpartition("-")[2]) for job in before), default=0)
     file = _script()
     try:
         client.submit_job(
             entrypoint=f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}",
-            submission_id=f"{key}{attempt}",
+            submission_id=job,
             runtime_env={"env_vars": SUPERVISOR},
             metadata={"command": command(script)},
         )
@@ -115,14 +84,13 @@ def _submit(client: JobSubmissionClient, key: str, before: list[JobDetails], scr
         if "already exists" not in str(error):
             raise
         print(AGAIN, flush=True)
-    return f"{key}{attempt}"
+    return job
 
 
 def _script() -> Path:
     """A file that runs this process's command with its environment, and removes itself.
 
-    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords.
-    """
+    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords."""
     handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=".sh")
     names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
     words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
@@ -144,7 +112,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
         asyncio.run(tail())
         info = client.get_job_info(job)
     except KeyboardInterrupt:
-        print("\nIt goes on without this terminal. The same command follows it again, with --stop it stops it.")
+        print(f"\nIt goes on without this terminal. The same command follows it again; `ray job stop {job}` stops it.")
         return INTERRUPTED
     except (RuntimeError, OSError) as error:
         print(f"\nThe head of the cluster does not answer any more ({error}); where it is gone, start it (`ray up`).")

@@ -10,8 +10,7 @@ from ray.actor import ActorHandle
 class LightTrial(tune.Trainable):
     """Asks the scheduler of stages where a trial stands until it has ended.
 
-    A class, so that one process serves many trials. Results are what `StageScheduler.follow` answers.
-    """
+    A class, so that one process serves many trials. Results are what `StageScheduler.follow` answers."""
 
     def setup(self, config: dict[str, Any], scheduler: ActorHandle) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.scheduler, self.trial = scheduler, config["trial"]

@@ -15,8 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 CONTROL = "nvidia-cuda-mps-control"
-SECONDS = 30.0
-"""The control program answers within so many seconds."""
+SECONDS = 30.0  # The control program answers within so many seconds
 
 
 def _owner() -> Path:

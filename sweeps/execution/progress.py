@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sgan.addresses import masked
@@ -23,63 +24,41 @@ from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
-SILENCE = 60.0
-"""Seconds after which a trial that goes on has a line again."""
-GONE = 5.0
-"""Seconds after which a stage that no trial reports has ended."""
-REFRESH = 0.2
-"""Seconds between two pictures of the view, at least."""
-LEADERS = 12
-"""Rows of the leaderboard."""
+SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
+GONE = 5.0  # Seconds after which a stage that no trial reports has ended
+REFRESH = 0.2  # Seconds between two pictures of the view, at least
+LEADERS = 12  # Rows of the leaderboard
 LOSSES = {"class_loss": "loss", "d_adversarial": "D", "g_adversarial": "G", "test_accuracy": "accuracy"}
-SHOWN = (LEADING, "inception_score")
-"""Measures of the leaderboard."""
+SHOWN = (LEADING, "inception_score")  # Measures of the leaderboard
 SCORES = {"feature_fid": "feature FID", "fid": "FID", "inception_score": "IS"}
 
 
 @dataclass
 class Running:
-    """A stage that runs.
+    """A stage that runs: its bar, the ids of the trials that wait for it, when it was heard of, and its newest losses
+    and scores."""
 
-    Attributes:
-        title: of the stage and its first trial.
-        trials: ids of the trials that wait for it.
-        share: of it that is done; `first`: when it was first heard of, and its share then.
-        news: newest losses and scores.
-    """
-
-    title: str
+    bar: progress.TaskID
     trials: set[str] = field(default_factory=set)
-    share: float = 0.0
-    first: tuple[float, float] = (0.0, 0.0)
     heard: float = 0.0
     news: dict[str, float] = field(default_factory=dict)
 
     @property
     def told(self) -> str:
-        """The newest losses and scores."""
+        """The newest losses and scores in words."""
         names = LOSSES | SCORES
         return "  ".join(f"{names[each]} {self.news[each]:.3g}" for each in names if each in self.news)
-
-    @property
-    def left(self) -> str:
-        """The time that it still needs."""
-        done, spent = self.share - self.first[1], self.heard - self.first[0]
-        return clock(spent * (1 - self.share) / done) if done > 0.02 else ""
 
 
 class Progress:
     """Shows the progress, and writes a file into the store for a trial that failed.
 
-    Trials that are still to come count as much as the mean of those known.
-
-    Args:
-        console: a terminal gets the view that lives.
-    """
+    Trials that are still to come count as much as the mean of those known. `console`: a terminal gets the view that
+    lives."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
-        self.began, self.ended, self.peak = time.monotonic(), 0, 0
+        self.began, self.ended = time.monotonic(), 0
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
@@ -90,6 +69,14 @@ class Progress:
         lives = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(console=console, auto_refresh=False, transient=True) if lives else None
         self.drawn = 0.0
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
+            progress.BarColumn(12),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[told]}", table_column=Column(ratio=4, no_wrap=True, overflow="ellipsis")),
+            expand=True,
+        )
         for trial in source.finished:
             self._score(trial)
         for trial in source.ahead:
@@ -115,23 +102,21 @@ class Progress:
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial's stage has gone on, or waits."""
-        label, stages, now = result.get("label", ""), dict(trial.plan.stages), time.monotonic()
-        told = ""
+        label, stages, told = result.get("label", ""), dict(trial.plan.stages), ""
         if label:
             self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
-            share = self.shares[name(stages[label])] = result.get("share", 0.0)
-            new = Running(f"{label} {trial.title}", first=(now, share))
-            seen = self.running.setdefault(name(stages[label]), new)
+            stage, share = name(stages[label]), result.get("share", 0.0)
+            if stage not in self.running:
+                self.running[stage] = Running(self.bars.add_task(f"{label} {trial.title}", total=1.0, told=""))
+            seen = self.running[stage]
             seen.trials.add(trial.id)
-            seen.share, seen.heard = share, now
+            self.shares[stage], seen.heard = share, time.monotonic()
             # Of a joint stage those of the image level are shown.
             metrics = {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
             seen.news |= {each: value for each, value in metrics.items() if each in LOSSES | SCORES}
+            more = f"+{len(seen.trials) - 1}  " if len(seen.trials) > 1 else ""
+            self.bars.update(seen.bar, completed=share, told=more + seen.told)
             told = f": {seen.told}" if seen.news else ""
-        peak, fit = result.get("peak", (0, 0))
-        if peak > 1.1 * self.peak:
-            self.peak = peak
-            self._line(trial, f"{label}: {peak / 2**30:.1f} GiB of a GPU; {fit} would fit (--trials-per-gpu)")
         waiting, blocked = result.get("waiting", ""), result.get("blocked", "")
         what = label or (f"{waiting}: {blocked}" if blocked else f"waits for {waiting}")
         if (blocked or not self.live) and self._is_news(trial.id, what):
@@ -188,16 +173,12 @@ class Progress:
         self.last[of] = what, time.monotonic()
         return True
 
-    def _share(self) -> float:
-        """The share of the work that is done."""
-        total = sum(map(cost, self.stages.values()))
-        done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
-        known = max(1, len(self.trials))
-        return done / max(total * max(known, self.source.expected) / known, 1e-9)
-
     def _standing(self) -> tuple[float, str, str]:
-        """The share that is done, the time left, and the number of trials."""
-        share, spent = self._share(), time.monotonic() - self.began
+        """The share of the work that is done, the time left, and the number of trials."""
+        done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
+        known, spent = max(1, len(self.trials)), time.monotonic() - self.began
+        total = sum(map(cost, self.stages.values())) * max(known, self.source.expected) / known
+        share = done / max(total, 1e-9)
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
         return share, left, f"{self.ended}/{max(self.source.expected, self.ended)} trials"
 
@@ -217,41 +198,26 @@ class Progress:
     def view(self) -> RenderableType:
         """The leaderboard, a row a running stage, and a bar for all."""
         now, (share, left, count) = time.monotonic(), self._standing()
-        self.running = {
-            each: seen for each, seen in self.running.items() if now - seen.heard < GONE and self.shares[each] < 1
-        }
-        stages = Table.grid(padding=(0, 1), expand=True)
-        stages.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
-        stages.add_column(width=12)
-        stages.add_column(justify="right", width=4)
-        stages.add_column(justify="right", width=7)
-        stages.add_column(ratio=4, no_wrap=True, overflow="ellipsis")
-        for seen in self.running.values():
-            more = f" +{len(seen.trials) - 1}" if len(seen.trials) > 1 else ""
-            bar = ProgressBar(total=1.0, completed=seen.share)
-            stages.add_row(Text(seen.title + more), bar, f"{seen.share:.0%}", seen.left, Text(seen.told))
-        total = Table.grid(padding=(0, 1), expand=True)
-        total.add_column(ratio=1)
-        total.add_column(no_wrap=True)
+        for each in [each for each, seen in self.running.items() if now - seen.heard > GONE or self.shares[each] >= 1]:
+            self.bars.remove_task(self.running.pop(each).bar)
+        total = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
         spent = clock(now - self.began)
         total.add_row(ProgressBar(total=1.0, completed=share), f"{share:.0%}  {count}  {spent}, {left}")
-        return Group(*([self._leaderboard()] if self.scores else []), stages, total)
+        return Group(*([self._leaderboard()] if self.scores else []), self.bars.get_renderable(), total)
 
     def _leaderboard(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("finished", "seeds", *(MEASURES[each].heading for each in SHOWN)):
             table.add_column(heading, justify="left" if heading == "finished" else "right", no_wrap=True)
-        found = {variant: {each: _known(rows, each) for each in SHOWN} for variant, rows in self.scores.items()}
-        sign = -1 if MEASURES[LEADING].better == "higher" else 1
-        order = sorted(found, key=lambda each: sign * statistics.fmean(found[each][LEADING] or [sign * 1e9]))
+        found = {
+            variant: {each: [row[each] for row in rows if row.get(each) is not None] for each in SHOWN}
+            for variant, rows in self.scores.items()
+        }
+        order = sorted(found, key=lambda each: statistics.fmean(found[each][LEADING] or [1e9]))  # lower is better
         for variant in order[:LEADERS]:
             cells = [_spread(found[variant][each], MEASURES[each].decimals) for each in SHOWN]
             table.add_row(Text(variant), str(len(self.scores[variant])), *cells)
         return table
-
-
-def _known(rows: list[Mapping[str, float]], score: str) -> list[float]:
-    return [row[score] for row in rows if row.get(score) is not None]
 
 
 def _spread(values: list[float], decimals: int) -> str:

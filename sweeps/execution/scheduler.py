@@ -35,10 +35,8 @@ from sweeps.planning.trials import End, Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
 """A share of the head node: a trial there holds no CPU, and keeps no node of an autoscaled cluster alive."""
-LOST = 20
-"""A trial's light process is begun anew this many times."""
-STOP_SECONDS = 90.0
-"""Seconds within which all stages have stopped."""
+LOST = 20  # A trial's light process is begun anew this many times
+STOP_SECONDS = 90.0  # Seconds within which all stages have stopped
 
 
 @contextmanager
@@ -86,19 +84,15 @@ class SourceSearcher(Searcher):
         if trial is None:
             return Searcher.FINISHED if self._patiently(self.source.exhausted) else None
         self.live[trial_id] = trial
-        self.add(trial)
+        self.scheduler.add.remote(trial, self.job)
         self.progress.begin(trial)
         return {"trial": trial.id}
-
-    def add(self, trial: Trial) -> None:
-        """Have the scheduler of stages take a trial in."""
-        self.scheduler.add.remote(trial, self.job)
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take a result of a trial."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
-            self.add(trial)
+            self.scheduler.add.remote(trial, self.job)
         elif trial and "outcome" not in result:
             self.progress.go_on(trial, result)
 
@@ -167,18 +161,14 @@ class SweepStopper(tune.Stopper):
 def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
     """Run every trial of a source; what one could not finish for is in its failure file in the store.
 
-    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint.
-
-    Returns:
-        False where it was stopped.
-    """
+    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, ExitStack() as shown:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
         scheduler: Any = actor.remote(store.address, slots)
         progress = shown.enter_context(Progress(store, source))
         searcher = SourceSearcher(source, scheduler, job, stop, progress)
         for trial in source.ahead:
-            searcher.add(trial)
+            scheduler.add.remote(trial, searcher.job)
         light = tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD)
         tuner = tune.Tuner(
             light,

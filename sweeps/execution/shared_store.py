@@ -13,9 +13,7 @@ from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 
-ANSWER_SECONDS = 120.0
-"""Every node answers within so many seconds."""
-ADVICE = "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
+ANSWER_SECONDS = 120.0  # Every node answers within so many seconds
 
 
 def leave_mark(store: Store, mark: str) -> None:
@@ -25,20 +23,15 @@ def leave_mark(store: Store, mark: str) -> None:
     store.save(path)
 
 
-def has_mark(store: Store, mark: str) -> bool:
-    """Whether the store has a mark."""
-    path = store.root / "hosts" / mark
-    store.fetch(path)
-    return path.exists()
-
-
 def open_shared_store(address: str, mark: str, node: str) -> Store:
     """The store, on a node that is not the driver's; ConfigError where the driver's mark is not in it."""
     store = find_store(address)
-    if store is None or not has_mark(store, mark):
+    if store:
+        store.fetch(store.root / "hosts" / mark)
+    if store is None or not (store.root / "hosts" / mark).exists():
         raise ConfigError(
             f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "
-            f"{ADVICE}"
+            "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
         )
     return store
 
@@ -58,63 +51,37 @@ def require_versions(expected: str, node: str) -> None:
 
 
 @ray.remote(num_cpus=0)
-def answer(address: str, mark: str, node: str, name: str, expected: str) -> bool:
-    """Leave this node's mark; whether a claim that the driver holds is refused here."""
+def answer(address: str, mark: str, name: str, expected: str) -> bool:
+    """Whether a claim that the driver holds is refused on this node."""
     require_versions(expected, name)
-    store = open_shared_store(address, mark, name)
-    leave_mark(store, f"{mark}-{node}")
-    with store.alone(f"sharing-{mark}") as mine:
+    with open_shared_store(address, mark, name).alone(f"sharing-{mark}") as mine:
         return not mine
 
 
 def require_shared_store(store: Store, mark: str) -> None:
-    """Have every node read the driver's mark, try a claim that the driver holds, and leave a mark for the driver.
-
-    Raises:
-        ConfigError: a node has another store or other versions, or could train what another one trains; the message
-            names it.
-    """
+    """Have every node read the driver's mark, and try a claim that the driver holds. ConfigError where a node has
+    another store or other versions, or could train what another one trains; the message names it."""
     leave_mark(store, mark)
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
     with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
-        answers = {
-            node: answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                store.address, mark, node, name, versions()
-            )
-            for node, name in nodes.items()
-        }
+        there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
+        asked = {node: answer.options(scheduling_strategy=each) for node, each in there.items()}
+        answers = {node: each.remote(store.address, mark, nodes[node], versions()) for node, each in asked.items()}
         for node, name in nodes.items():
-            refused = _answer_of(answers[node], node, name, store.address)
-            if refused is None:
-                continue
-            require(
-                refused,
-                f"claims in the output store {store.address} do not hold between the driver and the node {name}, so "
-                "both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
-                "s3://bucket/folder with --store",
-            )
-            require(
-                has_mark(store, f"{mark}-{node}"),
-                f"the output store {store.address} is not shared: what the node {name} wrote there is not seen here; "
-                f"{ADVICE}",
-            )
-            (store.root / "hosts" / f"{mark}-{node}").unlink()
-
-
-def _answer_of(task: ray.ObjectRef, node: str, name: str, address: str) -> bool | None:
-    """What a node has answered; None where it has died meanwhile."""
-    try:
-        return ray.get(task, timeout=ANSWER_SECONDS)
-    except RayTaskError as error:
-        if isinstance(error.cause, ConfigError):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        if not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
-            return None
-        raise ConfigError(
-            f"the node {name} did not say within {ANSWER_SECONDS:g} s whether it sees the output store {address}; look "
-            "at `ray status`, or give the command again"
-        ) from error
+            try:
+                require(
+                    ray.get(answers[node], timeout=ANSWER_SECONDS),
+                    f"claims in the output store {store.address} do not hold between the driver and the node {name}, "
+                    "so both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
+                    "s3://bucket/folder with --store",
+                )
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
+            except RayError as error:
+                if any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
+                    raise ConfigError(
+                        f"the node {name} did not say within {ANSWER_SECONDS:g} s whether it sees the output store "
+                        f"{store.address}; look at `ray status`, or give the command again"
+                    ) from error

@@ -17,6 +17,7 @@ from ray.exceptions import NodeDiedError, RayError
 
 from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
+from sgan.stages.naming import KINDS
 from sgan.store.files import StoreError, lack
 from sgan.store.s3 import open_store
 from sweeps.execution.cluster import Slots
@@ -26,31 +27,27 @@ from sweeps.planning.trials import Trial
 Found = TypeVar("Found")
 RETRIES = 3
 """A stage whose process dies, or that raises, starts again this many times without a newer checkpoint between."""
-MOST_STARTS = 20
-"""A stage starts this many times at most, also where its nodes die."""
+MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
 TICK = 1.0
 """Seconds between two looks at stages that wait for another process, or for room; and between two answers to a trial
 that follows."""
 GRACE, LONGEST_STEP = 5.0, 60.0
-"""Seconds within which a stage that is stopped ends by itself: one without steps, and one that ends its step first."""
-WITHOUT_STEPS = ("score", "inception")
-"""Kinds of stages that keep no checkpoint."""
+"""Seconds within which a stage that is stopped ends by itself: a score, which has no steps, and one that ends its step
+first."""
 ENDED = ("done", "diverged", "failed")
 
 
 @dataclass
 class Node:
-    """A stage in the graph.
+    """A stage in the graph, the `judge` that scores it while it trains (if any), and the names of the stages that it
+    needs.
 
     Attributes:
-        judge: the stage that scores it while it trains; None where nothing does.
-        needs: names of the stages that must have finished before.
         trials: ids of the trials that need it.
         status: unknown (whether the store has it), waiting, running, done, diverged or failed.
         blocked: why it cannot start although it is ready; "" where it can; `full`: the store has no room for it.
         attempts: starts since its checkpoint has moved last; `starts`: all of them.
-        progress: the latest that its process has reported.
-    """
+        progress: the latest that its process has reported."""
 
     stage: Stage
     judge: Stage | None
@@ -72,8 +69,7 @@ class StageScheduler:
 
     Args:
         address: of the store.
-        slots: stages that run at the same time, and what each of them takes.
-    """
+        slots: stages that run at the same time, and what each of them takes."""
 
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
@@ -90,11 +86,8 @@ class StageScheduler:
         self.loop = asyncio.ensure_future(self._schedule())
 
     async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
-        """Take a trial into the graph.
-
-        Args:
-            job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference.
-        """
+        """Take a trial into the graph. `job`: one reference, to what every stage's process is given; in a list, so
+        that Ray passes the reference."""
         (self.job,) = job
         if trial.id in self.trials:
             return
@@ -110,10 +103,9 @@ class StageScheduler:
         """Where a trial stands, within TICK or as soon as it ends.
 
         Returns:
-            `label` and `share` of the stage that runs, with `images` and `scores` of its last evaluation; or `waiting`,
+            `label` and `share` of the stage that runs, with the `scores` of its last evaluation; or `waiting`,
             the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
-            the trial is not known, since the actor was begun anew.
-        """
+            the trial is not known, since the actor was begun anew."""
         if trial_id not in self.trials:
             await asyncio.sleep(TICK)
             return {"lost": True}
@@ -148,16 +140,12 @@ class StageScheduler:
         for node in self.nodes.values():
             if node.task and not node.progress:  # it has not begun
                 ray.cancel(node.task)
-        await self._end_within(GRACE, WITHOUT_STEPS)
-        await self._end_within(LONGEST_STEP - GRACE, ("judge", "encoder", "level", "joint"))
-
-    async def _end_within(self, seconds: float, kinds: tuple[str, ...]) -> None:
-        """Wait for the processes, and then end those of some kinds."""
-        if self.running:
-            await asyncio.wait(self.running, timeout=seconds)
-        for node in self.nodes.values():
-            if node.task and node.stage.kind in kinds:
-                ray.cancel(node.task, force=True)
+        for seconds, kinds in ((GRACE, ("score",)), (LONGEST_STEP - GRACE, KINDS)):
+            if self.running:
+                await asyncio.wait(self.running, timeout=seconds)
+            for node in self.nodes.values():
+                if node.task and node.stage.kind in kinds:
+                    ray.cancel(node.task, force=True)
 
     async def _schedule(self) -> None:
         while not self.stopping:
@@ -175,55 +163,38 @@ class StageScheduler:
             if node.status == "unknown" or node.blocked:
                 await self._look(stage_name, node)
         self._settle()
-        ahead: dict[str, float] = {}
-        ready = [stage_name for stage_name, node in self.nodes.items() if self._is_ready(node)]
+        ways = self._ways()
         # Trials that somebody follows come first: they end, and others take their places.
-        for stage_name in sorted(ready, key=lambda each: (not self._is_followed(each), -self._ahead(each, ahead))):
-            node = self.nodes.get(stage_name)
+        first = {each: (not node.trials & self.followed, -ways[each]) for each, node in self.nodes.items()}
+        for stage_name in sorted(filter(self._is_ready, self.nodes), key=first.__getitem__):
             if len(self.running) >= self.slots.count or self.stopping:
                 return
-            if node is None or not self._is_ready(node):
+            if not self._is_ready(stage_name):  # any more
                 continue
+            node = self.nodes[stage_name]
             if await self._io(self.store.held, stage_name):
                 node.blocked = "another process trains it"
             elif not self.stopping:
-                node.task, node.status, node.blocked, node.progress = self._submit(stage_name, node), "running", "", {}
-                task = asyncio.ensure_future(self._finish(stage_name, node))
-                self.running.add(task)
-                task.add_done_callback(self.running.discard)
+                task = run_stage_task.options(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, name=stage_name)
+                me = ray.get_runtime_context().current_actor
+                node.task, node.status, node.progress = task.remote(self.job, node.stage, node.judge, me), "running", {}
+                end = asyncio.ensure_future(self._finish(stage_name, node))
+                self.running.add(end)
+                end.add_done_callback(self.running.discard)
 
-    def _is_followed(self, stage_name: str) -> bool:
-        return bool(self.nodes[stage_name].trials & self.followed)
+    def _is_ready(self, stage_name: str) -> bool:
+        node = self.nodes.get(stage_name)
+        waits = node and node.trials and node.status == "waiting" and not node.blocked
+        return bool(node and waits and all(self.nodes[need].status == "done" for need in node.needs))
 
-    def _is_ready(self, node: Node) -> bool:
-        return (
-            node.status == "waiting"
-            and not node.blocked
-            and bool(node.trials)
-            and all(self.nodes[need].status == "done" for need in node.needs)
-        )
-
-    def _ahead(self, stage_name: str, known: dict[str, float]) -> float:
-        """Cost of a stage and of the longest way from it to the end of a trial."""
-        if not known:
-            after: dict[str, list[str]] = {}
-            for each, node in self.nodes.items():
-                for need in node.needs:
-                    after.setdefault(need, []).append(each)
-
-            def way(each: str) -> float:
-                if each not in known:
-                    known[each] = cost(self.nodes[each].stage) + max(map(way, after.get(each, ())), default=0.0)
-                return known[each]
-
-            for each in self.nodes:
-                way(each)
-        return known[stage_name]
-
-    def _submit(self, stage_name: str, node: Node) -> ray.ObjectRef:
-        options: dict[str, Any] = {"num_cpus": self.slots.cpus, "num_gpus": self.slots.gpus, "name": stage_name}
-        me = ray.get_runtime_context().current_actor
-        return run_stage_task.options(**options).remote(self.job, node.stage, node.judge, me)
+    def _ways(self) -> dict[str, float]:
+        """Cost of each stage and of the longest way from it to the end of a trial. Stages come after what they need."""
+        ways = dict.fromkeys(self.nodes, 0.0)
+        for stage_name, node in reversed(self.nodes.items()):
+            ways[stage_name] += cost(node.stage)
+            for need in filter(ways.__contains__, node.needs):
+                ways[need] = max(ways[need], ways[stage_name])
+        return ways
 
     async def _finish(self, stage_name: str, node: Node) -> None:
         """Wait for the end of a stage's task, and take it in."""
@@ -243,8 +214,6 @@ class StageScheduler:
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
         """What a stage is whose process died or raised: it starts again where its checkpoint has moved, its node died,
         or it has failed less than RETRIES times."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1] if "Traceback" in str(error) or "ray::" in lines[0] else lines[0]
         if self.stopping or not node.trials:
             return {"status": "stopped"}
         try:
@@ -255,6 +224,8 @@ class StageScheduler:
             node.checkpoint, node.attempts = checkpoint, 0
         node.starts += 1
         node.attempts += not isinstance(error, NodeDiedError)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1] if "Traceback" in str(error) or "ray::" in lines[0] else lines[0]
         if node.attempts > RETRIES or node.starts >= MOST_STARTS:
             return {"status": "failed", "reason": reason}
         self.store.note("stage retried", stage=stage_name, reason=reason)

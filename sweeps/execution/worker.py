@@ -1,6 +1,9 @@
 """The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
+import functools
+import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -13,34 +16,30 @@ from ray.actor import ActorHandle
 from sgan.checks import ConfigError, require
 from sgan.config import Config
 from sgan.data.batches import Data
+from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import Stage, code_version, name
-from sgan.stages.probe import seconds_per_unit
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
-from sweeps.execution import memory, mps
+from sweeps.execution import mps
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import open_shared_store, require_versions, versions
 
 SILENCE = 20.0
 """A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
 network, and then another one goes on with the stage."""
+GIB = 2**30
+CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
 
 
 @dataclass(frozen=True)
 class Job:
     """What every worker of a sweep is given.
 
-    Attributes:
-        data: the data set, which the driver alone has read; workers of a node share one copy.
-        store, mark: the store's address, and the mark that the driver has left there.
-        commit: noted with every stage.
-        code: version of the code that the sweep was planned with.
-        deterministic: GPUs sum in one order.
-        run: runs a stage; benchmarks have one that sleeps.
-        versions: those of the driver.
-    """
+    `data` the driver alone has read; workers of a node share one copy. `store` is the address, and `mark` what the
+    driver has left there. `commit` is noted with every stage; `code` and `versions` are those of the driver.
+    `deterministic` has GPUs sum in one order. `run` runs a stage; benchmarks have one that sleeps."""
 
     data: Data
     store: str
@@ -64,34 +63,51 @@ class Job:
         torch.set_num_threads(self.slots.cpus)
         if 0 < self.slots.gpus < 1:
             mps.start(self.mark)  # before this process begins to use the GPU
-        memory.cap(self.slots.gpus)
+        cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store = open_shared_store(self.store, self.mark, platform.node())
         return Context(store, self.data.to(device), device, self.commit)
 
 
+def cap_memory(share: float) -> None:
+    """Let this process have its share of the GPU's memory and no more: Ray only counts shares, so one trial could take
+    what its neighbours need."""
+    if 0 < share < 1:
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(max(0.01, share - CONTEXT / total))
+
+
+def out_of_memory(error: BaseException, stage: Stage) -> str:
+    """One line about the stage that lacked memory in this process, and what to do."""
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_initialized():
+        used, there = torch.cuda.max_memory_reserved() + CONTEXT, torch.cuda.mem_get_info()[1]
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        f"out of memory in {stage.kind}, which needs more than {used / GIB:.1f} GiB of {there / GIB:.1f} GiB: run "
+        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config with --override: a smaller "
+        "gan.batch, joint.batch or samples"
+    )
+
+
 class _Reports:
     """What a worker tells the scheduler while its stage runs.
 
-    At most one report is on its way, so that a step never waits for the network.
-    """
+    At most one report is on its way, so that a step never waits for the network."""
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
-        self.stage_name, self.scheduler = stage_name, scheduler
-        self.answer: ray.ObjectRef | None = None
-        self.sent, self.news = time.monotonic(), {}
+        self.send = functools.partial(scheduler.report.remote, stage_name)
+        self.answer, self.sent, self.news = self.send({"share": 0.0}), time.monotonic(), dict[str, Any]()
 
     def go_on(self, **progress: Any) -> bool:
         """Report progress; whether the stage is to go on."""
         self.news |= progress
-        if self.answer:
-            ready, _ = ray.wait([self.answer], timeout=0)
-            if not ready:
-                return time.monotonic() - self.sent < SILENCE
-            if not ray.get(self.answer):
-                return False
-        self.answer, self.sent = self.scheduler.report.remote(self.stage_name, self.news), time.monotonic()
-        self.news = {}
+        if not ray.wait([self.answer], timeout=0)[0]:
+            return time.monotonic() - self.sent < SILENCE
+        if not ray.get(self.answer):
+            return False
+        self.answer, self.sent, self.news = self.send(self.news), time.monotonic(), {}
         return True
 
 
@@ -100,10 +116,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
 
     Returns:
         `status`: done, diverged or failed; stopped, where it left a checkpoint; held, where another process trains it
-        or has finished it; or full, where the store has no room; and the `reason`.
-    """
+        or has finished it; or full, where the store has no room; and the `reason`."""
     reports = _Reports(name(stage), scheduler)
-    reports.go_on(share=0.0)
     try:
         context = job.context()
     except StoreError as error:  # a store that cannot be opened now may be there again in a moment
@@ -116,7 +130,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 return {"status": "held", "reason": "another process trains it"}
             steps = job.run(stage, judge, context)
             for progress in steps:
-                if not reports.go_on(**_news(progress)):
+                news = {"scores": progress.metrics} if progress.metrics else {}
+                if not reports.go_on(share=progress.images / max(1, progress.total), **news):
                     steps.close()  # leaves a checkpoint
                     return {"status": "stopped"}
         facts = context.store.facts(name(stage))
@@ -130,9 +145,9 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
             return {"status": "failed", "reason": str(error)}
         raise
     except (RuntimeError, MemoryError) as error:
-        if not memory.is_lack(error):
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)):
             raise
-        return {"status": "failed", "reason": memory.lack(error, stage)}
+        return {"status": "failed", "reason": out_of_memory(error, stage)}
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)
@@ -149,8 +164,3 @@ def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
     """The same where stages run: the machine of the driver may be another, without a GPU."""
     task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
     return ray.get(task.remote(config, ray.put(data), slots))
-
-
-def _news(progress: Progress) -> dict[str, Any]:
-    news: dict[str, Any] = {"share": progress.images / max(1, progress.total), "peak": memory.peak()}
-    return news | ({"images": progress.images, "scores": progress.metrics} if progress.metrics else {})

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,43 +107,35 @@ def pages(uri: str, view: str = "") -> str:
     return f"{command}\nand then http://127.0.0.1:5000/{page}"
 
 
-def warn_if_away(uri: str) -> None:
-    """Say so, after ANSWER_SECONDS at most, where MLflow does not answer. Training does not need it."""
-    answers = []
-
-    def ask() -> None:
-        try:
-            MlflowClient(uri).search_experiments(max_results=1)
-            answers.append("")
-        except Exception as error:
-            answers.append(error_line(error))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    trouble = answers[0] if answers else f"no answer within {ANSWER_SECONDS:g} s"
-    if trouble:
-        print(f"MLflow at {masked(uri)} cannot be reached ({trouble}); it gets everything once it can be", flush=True)
-
-
 class Late(Exception):
     """Something took longer than it may."""
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Raise Late in a block of the main thread that takes longer than PASS_SECONDS. MLflow limits single reads alone,
-    and an answer that trickles never ends one."""
+def limited(seconds: float = 0.0) -> Iterator[None]:
+    """Raise Late in a block of the main thread that takes longer than so many seconds, or PASS_SECONDS. MLflow limits
+    single reads alone, and an answer that trickles never ends one."""
+    seconds = seconds or PASS_SECONDS
 
     def end(*_: object) -> None:
-        raise Late(f"it was not done within {PASS_SECONDS:g} s")
+        raise Late(f"it was not done within {seconds:g} s")
 
-    handler, timer = signal.signal(signal.SIGALRM, end), signal.setitimer(signal.ITIMER_REAL, PASS_SECONDS, 1)
+    handler, timer = signal.signal(signal.SIGALRM, end), signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)
+
+
+def warn_if_away(uri: str) -> None:
+    """Say so, after ANSWER_SECONDS at most, where MLflow does not answer. Training does not need it."""
+    try:
+        with limited(ANSWER_SECONDS):
+            MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # whatever MLflow's client makes of an answer
+        away = f"MLflow at {masked(uri)} cannot be reached ({error_line(error)}); it gets everything once it can be"
+        print(away, flush=True)
 
 
 def error_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -20,25 +19,19 @@ ENTITIES_A_CALL, LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 1000, 6000, 8000, 50_00
 
 @dataclass(frozen=True)
 class View:
-    """What a run shows, or the parts of it that MLflow lacks.
+    """What a run shows, but for its files.
 
     Attributes:
         metrics, params, tags: as in MLflow.
         scores: the metrics of a finished trial, which are its model's too.
-        files: path in the run -> file in the store.
-        grids: (label of the stage, images seen, PNG file).
-        times: of all points (unix seconds).
-        sent: images seen at each stage's last point ("level0") and last grid ("level0/grids") with these.
+        times: of all points of a trial (unix seconds).
     """
 
     metrics: list[Metric]
     params: dict[str, str]
     tags: dict[str, str]
     scores: list[Metric] = field(default_factory=list)
-    files: dict[str, Path] = field(default_factory=dict)
-    grids: list[tuple[str, int, Path]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    sent: dict[str, int] = field(default_factory=dict)
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
@@ -67,17 +60,22 @@ def origin(manifest: Mapping[str, Any], commit: str) -> dict[str, str]:
     return {"mlflow.source.name": script, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit}
 
 
-def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View) -> None:
-    """Log to a run: metrics, the params that it lacks (they cannot be changed), and tags that differ. The tags come
-    last, since they say what the run has."""
+def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View, more: Mapping[str, str]) -> None:
+    """Log to a run: metrics, the params of its view that it lacks (they cannot be changed), and tags that differ, those
+    of its view and more. The tags come last, since they say what the run has."""
     new = [Param(name, value) for name, value in view.params.items() if name not in run.data.params]
-    tags = {name: masked(value)[:LONGEST_TAG] for name, value in view.tags.items()}
+    tags = as_tags({**view.tags, **more})
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
     while len(metrics) + len(new) + len(changed) > ENTITIES_A_CALL:
         client.log_batch(run.info.run_id, metrics[:ENTITIES_A_CALL])
         metrics = metrics[ENTITIES_A_CALL:]
     if metrics or new or changed:
         client.log_batch(run.info.run_id, metrics, new, changed)
+
+
+def as_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags as MLflow holds them, without passwords."""
+    return {name: masked(value)[:LONGEST_TAG] for name, value in tags.items()}
 
 
 def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sgan.models.export import BEST, LAST, Model, ModelError, load
+from sgan.checks import ConfigError
+from sgan.models.export import BEST, LAST, Model, load
 
 
 class Sampler:
@@ -19,11 +20,11 @@ class Sampler:
         """Images (n, size, size, channels) uint8, one for each row of `model_input`, of the class in its `label`.
 
         Args:
-            params: seed (0), and which ("last" or "best"); ModelError for another one.
+            params: seed (0), and which ("last" or "best"); ConfigError for another one.
         """
         options = {"seed": 0, "which": LAST, **(params or {})}
         if options["which"] not in self.models:
-            raise ModelError(f"which must be one of {', '.join(self.models)}, but got {options['which']!r}")
+            raise ConfigError(f"which must be one of {', '.join(self.models)}, but got {options['which']!r}")
         images = self.models[options["which"]].sample(model_input["label"].tolist(), int(options["seed"]))
         return images.permute(0, 2, 3, 1).numpy()
 

@@ -1,12 +1,15 @@
-"""The run of a sweep: its settings, means over seeds, the report, and a search's plots."""
+"""The run of a sweep: its settings, means over seeds, and the report."""
 
 import statistics
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Run
+
 from sgan.checks import ConfigError
-from sgan.store.files import is_plain, sha256
+from sgan.store.files import is_plain
 from sgan.store.local import Store
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.runs import View, as_metrics, as_params
@@ -19,8 +22,8 @@ REPORT, TEXT = "report.html", "report.md"
 """Files of a sweep in the store, beside its record: the report, and its verdict and tables alone."""
 
 
-def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -> View:
-    """What the run of a sweep shows; the ids are those of its address in MLflow's pages."""
+def view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
+    """What the run of a sweep shows, but for its files."""
     folder, metrics = manifests.folder(store, manifest["key"]), {}
     for judge in filter(store.has, manifest["judges"]):  # a later one's scores stand
         facts = store.facts(judge)
@@ -32,14 +35,9 @@ def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -
             numbers = {"mean": statistics.fmean(values)} | spread
             means = {f"{score}/{kind}/{name}": value for kind, value in numbers.items()}
             metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"])}
-    files = {REPORT: folder / REPORT} if is_plain(folder, REPORT) else {}
-    files |= {BEST: store.root / BEST} if chosen(store, manifest["key"]) else {}
-    plots = {f"plots/{name}": (folder / "plots" / name, digest) for name, digest in manifest.get("plotted", {}).items()}
-    for name, (path, digest) in plots.items():
-        if is_plain(folder, name) and sha256(path)[:16] == digest:
-            files[name] = path
     text = (folder / TEXT).read_text() if is_plain(folder, TEXT) else manifest["title"]
-    link = f"[Report](#/experiments/{experiment}/runs/{run}/artifacts/{REPORT})" if REPORT in files else ""
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{REPORT}"
+    link = f"[Report]({page})" if is_plain(folder, REPORT) else ""
     tags = {
         runs.NAME: manifest["title"],
         runs.NOTE: f"{link}\n\n{text}",
@@ -47,7 +45,14 @@ def view(store: Store, manifest: Mapping[str, Any], experiment: str, run: str) -
         **{f"sgan.{name}": manifest[name] for name in ("command", "machine")},
         **runs.origin(manifest, manifest["commit"]),
     }
-    return View(list(metrics.values()), as_params(manifest["settings"]), tags, files=files)
+    return View(list(metrics.values()), as_params(manifest["settings"]), tags)
+
+
+def files(store: Store, manifest: Mapping[str, Any]) -> dict[str, Path]:
+    """The report and the chosen config of a sweep, by their paths in its run."""
+    folder = manifests.folder(store, manifest["key"])
+    found = {REPORT: folder / REPORT} if is_plain(folder, REPORT) else {}
+    return found | ({BEST: store.root / BEST} if chosen(store, manifest["key"]) else {})
 
 
 def chosen(store: Store, sweep_key: str) -> BestConfig | None:

@@ -5,7 +5,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,10 @@ from mlflow.entities import Metric, Run
 from sgan.addresses import masked
 from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
-from sgan.store.local import FIGURES, MODELS, Store
-from sgan.store.votes import curves
+from sgan.store.local import MODELS, Store
 from sweeps.mlflow_view import model, runs, sweep, views
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
-from sweeps.mlflow_view.trial import (
-    Votes,
-    begun,
-    files_of,
-    is_shown,
-    link,
-    log_dataset,
-    note_of,
-    params_of,
-    people,
-    varied,
-    view,
-    write_files,
-)
+from sweeps.mlflow_view.trial import Trials, begun, lacking, lay_out, log_dataset
 from sweeps.planning import manifest as manifests
 from sweeps.planning.state import State, state_of
 
@@ -51,7 +37,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         store.renew()
     prepare(store, uri)
     with store.lock(f"mlflow-{sweep_key}"):  # two passes at once, of two drivers, would make runs twice
-        return _Pass(MlflowClient(uri), store, manifests.read(store, sweep_key), live).send(uri)
+        manifest = manifests.read(store, sweep_key)
+        return _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
 
 
 @dataclass(frozen=True)
@@ -59,6 +46,7 @@ class _Pass:
     client: MlflowClient
     store: Store
     manifest: dict[str, Any]
+    trials: Trials
     live: bool
 
     def send(self, uri: str) -> bool:
@@ -70,17 +58,16 @@ class _Pass:
             tags, title = {runs.SWEEP: key}, self.manifest["title"]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
         views.write(client, experiment, self.manifest)
-        names, votes = varied(self.manifest["trials"]), curves(store)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
-            run, about = children.get(trial["run"]), self.about(trial, names, votes.get(trial["name"], ()))
+            run = children.get(trial["run"])
             try:
-                if run and store.has(trial["name"]) and self.has_all(run, trial, about, parent):
+                if run and store.has(trial["name"]) and self.has_all(run, trial, parent):
                     end = max(end, (run.info.end_time or 0) / 1000)
                     continue
                 state = state_of(store, trial, self.live)
                 if run or begun(store, trial, state):
-                    run = self.send_trial(trial, state, parent, run, about)
+                    run = self.send_trial(trial, state, parent, run)
                     store.note_run(run.info.run_id, trial["name"])
                 outcomes.add(state.outcome)
                 end = max(end, state.end)
@@ -93,17 +80,12 @@ class _Pass:
             raise damage
         return outcome in ("done", "failed")
 
-    def about(self, trial: Mapping[str, Any], names: set[str], votes: Votes) -> dict[str, Any]:
-        """The params, the note and the votes of a trial's run, and their key: what may change after it has ended."""
-        params, note = params_of(self.manifest, trial, names), note_of(self.store, trial, votes)
-        return {"params": params, "note": note, "votes": people(votes), "key": content_key([params, note])}
-
-    def has_all(self, run: Run, trial: Mapping[str, Any], about: Mapping[str, Any], parent: Run) -> bool:
+    def has_all(self, run: Run, trial: Mapping[str, Any], parent: Run) -> bool:
         """Whether the run of a trial that is done has all of it."""
         tags = run.data.tags
-        sent = json.loads(tags.get(runs.SENT, "{}")).get("about") == about["key"]
+        sent = json.loads(tags.get(runs.SENT, "{}")).get("about") == self.trials.key(trial)
         whole = sent and tags.get("outcome") == "done" and tags.get(runs.PARENT) == parent.info.run_id
-        return whole and (self.live or is_shown(self.client, run, self.store, trial))
+        return whole and (self.live or not lacking(self.client, run, self.store, self.trials.files(trial)))
 
     def register(self, parent: Run) -> None:
         """Register the model of the trial that best.yaml names, and mark its run, if that has not been done."""
@@ -117,48 +99,55 @@ class _Pass:
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
         """Send what is new of the sweep itself."""
-        new = sweep.view(self.store, self.manifest, run.info.experiment_id, run.info.run_id)
-        sent = content_key({name: sha256(path) for name, path in new.files.items()})
-        if new.files and run.data.tags.get(runs.SENT) != sent:
-            with tempfile.TemporaryDirectory() as folder:
-                link(new.files, Path(folder))
-                self.client.log_artifacts(run.info.run_id, folder)
+        view, files = sweep.view(self.store, self.manifest, run), sweep.files(self.store, self.manifest)
+        sent = content_key({name: sha256(path) for name, path in files.items()})
+        if run.data.tags.get(runs.SENT) != sent:
+            for path in files.values():
+                self.client.log_artifact(run.info.run_id, str(path))
         runs.set_status(self.client, run, outcome, end)
-        metrics = [metric for metric in new.metrics if run.data.metrics.get(metric.key) != metric.value]
-        runs.log(self.client, run, metrics, replace(new, tags={**new.tags, "outcome": outcome, runs.SENT: sent}))
+        metrics = [metric for metric in view.metrics if run.data.metrics.get(metric.key) != metric.value]
+        runs.log(self.client, run, metrics, view, {"outcome": outcome, runs.SENT: sent})
 
-    def send_trial(
-        self, trial: Mapping[str, Any], state: State, parent: Run, run: Run | None, about: Mapping[str, Any]
-    ) -> Run:
+    def send_trial(self, trial: Mapping[str, Any], state: State, parent: Run, run: Run | None) -> Run:
         """Send what is new of a trial; returns its run, which is made if there is none."""
-        done = state.outcome == "done"
-        held = run.data.tags if run else {}  # of one that was done before, something is not as it was: all is sent
+        client, store, view, files = self.client, self.store, self.trials.view(trial, state), self.trials.files(trial)
+        held, done = run.data.tags if run else {}, state.outcome == "done"
+        # Of a run that was done before, something is not as it was: all is sent.
         sent = {} if held.get("outcome") == "done" else json.loads(held.get(runs.SENT, "{}"))
-        new = view(self.store, self.manifest, trial, state, sent)
-        end = max([state.end, *new.times]) or time.time()
-        if run is None:
-            tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"]}
-            begin = runs.milliseconds(min(new.times, default=end))
-            run = self.client.create_run(parent.info.experiment_id, begin, tags, new.tags[runs.NAME])
-        if new.grids or done or not sent:
-            figures = files_of(self.store, trial, FIGURES) if done else {}
-            with tempfile.TemporaryDirectory() as folder:
-                write_files(trial, new.grids, figures, run.info.start_time, Path(folder))
-                self.client.log_artifacts(run.info.run_id, folder)
-        metrics = [*new.metrics, *about["votes"]]
-        if done:
-            with tempfile.TemporaryDirectory() as folder:
-                link(files_of(self.store, trial, MODELS), Path(folder))
-                made = model.log_model(self.client, run, Path(folder, MODELS), about["params"])
-            metrics += [Metric(each.key, each.value, each.timestamp, each.step, made) for each in new.scores]
-        log_dataset(self.client, run, trial)
-        runs.set_status(self.client, run, state.outcome, end)
-        tags = {**new.tags, runs.PARENT: parent.info.run_id, runs.NOTE: about["note"]}
-        tags[runs.SENT] = json.dumps({**new.sent, "about": about["key"]})
-        if state.reason or "reason" in run.data.tags:
+        # A resumed stage repeats the points after its checkpoint: the first ones stand.
+        metrics = [metric for metric in view.metrics if metric.step > sent.get(_group(metric), -1)]
+        end = max([state.end, *view.times]) or time.time()
+        changed = done or not sent or bool(metrics)
+        new = {} if not changed else lacking(client, run, store, files) if run and sent else files
+        models = {name: source for name, source in files.items() if name.startswith(f"{MODELS}/")}
+        with tempfile.TemporaryDirectory() as folder:
+            its_run, its_model = Path(folder, "run"), Path(folder, "model")
+            lay_out(store, trial, new | models, its_run)
+            if run is None:
+                tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"]}
+                begin = runs.milliseconds(min(view.times, default=end))
+                run = client.create_run(parent.info.experiment_id, begin, tags, view.tags[runs.NAME])
+            if models:
+                (its_run / MODELS).rename(its_model)
+            if changed:
+                client.log_artifacts(run.info.run_id, str(its_run))
+            if done:
+                made = model.log_model(client, run, its_model / "data" / MODELS, view.params)
+                metrics += [Metric(each.key, each.value, each.timestamp, each.step, made) for each in view.scores]
+        log_dataset(client, run, trial)
+        runs.set_status(client, run, state.outcome, end)
+        last = {_group(metric): metric.step for metric in sorted(view.metrics, key=lambda metric: metric.step)}
+        now = json.dumps({**sent, **last, "about": self.trials.key(trial)})
+        tags = {runs.PARENT: parent.info.run_id, runs.SENT: now}
+        if state.reason or "reason" in held:
             tags["reason"] = state.reason[:1000]
-        runs.log(self.client, run, metrics, replace(new, params=about["params"], tags=tags))
+        runs.log(client, run, metrics, view, tags)
         return run
+
+
+def _group(metric: Metric) -> str:
+    """The metrics that a point has together: those of a stage's level, or one score."""
+    return metric.key.rpartition("/")[0] or metric.key
 
 
 def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = False) -> str:

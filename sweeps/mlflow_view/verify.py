@@ -1,9 +1,9 @@
 """Compares what MLflow shows of a sweep with the output store: every value, param, tag, file and model."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,13 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 
-from sgan.addresses import masked
 from sgan.store.files import sha256
-from sgan.store.local import FIGURES, MODELS, STAGE_FILE, Store
-from sgan.store.votes import curves
+from sgan.store.local import MODELS, STAGE_FILE, Store
 from sweeps.mlflow_view import runs, sweep
 from sweeps.mlflow_view.connection import limited
-from sweeps.mlflow_view.trial import begun, files_of, link, note_of, params_of, people, varied, view, write_files
+from sweeps.mlflow_view.trial import Trials, begun, lay_out
 from sweeps.planning import manifest as manifests
-from sweeps.planning.state import State, state_of
+from sweeps.planning.state import state_of
 
 LARGEST = 1.7976931348623157e308
 """MLflow holds infinity as this value."""
@@ -41,23 +39,23 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
     if len(parents) != 1:
         yield f"sweep {sweep_key} has {len(parents)} parent runs, not 1"
     for run in parents:
-        with limited():
-            lines = [f"sweep: {line}" for line in _of_sweep(store, manifest, uri, run)]
-        yield from lines
-    asked = curves(store)
-    names, parent = varied(manifest["trials"]), parents[0].info.run_id if len(parents) == 1 else ""
+        with limited(), tempfile.TemporaryDirectory() as ours:
+            for name, path in sweep.files(store, manifest).items():
+                shutil.copyfile(path, Path(ours, name))
+            lines = _compare(uri, run, sweep.view(store, manifest, run), {}, Path(ours))
+        yield from (f"sweep: {line}" for line in lines)
+    trials, parent = Trials(store, manifest), parents[0].info.run_id if len(parents) == 1 else ""
     for trial in manifest["trials"]:
         its_runs = [run for run in found if run.data.tags.get(runs.TRIAL) == trial["run"]]
         title, state = f"{trial['variant']} seed {trial['seed']}", state_of(store, trial)
         if len(its_runs) != 1 and (its_runs or begun(store, trial, state)):
             yield f"{title} has {len(its_runs)} runs, not 1"
         for run in its_runs:
-            votes = asked.get(trial["name"], ())
-            tags = {runs.PARENT: parent, runs.NOTE: note_of(store, trial, votes)}
-            about = runs.View(people(votes), params_of(manifest, trial, names), tags)
-            with limited():
-                lines = [f"{title}: {line}" for line in _of_trial(store, manifest, trial, state, uri, run, about)]
-            yield from lines
+            more = {runs.PARENT: parent, "status": runs.STATUS[state.outcome]}
+            with limited(), tempfile.TemporaryDirectory() as folder:
+                lay_out(store, trial, trials.files(trial), Path(folder))
+                lines = _compare(uri, run, trials.view(trial, state), more, Path(folder))
+            yield from (f"{title}: {line}" for line in lines)
     yield from foreign(store, manifest)
 
 
@@ -73,39 +71,12 @@ def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{path} is a {'symbolic link' if path.is_symlink() else 'file'} that its stage did not write"
 
 
-def _of_sweep(store: Store, manifest: Mapping[str, Any], uri: str, run: Run) -> list[str]:
-    right = sweep.view(store, manifest, run.info.experiment_id, run.info.run_id)
-    with tempfile.TemporaryDirectory() as ours:
-        link(right.files, Path(ours))
-        return _compare(uri, run, right, Path(ours))
-
-
-def _of_trial(
-    store: Store,
-    manifest: Mapping[str, Any],
-    trial: Mapping[str, Any],
-    state: State,
-    uri: str,
-    run: Run,
-    about: runs.View,
-) -> list[str]:
-    right, models, figures = view(store, manifest, trial, state, {}), {}, {}
-    if state.outcome == "done":
-        models, figures = (files_of(store, trial, part) for part in (MODELS, FIGURES))
-    tags = {**right.tags, **about.tags, "status": runs.STATUS[state.outcome]}
-    right = replace(right, metrics=[*right.metrics, *about.metrics], params=about.params, tags=tags)
-    with tempfile.TemporaryDirectory() as ours:
-        write_files(trial, right.grids, figures, run.info.start_time, Path(ours))
-        link(models, Path(ours, MODELS, "data"))
-        return _compare(uri, run, right, Path(ours))
-
-
-def _compare(uri: str, run: Run, right: runs.View, files: Path) -> list[str]:
-    """Lines about what a run has otherwise."""
+def _compare(uri: str, run: Run, right: runs.View, more: Mapping[str, str], files: Path) -> list[str]:
+    """Lines about what a run has otherwise than its view, more tags, and the files in a folder."""
     client = MlflowClient(uri)
     names = {metric.key for metric in (*right.metrics, *right.scores)} | set(run.data.metrics)
     history = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
-    tags = {name: masked(value)[: runs.LONGEST_TAG] for name, value in right.tags.items()}
+    tags = runs.as_tags({**right.tags, **more})
     expected = _parts(right.params, tags, [*right.metrics, *right.scores], files)
     with tempfile.TemporaryDirectory() as theirs:
         client.download_artifacts(run.info.run_id, "", theirs)

@@ -62,10 +62,11 @@ def _charts() -> dict[str, Any]:
     """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
     against the leading score."""
     curves, values = "Over generator images", "At the end"
+    axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
     charts: list[dict[str, Any]] = [
         *({"type": "LINE", "metricKey": name, "metricSectionId": curves} for name in HEADLINES),
         *({"type": "BAR", "metricKey": name, "metricSectionId": values} for name in COLUMNS),
-        {"type": "SCATTER", "xaxis": _axis(LEADING), "yaxis": _axis(f"{FINAL}diversity"), "metricSectionId": values},
+        {"type": "SCATTER", **axes, "metricSectionId": values},
     ]
     shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
     return {
@@ -76,7 +77,3 @@ def _charts() -> dict[str, Any]:
         ],
         "isAccordionReordered": True,
     }
-
-
-def _axis(metric: str) -> dict[str, str]:
-    return {"key": metric, "type": "METRIC"}

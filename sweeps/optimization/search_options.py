@@ -1,20 +1,23 @@
 """The options of a search."""
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat
 
-from sgan.checks import require, validated
+from sgan.checks import one_of, require, validated
 from sgan.command_line import Group
 from sgan.presets import VARIANTS
-from sweeps.optimization.budget import Limits
-from sweeps.optimization.space import ALL, check, parse_varied, splits_of
-from sweeps.planning.options import Options, choice, flag, valid
+from sweeps.optimization.space import ALL, WEIGHTS, parse_varied, splits_of
+from sweeps.planning.options import Options, choice, flag
 
-DEFAULT_TRIALS = 20
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    require(ends[0] <= ends[1], f"the upper end must be at least the lower one, but got {ends[0]:g} {ends[1]:g}")
+    return ends
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,15 @@ class Space(Group):
 
     variant: Annotated[str, *choice(*VARIANTS)] = "sgan"
     """The variant whose config is searched."""
-    splits: tuple[str, ...] = (ALL,)
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL,)
     """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
-    adversarial: tuple[float, float] = (0.1, 10.0)
+    adversarial: Range = (0.1, 10.0)
     """Range of the adversarial loss's weight, sampled on a log scale; twice the same number pins it."""
-    conditional: tuple[float, float] = (0.1, 10.0)
+    conditional: Range = (0.1, 10.0)
     """Range of the conditional loss's weight."""
-    entropy: tuple[float, float] = (1.0, 100.0)
+    entropy: Range = (1.0, 100.0)
     """Range of the entropy loss's weight."""
-    zeros: tuple[str, ...] = ("conditional", "entropy")
+    zeros: tuple[Annotated[str, one_of(*WEIGHTS)], ...] = ("conditional", "entropy")
     """Weights that may be zero as well, at most one of them in a config."""
     vary: tuple[str, ...] = ()
     """Numeric fields of the recipe to search too: FIELD=LOW:HIGH, or FIELD=LOW:HIGH:log."""
@@ -41,23 +44,10 @@ class Space(Group):
 class Budgets(Group):
     """What is best, and how much may be tried."""
 
-    objective: Literal["inception-score", "fid", "pareto"] = "inception-score"
-    """What is best; pareto: Inception score, FID and diversity (up to that of real data) at once."""
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    """Optuna's sampler."""
-    trials: Annotated[int, Field(ge=3)] | None = None
-    """Trials in all: about 70 % explore, the rest confirm. Without this, --hours and --max-cost: 20."""
-    hours: PositiveFloat | None = None
-    """About so many hours of wall time in all, of which the last trial may take a little more."""
-    max_cost: PositiveFloat | None = None
-    """About this cost in all; needs --gpu-hour-price."""
-    gpu_hour_price: PositiveFloat | None = None
-    """Price of an hour of one GPU, or of one node where there is no GPU."""
-    top: PositiveInt | None = None
-    """How many of the best configs are confirmed, beside the default one; without it as many as the budget carries, at
-    most 5."""
-    confirm_seeds: Annotated[int, Field(ge=2, le=100)] | None = None
-    """On how many fresh seeds each; without it 2 to 5, by the budget."""
+    objective: Literal["inception-score", "fid"] = "inception-score"
+    """What is best."""
+    trials: Annotated[int, Field(ge=3)] = 20
+    """Trials in all: about 70 % explore, the rest confirm the best configs and, beside them, the default one."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
     """The seed that explores; the next ones confirm. Another one is another search."""
 
@@ -67,39 +57,27 @@ class Search(Space, Budgets, Options):
     """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
 
     It ends in best.yaml in the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
-    with more --trials or --hours a finished search is extended.
+    with more --trials a finished search is extended.
 
     Examples:
 
         python sweeps/search.py --dry-run
         python sweeps/search.py --trials 40 --objective fid
-        python sweeps/search.py --hours 8 --splits fc3 pool1+fc3 --vary gan.image_noise=0:0.5
+        python sweeps/search.py --splits fc3 pool1+fc3 --vary gan.image_noise=0:0.5
     """
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.max_cost is None or self.gpu_hour_price is not None,
-            f"--max-cost {self.max_cost} needs --gpu-hour-price, the price of an hour of one GPU",
-        )
-        check(self.variant, self.chosen_splits, self.ranges, self.zeros)
+        possible = splits_of(self.variant)
+        for split in self.chosen_splits:
+            wanted = f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
+            require(split in possible, wanted)
+        fields = [text.partition("=")[0] for text in self.vary]
+        require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
         for text in self.vary:
-            valid(functools.partial(parse_varied, text, recipe) for recipe in self.recipes())
+            parse_varied(text, self.recipes()[0])
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:
-        """The splits by name, also where all are chosen."""
-        return splits_of(self.variant) if self.splits == (ALL,) else self.splits
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """The range of each weight."""
-        return self.adversarial, self.conditional, self.entropy
-
-    def limits(self, units: int) -> Limits:
-        """What the search may use where so many GPUs, or nodes without one, are paid for."""
-        seconds = math.inf if self.hours is None else self.hours * 3600
-        if self.max_cost is not None and self.gpu_hour_price is not None:
-            seconds = min(seconds, self.max_cost / (self.gpu_hour_price * units) * 3600)
-        trials = self.trials or (DEFAULT_TRIALS if math.isinf(seconds) else math.inf)
-        return Limits(trials, seconds)
+        """The splits by name, each once, also where all are chosen."""
+        return splits_of(self.variant) if self.splits == (ALL,) else tuple(dict.fromkeys(self.splits))

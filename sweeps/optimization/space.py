@@ -7,7 +7,6 @@ lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) 
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sgan.checks import ConfigError, content_key, require, with_fields
+from sgan.checks import ConfigError, with_fields
 from sgan.config import INNER_TAPS, Config, Recipe, Weights
 from sgan.presets import VARIANTS, configure
 from sweeps.planning.options import DEFAULT_CUTS
@@ -62,28 +61,9 @@ def parse_varied(text: str, recipe: Recipe) -> Varied:
         raise ConfigError(f"--vary {text}: {error}") from error
 
 
-def check(
-    variant: str, splits: tuple[str, ...], ranges: tuple[tuple[float, float], ...], zeros: tuple[str, ...]
-) -> None:
-    """What can be wrong with a space whatever the dataset is, as one ConfigError; arguments as `Space` has them."""
-    for split in splits:
-        require(split in SPLITS, f"unknown split {split!r} in --splits; choose from {', '.join(SPLITS)}, or {ALL}")
-    require(len(set(splits)) == len(splits) > 0, f"--splits must name splits once, but got {splits}")
-    possible = splits_of(variant)
-    for split in splits:
-        require(
-            split in possible, f"{variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
-        )
-    for name, (low, high) in zip(WEIGHTS, ranges, strict=True):
-        require(0 < low < math.inf, f"the lower end of --{name} must be a finite number > 0, but got {low}")
-        require(low <= high < math.inf, f"the upper end of --{name} must be a finite number >= {low:g}, but got {high}")
-    for name in zeros:
-        require(name in WEIGHTS, f"unknown weight {name!r} in --zeros; choose from {', '.join(WEIGHTS)}")
-
-
 @dataclass(frozen=True)
 class Space:
-    """The search space of one variant.
+    """The search space of one variant; its parts are checked as options (`search_options.Search`).
 
     Attributes:
         variant: row of VARIANTS.
@@ -102,11 +82,6 @@ class Space:
     ranges: tuple[tuple[float, float], ...]
     zeros: tuple[str, ...]
     varied: tuple[Varied, ...]
-
-    def __post_init__(self):
-        check(self.variant, self.splits, self.ranges, self.zeros)
-        fields = [field for field, _ in self.varied]
-        require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -160,12 +135,8 @@ class Space:
         weights, same = self.loss_weights(params), self.template
         row = VARIANTS[self.variant].variant
         cuts = SPLITS[params["split"]]
-        config = configure(same.dataset, same.judge, same.data, recipe, row, seed, weights, cuts)
+        config = configure(same.dataset, same.data, recipe, row, seed, weights, cuts)
         return dataclasses.replace(config, inception=same.inception)
-
-    def key(self, params: dict[str, Any]) -> str:
-        """What tells two configs apart: weights of losses that are left out do not."""
-        return content_key(self.config(params, 0))
 
     def kind(self, params: Mapping[str, Any]) -> str:
         """The variant that a config is: a stack without cuts is a DCGAN with these losses."""

@@ -1,13 +1,16 @@
 """Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
 
+import random
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.importance import get_param_importances
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -17,84 +20,40 @@ from sgan.checks import ConfigError, content_key
 from sweeps.optimization.objective import DONE, Outcome
 
 Params = dict[str, Any]
+Space = dict[str, BaseDistribution]
 OUTCOME, REASON = "outcome", "reason"
 """User attributes of a trial: how it ended, and why."""
+RESAMPLES = 100
+"""Bootstrap samples of the trials: how sure an importance is."""
 DRAWS = 20
 """A sampler is asked so often for a config that is new; then ten times as often for a random one."""
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class DistinctSampler(BaseSampler):
-    """Suggests configs that are new, each by a sampler made for its trial alone.
+def ask(study: optuna.Study, space: Space, seed: int, new: Callable[[Params], bool]) -> optuna.Trial | None:
+    """A trial with a config that is new; None where the space is used up.
 
-    That sampler's seed is made of the search's seed and the trial's number. So a suggestion depends only on what the
-    study holds, and a search that was interrupted goes on as it would have. One that is not new ends the search: the
-    space is used up.
+    Each draw has a sampler of its own, whose seed is made of the search's seed and the trial's number. So a suggestion
+    depends only on what the study holds, and a search that was interrupted goes on as it would have. A draw that is not
+    new stays in the study as failed.
 
-    Attributes:
-        taken: keys of the configs that are not new.
     Args:
-        make: makes a sampler from its seed.
-        seed: the search's.
         space: name -> distribution; every config has all of them.
-        key: params -> a key that equal configs share.
     """
-
-    def __init__(
-        self,
-        make: Callable[[int], BaseSampler],
-        seed: int,
-        space: dict[str, BaseDistribution],
-        key: Callable[[Params], str],
-    ):
-        self.make, self.seed, self.space, self.key = make, seed, space, key
-        self.taken: set[str] = set()
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.space
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> Params:
-        inner = self.make(int(content_key([self.seed, trial.number])[:8], 16))
-        anything = RandomSampler(seed=trial.number)
-        for draw in range(11 * DRAWS):
-            sampler = inner if draw < DRAWS else anything
-            params = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
-            for name, distribution in search_space.items():
-                if name not in params:
-                    params[name] = sampler.sample_independent(study, trial, name, distribution)
-            if self.key(params) not in self.taken:
-                break
-        return params
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        raise AssertionError(f"{param_name} is not in the space")
-
-
-def new_study(objective: Mapping[str, str], sampler: BaseSampler) -> optuna.Study:
-    """An empty study in memory.
-
-    Args:
-        objective: score -> "maximize" or "minimize".
-    """
-    return optuna.create_study(directions=_directions(objective), sampler=sampler)
-
-
-def _directions(objective: Mapping[str, str]) -> list[StudyDirection]:
-    return [StudyDirection[way.upper()] for way in objective.values()]
+    for draw in range(11 * DRAWS):
+        number = len(study.get_trials(deepcopy=False))
+        make = TPESampler if draw < DRAWS else RandomSampler
+        study.sampler = make(seed=int(content_key([seed, number])[:8], 16))
+        asked = study.ask(space)
+        if new(asked.params):
+            return asked
+        study.tell(asked, state=TrialState.FAIL)
+    return None
 
 
 def replay(
     study: optuna.Study,
-    space: dict[str, BaseDistribution],
+    space: Space,
     rows: Sequence[Mapping[str, Any]],
     outcomes: Mapping[int, Outcome],
 ) -> dict[int, optuna.Trial]:
@@ -109,28 +68,25 @@ def replay(
     numbered, open_trials = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
     for number in range(max(numbered, default=-1) + 1):
         row, outcome = numbered.get(number), outcomes.get(number)
-        if row is None:  # its file was deleted; the others keep their numbers
+        if row is None:  # its config was not new, or its file was deleted; the others keep their numbers
             study.add_trial(create_trial(state=TrialState.FAIL))
         elif outcome is None:
             study.enqueue_trial(row["params"])
             open_trials[number] = study.ask(space)
             note(open_trials[number], _attributes(row))
         else:
-            study.add_trial(_ended_trial(row, space, outcome))
+            attributes = _attributes(row) | _ending(outcome)
+            about = {"params": row["params"], "distributions": space, "user_attrs": attributes}
+            study.add_trial(create_trial(value=outcome.value, **about))
     return open_trials
-
-
-def _ended_trial(row: Mapping[str, Any], space: dict[str, BaseDistribution], outcome: Outcome) -> FrozenTrial:
-    return create_trial(
-        values=outcome.values,
-        params=row["params"],
-        distributions=space,
-        user_attrs=_attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason},
-    )
 
 
 def _attributes(row: Mapping[str, Any]) -> dict[str, str]:
     return {"config": row["title"], "trial": row["name"]}
+
+
+def _ending(outcome: Outcome) -> dict[str, str]:
+    return {OUTCOME: outcome.tag, REASON: outcome.reason}
 
 
 def note(trial: optuna.Trial, attributes: Mapping[str, str]) -> None:
@@ -141,39 +97,32 @@ def note(trial: optuna.Trial, attributes: Mapping[str, str]) -> None:
 
 def tell(study: optuna.Study, trial: optuna.Trial, row: Mapping[str, Any], outcome: Outcome) -> None:
     """Tell the study how a trial ended."""
-    note(trial, _attributes(row) | {OUTCOME: outcome.tag, REASON: outcome.reason})
-    study.tell(trial, outcome.values)
+    note(trial, _attributes(row) | _ending(outcome))
+    study.tell(trial, outcome.value)
 
 
-class StoredStudy:
-    """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended.
-
-    A copy that does not agree with the study, or cannot be read, is made anew.
+class StudyFile:
+    """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended. Each command
+    makes it anew.
 
     Args:
-        objective: score -> direction; the scores are the names of the study's values.
-        path: of a journal file that holds no other study.
+        name: of the study.
+        score: the name of its values.
+        path: of a journal file.
     Raises:
         ConfigError: the file cannot be written.
     """
 
-    def __init__(self, study: optuna.Study, name: str, objective: Mapping[str, str], path: Path):
+    def __init__(self, study: optuna.Study, name: str, score: str, path: Path):
         self.study, self.path, self.count = study, path, 0
         try:
-            if path.exists() and not _is_whole(path):
-                path.unlink()
-            storage = _journal(path)
-            if name in optuna.get_all_study_names(storage):
-                there = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
-                here = study.get_trials(deepcopy=False)[: len(there)]
-                if [*map(_content, here)] == [*map(_content, there)]:
-                    self.count = len(there)
-                else:
-                    optuna.delete_study(study_name=name, storage=storage)
-            ways = {"study_name": name, "directions": _directions(objective), "load_if_exists": True}
-            self.copy: optuna.Study | None = optuna.create_study(storage=storage, **ways)
+            path.unlink(missing_ok=True)
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            self.copy: optuna.Study | None = optuna.create_study(
+                storage=storage, study_name=name, direction=study.direction
+            )
             with warnings.catch_warnings(action="ignore"):  # Optuna calls names of metrics experimental
-                self.copy.set_metric_names(list(objective))
+                self.copy.set_metric_names([score])
             self._add(())
         except Exception as error:  # Optuna's and the file system's
             raise ConfigError(f"{self._reason(error)}; make room, or delete the file") from error
@@ -201,39 +150,32 @@ class StoredStudy:
         return f"Optuna's study cannot be kept at {self.path} ({' '.join(str(error).split())[:300]})"
 
 
-def _journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether Optuna can read a journal file, and go on with it."""
-    try:
-        optuna.get_all_study_names(_journal(path))
-    except Exception:  # of Optuna's reader
-        return False
-    return path.read_bytes().endswith(b"\n")
-
-
-def _content(trial: FrozenTrial) -> tuple[Any, ...]:
-    return trial.state, trial.values, trial.params
-
-
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that did not go wrong, best first."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in trials if trial.user_attrs[OUTCOME] == DONE]
-    return [trials[index] for index in order(study.directions, [trial.values for trial in trials])]
+    done = [trial for trial in ended(study) if trial.user_attrs[OUTCOME] == DONE]
+    return sorted(done, key=lambda trial: trial.values[0], reverse=study.direction == StudyDirection.MAXIMIZE)
 
 
-def order(directions: Sequence[StudyDirection], rows: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of rows of values, best first. With several values a row is the better, the fewer rows dominate it; then
-    its second value counts, which is FID."""
-    signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in directions]
-    costs = [[sign * value for sign, value in zip(signs, row, strict=True)] for row in rows]
-    if len(signs) == 1:
-        return sorted(range(len(costs)), key=costs.__getitem__)
+def ended(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have ended, those that went wrong among them."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
-    def dominate(row: list[float]) -> int:
-        return sum(other != row and all(a <= b for a, b in zip(other, row, strict=True)) for other in costs)
 
-    return sorted(range(len(costs)), key=lambda index: (dominate(costs[index]), costs[index][1]))
+def importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
+    """Name of each param that varies -> the share of the values' variance that it explains (PED-ANOVA), and the ends of
+    the 90 % interval over resampled trials: a search of few trials says little. Empty where nothing can be told."""
+    trials, rng = ended(study), random.Random(0)
+    names = [name for name in (trials[0].params if trials else ()) if len({trial.params[name] for trial in trials}) > 1]
+    if not names or len({trial.value for trial in trials}) < 2:
+        return {}
+
+    def shares(chosen: Sequence[FrozenTrial]) -> dict[str, float]:
+        drawn = optuna.create_study(direction=study.direction)
+        drawn.add_trials(create_trial(value=t.value, params=t.params, distributions=t.distributions) for t in chosen)
+        return get_param_importances(drawn, params=names) if len({trial.value for trial in chosen}) > 1 else {}
+
+    with warnings.catch_warnings(action="ignore"):  # Optuna's are for those who choose a method
+        found = shares(trials)
+        again = [shares(rng.choices(trials, k=len(trials))) for _ in range(RESAMPLES)]
+    ends = {name: np.quantile([each.get(name, 0.0) for each in again if each], (0.05, 0.95)) for name in names}
+    return {name: (found.get(name, 0.0), float(ends[name][0]), float(ends[name][1])) for name in names}

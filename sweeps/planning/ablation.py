@@ -8,19 +8,19 @@ from typing import Any
 
 from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, content_key, require
-from sgan.config import Config
+from sgan.config import IMAGE, Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
-from sgan.stages.fit import check_networks
-from sgan.stages.graph import code_version, name
+from sgan.stages.cost import check_networks, flops, planned_steps
+from sgan.stages.graph import JointStage, LevelStage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
-from sweeps.planning.match import LENGTHS, factors, lengthened, size
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
 from sweeps.planning.rows import as_option
 from sweeps.planning.trials import Trial, ended, missing, trial
 
 MATCHES = {"images": "generator images", "flops": "FLOPs"}
+LENGTHS = ("image_level", "feature_level", "joint_images")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     """
     basis, search = prepare(options, gpus), None
     best = config_file.read(options.config) if options.config else None
-    if best and best.matches(options):
+    if best and all(getattr(options, name) == getattr(best.options, name) for name in config_file.CHOSEN):
         row = VARIANTS[best.variant].variant
         best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts), options.config)
         search = best.provenance
@@ -126,8 +126,8 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
         if not row.built_in:
             exact = dataclasses.replace(row, changes=row.changes | lengths)
             alone = {"variants": (), "row": (as_option(each.variant, exact),)}
-        rerun = config_file.words(dataclasses.replace(options, rows=(), match="none", **alone))
-        rows.append(manifest.trial_row(each, "ablation", rerun, rank, row))
+        again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
+        rows.append(manifest.trial_row(each, "ablation", again, rank, row))
     head = {
         "key": ablation.key,
         "title": ablation.title,
@@ -159,3 +159,31 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
         f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
     )
+
+
+def size(config: Config, match: str) -> float:
+    """Images that the generator of images is updated on, or FLOPs of both kinds of steps, through all stages.
+
+    Generator steps are planned by the middle of the recipe's rule; where it lets them vary, training decides.
+    """
+    stages = [stage for _, stage in plan(config).stages if isinstance(stage, LevelStage | JointStage)]
+    if match == "flops":
+        return sum(flops(stage, *planned_steps(stage)) for stage in stages)
+    makers = [stage for stage in stages if isinstance(stage, JointStage) or stage.low == IMAGE]
+    return sum(stage.recipe.batch * planned_steps(stage)[1] for stage in makers)
+
+
+def factors(configs: Mapping[str, Config], match: str) -> dict[str, float]:
+    """Name -> how many times longer it trains to be as large as the largest; all 1 without a match."""
+    sizes = {name: 1.0 if match == "none" else size(config, match) for name, config in configs.items()}
+    return {name: max(sizes.values()) / each for name, each in sizes.items()}
+
+
+def lengthened(config: Config, match: str, factor: float) -> Config:
+    """A config that trains so many times longer; by images, only in the stages that make some."""
+    if factor == 1:
+        return config
+    longer = config.recipe.budget(factor)
+    if match == "images":
+        longer = dataclasses.replace(longer, feature_level=config.recipe.feature_level)
+    return dataclasses.replace(config, recipe=longer)

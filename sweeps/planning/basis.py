@@ -1,7 +1,6 @@
 """The dataset, recipe, data and weights that the trials of one command share."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
 from sgan.evaluation.inception import check_weights, find_weights
-from sgan.host import multiplies_bfloat16, processor
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
-from sweeps.planning.config_file import ChosenOptions
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
 
 BATCHES = ("encoder", "judge", "gan", "joint")
@@ -27,7 +24,7 @@ class Basis:
     """What all trials of a command share: the options with everything chosen.
 
     Attributes:
-        row: the dataset's row at full width, at full width; `dataset`: the one that is trained.
+        dataset: the networks that are trained.
         inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
             where the held-out judge does.
         why: why this dataset and recipe, and what to beware of.
@@ -35,7 +32,6 @@ class Basis:
         notes: the options that differ from their defaults, in words.
     """
 
-    row: Dataset
     dataset: Dataset
     recipe: Recipe
     data: Data
@@ -53,13 +49,19 @@ class Basis:
         cuts: tuple[str, ...] = DEFAULT_CUTS,
     ) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.row, self.data.digest, self.recipe)
+        shared = (self.dataset, self.data.digest, self.recipe)
         return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that may be left to the hardware, as they were chosen."""
+        judge = "inception" if self.inception else "held-out"
+        return {"dataset": self.dataset.name, "recipe": self.recipe.name, "judge": judge}
 
     @property
     def shared(self) -> list[Any]:
         """The parts that every trial's config has."""
-        return [self.dataset, self.row, self.data.digest, self.recipe, self.inception]
+        return [self.dataset, self.data.digest, self.recipe, self.inception]
 
 
 def prepare(options: Options, gpus: int) -> Basis:
@@ -76,11 +78,6 @@ def prepare(options: Options, gpus: int) -> Basis:
     recipe = options.build_recipe(row, recipe_name, images, inception)
     weights_file = find_weights(options.inception_weights) if inception else None
     weights_digest = check_weights(weights_file) if weights_file else ""
-    if gpus == 0 and "bfloat16" in (recipe.gan.precision, recipe.joint.precision) and not multiplies_bfloat16():
-        why += (
-            f"\n  warning: precision=bfloat16 on a processor without instructions for it ({processor()}): a step takes "
-            "many times as long as in float32"
-        )
     check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
@@ -90,7 +87,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
     notes += [*(["exact Inception scores"] * inception), *options.override]
     dataset = row.scaled(options.width)
-    return Basis(row, dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+    return Basis(dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
 
 
 def check_batch(recipe: Recipe, images: int) -> None:
@@ -100,21 +97,3 @@ def check_batch(recipe: Recipe, images: int) -> None:
     fitting = " ".join(f"{part}.batch={images}" for part in large)
     enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
     require(not large, f"{enough}, or more images")
-
-
-def chosen_options(
-    options: Options, basis: Basis, cuts: Sequence[str], weights: Weights, override: Sequence[str]
-) -> ChosenOptions:
-    """The options of a config, with everything chosen that was left to the hardware."""
-    return ChosenOptions(
-        basis.row.name,
-        options.image_size,
-        options.channels,
-        basis.recipe.name,
-        tuple(cuts),
-        dataclasses.astuple(weights),
-        tuple(override),
-        options.budget,
-        options.width,
-        "inception" if basis.inception else "held-out",
-    )

@@ -12,7 +12,9 @@ import yaml
 from sgan.checks import ConfigError, as_json, difference, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
-from sweeps.planning.options import Options, flag
+from sgan.store.files import write_text
+from sgan.store.local import Store
+from sweeps.planning.options import Options, Sweep, flag
 
 
 @validated()
@@ -24,7 +26,7 @@ class ChosenOptions:
     channels: int | None
     recipe: str
     cuts: tuple[str, ...]
-    weights: tuple[float, float, float]
+    weights: tuple[float, float, float] | None
     override: tuple[str, ...]
     budget: float
     width: float
@@ -65,10 +67,6 @@ class BestConfig:
     def __post_init__(self):
         require(isinstance(self.provenance.get("study"), str), f"provenance.study is missing: {self.provenance!r:.99}")
 
-    def matches(self, options: Options) -> bool:
-        """Whether these are the file's options, with no change."""
-        return all(getattr(options, name) == getattr(self.options, name) for name in CHOSEN)
-
     def check(self, config: Config, path: Path | None) -> None:
         """Raise ConfigError, with the field, where the config of the file `path` differs from the one that its options
         make."""
@@ -80,15 +78,18 @@ class BestConfig:
                 f"data and the commit ({self.provenance.get('commit')}) of the search, or give its options by hand"
             )
 
-    def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        text = (
-            "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
-            f"#   python sweeps/ablation.py --config {path.name}\n"
-        )
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(text + yaml.safe_dump(as_json(self), sort_keys=False, width=120))
-        temporary.replace(path)
+
+def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
+    """Write a store's best.yaml, whole or not at all; returns its path."""
+    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
+    text = (
+        "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
+        f"#   python sweeps/ablation.py --config {BEST}\n"
+    )
+    content = as_json(BestConfig(variant, chosen, config, provenance))
+    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
+    store.save(path)
+    return path
 
 
 def read(path: Path) -> BestConfig:
@@ -107,4 +108,4 @@ def read(path: Path) -> BestConfig:
 
 def defaults(path: Path) -> dict[str, Any]:
     """The options of a config file by their names."""
-    return {name: getattr(read(path).options, name) for name in CHOSEN}
+    return dict(vars(read(path).options))

@@ -5,15 +5,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sgan.addresses import masked
-from sgan.checks import as_json, content_key, require
+from sgan.checks import as_json, content_key
 from sgan.presets import Row
 from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
+from sweeps.planning.config_file import words
+from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
@@ -86,7 +89,15 @@ def find(address: str) -> tuple[Store, list[str]]:
     return store, found
 
 
-def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict, such as a config, as dotted name -> value."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    inner = [flat(each, f"{prefix}.{name}".strip(".")) for name, each in value.items()]
+    return {name: item for each in inner for name, item in each.items()}
+
+
+def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
     """A trial in the record of a sweep.
 
     `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
@@ -94,7 +105,7 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_va
 
     Args:
         phase: "ablation", or "explore" or "confirm" in a search.
-        rerun: the options of sweeps/ablation.py, without seeds, that run its config again.
+        options: with which sweeps/ablation.py runs its config again, whatever the seeds.
         rank: the place of its variant in tables.
         row: its title in tables, the paper's score, and what it changes against which variant.
         base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
@@ -111,7 +122,7 @@ def trial_row(trial: Trial, phase: str, rerun: str, rank: int, row: Row, base_va
         "rank": rank,
         "seed": trial.seed,
         "phase": phase,
-        "rerun": rerun,
+        "rerun": words(options),
         "cuts": ",".join(trial.config.variant.cuts) or "none",
         "config": as_json(trial.config),
         "config_key": content_key(dataclasses.replace(trial.config, seed=0)),
@@ -128,38 +139,15 @@ def command(script: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" where tracked files differ from it.
-
-    Without a git folder it is the commit of `note_commit`, if the code is still the same; otherwise "unknown".
-    """
-    found, noted = _git_commit(), ROOT / NOTED
-    if found or not noted.exists():
-        return found or "unknown"
-    revision, code = noted.read_text().split()
-    return revision if code == _code() else "unknown"
-
-
-def note_commit() -> str:
-    """Note the commit of this checkout in a file that goes to a cluster with the code; returns it."""
-    found = _git_commit()
-    require(bool(found), f"{ROOT} is no git checkout, so there is no commit to note")
-    (ROOT / NOTED).write_text(f"{found} {_code()}\n")
-    return found
-
-
-def _git_commit() -> str:
+    """The commit of this checkout, with "-dirty" where tracked files differ from it; without a git folder what `make
+    commit` has noted, or "unknown"."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _code() -> str:
-    """Hash of all Python files of the packages."""
-    files = sorted(path for package in ("sgan", "sweeps") for path in (ROOT / package).rglob("*.py"))
-    return content_key([path.read_text() for path in files])
+    with suppress(OSError):
+        return (ROOT / NOTED).read_text().strip()
+    return "unknown"
 
 
 if __name__ == "__main__":
-    print(f"{ROOT / NOTED}: {note_commit()}")
+    print(commit())

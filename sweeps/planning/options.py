@@ -5,13 +5,12 @@ It imports nothing that takes seconds, so that --help is fast.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import AfterValidator, Field, FilePath, NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, DirectoryPath, Field, FilePath, NonNegativeFloat, PositiveInt
 
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
@@ -22,7 +21,6 @@ from sgan.store.address import store_address
 from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"
-Made = TypeVar("Made")
 DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
 INCEPTION_SAMPLES = 50_000
 """Samples of the paper's Inception scores, and of all published ones."""
@@ -37,14 +35,12 @@ SLOTS = "--slots N, so many stages at the same time"
 RATE, BATCH = "--override gan.adam.learning_rate=X joint.adam.learning_rate=X", "--override gan.batch=N joint.batch=N"
 AGAIN = "the same command goes on where it was"
 ASKED = {
-    **dict.fromkeys(("--epochs", "--steps", "--iterations", "--max-steps", "--max-epochs"), LENGTH),
+    **dict.fromkeys(("--epochs", "--steps", "--iterations"), LENGTH),
     **dict.fromkeys(("--lr", "--learning-rate"), RATE),
     **dict.fromkeys(("--batch-size", "--batch"), BATCH),
-    **dict.fromkeys(("--gpus", "--gpu", "--num-gpus", "--device", "--devices"), GPUS),
-    **dict.fromkeys(("--workers", "--num-workers", "--jobs", "--cpus", "--parallel"), SLOTS),
-    **dict.fromkeys(("--resume", "--continue", "--restart"), AGAIN),
-    **dict.fromkeys(("--output", "--output-dir", "--out", "--logdir", "--runs"), "--store DIR"),
-    **dict.fromkeys(("--model", "--models"), "--variants NAME ..."),
+    **dict.fromkeys(("--gpus", "--gpu", "--device"), GPUS),
+    **dict.fromkeys(("--workers", "--jobs", "--cpus"), SLOTS),
+    **dict.fromkeys(("--resume", "--continue"), AGAIN),
     "--seed": "--first-seed N --seeds 1",
     "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
 }
@@ -75,7 +71,7 @@ class Data(Group):
 
     dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
     """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
-    data: Path | None = None
+    data: DirectoryPath | None = None
     """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
     digits need none. For an image folder: the folder whose sub-folders are the classes, or that has such a folder
     train and one test."""
@@ -143,10 +139,6 @@ class Control(Group):
 
     dry_run: Flag = False
     """Print the plan and stop."""
-    attach: Flag = False
-    """On a cluster: follow the command that runs there, whatever its options."""
-    stop: Flag = False
-    """On a cluster: stop this command where it runs (with --attach: the command that runs)."""
 
 
 @validated(flag)
@@ -157,11 +149,6 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         require(
             self.inception_weights is None or self.judge != "held-out",
             "--inception-weights is given, but --judge held-out uses none; leave one of them out",
-        )
-        require(
-            self.data is None or self.data.is_dir(),
-            f"the data folder {self.data} of --data does not exist; name the folder of the dataset's files, or leave "
-            f"--data out to download into ./{DEFAULT_DATA}",
         )
         if self.dataset == FOLDER:
             require(self.data is not None, "--dataset folder needs --data, whose sub-folders are the classes")
@@ -176,12 +163,17 @@ class Options(Data, Training, Scores, Places, Machine, Control):
 
         For an image folder of unknown size they are those of a thousand images.
         """
-
-        def build(gpus: int) -> Recipe:
-            dataset, recipe, _ = self.choose(gpus)
-            return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
-
-        return valid(lambda gpus=gpus: build(gpus) for gpus in (0, 1))
+        made, errors = [], []
+        for gpus in (0, 1):
+            try:
+                dataset, recipe, _ = self.choose(gpus)
+                row, images = self.dataset_row(dataset), TRAINING_IMAGES.get(dataset, 1000)
+                made.append(self.build_recipe(row, recipe, images))
+            except ConfigError as error:
+                errors.append(error)
+        if not made:
+            raise errors[0]
+        return made
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset and recipe for this number of GPUs, and the reason for them."""
@@ -200,7 +192,7 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         return self.judge == "inception" or (self.judge == AUTO and wanted)
 
     def dataset_row(self, name: str) -> Dataset:
-        """The row of a dataset, at full width; DataError for a bad image folder."""
+        """The row of a dataset, at full width; ConfigError for a bad image folder."""
         if name != FOLDER:
             return DATASETS[name]
         from sgan.data.image_folder import class_names  # it imports torch, which no other option needs
@@ -290,16 +282,3 @@ class Sweep(Rows, Options):
     def seed_range(self) -> range:
         """The training seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
-
-
-def valid(makes: Iterable[Callable[[], Made]]) -> list[Made]:
-    """The results of the calls that succeed; the first ConfigError where all fail."""
-    made, errors = list[Made](), list[ConfigError]()
-    for make in makes:
-        try:
-            made.append(make())
-        except ConfigError as error:
-            errors.append(error)
-    if errors and not made:
-        raise errors[0]
-    return made

@@ -97,42 +97,28 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     """The answer in two sentences: which row leads and by how much, and what the seeds can establish."""
-    measure, titles = MEASURES[sweep.leading], sweep.titles
-    heading, digits = measure.heading, measure.decimals
-    means = sweep.ranking
+    measure, titles, means = MEASURES[sweep.leading], sweep.titles, sweep.ranking
+    heading, digits, reference = measure.heading, measure.decimals, titles.get(sweep.reference, "")
     if not means:
         return f"No trial has finished with a {heading}. There is nothing to compare."
-    leader, reference = next(iter(means)), sweep.reference
+    leader = next(iter(means))
     text = f"{titles[leader]} has the {measure.better[:-2]}est mean {heading}, {means[leader]:.{digits}f}"
-    leading = [each for each in found if each.outcome == sweep.leading]
+    leading = {each.variant: each for each in found if each.outcome == sweep.leading}
     if not leading:
         return f"{text}. There is no other row with a common seed to compare it with."
-    nearest = next((each for each in leading if each.variant == leader), None)
-    if nearest is None:
-        nearest = min(leading, key=lambda each: list(means).index(each.variant))
+    nearest = leading[next(name for name in means if name in leading)]
     size = f"{abs(nearest.mean):.{digits}f} {'higher' if nearest.mean > 0 else 'lower'}"
-    of = (
-        f"{titles[nearest.variant]} is {size} than {titles[reference]}"
-        if nearest.variant == leader
-        else (f"the next, {titles[nearest.variant]}, is {size}")
-    )
+    of = f"{titles[nearest.variant]} is {size} than {reference}"
     text += f"; {of} on the same {nearest.n} seed{'s' * (nearest.n > 1)} ({said(nearest)}). "
-    seeds = max(each.n for each in leading)
+    seeds = max(each.n for each in leading.values())
     if 2 / 2**seeds > SURE:
         least = f"p < {2 / 2**seeds:g}" if seeds > 1 else "a p below 1"
-        with_ = f"With {seeds} paired seed{'s' * (seeds > 1)}"
-        return f"{text}{with_} no difference can reach {least}: no order is established."
-    sure = [each for each in leading if each.holm < SURE]
-    names = {way: [titles[each.variant] for each in sure if each.improves == way] for way in (True, False)}
-    parts = [f"{' and '.join(names[way])} {'better' if way else 'worse'}" for way in (True, False) if names[way]]
-    against = f"than {titles[reference]} by {heading} (p < {SURE} after Holm's correction)"
-    open_ = len(leading) - len(sure)
-    text += (
-        f"Established {'are' if len(sure) > 1 else 'is'} {', '.join(parts)} {against}"
-        if sure
-        else (f"No row differs from {titles[reference]} by {heading} with p < {SURE} after Holm's correction")
-    )
-    return f"{text}; for {open_} of {len(leading)} rows the seeds do not tell." if sure and open_ else f"{text}."
+        paired = f"With {seeds} paired seed{'s' * (seeds > 1)}"
+        return f"{text}{paired} no difference can reach {least}: no order is established."
+    sure = {name: each.improves for name, each in leading.items() if each.holm < SURE}
+    told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
+    told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"
+    return f"{text}{told}; for {len(leading) - len(sure)} of {len(leading)} rows the seeds do not tell."
 
 
 def said(contrast: Contrast) -> str:

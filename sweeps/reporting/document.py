@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table, box
 from rich.text import Text
 
-from sgan.store.files import StoreError, is_plain, sha256, write_text
+from sgan.store.files import write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting import comparisons, plots, results, tables
@@ -22,19 +22,6 @@ from sweeps.reporting.results import Sweep
 
 HTML, TEXT = "report.html", "report.md"
 """In the folder of a sweep's record: the report, and its table and words alone."""
-GALLERIES = {
-    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
-    "variant. Look for blur, wrong classes and repeats."),
-    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
-    "are equal, the noise has no effect."),
-    "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
-    "features. A sample that equals one was learned by heart."),
-}  # fmt: skip
-FROM_STUDY = {
-    "importance": "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart.",
-    "pareto": "Each dot a config; on the front no score can be bettered without another one getting worse.",
-}
-"""Of the plots that a search draws from its study, by the first part of their names: what to look for."""
 
 
 def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
@@ -44,14 +31,12 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    galleries = [(*words, plots.gallery(sweep, name)) for name, words in GALLERIES.items()]
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
         verdict=comparisons.verdict(sweep, found),
         headline=tables.headline(sweep, found),
         caption=tables.caption(sweep),
         alarms=tables.alarms(sweep),
-        galleries=[each for each in galleries if each[-1]],
         plots=pictures,
         contrasts=tables.comparison(sweep, found),
         method=METHOD,
@@ -79,7 +64,6 @@ def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> s
     ]
     if found:
         parts += [tables.aligned(tables.comparison(sweep, found)), METHOD]
-    parts += [tables.aligned(part) for part in tables.split(tables.everything(sweep))]
     command = f"```\n{sweep.manifest['command']}\n```"
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
 
@@ -93,7 +77,7 @@ def keep(
 ) -> Sweep:
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
-    for name, text in ((HTML, html(sweep, _pictures(sweep), address)), (TEXT, markdown(sweep))):
+    for name, text in ((HTML, html(sweep, plots.draw(sweep), address)), (TEXT, markdown(sweep))):
         write_text(folder / name, text)
         store.save(folder / name)
     return sweep
@@ -139,9 +123,8 @@ def write(stores: Sequence[str], out: Path) -> None:
     for name, address in zip(names, stores, strict=True):
         store, keys = manifest.find(address)
         for sweep in [results.read(store, key) for key in keys]:
-            pictures = _pictures(sweep)
-            page, pictures = html(sweep, pictures, name), [*plots.samples(sweep), *pictures]
-            pages[sweep.manifest["key"]] = page, pictures
+            pictures = plots.draw(sweep)
+            pages[sweep.manifest["key"]] = html(sweep, pictures, name), pictures
             where = f"{out.stem}/{sweep.manifest['key']}"
             sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{HTML})\n")
     out.write_text("\n".join(sections))
@@ -151,19 +134,3 @@ def write(stores: Sequence[str], out: Path) -> None:
         (folder / HTML).write_text(page)
         for plot in pictures:
             (folder / f"{plot.name}.png").write_bytes(plot.png)
-
-
-def _pictures(sweep: Sweep) -> list[Plot]:
-    """The plots of a sweep, and those that a search has drawn of its study; StoreError where one of these is not what
-    the record says."""
-    store, digests = sweep.store, sweep.manifest.get("plotted", {})
-    folder, found = manifest.folder(store, sweep.manifest["key"]) / "plots", plots.draw(sweep)
-    if digests:
-        store.fetch(folder)
-    for file, digest in digests.items():
-        if not is_plain(folder, file) or sha256(folder / file)[:16] != digest:
-            raise StoreError(f"{folder / file} is missing or damaged; the search's command draws it again")
-        name = file.removesuffix(".png")
-        kind, _, rest = name.partition("-")
-        found.append(Plot(name, f"{kind.capitalize()}: {rest}", FROM_STUDY.get(kind, ""), (folder / file).read_bytes()))
-    return found

@@ -3,7 +3,6 @@
 import io
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image
 
 from sgan.evaluation.grid import unlabelled
 from sgan.evaluation.measures import MEASURES
@@ -26,6 +24,15 @@ MARKERS = "osD^vPX*"
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
 QUARTILES_FROM = 5
 """Seeds from which on a band is the middle half of them, and not all."""
+SAMPLES = {
+    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "variant. Look for blur, wrong classes and repeats."),
+    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "are equal, the noise has no effect."),
+    "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
+    "features. A sample that equals one was learned by heart."),
+}  # fmt: skip
+"""Figures of a trial: title, and what to look for."""
 DIVERSITY = ("recall", "coverage", "diversity")
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True} | {
     "grid.alpha": 0.25
@@ -43,49 +50,33 @@ class Plot:
 
 
 def draw(sweep: Sweep) -> list[Plot]:
-    """The plots of a sweep that its scores allow: curves, seeds, diversity against quality, a search's configs."""
+    """The plots of a sweep that the store allows: samples, curves, seeds, diversity against quality, and a search's
+    configs."""
     with matplotlib.rc_context(STYLE):
         plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, sweep.leading) else []
-        return [*plots, *_search(sweep)]
+        return [*_samples(sweep), *plots, *_history(sweep), *_importance(sweep)]
 
 
-def samples(sweep: Sweep) -> list[Plot]:
-    """The grids of all variants side by side with real images, as one plot."""
-    grids = gallery(sweep, "classes")
-    if not grids:
-        return []
-    columns = min(4, len(grids))
-    rows = -(-len(grids) // columns)
-    figure = Figure((2.4 * columns, 2.65 * rows), layout="constrained")
-    for index, (title, png) in enumerate(grids):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        with Image.open(io.BytesIO(png)) as image:
-            axes.imshow(np.asarray(image.convert("RGB")))
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    caption = "The same noise and labels for each variant. Look for blur, rows of the wrong class, and repeats."
-    return [Plot("samples", "Samples", caption, _png(figure))]
-
-
-def gallery(sweep: Sweep, figure: str) -> list[tuple[str, bytes]]:
-    """A figure of every variant at the first seed that has finished, and of real images: (title, PNG)."""
-    found, last = [], ""
-    for name, title in sweep.titles.items():
-        for own in [row for row in sweep.of(name).to_dict("records") if row["outcome"] == "done"][:1]:
-            last, file = own["trial"], f"{FIGURES}/{figure}.png"
-            if file in sweep.store.facts(last)["files"]:
-                found.append((f"{title}, seed {own['seed']}", _plain(sweep.store.file(last, file))))
-    file = f"{FIGURES}/real.png"
-    if found and file in sweep.store.facts(last)["files"]:
-        found.append(("Real images", _plain(sweep.store.file(last, file))))
+def _samples(sweep: Sweep) -> list[Plot]:
+    """The figures of all variants, each at the first seed that has finished, side by side with real images."""
+    rows, found = sweep.done.drop_duplicates("variant").set_index("variant").to_dict("index"), []
+    trials = [
+        (f"{title}, seed {rows[name]['seed']}", rows[name]) for name, title in sweep.titles.items() if name in rows
+    ]
+    for name, (title, caption) in SAMPLES.items():
+        wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
+        wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in trials[-1:]]
+        there = [each for each in wanted if each[2] in sweep.store.facts(each[1])["files"]]
+        figure = Figure((WIDTH, 2.7 * -(-len(there) // 2)), layout="constrained")
+        for place, (heading, trial, file) in enumerate(there):
+            axes = figure.add_subplot(-(-len(there) // 2), 2, place + 1)
+            # Without its words, which cannot be read where it is small.
+            axes.imshow(np.asarray(unlabelled(sweep.store.file(trial, file)).convert("RGB")))
+            axes.set_title(textwrap.shorten(heading, 34), fontsize=9)
+            axes.set_axis_off()
+        if there and there[0][0] != "Real images":
+            found.append(Plot(name, title, caption, _png(figure)))
     return found
-
-
-def _plain(path: Path) -> bytes:
-    """A figure without its words, which cannot be read where it is small."""
-    file = io.BytesIO()
-    unlabelled(path).save(file, "png")
-    return file.getvalue()
 
 
 def _curves(sweep: Sweep) -> list[Plot]:
@@ -164,15 +155,14 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
     return [Plot("diversity", title, caption, _png(figure, axes))]
 
 
-def _search(sweep: Sweep) -> list[Plot]:
-    """Of a search, the score of each explored config: one after the other, and against each of its params."""
+def _history(sweep: Sweep) -> list[Plot]:
+    """Of a search, the score of each explored config, one after the other."""
     score = sweep.leading
     rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
     if len(rows) < 2:
         return []
-    heading, values = MEASURES[score].heading, np.array([row[score] for row in rows])
+    values, numbers = np.array([row[score] for row in rows]), [row["number"] for row in rows]
     figure, axes = _axes()
-    numbers = [row["number"] for row in rows]
     best = (np.minimum if MEASURES[score].better == "lower" else np.maximum).accumulate(values)
     axes.scatter(numbers, values, s=18, color=COLOURS[2], label="an explored config")
     axes.step(numbers, best, where="post", color=COLOURS[5], label="the best so far")
@@ -180,24 +170,24 @@ def _search(sweep: Sweep) -> list[Plot]:
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     caption = "On the one seed that chose among them, so the best of many is lucky. Is the line still improving?"
-    found = [Plot("history", f"{heading} of every explored config", caption, _png(figure, axes))]
-    varied = [name for name in rows[0]["params"] if len({row["params"][name] for row in rows}) > 1]
-    figure = Figure((WIDTH, 2.0 * len(varied)), layout="constrained")
-    for place, name in enumerate(varied):
-        axes = figure.add_subplot(len(varied), 1, place + 1)
-        at = [row["params"][name] for row in rows]
-        axes.scatter(at, values, s=18, color=COLOURS[2])
-        axes.set_xlabel(name)
-        _score_axis(axes, score)
-        axes.set_ylabel(heading)
-        if isinstance(at[0], str):
-            axes.tick_params(axis="x", rotation=90 * (len(set(at)) > 3), labelsize=7)
-        elif min(at) > 0:
-            _log(axes, "x")
-    caption = (
-        "A dot a config. Are the best inside the range, or at its edge? A weight counts only where its loss is kept."
-    )
-    return found + [Plot("params", f"{heading} against each parameter", caption, _png(figure))] * bool(varied)
+    return [Plot("history", f"{MEASURES[score].heading} of every explored config", caption, _png(figure, axes))]
+
+
+def _importance(sweep: Sweep) -> list[Plot]:
+    """Of a search, the share of the score's variance that each parameter explains."""
+    shares = sorted(sweep.manifest.get("importance", {}).items(), key=lambda item: item[1][0])
+    if not shares:
+        return []
+    figure, axes = _axes(max(2.2, 0.9 + 0.42 * len(shares)))
+    for place, (_, (share, low, high)) in enumerate(shares):
+        axes.barh(place, share, color=COLOURS[6])
+        axes.hlines(place, low, high, color="black")
+    axes.set_yticks(range(len(shares)), [name for name, _ in shares])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the variance explained; line: 90% of resampled searches")
+    caption = "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart."
+    title = f"Importance of each parameter for {MEASURES[sweep.leading].heading}"
+    return [Plot("importance", title, caption, _png(figure))]
 
 
 def _style(index: int) -> tuple[str, str]:

@@ -17,11 +17,11 @@ from sweeps.planning import manifest
 from sweeps.planning.state import JUDGING, alarm_of, records_of, scores_of, state_of
 
 OF_TRAINING = {
-    "train_seconds": Measure("Training (s)", 0, "lower", "seconds of all stages of a trial, shared or not"),
-    "generator_images": Measure("Generator images", 0, "", "images that the generator of images was updated on"),
-    "discriminator_steps": Measure("D steps", 0, "", "steps of all discriminators"),
-    "generator_steps": Measure("G steps", 0, "", "steps of all generators"),
-    "flops": Measure("FLOPs", -1, "lower", "floating-point operations of these steps"),
+    "train_seconds": Measure("Training (s)", 0, "lower"),
+    "generator_images": Measure("Generator images", 0, ""),
+    "discriminator_steps": Measure("D steps", 0, ""),
+    "generator_steps": Measure("G steps", 0, ""),
+    "flops": Measure("FLOPs", -1, "lower"),
 }
 SCORES: dict[str, Measure] = {
     **MEASURES,
@@ -79,7 +79,7 @@ class Sweep:
     @property
     def leading(self) -> str:
         """The score that decides: a search's objective, or LEADING."""
-        return next(iter(self.manifest.get("scores", ())), LEADING)
+        return self.manifest.get("score", LEADING)
 
     @property
     def outcomes(self) -> list[str]:

@@ -3,11 +3,11 @@
 import datetime
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sgan.evaluation.measures import BEST
 from sgan.store import votes
+from sweeps.planning.manifest import flat
 from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
 from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
 
@@ -23,9 +23,9 @@ MARKS = {
 }
 """Marks of rows."""
 SHORT = {"inception_score": "IS"}
-PAPERS_NETWORK, PAPERS_WEIGHTS = "inception-v3-compat", "6726825d"  # SHA-256 of torch-fidelity's file begins so
-ANOTHER_NETWORK = (
-    "The paper's column was scored by another network, on CIFAR-10: its order can be compared, its numbers never."
+PAPERS = (
+    "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
+    "its order can be compared, its numbers never."
 )
 
 
@@ -56,13 +56,17 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
         words = [title, *few, *(mark for mark, _ in _notes(sweep, name))]
         difference = interval(against[name]) if name in against else ABSENT
         rows.append([" ".join(words), spread(own, first), difference, *(spread(own, score) for score in others)])
+    return [*rows, *([title, cells[0], ABSENT, *cells[1:]] for title, cells in _real(sweep, scores))]
+
+
+def _real(sweep: Sweep, scores: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Titles and cells of the rows of real data that there are."""
+    found = []
     for prefix, title in (("", "Real, held out"), ("train/", "Real, training")):
-        real = [
-            number(score, sweep.real[prefix + score]) if prefix + score in sweep.real else ABSENT for score in scores
-        ]
-        if set(real) != {ABSENT}:
-            rows.append([title, real[0], ABSENT, *real[1:]])
-    return rows
+        values = [sweep.real.get(prefix + score) for score in scores]
+        cells = [ABSENT if value is None else number(score, value) for score, value in zip(scores, values, strict=True)]
+        found += [(title, cells)] if set(cells) != {ABSENT} else []
+    return found
 
 
 def interval(contrast: Contrast) -> str:
@@ -90,13 +94,10 @@ def everything(sweep: Sweep) -> Rows:
         counts = {score: own[score, "count"] for score in columns}
         cells = [spread(own, score) + f" ({count:.0f})" * bool(0 < count < n) for score, count in counts.items()]
         rows.append([variant["title"], str(n), *cells, variant["paper"] or ABSENT])
-    for prefix, title, paper in (
-        ("", "Real, held out", sweep.manifest["paper_real"]),
-        ("train/", "Real, training", ""),
-    ):
-        real = [number(name, sweep.real[prefix + name]) if prefix + name in sweep.real else ABSENT for name in columns]
-        if set(real) != {ABSENT}:
-            rows.append([title, ABSENT, *real, paper or ABSENT])
+    papers = [sweep.manifest["paper_real"], ABSENT]
+    rows += [
+        [title, ABSENT, *cells, paper] for (title, cells), paper in zip(_real(sweep, columns), papers, strict=False)
+    ]
     return rows if any(variant["paper"] for variant in sweep.manifest["variants"]) else [row[:-1] for row in rows]
 
 
@@ -148,7 +149,7 @@ def facts(sweep: Sweep) -> list[str]:
 
 def changes(sweep: Sweep) -> Rows:
     """The table of what each variant's config changes against the reference's."""
-    configs = {trial["variant"]: _flat(trial["config"]) for trial in reversed(sweep.manifest["trials"])}
+    configs = {trial["variant"]: flat(trial["config"]) for trial in reversed(sweep.manifest["trials"])}
     rows, base = [["Variant", "Changes"]], configs.get(sweep.reference, {})
     for name, title in sweep.titles.items():
         fields = [field for field in {**base, **configs[name]} if field != "seed"]
@@ -176,17 +177,6 @@ def aligned(rows: Rows) -> str:
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
 
 
-def split(rows: Rows) -> list[Rows]:
-    """A wide table as several that fit WIDEST, each with the first column."""
-    first, *others = map(list, zip(*rows, strict=True))
-    parts: list[list[list[str]]] = []
-    for column in others:
-        if not parts or sum(max(map(len, each)) + 3 for each in [*parts[-1], column]) + 1 > WIDEST:
-            parts.append([first])
-        parts[-1].append(column)
-    return [[list(row) for row in zip(*part, strict=True)] for part in parts]
-
-
 def _repeats(sweep: Sweep) -> list[str]:
     """What the number of held-out images does to the scores of their row."""
     held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
@@ -199,26 +189,18 @@ def _repeats(sweep: Sweep) -> list[str]:
 def _scored(sweep: Sweep) -> list[str]:
     lines: dict[str, list[str]] = {}
     for part, each in sweep.fingerprint.items():
-        words = (
-            f"{each['network']} (weights {each['weights'][:12]}), " if each.get("weights") else f"{each['network']}, "
-        )
-        words += ", ".join(f"{name} {value}" for name, value in each.items() if name not in ("network", "weights"))
+        words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
         lines.setdefault(words, []).append(part)
-    scores = sweep.fingerprint.get("scores", {"network": "", "weights": ""})
-    the_papers = scores["network"] == PAPERS_NETWORK and scores["weights"].startswith(PAPERS_WEIGHTS)
     compared = any(variant["paper"] for variant in sweep.manifest["variants"])
-    another = not the_papers or sweep.manifest["settings"]["dataset"] != "cifar10"
-    judges = [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()]
-    return [*judges, *([ANOTHER_NETWORK] if compared and another else [])]
+    return [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()] + [PAPERS] * compared
 
 
 def _origin(sweep: Sweep) -> list[str]:
     record, settings, done, lines = sweep.manifest, sweep.manifest["settings"], sweep.done, []
     if "explored" in record:
         lines.append(
-            f"A search: {record['explored']} configs were explored at seed {settings['seed']} (sampler "
-            f"{settings['sampler']}). The table has what was confirmed on other seeds: the score of a seed that chose "
-            "a config says nothing of it."
+            f"A search: {record['explored']} configs were explored at seed {settings['seed']}. The table has what was "
+            "confirmed on other seeds: the score of a seed that chose a config says nothing of it."
         )
     devices = sorted({device for devices in done["devices"] for device in devices})
     if len(devices) > 1:
@@ -229,14 +211,3 @@ def _origin(sweep: Sweep) -> list[str]:
         f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {record['machine']}; {date}; sweep {record['key']}."
     )
     return [*lines, origin]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted name -> value."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {
-        inner: item
-        for name, each in value.items()
-        for inner, item in _flat(each, f"{prefix}.{name}".strip(".")).items()
-    }

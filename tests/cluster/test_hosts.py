@@ -263,10 +263,11 @@ def without_fault(cluster: Cluster, store: str, words: str) -> str:
 @pytest.mark.timeout(1200)
 def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, alone):
     """A real S3 API on the head; each host's mirror is a folder of its own."""
-    for name in (cluster.head.name, *WORKERS):
-        keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials"
-        cluster.network[name].run("bash", "-c", keys)
     endpoint = f"{cluster.head.address}:{S3}"
+    place = f"[default]\\nendpoint_url = http://{endpoint}\\n"
+    for name in (cluster.head.name, *WORKERS):
+        keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials && printf '{place}' > ~/.aws/config"
+        cluster.network[name].run("bash", "-c", keys)
     serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {S3}"
     api = subprocess.Popen(
         cluster.head.command("timeout", "1200", "bash", "-c", serve),
@@ -275,7 +276,7 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
     )
     try:
         cluster.head.run(str(BIN / "python"), "-c", BUCKET, f"http://{endpoint}", timeout=60)
-        store = f"s3://bucket/folder?endpoint_override={endpoint}&scheme=http"
+        store = "s3://bucket/folder"
         python, tail = BIN / "python", f"--store '{store}' --mlflow sqlite:////tmp/mlflow.db"
         output = without_fault(cluster, store, f"{python} {ROOT / 'sweeps' / 'ablation.py'} {' '.join(SWEEP)} {tail}")
         assert table(output) == table(alone()[1])

@@ -1,37 +1,33 @@
 """A dry run writes nothing and starts no Ray."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ray
+from command import ended
 
-ROOT = Path(__file__).parents[2]
+SPACE = ("--variant", "sgan-no-joint", "--splits", "none", "fc3", "--entropy", "5", "10", "--zeros")
+SMALL = ("--override", "judge.images=1280", "encoder.images=1280")
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "words", "told"),
     [
-        ("ablation", ("--store", "new/runs")),
-        ("ablation", ("--store", ".")),
-        ("search", ("--trials", "5", "--budget", "0.01", "--override", "judge.images=1280", "encoder.images=1280")),
+        ("ablation", ("--store", "new/runs"), "18 to run"),
+        ("ablation", ("--store", "."), "18 to run"),
+        ("search", ("--trials", "5", "--budget", "0.01", *SPACE, *SMALL), "all have the longest"),
     ],
 )
-def test_a_dry_run_leaves_everything_as_it_was(script: str, words: tuple[str, ...], tmp_path: Path):
+def test_a_dry_run_leaves_everything_as_it_was(script: str, words, told: str, tmp_path: Path, monkeypatch, capsys):
     here = tmp_path / "here"
     here.mkdir()
     (here / "file").write_text("as it was")
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), "--dry-run", *words],
-        capture_output=True,
-        text=True,
-        cwd=here,
-        env=os.environ | {"RAY_TMPDIR": str(tmp_path / "ray")},
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "starting Ray" not in ended.stdout
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
+    assert ended(f"sweeps/{script}.py", "--dry-run", "--dataset", "digits", *words) == 0
+    said = capsys.readouterr().out
+    assert told in said
+    assert "starting Ray" not in said
+    assert not ray.is_initialized()
     assert [path.name for path in here.rglob("*")] == ["file"]
     assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from mlflow import MlflowClient
+from command import finished, runs, stages, started
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
@@ -28,25 +28,11 @@ TRIALS = ("--trials", "5")
 
 
 def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", str(store), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return started("sweeps/search.py", *TINY, "--store", store, *arguments)
 
 
 def complete(store: Path, *arguments: str) -> str:
-    process = start(store, *arguments)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    return output
-
-
-def stages(store: Path) -> dict[str, float]:
-    """Finished stages, and when each was finished."""
-    return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
+    return finished(start(store, *arguments))
 
 
 def study(store: Path) -> optuna.Study:
@@ -55,13 +41,6 @@ def study(store: Path) -> optuna.Study:
     storage = get_storage(str(path), storage_class="JournalFileStorage")
     (found,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=found.study_name, storage=storage)
-
-
-def runs(store: Path) -> list:
-    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("sgan")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def named(store: Path) -> list[str]:
@@ -77,6 +56,7 @@ def quiet(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     store, output = quiet
     trials = study(store).trials
@@ -102,34 +82,26 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     phases = sorted((run.data.tags["phase"], run.data.tags["seed"]) for run in found if "phase" in run.data.tags)
     fresh = [("confirm", seed) for seed in ("1001", "1002") for _ in confirmed]
     assert phases == [*fresh, *(3 * [("explore", "1000")])]
-    (parent,) = [run for run in found if "sgan.trial" not in run.data.tags]
-    client = MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
-    plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
-    whole = sum(trial.user_attrs["outcome"] == "done" for trial in trials)
-    assert plots == ({"importance-inception_score.png"} if whole >= 2 else set())
 
     rows = [line for line in output.splitlines() if line.startswith("| ")]
     assert len(rows) >= 3 + len(confirmed)  # heading, real data twice; a narrow table breaks its cells
     (page,) = store.glob("sweeps/*/report.html")
     assert f"Report: {page}\n" in output
-    assert page.read_text().count("<img") >= len(plots) + 3  # plots of scores, and galleries
+    assert page.read_text().count("<img") >= 5  # samples and scores
     assert "Predicted" in output
-    assert "saved" in output
 
     content = yaml.safe_load((store / "best.yaml").read_text())
     proven, winner = content["provenance"]["confirmed"], f"config-{content['provenance']['trial']}"
     of_winner = [run for run in found if run.data.tags.get("variant") == winner]
     scores = [run.data.metrics["inception_score"] for run in of_winner if run.data.tags["phase"] == "confirm"]
     assert proven["seeds"] == [1001, 1002]
-    assert proven["inception_score"]["n"] == 2
-    assert proven["inception_score"]["mean"] == pytest.approx(sum(scores) / 2)
-    assert proven["inception_score"]["std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert sorted(proven["inception_score"]) == sorted(scores)
 
 
 @pytest.mark.slow
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
-    assert best.main(best.Filters(str(store), min_seeds=2)) == 0
+    assert best.main(str(store)) == 0
     listed = capsys.readouterr().out
     (command,) = [line.split("  ")[1] for line in listed.splitlines() if line.startswith("1  ")]
     words = command.split()
@@ -160,7 +132,6 @@ def test_more_trials_extend_it_and_train_only_what_is_new(quiet: tuple[Path, str
     [
         (["--splits", "fc9"], "fc9"),
         (["--trials", "1"], "--trials"),
-        (["--max-cost", "3"], "--gpu-hour-price"),
         (["--vary", "gan.nothing=0:1"], "gan.nothing"),
         (["--vary", "gan.adam.beta1=0.5:7"], "beta1"),
         (["--override", "joint.nothing=1"], "joint.nothing"),
@@ -176,15 +147,6 @@ def test_a_bad_option_ends_in_status_2_before_ray_starts(
     said = capsys.readouterr()
     assert named in said.err
     assert "Ray" not in said.out
-
-
-def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path):
-    command = [sys.executable, str(ROOT / "sweeps" / "search.py"), *TINY, "--store", "runs", "--dry-run"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
-    assert ended.returncode == 0, ended.stderr
-    assert "nine in ten" in ended.stdout
-    assert "starting Ray" not in ended.stdout
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from sgan.data.datasets import DataError, read
+from sgan.checks import ConfigError
+from sgan.data.datasets import read
 from sgan.presets import DATASETS
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -49,7 +50,7 @@ def mnist(root: Path, train: int = 50, test: int = 20) -> tuple[Path, list[np.nd
 
 def refused(name: str, root: Path) -> str:
     """The message with which a dataset is refused: one line."""
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         read(DATASETS[name], root)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -19,7 +19,7 @@ from sgan import metrics
 from sgan.checks import ConfigError
 from sgan.config import IMAGE, INNER_TAPS, LABEL
 from sgan.data import datasets, image_folder
-from sgan.data.image_folder import DataError, class_names
+from sgan.data.image_folder import class_names
 from sgan.evaluation.scores import Features
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
@@ -53,7 +53,7 @@ def read(root: Path, size: int, channels: int) -> tuple[np.ndarray, ...]:
 
 
 def refused(root: Path, size: int = 32, channels: int = 3) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         read(root, size, channels)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -267,7 +267,7 @@ def test_each_broken_or_odd_file_is_named(root):
 def test_images_without_any_difference_are_refused(root):
     for path in root.glob("*/*.png"):
         picture().save(path)
-    with pytest.raises(DataError, match=rf"the 16 training images of folder in {root} are all the same"):
+    with pytest.raises(ConfigError, match=rf"the 16 training images of folder in {root} are all the same"):
         datasets.read(folder_row(32, 3, 2), root)
     same = metrics.Source("same", "", torch.full((12, 3, 4, 4), 7, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="the images of same are all the same to the network"):
@@ -343,7 +343,7 @@ def test_a_sweep_over_a_folder_says_what_it_is(root):
     )
     resolved = plan_ablation(Sweep(dataset="folder", data=root, image_size=12, channels=1, override=BATCHES), gpus=0)
     assert resolved.title.startswith(f"folder {root.name} (16 training images, 12x12), recipe laptop")
-    assert resolved.trials[0].config.judge == folder_row(12, 1, 2)
+    assert resolved.trials[0].config.dataset == folder_row(12, 1, 2)
     bad: dict[str, Any]
     for bad in ({"dataset": "folder"}, {"dataset": "mnist", "image_size": 32}, {"channels": 3}):
         with pytest.raises(ConfigError, match=r"--data|for --dataset folder alone"):
@@ -369,7 +369,7 @@ def odd_files(folder: Path) -> dict[str, tuple[bool, bytes]]:
 def fault(use: Callable[[], object]) -> str:
     try:
         use()
-    except DataError as error:
+    except ConfigError as error:
         return str(error)
     return ""
 

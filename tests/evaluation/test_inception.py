@@ -191,10 +191,10 @@ class Dangerous:
 def test_a_weights_file_that_would_run_code_is_refused_and_not_run(tmp_path):
     file, made = tmp_path / "bad.pth", tmp_path / "made"
     torch.save({"fc.weight": Dangerous(made)}, file)
-    with pytest.raises(inception.WeightsError, match=r"bad\.pth holds no weights"):
+    with pytest.raises(ConfigError, match=r"bad\.pth holds no weights"):
         inception.Inception(file, "cpu")
     file.write_bytes(pickle.dumps(Dangerous(made)))
-    with pytest.raises(inception.WeightsError, match=r"bad\.pth holds no weights"):
+    with pytest.raises(ConfigError, match=r"bad\.pth holds no weights"):
         inception.Inception(file, "cpu")
     assert not made.exists()
 
@@ -211,15 +211,15 @@ def test_weights_in_torchs_older_file_format_are_read(weights, tmp_path):
 def test_torn_and_other_weights_are_refused(weights, tmp_path):
     file = tmp_path / "w.pth"
     file.write_bytes(weights.read_bytes()[:1_000_000])
-    with pytest.raises(inception.WeightsError, match="holds no weights"):
+    with pytest.raises(ConfigError, match="holds no weights"):
         inception.Inception(file, "cpu")
     torch.save({"fc.weight": torch.zeros(10, 4)}, file)
-    with pytest.raises(inception.WeightsError, match="another network"):
+    with pytest.raises(ConfigError, match="another network"):
         inception.Inception(file, "cpu")
     state = torch.load(weights, weights_only=True)
     del state["Mixed_7c.branch1x1.conv.weight"]
     torch.save(state, file)
-    with pytest.raises(inception.WeightsError, match="does not fit the network"):
+    with pytest.raises(ConfigError, match="does not fit the network"):
         inception.Inception(file, "cpu")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch_fidelity
 from conftest import TINY
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
@@ -248,7 +248,6 @@ def by_loops(found: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 @given(st.integers(8, 40), st.integers(8, 40), st.integers(1, 5), st.sampled_from([0.3, 1.0, 3.0]), st.integers(0, 99))
-@settings(max_examples=25)
 def test_neighbourhoods_are_those_of_the_formulas(count, others, size, scale, seed):
     found, real = scale * features(count, size, seed), features(others, size, seed + 100)
     expected = by_loops(found.numpy(), real.numpy())

@@ -51,7 +51,7 @@ def trials(variants: Sequence[str], seeds: int = 1) -> list[Trial]:
     """Tiny trials of the digits."""
     digest, recipe = read(DATASETS["digits"], Path()).digest, tiny_recipe()
     return [
-        trial(each, seed, configure(TINY, TINY, digest, recipe, VARIANTS[each].variant, seed, None, ("fc3",)))
+        trial(each, seed, configure(TINY, digest, recipe, VARIANTS[each].variant, seed, None, ("fc3",)))
         for seed in range(seeds)
         for each in variants
     ]

@@ -1,5 +1,6 @@
 """How a command joins a cluster; and the clusters' configurations, by Ray's own schema and autoscaler."""
 
+import json
 import os
 import re
 import socket
@@ -43,28 +44,39 @@ def test_the_address_is_what_ray_documents(tmp_path, monkeypatch, variable, addr
     assert cluster_address() == joined
 
 
-def join(**environment: str) -> str:
-    """The last line of a process of its own, since Ray keeps its folder, that joins a cluster."""
-    command = [sys.executable, "-c", "from sweeps.execution import cluster; cluster.join_cluster()"]
-    values = os.environ | environment
-    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 1, done.stdout
-    return done.stderr.splitlines()[-1]
+JOIN = """
+import json, os, sys
+from sgan.checks import ConfigError
+from sweeps.execution import cluster
+for environment in json.loads(sys.argv[1]):
+    if not os.fork():
+        os.environ |= environment
+        try:
+            cluster.join_cluster()
+        except ConfigError as error:
+            print(f"refused: {error}", flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
-def test_where_ray_cannot_start_one_line_says_so(tmp_path):
-    """A folder whose name is too long for a socket in it."""
-    folder = tmp_path / (100 * "x")
-    last = join(RAY_ADDRESS="local", RAY_TMPDIR=str(folder))
-    assert last.startswith("sgan.checks.ConfigError: Ray does not start on this machine (")
-    assert last.endswith("set RAY_TMPDIR to a folder with a short path, such as /tmp")
+def join(*environments: dict[str, str]) -> list[str]:
+    """What processes of their own, since Ray keeps its folder, say when they join a cluster."""
+    command = [sys.executable, "-c", JOIN, json.dumps(environments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    return [line.removeprefix("refused: ") for line in done.stdout.splitlines() if line.startswith("refused: ")]
 
 
-def test_the_advice_is_for_the_fault_of_the_folder(tmp_path):
+def test_where_ray_cannot_start_one_line_says_so_with_advice_for_the_fault_of_its_folder(tmp_path):
+    """A folder whose name is too long for a socket in it, a file, and one that nobody can make."""
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", Path("/proc/nothing")):
-        last = join(RAY_ADDRESS="local", RAY_TMPDIR=str(folder))
-        assert last.endswith("set RAY_TMPDIR to a folder that can be written and has room")
+    folders = (tmp_path / (100 * "x"), tmp_path / "file", Path("/proc/nothing"))
+    said = join(*({"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder)} for folder in folders))
+    assert all(line.startswith("Ray does not start on this machine (") for line in said)
+    assert [line.rpartition("; ")[2] for line in said] == [
+        "set RAY_TMPDIR to a folder with a short path, such as /tmp",
+        *2 * ["set RAY_TMPDIR to a folder that can be written and has room"],
+    ]
 
 
 def test_a_head_that_hangs_is_told_in_time():
@@ -98,12 +110,11 @@ def test_a_cluster_that_nobody_answers_for_is_told_at_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        last = join(RAY_ADDRESS=address)
-    assert last.startswith(f"sgan.checks.ConfigError: no Ray cluster answers at the address {address} of RAY_ADDRESS (")
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-    last = join(RAY_ADDRESS="", RAY_TMPDIR=str(tmp_path))
-    assert f"at the address {address} that `ray start` has left here (" in last
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        named, left = join({"RAY_ADDRESS": address}, {"RAY_ADDRESS": "", "RAY_TMPDIR": str(tmp_path)})
+    assert named.startswith(f"no Ray cluster answers at the address {address} of RAY_ADDRESS (")
+    assert f"at the address {address} that `ray start` has left here (" in left
 
 
 def read(file: str) -> dict:
@@ -227,6 +238,7 @@ def test_a_clusters_settings_are_the_options_defaults(monkeypatch):
     assert address_of(Options(store="mine", mlflow="http://other").mlflow) == "http://other"
 
 
+@pytest.mark.slow
 def test_without_ray_the_slots_are_those_that_ray_has_here():
     code = (
         "from sweeps.execution.cluster import count_slots, join_cluster\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import secrets
 import shutil
 import signal
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 from waiting import wait_for
 
-from sgan.checks import ConfigError
 from sweeps.execution import jobs
 from sweeps.planning.options import Options
 
@@ -164,7 +164,7 @@ def test_a_command_outlives_its_terminal_and_is_followed_again(toy):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_following_and_stop_the_command(toy):
+def test_ctrl_c_ends_the_following_and_rays_own_stop_the_command(toy):
     follower = toy.start()
     (driver,) = wait_for(toy.begun)
     os.killpg(follower.pid, signal.SIGINT)
@@ -172,34 +172,14 @@ def test_ctrl_c_ends_the_following_and_stop_the_command(toy):
     assert follower.returncode == 130
     assert "It goes on without this terminal" in output
     os.kill(driver, 0)
-    status, output = toy.complete("--stop")
-    assert (status, output.endswith("began\nstopped\n")) == (130, True)
-    status, output = toy.complete("--stop")
-    assert status == 1
-    assert "does not run here" in output
+    again = toy.start()
+    read_until(again, "began\n")
+    (job,) = re.findall("`ray job stop (.*)` stops it", output)
+    stop = [Path(sys.executable).with_name("ray"), "job", "stop", job]
+    subprocess.run(stop, env=toy.environment, capture_output=True, timeout=100, check=True)
+    assert again.communicate(timeout=60)[0] == "stopped\n"
+    assert again.returncode == 130
     assert toy.begun() == [driver]
-
-
-@pytest.mark.slow
-def test_attach_follows_the_one_that_runs_whatever_its_options(toy):
-    status, output = toy.complete("--attach")
-    assert status == 1
-    assert "no command runs on this cluster" in output
-    first = toy.start("--width", "2")
-    wait_for(toy.begun)
-    following = toy.start("--attach")
-    read_until(following, "began\n")
-    second = toy.start("--width", "3")
-    wait_for(lambda: len(toy.begun()) == 2)
-    status, output = toy.complete("--attach")
-    assert status == 1
-    assert "--width 2" in output
-    assert "--width 3" in output
-    toy.go()
-    assert following.communicate(timeout=60)[0] == "ended\n"
-    for process in (first, second):
-        assert process.communicate(timeout=60)[0].endswith("began\nended\n")
-    assert {process.returncode for process in (first, following, second)} == {1}
 
 
 @pytest.mark.slow
@@ -267,18 +247,8 @@ def test_without_a_cluster_the_command_runs_in_its_own_terminal(toy):
     toy.environment["RAY_ADDRESS"] = "local"
     toy.go()
     assert toy.complete("--budget", "2") == (2, "began\nended\n")
-    status, output = toy.complete("--attach")
-    assert status == 1
-    assert "none runs here" in output
 
 
 def test_a_dry_run_is_no_job(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     assert jobs.run(lambda: 7, Options(dry_run=True), "toy.py") == 7
-
-
-@pytest.mark.parametrize("options", [Options(attach=True), Options(stop=True)])
-def test_a_flag_of_clusters_without_one_is_a_config_error(options, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    with pytest.raises(ConfigError, match="--attach and --stop are for a cluster"):
-        jobs.run(lambda: 0, options, "toy.py")

@@ -71,6 +71,7 @@ def events(store: Store, kind: str) -> Counter[str]:
     return Counter(event["stage"] for event in store.events() if event["event"] == kind)
 
 
+@pytest.mark.slow
 def test_each_stage_runs_once_after_what_it_needs(processes, store, tmp_path):
     asked = trials(["sgan", "sgan-no-joint", "dcgan-adv-cond"], seeds=2)
     source, work = ListSource(asked), job(store, tmp_path, seconds=0.2, slots=4)

@@ -24,8 +24,8 @@ def test_a_node_with_other_versions_is_named_before_it_computes():
 class Answers:
     """Stands for the nodes: two have one host's name, and the third one dies, or is silent."""
 
-    def __init__(self, store: Store, mark: str, monkeypatch, dies: bool):
-        self.store, self.mark, self.nodes, self.dies = store, mark, list(NODES), dies
+    def __init__(self, store: Store, monkeypatch, dies: bool):
+        self.store, self.nodes, self.dies, self.asked = store, list(NODES), dies, 0
         monkeypatch.setattr(shared_store, "answer", self)
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         monkeypatch.setattr(ray, "get", self.get)
@@ -33,8 +33,10 @@ class Answers:
     def options(self, scheduling_strategy) -> "Answers":
         return self
 
-    def remote(self, address: str, mark: str, node: str, name: str, expected: str) -> str:
+    def remote(self, address: str, mark: str, name: str, expected: str) -> str:
         assert (address, expected) == (self.store.address, versions())
+        node = NODES[self.asked]["NodeID"]
+        self.asked += 1
         with Store(self.store.root).alone(f"sharing-{mark}") as mine:
             assert not mine
         return node
@@ -43,19 +45,18 @@ class Answers:
         if node == LAST:
             self.nodes = [each | {"Alive": not self.dies or each["NodeID"] != LAST} for each in NODES]
             raise NodeDiedError("gone") if self.dies else GetTimeoutError("silent")
-        shared_store.leave_mark(self.store, f"{self.mark}-{node}")
         return True
 
 
 def test_nodes_of_one_name_answer_each_and_a_dead_one_need_not(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    Answers(store, "mark", monkeypatch, dies=True)
+    Answers(store, monkeypatch, dies=True)
     require_shared_store(store, "mark")
     assert [path.name for path in (tmp_path / "hosts").iterdir()] == ["mark"]
 
 
 def test_a_node_that_lives_and_says_nothing_is_named(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    Answers(store, "mark", monkeypatch, dies=False)
+    Answers(store, monkeypatch, dies=False)
     with pytest.raises(ConfigError, match="the node twin did not say within"):
         require_shared_store(store, "mark")

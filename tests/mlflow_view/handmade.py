@@ -1,9 +1,10 @@
 """Hand-made stores, and what MLflow holds of them."""
 
 import collections
+import functools
 import json
 import re
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,24 @@ def sync(store: Store, live: bool = False) -> bool:
     return sync_sweep(store, KEY, default_uri(store), live)
 
 
-def place(store: Store, migrated: Path) -> None:
-    """Give a store an empty database, without waiting for its migrations."""
-    shutil.copyfile(migrated, store.root / "mlflow.db")
-    home = store.root / ARTIFACTS / HOME
+@functools.cache
+def empty_database() -> bytes:
+    """MLflow's database without a run: its migrations run once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mlflow.db")
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+        return path.read_bytes()
+
+
+def new(root: Path) -> Store:
+    """A store with the sweep and an empty database."""
+    store = Store(root)
+    (root / "mlflow.db").write_bytes(empty_database())
+    home = root / ARTIFACTS / HOME
     home.parent.mkdir()
-    home.write_text(str(store.root))
+    home.write_text(str(root))
+    manifest(store)
+    return store
 
 
 def client_of(store: Store) -> MlflowClient:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import ended
 from handmade import (
     GRID_FILES,
     GRID_IMAGES,
@@ -21,7 +22,7 @@ from handmade import (
     found,
     grids,
     manifest,
-    place,
+    new,
     points,
     publish,
     stage_name,
@@ -32,7 +33,6 @@ from handmade import (
 from mlflow import MlflowClient
 from PIL import Image
 
-from sgan.checks import ConfigError
 from sgan.store import votes
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
@@ -46,20 +46,9 @@ from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    """An empty MLflow database: its migrations run once for all tests."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path, migrated) -> Store:
-    made = Store(tmp_path / "a store")
-    place(made, migrated)
-    manifest(made)
-    return made
+def store(tmp_path) -> Store:
+    return new(tmp_path / "a store")
 
 
 def test_every_point_and_grid_is_there_once_after_two_passes(store):
@@ -422,18 +411,11 @@ def test_symbolic_links_in_a_store_are_never_followed(store, tmp_path):
         sync(store)
 
 
-def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(tmp_path / "none")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "holds no sweep" in done.stderr
+def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert ended("sweeps/tracking.py", "sync", tmp_path / "none") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no sweep" in line
     assert not (tmp_path / "none").exists()
-
-
-def test_a_missing_sweep_is_named_with_those_that_are_there(store):
-    with pytest.raises(ConfigError, match=f"holds no sweep zz99; it holds {KEY}"):
-        tracking.sync(store.address, sweep="zz99")
 
 
 def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):
@@ -442,23 +424,31 @@ def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):
     assert "send it later with: python sweeps/tracking.py sync" in capsys.readouterr().err
 
 
-def test_the_command_line_sends_a_store(store):
+def test_the_command_line_sends_a_store(store, capsys):
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
-    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(store.root)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert pages(default_uri(store), KEY) in done.stderr
+    assert ended("sweeps/tracking.py", "sync", store.root) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert pages(default_uri(store), KEY) in said.err
     assert_complete(store, "sgan")
 
 
-def test_a_deleted_database_is_made_again_by_the_same_command(store):
-    finish(store, "sgan", 0)
-    sync(store)
+def test_a_deleted_database_and_deleted_files_are_made_again_by_the_same_command(store, tmp_path):
+    """In a new process: MLflow keeps in memory what it knows of a database."""
+    other = new(tmp_path / "other")
+    for each in (store, other):
+        finish(each, "sgan", 0)
+        sync(each)
+    before = images_open(other)
     Path(store.root, "mlflow.db").unlink()
-    command = [sys.executable, "-m", "sweeps.tracking", "sync", store.address, "--verify"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert_complete(store, "sgan")
+    shutil.rmtree(other.root / "mlartifacts")
+    code = "import sys; from sweeps import tracking; sys.exit(max(map(tracking.sync, sys.argv[1:])))"
+    subprocess.run([sys.executable, "-c", code, store.address, other.address], check=True, timeout=200)
+    assert images_open(other) == before
+    for each in (store, other):
+        assert_complete(each, "sgan")
+        assert list(differences(each, KEY, default_uri(each))) == []
 
 
 def test_an_experiment_that_was_deleted_in_mlflow_comes_back_with_its_runs(store):
@@ -502,8 +492,7 @@ def test_a_store_in_another_place_shows_all_of_it_after_the_next_pass(how, store
     else:
         shutil.copytree(store.root, place)
     other = Store(place)
-    command = [sys.executable, "-m", "sweeps.tracking", "sync", str(place), "--verify"]
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert tracking.sync(str(place), verify=True) == 0
     assert_complete(other, "sgan")
     run = trial(other, "sgan")
     assert images_open(other) == before > 0
@@ -513,18 +502,12 @@ def test_a_store_in_another_place_shows_all_of_it_after_the_next_pass(how, store
         assert images_open(store) == before  # the first one is as it was
 
 
-@pytest.mark.parametrize("lost", ["an image", "all files"])
-def test_files_that_mlflow_has_lost_are_sent_again(lost, store):
+def test_an_image_that_mlflow_has_lost_is_sent_again(store):
     finish(store, "sgan", 0)
     sync(store)
     before = images_open(store)
-    if lost == "an image":
-        artifact(trial(store, "sgan"), "images/joint*.png").write_bytes(b"cut off")
-        sync(store)
-    else:
-        shutil.rmtree(store.root / "mlartifacts")
-        command = [sys.executable, "-m", "sweeps.tracking", "sync", store.address]
-        subprocess.run(command, check=True, capture_output=True, timeout=200)
+    artifact(trial(store, "sgan"), "images/joint*.png").write_bytes(b"cut off")
+    sync(store)
     assert images_open(store) == before
     assert_complete(store, "sgan")
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from urllib.request import urlopen
 
 import pytest
-from handmade import KEY, client_of, finish, found, manifest, publish, stage_name, sync, train
+from handmade import KEY, client_of, finish, found, manifest, new, publish, stage_name, sync, train
 from waiting import wait_for
 
 from sgan.store.local import Store
@@ -29,7 +29,7 @@ FIDS = {("sgan", 0): 10.0, ("sgan", 1): 30.0, ("sgan-no-joint", 0): 50.0, ("sgan
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     """A sweep of two variants and two seeds, whose FIDs differ."""
-    made = Store(tmp_path_factory.mktemp("views"))
+    made = new(tmp_path_factory.mktemp("views"))
     manifest(made, seeds=(0, 1))
     for (variant, seed), fid in FIDS.items():
         train(made, stage_name("score", variant, seed), points=())

@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, content_key
 from sgan.config import INNER_TAPS, TAPS, Config
 from sgan.presets import DATASETS, VARIANTS, recipe_row
-from sgan.stages.fit import check_networks
+from sgan.stages.cost import check_networks
 from sgan.stages.graph import plan
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
@@ -28,7 +28,7 @@ def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> B
     class Absent:
         digest = "0" * 16
 
-    return Basis(row, row.scaled(width), made, Absent(), None, "", "", name, ())  # pyright: ignore[reportArgumentType]
+    return Basis(row.scaled(width), made, Absent(), None, "", "", name, ())  # pyright: ignore[reportArgumentType]
 
 
 def space(of: Basis | None = None, variant: str = "sgan", **changes) -> Space:
@@ -99,13 +99,17 @@ def test_distributions_are_those_asked_for():
     }
 
 
+def key(of: Space, params: dict) -> str:
+    return content_key(of.config(params, 0))
+
+
 def test_zero_is_a_choice_and_two_configs_that_differ_only_in_a_weight_left_out_are_one():
     made = space(splits=("none", "fc3"))
     base = made.known_good() | {"losses": "adv+ent"}
     assert dataclasses.astuple(made.config(base, 0).variant.weights) == (1.0, 0.0, 10.0)
-    assert made.key(base) == made.key(base | {"conditional": 3.0})
+    assert key(made, base) == key(made, base | {"conditional": 3.0})
     for other in ({"adversarial": 3.0}, {"entropy": 3.0}, {"losses": "adv+cond+ent"}, {"split": "none"}):
-        assert made.key(base) != made.key(base | other)
+        assert key(made, base) != key(made, base | other)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -129,7 +133,6 @@ def test_every_variant_has_a_space_and_the_papers_point_is_in_it(variant: str):
 ONE = space(splits=("fc3",))
 
 
-@settings(max_examples=30)
 @given(st.tuples(*(st.floats(1e-3, 1e3) for _ in range(3))), st.sampled_from(list(SPLITS)), st.integers(0, 2**31 - 2))
 def test_params_reach_the_config_and_nothing_else_changes(weights: tuple, split: str, seed: int):
     made = ONE
@@ -155,11 +158,11 @@ def test_a_varied_field_reaches_the_recipe():
         ({"splits": ("fc9",)}, "fc9"),
         ({"splits": ("fc3+pool1",)}, r"fc3\+pool1"),
         ({"splits": ()}, "--splits"),
-        ({"splits": ("fc3", "fc3")}, "fc3"),
-        ({"ranges": ((0.0, 1.0), *RANGES[1:])}, "--adversarial"),
-        ({"ranges": ((2.0, 1.0), *RANGES[1:])}, "--adversarial"),
-        ({"ranges": (*RANGES[:2], (1.0, math.inf))}, "--entropy"),
-        ({"ranges": (RANGES[0], (math.nan, 1.0), RANGES[2])}, "--conditional"),
+        ({"adversarial": (0.0, 1.0)}, "--adversarial"),
+        ({"adversarial": (2.0, 1.0)}, "--adversarial"),
+        ({"entropy": (1.0, math.inf)}, "--entropy"),
+        ({"conditional": (math.nan, 1.0)}, "--conditional"),
+        ({"vary": ("gan.batch=16:64", "gan.batch=8:16")}, "--vary must name a field once"),
         ({"zeros": ("label",)}, "label"),
         ({"variant": "full-gan", "splits": ("none",)}, "full-gan cannot be split at 'none'"),
         ({"variant": "dcgan-adv", "splits": ("fc3",)}, "dcgan-adv cannot be split at 'fc3'"),
@@ -167,7 +170,7 @@ def test_a_varied_field_reaches_the_recipe():
 )
 def test_a_bad_space_is_one_error_that_names_its_value(changes: dict, named: str):
     with pytest.raises(ConfigError, match=named):
-        space(**changes)
+        Search(**changes)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +199,6 @@ def test_a_bad_field_to_vary_is_one_error_that_names_it(text: str, named: str):
     [
         ({"variant": "gan"}, "gan"),
         ({"trials": 2}, "--trials"),
-        ({"top": 0}, "--top"),
-        ({"confirm_seeds": 1}, "--confirm-seeds"),
-        ({"hours": 0.0}, "--hours"),
-        ({"hours": math.nan}, "--hours"),
-        ({"max_cost": 3.0}, "--gpu-hour-price"),
-        ({"max_cost": -3.0, "gpu_hour_price": 1.0}, "--max-cost"),
         ({"seed": -1}, "--seed"),
     ],
 )

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sgan.checks import ConfigError, as_json
 from sgan.config import Weights
 from sgan.presets import VARIANTS
+from sgan.store.local import Store
 from sweeps.planning import config_file
 from sweeps.planning.ablation import Ablation, plan_ablation
-from sweeps.planning.basis import chosen_options, prepare
+from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
 
 CUTS, WEIGHTS, BASE, VARIED = (
@@ -31,15 +32,17 @@ def write(folder: Path) -> Path:
     basis = prepare(CHOSEN, 0)
     config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
-    path = folder / "best.yaml"
-    options = chosen_options(CHOSEN, basis, CUTS, Weights(*WEIGHTS), VARIED)
-    config_file.BestConfig("sgan", options, config, provenance).write(path)
-    return path
+    return config_file.write(Store(folder), "sgan", CHOSEN, config, provenance)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="module")
+def good(written: Path) -> Ablation:
+    return planned(written)
 
 
 def planned(path: Path) -> Ablation:
@@ -97,11 +100,9 @@ def means_the_same_or_is_one_error(path: Path, good: Ablation) -> None:
     json.dumps(found.search, allow_nan=False)  # it goes into the manifest
 
 
-@settings(max_examples=60)
 @given(st.data())
-def test_any_value_in_any_place(written: Path, data: st.DataObject):
+def test_any_value_in_any_place(written: Path, good: Ablation, data: st.DataObject):
     content = yaml.safe_load(written.read_text())
-    good = planned(written)
     path = data.draw(st.sampled_from([each for each in leaves(content) if each != ("options", "judge")]))
     odd = data.draw(ODD)
     if path:
@@ -114,10 +115,9 @@ def test_any_value_in_any_place(written: Path, data: st.DataObject):
     means_the_same_or_is_one_error(damaged, good)
 
 
-@settings(max_examples=60)
 @given(st.data())
-def test_any_bytes_cut_or_put_anywhere(written: Path, data: st.DataObject):
-    whole, good = written.read_bytes(), planned(written)
+def test_any_bytes_cut_or_put_anywhere(written: Path, good: Ablation, data: st.DataObject):
+    whole = written.read_bytes()
     first = data.draw(st.integers(0, len(whole)))
     last = data.draw(st.integers(first, min(len(whole), first + 60)) | st.just(len(whole)))
     damaged = written.with_name("damaged.yaml")

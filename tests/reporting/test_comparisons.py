@@ -73,8 +73,8 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     sweep = make(tmp_path, fid={"sgan": [6.0, 7.0, 8.0], "other": [9.0, 10.0, 12.0]})
     told = comparisons.verdict(sweep, comparisons.contrasts(sweep))
     assert told == (
-        "SGAN has the lowest mean FID, 7.00; the next, OTHER, is 3.33 higher on the same 3 seeds (95% interval of the "
-        "difference +3.00 to +4.00, p = 0.25). With 3 paired seeds no difference can reach p < 0.25: no order is "
+        "SGAN has the lowest mean FID, 7.00; OTHER is 3.33 higher than SGAN on the same 3 seeds (95% interval of the "
+        "difference +3.00 to +4.00). With 3 paired seeds no difference can reach p < 0.25: no order is "
         "established."
     )
     one = make(tmp_path, fid={"sgan": [6.0], "other": [5.0]})
@@ -101,7 +101,7 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
     told = comparisons.verdict(sweep, found)
     assert "BETTER is 3.00 lower than SGAN on the same 10 seeds" in told
     assert told.endswith(
-        "Established are BETTER better, WORSE worse than SGAN by FID (p < 0.05 after Holm's correction); for 1 of 3 "
+        "Established by FID against SGAN (p < 0.05 after Holm's correction): WORSE worse, BETTER better; for 1 of 3 "
         "rows the seeds do not tell."
     )
 

@@ -12,7 +12,7 @@ from test_resume import DEEP
 
 from sgan.stages.run import be_deterministic, run_trial
 from sgan.training import checkpoint
-from sweeps.execution import memory
+from sweeps.execution import worker
 
 ROOT = Path(__file__).parents[2]
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -57,9 +57,8 @@ def test_a_deterministic_trial_that_is_stopped_in_every_stage_ends_the_same_bit_
 def test_a_stage_that_lacks_a_gpus_memory_says_what_there_is():
     with pytest.raises(torch.OutOfMemoryError) as lacking:
         torch.empty(2**43, dtype=torch.uint8, device="cuda")
-    assert memory.is_lack(lacking.value)
-    text = memory.lack(lacking.value, tiny_plan().stages[-2][1])
-    assert f"of {torch.cuda.mem_get_info()[1] / memory.GIB:.1f} GiB: run fewer at a time (--trials-per-gpu" in text
+    text = worker.out_of_memory(lacking.value, tiny_plan().stages[-2][1])
+    assert f"of {torch.cuda.mem_get_info()[1] / worker.GIB:.1f} GiB: run fewer at a time (--trials-per-gpu" in text
 
 
 @pytest.mark.gpu

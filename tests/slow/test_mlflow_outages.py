@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +15,10 @@ from handmade import (
     KEY,
     POINTS,
     assert_complete,
+    empty_database,
     finish,
     found,
-    manifest,
-    place,
+    new,
     publish,
     sync,
     train,
@@ -34,20 +33,9 @@ from sweeps.mlflow_view.verify import differences
 from sweeps.planning.manifest import folder
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    """An empty MLflow database: its migrations run once for all tests."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path, migrated) -> Store:
-    made = Store(tmp_path / "a store")
-    place(made, migrated)
-    manifest(made)
-    return made
+def store(tmp_path) -> Store:
+    return new(tmp_path / "a store")
 
 
 def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
@@ -88,12 +76,13 @@ def test_a_dead_driver_leaves_nothing_running(store):
 class Server:
     """A real tracking server, which can be killed and started again."""
 
-    def __init__(self, folder: Path, migrated: Path):
+    def __init__(self, folder: Path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        database = shutil.copyfile(migrated, folder / "server.db")
+        database = folder / "server.db"
+        database.write_bytes(empty_database())
         self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
         self.command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
         self.process: subprocess.Popen | None = None
@@ -114,8 +103,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path, migrated):
-    made = Server(tmp_path, migrated)
+def server(tmp_path):
+    made = Server(tmp_path)
     yield made
     made.kill()
 

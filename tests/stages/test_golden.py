@@ -5,6 +5,7 @@ PYTHONPATH=tests python tests/stages/test_golden.py    records them anew, after 
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def configs() -> Iterator[tuple[str, Config]]:
 
 
 def config(recipe: Recipe, variant: Any, digest: str) -> Config:
-    return configure(TINY, TINY, digest, recipe, variant, 0, None, ("fc3",))
+    return configure(TINY, digest, recipe, variant, 0, None, ("fc3",))
 
 
 def outcome(trial: Config, root: Path) -> dict[str, Any]:
@@ -57,10 +58,18 @@ def machine() -> list[str]:
 CONFIGS = dict(configs())
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, classifiers) -> Path:
+    """One store for all, as in a sweep."""
+    path = tmp_path_factory.mktemp("shared") / "store"
+    shutil.copytree(classifiers, path)
+    return path
+
+
 @pytest.mark.parametrize("title", CONFIGS)
-def test_a_tiny_trial_ends_as_recorded(title, root):
+def test_a_tiny_trial_ends_as_recorded(title, shared):
     recorded = json.loads(RECORDED.read_text())
-    expected, found = recorded["trials"][title], outcome(CONFIGS[title], root)
+    expected, found = recorded["trials"][title], outcome(CONFIGS[title], shared)
     if recorded["machine"] == machine():
         assert found == expected
     assert found["sizes"] == pytest.approx(expected["sizes"], rel=0.02)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ import pytest
 import torch
 from conftest import (
     PAPER,
+    SERVER,
     STACK,
     TINY,
     contents,
@@ -45,7 +45,13 @@ from sgan.store.record import RECORD_FILE, read_record
 from sgan.training import checkpoint
 from sgan.training.loop import Diverged, Progress
 
-SPLITS = [cuts for count in range(6) for cuts in itertools.combinations(INNER_TAPS, count)]
+QUICK = ((), ("pool2",), INNER_TAPS)
+"""Splits whose levels begin and end at every tap."""
+SPLITS = [
+    pytest.param(cuts, marks=[pytest.mark.slow] * (cuts not in QUICK))
+    for count in range(6)
+    for cuts in itertools.combinations(INNER_TAPS, count)
+]
 DCGAN = VARIANTS["dcgan-adv-cond-ent"].variant
 
 
@@ -94,11 +100,17 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
     assert made.std() > 0
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+ALIKE = ("sgan-no-joint", "dcgan-adv-cond-ent", "dcgan-adv-cond", "dcgan-adv-ent", "sgan-no-entropy")
+"""Variants that have a part of what the others have; test_golden.py runs them, too."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=[pytest.mark.slow] * (each in ALIKE)) for each in VARIANTS]
+)
 def test_every_variant_runs_with_the_released_features(variant, shared):
     row = VARIANTS[variant].variant
     digest = read(DATASETS["digits"], Path()).digest
-    config = configure(TINY, TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
+    config = configure(TINY, digest, released_recipe(steps=4), row, 0, None, ("pool2", "fc3"))
     chosen, trial = config.variant, plan(config)
     assert chosen.cuts + chosen.through == (("pool2", "fc3") if row.cuts or row.through else ())
     finish(trial, shared)
@@ -181,8 +193,11 @@ def closing(events: Iterator[Event]) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "variant"),
-    [(tiny_recipe(steps=12), STACK), (released_recipe(steps=12), STACK), (tiny_recipe(steps=12), DCGAN)],
-    ids=["paper", "released", "dcgan"],
+    [
+        pytest.param(tiny_recipe(steps=12), STACK, marks=pytest.mark.slow, id="paper"),
+        pytest.param(released_recipe(steps=12), STACK, id="released"),
+        pytest.param(tiny_recipe(steps=12), DCGAN, marks=pytest.mark.slow, id="dcgan"),
+    ],
 )
 def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root, tmp_path, monkeypatch):
     """Killed after a random number of points until it is through, with and without a checkpoint at each point: the same
@@ -195,7 +210,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
         monkeypatch.setattr(checkpoint, "SPARSE", 0)
         monkeypatch.setattr(checkpoint, "SECONDS", dice.choice((0.0, 0.0, 1e9)))
         events = run_trial(trial, make_context(tmp_path / "killed"))
-        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 12 else None):
+        for _ in itertools.islice(events, dice.randint(2, 5) if kills < 6 else None):
             pass
         closing(events)
         kills += 1
@@ -210,7 +225,7 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True, shifts=1)
+    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True)
     trial = tiny_plan(tiny_recipe(encoder=classifier, judge=JudgeRecipe(images=40 * 32, batch=32)))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
@@ -335,10 +350,9 @@ def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple
 
 def _processes(root: Path, logs: list[Path], steps: int, seconds: float, kill_at: tuple[str, int] | None) -> list[int]:
     """Run the trial in a process a log, all from the same moment; returns their exit codes."""
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Barrier(len(logs))
+    ready = SERVER.Barrier(len(logs))
     arguments = [(str(root), str(log), steps, seconds, ready, kill_at) for log in logs]
-    processes = [spawn.Process(target=_work, args=each) for each in arguments]
+    processes = [SERVER.Process(target=_work, args=each) for each in arguments]
     try:
         for process in processes:
             process.start()
@@ -358,11 +372,11 @@ def _events(log: Path) -> list[tuple[str, int]]:
 @pytest.mark.timeout(120)
 def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]
-    assert _processes(root, logs, 80, 20.0, None) == [0, 0]
+    assert _processes(root, logs, 20, 20.0, None) == [0, 0]
     rows = [_events(log) for log in logs]
     starts = [[label for label, images in events if images == 0] for events in rows]
     assert sorted(itertools.chain(*starts)) == ["joint", "level0", "level1", "score"]
-    for _, stage in tiny_plan(tiny_recipe(steps=80)).stages:
+    for _, stage in tiny_plan(tiny_recipe(steps=20)).stages:
         images = [line["images"] for line in read_record(Store(root).stage(name(stage)))]
         assert images == sorted(set(images))
     assert list((root / "work").iterdir()) == []
@@ -371,7 +385,7 @@ def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
 @pytest.mark.timeout(120)
 def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoint(root, tmp_path):
     """And what comes out is what comes out of a run that nobody killed."""
-    steps, point, log = 80, 40 * PAPER.batch, tmp_path / "killed"
+    steps, point, log = 20, 10 * PAPER.batch, tmp_path / "killed"
     trial = tiny_plan(tiny_recipe(steps=steps))
     shutil.copytree(root, tmp_path / "whole")
     assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
@@ -400,12 +414,11 @@ def test_the_best_point_is_the_earliest_with_the_best_finite_value(values, best)
     assert best_point(dict(enumerate(values, 1))) == best
 
 
-@pytest.mark.parametrize("best_by", ["fid", "kid"])
-def test_the_best_weights_are_those_of_the_best_evaluation_while_training(best_by, shared):
+def test_the_best_weights_are_those_of_the_best_evaluation_while_training(shared):
     """The scores that the record has of each evaluation choose the same point as the score stage, of which the best
     model has the weights."""
     unsteady = replace(PAPER, adam=AdamRecipe(learning_rate=0.1))
-    recipe = tiny_recipe(unsteady, steps=40, evaluations=4, best_by=best_by)
+    recipe = tiny_recipe(unsteady, steps=40, evaluations=4)
     before_the_end = [
         images < 40 * PAPER.batch for joint in (True, False) for images in best_points(recipe, joint, shared)
     ]
@@ -420,7 +433,7 @@ def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
     assert set(best) == {name(stage) for stage in trial.score.trained}
     weights = read_tensors(store.file(trial.name, "model/best/generator.safetensors"))
     for index, stage in enumerate(trial.score.trained):
-        score = recipe.best_by if joint or stage == trial.score.levels[0] else "feature_fid"
+        score = "fid" if joint or stage == trial.score.levels[0] else "feature_fid"
         lines = [line for line in read_record(store.stage(name(stage))) if line["images"] > 0 and "judge" in line]
         assert [line["judge"] for line in lines] == [name(trial.score.judge)] * 4
         scores = {line["images"]: line["metrics"][score] for line in lines}

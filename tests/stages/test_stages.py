@@ -24,7 +24,7 @@ DATA = "0123456789abcdef"
 
 
 def planned(variant: Variant = STACK, **recipe: Any) -> Plan:
-    return plan(Config(TINY, TINY, DATA, tiny_recipe(**recipe), variant, 0))
+    return plan(Config(TINY, DATA, tiny_recipe(**recipe), variant, 0))
 
 
 def names(trial: Plan) -> dict[str, str]:
@@ -40,7 +40,7 @@ def changed(first: Plan, second: Plan) -> set[str]:
 
 def row(variant: str, weights: Weights | None = None, cuts: tuple[str, ...] = ("fc3",), seed: int = 0) -> Plan:
     chosen = VARIANTS[variant].variant
-    return plan(configure(TINY, TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
+    return plan(configure(TINY, DATA, released_recipe(), chosen, seed, weights or Weights(), cuts))
 
 
 def test_the_stages_of_each_variant_in_order():
@@ -75,7 +75,7 @@ def test_a_stage_needs_its_parents_and_while_it_trains_the_judge(variant):
 
 
 def test_levels_lie_between_neighbouring_cuts():
-    trial = plan(Config(TINY, TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
+    trial = plan(Config(TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
     found = {label: (stage.low, stage.high) for label, stage in trial.stages if isinstance(stage, LevelStage)}
     assert found == {"level0": ("image", "conv1"), "level1": ("conv1", "pool2"), "level2": ("pool2", "label")}
 
@@ -119,7 +119,6 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sampling": ("batch", GAN),  # of the scores while training, too
     "samples": (500, {"judge", "score"}),  # real images are scored as if there were as many
     "evaluations": (2, GAN),
-    "best_by": ("kid", {"score"}),
 }
 
 
@@ -140,7 +139,6 @@ def test_every_field_of_gan_training_is_in_the_key(part):
     other |= {
         "generator_steps": ((0.0, 2),),
         "fresh_noise": True,
-        "flips": True,
         "discriminator_scale": 0.5,
         "precision": "bfloat16",
         "discriminator_norm": True,
@@ -156,13 +154,13 @@ def test_every_field_of_gan_training_is_in_the_key(part):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CLASSIFIER)])
 def test_every_field_of_classifier_training_is_in_the_key(field):
     other = {"images": 9, "batch": 9, "adam": PAPER.adam, "init_std": 0.3, "pixel_mean": True, "flips": True}
-    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"shifts": 1, "objective": "rotation"})[field]})
+    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"objective": "rotation"})[field]})
     unlabelled = dataclasses.replace(STACK, labels=False)
     assert changed(planned(unlabelled), planned(unlabelled, encoder=recipe)) == {"encoder", *GAN}
 
 
 def test_seed_data_dataset_and_variant_are_in_the_keys():
-    base = Config(TINY, TINY, DATA, tiny_recipe(), STACK, 0)
+    base = Config(TINY, DATA, tiny_recipe(), STACK, 0)
     whole = {"judge", "encoder", *GAN}
 
     def change(**fields: Any) -> set[str]:
@@ -172,7 +170,6 @@ def test_seed_data_dataset_and_variant_are_in_the_keys():
     assert change(data=DATA[::-1]) == whole
     wider = dataclasses.replace(TINY, gan=dataclasses.replace(TINY.gan, kernel=5))
     assert change(dataset=wider) == {"encoder", *GAN}
-    assert change(judge=wider) == set()
     for field in ("adversarial", "conditional", "entropy"):
         assert change(variant=dataclasses.replace(STACK, weights=Weights(**{field: 0.5}))) == GAN
 
@@ -200,13 +197,13 @@ def test_a_name_says_the_kind_and_is_the_same_in_every_process():
     script = (
         "from sgan.presets import *; from sgan.stages.graph import plan\n"
         "base = DATASETS['cifar10']; row = recipe_row('released', base, 50_000)\n"
-        "print(plan(configure(base, base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
+        "print(plan(configure(base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
     )
     command = [sys.executable, "-c", script]
     seeds = [{"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(PACKAGE.parent)} for seed in (1, 2)]
     said = {subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout for env in seeds}
     base, recipe = DATASETS["cifar10"], named_recipe("released", "cifar10")
-    config = configure(base, base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
+    config = configure(base, "x", recipe, VARIANTS["sgan"].variant, 3, Weights(), ("fc3",))
     assert said == {plan(config).name + "\n"}
 
 
@@ -256,8 +253,6 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/__init__.py": set(),
     "stages/context.py": set(),
     "stages/cost.py": set(),
-    "stages/fit.py": set(),
-    "stages/flops.py": set(),
     "stages/graph.py": set(),
     "stages/kinds/__init__.py": set(),
     "stages/kinds/classifier.py": {"encoder", *STACKS},
@@ -266,7 +261,6 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/kinds/level.py": STACKS,
     "stages/kinds/score.py": {"score"},
     "stages/naming.py": set(),
-    "stages/probe.py": set(),
     "stages/run.py": set(),
     "store/__init__.py": set(),
     "store/address.py": set(),

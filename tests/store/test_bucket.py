@@ -19,12 +19,14 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conftest import TINY, finish, make_context, tiny_plan, tiny_recipe
+from conftest import CLASSIFIER, TINY, finish, make_context, tiny_plan, tiny_recipe
 from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
 from waiting import wait_for
 
 from sgan.checks import ConfigError
+from sgan.config import JudgeRecipe
+from sgan.presets import VARIANTS
 from sgan.stages.graph import LevelStage, name
 from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
@@ -35,7 +37,7 @@ from sgan.store.local import Store
 from sgan.store.record import Record, read_record
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
-from sweeps.optimization.study import StoredStudy
+from sweeps.optimization.study import StudyFile
 from sweeps.planning.trials import End
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
@@ -456,6 +458,7 @@ def context(store: Store) -> Context:
     return dataclasses.replace(make_context(store.root), store=store)
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host, address, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "EXPIRY", 1.0)
     trial = long_plan()
@@ -503,21 +506,21 @@ def test_a_copy_of_a_study_in_a_bucket_is_found_on_another_host(host):
         study.tell(study.ask(SPACE), value)
     path = "optuna.log"
     one, other = host("one"), host("other")
-    StoredStudy(study, "toy", {"fid": "minimize"}, one.root / path)
+    StudyFile(study, "toy", "fid", one.root / path)
     one.save(one.root / path)
     other.fetch(other.root / path)
     assert (other.root / path).read_bytes() == (one.root / path).read_bytes()
-    study.tell(study.ask(SPACE), 3.0)
-    assert StoredStudy(study, "toy", {"fid": "minimize"}, other.root / path).count == 3
 
 
 def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
     monkeypatch.setattr(bucket, "PAUSES", (0.1,) * 40)
     store = host("one")
     api.faults.share, api.faults.delay = 0.15, 0.001
-    trial = tiny_plan(dataset=TINY)
+    short = JudgeRecipe(images=320, batch=32)
+    small = tiny_recipe(steps=2, encoder=dataclasses.replace(CLASSIFIER, images=320), judge=short)
+    trial = tiny_plan(small, VARIANTS["dcgan-adv-cond-ent"].variant)
     list(run_trial(trial, context(store)))
-    assert api.faults.failed > 10
+    assert api.faults.failed > 5
     api.faults.share = api.faults.delay = 0.0
     other = host("other")
     for _, stage in trial.stages:
@@ -528,6 +531,7 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
 def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, api, monkeypatch, capsys):
     store = host("one")
     monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(store.fs, "retries", 1)  # the client's own, which take seconds
     api.faults.share = 1.0
     with pytest.raises(StoreError, match=r"the output store s3://.* does not answer"):
         store.has("stage")
@@ -542,18 +546,9 @@ def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, ap
         ("s3://no-such-bucket/folder", r"no-such-bucket/folder cannot be written .*--store"),
         ("s3:///folder", "s3:///folder cannot be opened"),
         ("ftq://host/folder", r"store ftq://host/folder cannot be opened"),
-        ("s3://bucket/folder?region=x", "has region; only endpoint_override and scheme"),
     ],
 )
 def test_an_address_that_is_none_is_named(api, given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         open_store(given)
-
-
-def test_an_endpoint_can_be_named_in_the_address(api, address, tmp_path, monkeypatch):
-    monkeypatch.setenv("SGAN_CACHE", str(tmp_path))
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    publish(BucketStore(f"{address}?endpoint_override={api.url.removeprefix('http://')}&scheme=http"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", api.url)
-    assert BucketStore(address).has("stage")

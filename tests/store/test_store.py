@@ -296,7 +296,6 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
         assert tensors[name].contiguous().numpy().tobytes() == tensor.contiguous().numpy().tobytes()
 
 
-@settings(max_examples=60)
 @given(st.binary(max_size=40))
 def test_bytes_that_nobody_wrote_are_named(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "torn.json"
@@ -324,7 +323,7 @@ def test_a_torn_file_of_tensors_is_named(tmp_path, kept):
             read()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_one_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed(tmp_path, place, bit):
     store = Store(tmp_path)
@@ -529,7 +528,6 @@ KINDS = st.sampled_from(["flip", "cut", "garbage"])
 ANYWHERE = {"place": st.floats(0, 1, exclude_max=True), "bit": st.integers(0, 7), "kind": KINDS}
 
 
-@settings(max_examples=150)
 @given(**ANYWHERE)
 def test_json_that_was_damaged_anywhere_is_what_was_written_or_named(tmp_path_factory, place, bit, kind):
     """White space and the like may change, what it says may not."""

@@ -73,7 +73,7 @@ def test_the_two_recipes_of_cifar10_differ_in_just_the_facts_of_the_released_cod
     shared = {"gan.batch": 100, "gan.adam.learning_rate": 1e-4, "gan.adam.beta1": 0.5, "gan.adam.beta2": 0.999}
     shared |= {"gan.adam.eps": 1e-8, "image_level": 10_000_000, "feature_level": 10_000_000, "gan.init_std": 0.02}
     shared |= {"gan.image_noise": 0.05, "gan.feature_noise": 0.2, "gan.dropout": 0.1, "gan.norm_eps": 1e-6}
-    shared |= {"encoder.flips": True, "gan.flips": False, "samples": 50_000, "encoder.init_std": 0.01}
+    shared |= {"encoder.flips": True, "samples": 50_000, "encoder.init_std": 0.01}
     assert {field: paper[field] for field in shared} == shared == {field: released[field] for field in shared}
 
 
@@ -238,7 +238,7 @@ def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
         root = tmp_path / str(index)
         shutil.copytree(classifiers, root)
-        config = configure(TINY, TINY, digits.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
+        config = configure(TINY, digits.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
         assert config.recipe.encoder.objective == "rotation"
         assert config.recipe.gan.discriminator == "binary"
         trial = plan(config)

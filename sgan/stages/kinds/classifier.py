@@ -13,8 +13,7 @@ from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import loop, marks
 from sgan.training.steps import FORMAT, ClassifierTask, role_seed
 
-CLASSIFIER_EVALUATIONS = 4
-"""Test accuracies while a classifier trains, after one before it does."""
+CLASSIFIER_EVALUATIONS = 4  # Test accuracies while a classifier trains, after one before it does
 
 
 def _build(stage: ClassifierStage) -> Encoder:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sgan.config import JudgeRecipe
 from sgan.evaluation import scores as metrics
-from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, judges, parts
+from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, parts
 from sgan.evaluation.judges import components as principal
 from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JudgeStage
@@ -21,14 +21,11 @@ from sgan.store.files import sha256, write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import Progress, loop, marks
 
-EVALUATIONS = 4
-"""Accuracies while the judge trains, after one before it does."""
-SEED = 2**31 - 1
-"""No trial has it."""
+EVALUATIONS = 4  # Accuracies while the judge trains, after one before it does
+SEED = 2**31 - 1  # No trial has it
 DEGREES, STRETCH, SHIFT = 15.0, 0.15, 0.125
 """Augmentation of the judge's images, at most: rotation, stretch of each axis, shift as a share of the size."""
-PART = 256
-"""Real images between two reports of progress."""
+PART = 256  # Real images between two reports of progress
 
 
 def warped(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
@@ -105,7 +102,7 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
     tensors = {"features": real.features, "logits": real.logits}
     tensors |= {"held_features": known.features, "held_logits": known.logits} | axes
     write_tensors(folder / REFERENCE_FILE, tensors)
-    made = judges(data, {stage.judge: (describe, real, known)}, axes)
+    made = Judges(data, {stage.judge: (describe, real, known)}, axes)
     scores: dict[str, float] = {"held_out_images": len(held)}
     for prefix, images, labels in (("train/", data.images, data.labels), ("", held, held_labels)):
         if len(images) >= metrics.SPLITS:
@@ -128,15 +125,15 @@ def _given(stage: JudgeStage, context: Context) -> Describe:
 
 
 def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Features, metrics.Features]:
-    tensors = context.tensors(stage, REFERENCE_FILE)
     if stage.judge == HELD_OUT:
         network = HeldOut(*stage.shape, stage.classes).to(context.device)
         load_modules({"judge": network}, context.tensors(stage))
         describe = network.to(memory_format=torch.channels_last).eval().describe
     else:
         describe = _given(stage, context)
-    parts = [metrics.Features(tensors[f"{which}features"], tensors[f"{which}logits"]) for which in ("", "held_")]
-    return describe, *parts  # pyright: ignore[reportReturnType]
+    tensors = context.tensors(stage, REFERENCE_FILE)
+    real, held = (metrics.Features(tensors[f"{which}features"], tensors[f"{which}logits"]) for which in ("", "held_"))
+    return describe, real, held
 
 
 @functools.lru_cache(maxsize=2)
@@ -146,4 +143,4 @@ def load(stage: JudgeStage, network: JudgeStage | None, context: Context) -> Jud
     stages = [stage, *([network] if network else [])]
     tensors = context.tensors(stage, REFERENCE_FILE)
     axes = {name: tensors[name] for name in ("mean", "axes")}
-    return judges(context.data, {each.judge: _sees(each, context) for each in stages}, axes)
+    return Judges(context.data, {each.judge: _sees(each, context) for each in stages}, axes)

@@ -20,10 +20,8 @@ from sgan.training.checkpoint import module_tensors, task_tensors
 from sgan.training.loop import Progress, loop, marks
 from sgan.training.steps import FORMAT, GanTask, Networks, role_seed
 
-START_FILE = "joint-start.safetensors"
-"""The state with which the joint stage goes on, where it is not the last one."""
-WEIGHTS = "weights"
-"""Folder of the generators' weights at each evaluation but the last, <images>.safetensors."""
+START_FILE = "joint-start.safetensors"  # The state with which the joint stage goes on, where it is not the last one
+WEIGHTS = "weights"  # Folder of the generators' weights at each evaluation but the last, <images>.safetensors
 
 
 def build(
@@ -70,11 +68,8 @@ def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator 
 def train(
     task: GanTask, stage: LevelStage | JointStage, folder: Path, evaluator: Evaluator | None, start: int = 0
 ) -> Iterator[Progress]:
-    """Train a level or a stack, and keep the generators' weights at each evaluation but the last.
-
-    Args:
-        start: the step after which the state for the joint stage is kept; 0: it is not.
-    """
+    """Train a level or a stack, and keep the generators' weights at each evaluation but the last. `start`: the step
+    after which the state for the joint stage is kept; 0: it is not."""
     steps, batch = max(1, stage.images // stage.recipe.batch), stage.recipe.batch
     score = evaluator.prepare(task.levels, task.encoder, folder) if evaluator else lambda images: {}
 

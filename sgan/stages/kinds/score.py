@@ -31,43 +31,40 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
     last = [context.facts(trained)["images"] for trained in stage.trained]
     best = [_best(stage, *each, context) for each in zip(stage.trained, parts, strict=True)]
-    scores, coverage = dict[str, float](), list[float | None]()
+    scores, coverage, seed = dict[str, float](), list[float | None](), first.seed
     for title, points in ((model.LAST, last), (model.BEST, best)):
         if points != last or title == model.LAST:
-            for trained, part, images in zip(stage.trained, parts, points, strict=True):
-                _load(trained, part, images, context)
-            values = evaluation.score(stage.samples, first.seed)
+            for each in zip(stage.trained, parts, points, strict=True):
+                _load(*each, context)
+            values = evaluation.score(stage.samples, seed)
         scores |= {f"best_{score}": value for score, value in values.items()} if title == model.BEST else values
-        about = {"trial": name(stage), "seed": first.seed, "commit": context.commit, "scores": values}
+        about = {"trial": name(stage), "seed": seed, "commit": context.commit, "scores": values}
         model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
         if title == model.LAST:
-            coverage = evaluation.class_coverage(min(stage.samples, SUBSET), first.seed)
+            coverage = evaluation.class_coverage(min(stage.samples, SUBSET), seed)
             seen = (figures.class_names(first.dataset), context.data, known.rows[HELD_OUT])
             for figure, drawn in figures.draw_all(levels, stage.sampling, *seen).items():
                 drawn.save(folder / FIGURES / f"{figure}.png")
     facts = [context.facts(each)["fingerprint"] for each in (stage.judge, stage.network) if each]
     yield Progress(stage.samples, stage.samples)
-    return {
-        "scores": scores,
-        "class_coverage": coverage,
-        "best_images": {name(trained): images for trained, images in zip(stage.trained, best, strict=True)},
-        "fingerprint": facts[0] | facts[-1],
-    }
+    best_images = {name(trained): images for trained, images in zip(stage.trained, best, strict=True)}
+    fingerprint = facts[0] | facts[-1]
+    return {"scores": scores, "class_coverage": coverage, "best_images": best_images, "fingerprint": fingerprint}
 
 
 def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Level], context: Context) -> int:
     """Images that a trained stage had seen at its best evaluation."""
-    last = context.facts(trained)["images"]
-    kept = [int(Path(file).stem) for file in context.facts(trained)["files"] if file.startswith(f"{WEIGHTS}/")]
+    facts = context.facts(trained)
+    kept = sorted(int(Path(file).stem) for file in facts["files"] if file.startswith(f"{WEIGHTS}/"))
     if not kept:
-        return last
+        return facts["images"]
     lowest = stage.levels[0] if isinstance(trained, JointStage) else trained
     known = judge.load(stage.judge, stage.network, context)
     evaluation = Evaluation(levels, stage.sampling, context.data, load_encoder(lowest, context), known)
     values = {}
-    for images in (*sorted(kept), last):
+    for images in (*kept, facts["images"]):
         _load(trained, levels, images, context)
-        values[images] = evaluation.distance(stage.best_by)
+        values[images] = evaluation.distance()
     return best_point(values)
 
 

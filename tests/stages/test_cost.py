@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
 from sgan.presets import DATASETS, VARIANTS, configure
-from sgan.stages.flops import flops, planned_steps, step_flops
+from sgan.stages.cost import flops, planned_steps, step_flops
 from sgan.stages.graph import JointStage, LevelStage, plan
 from sgan.stages.kinds.level import build
 from sgan.store.local import Store
@@ -22,7 +22,7 @@ CIFAR_GENERATOR = 213.16e6
 
 
 def gan_stages(variant: str, recipe) -> list[JointStage | LevelStage]:
-    config = configure(TINY, TINY, "", recipe, VARIANTS[variant].variant, 0, None, ("pool2", "fc3"))
+    config = configure(TINY, "", recipe, VARIANTS[variant].variant, 0, None, ("pool2", "fc3"))
     return [stage for _, stage in plan(config).stages if isinstance(stage, JointStage | LevelStage)]
 
 
@@ -49,7 +49,7 @@ def test_a_steps_flops_are_those_that_torch_counts(variant: str, fresh: bool, up
 
 def test_the_papers_generator_makes_an_image_in_its_multiply_accumulates():
     base = DATASETS["cifar10"]
-    config = configure(base, base, "", named_recipe("paper", "cifar10"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
+    config = configure(base, "", named_recipe("paper", "cifar10"), VARIANTS["sgan"].variant, 0, None, ("fc3",))
     level = dict(plan(config).stages)["level0"]
     assert isinstance(level, LevelStage)
     fresh = replace(level, recipe=replace(level.recipe, fresh_noise=True))  # the discriminator step makes its own
