@@ -65,10 +65,8 @@ def weights(store: Path) -> dict[str, str]:
 
 
 def table(output: str) -> list[list[str]]:
-    """The table without its column of seconds."""
-    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
-    seconds = rows[0].index("Training time (s)")
-    return [row[:seconds] + row[seconds + 1 :] for row in rows]
+    """The table that a command ends with."""
+    return [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
 
 
 def ports(host: Host) -> dict[int, set[str]]:

@@ -139,6 +139,7 @@ def test_more_variants_train_only_what_is_new(quiet: tuple[Path, str]):
         "SGAN",
         "DCGAN (adv)",
         "Real, held out",
+        "Real, training",
     ]
     assert sum("mlflow.parentRunId" not in run.data.tags for run in runs(store)) == 1
 
@@ -237,7 +238,8 @@ def test_a_command_that_only_waits_for_another_process_ends_on_sigterm(tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_three_drivers_of_two_sweeps_on_one_store_train_each_stage_once(quiet: tuple[Path, str], tmp_path: Path):
-    """Two of them run the same sweep; the third's differs in its scores alone, so that it shares all but those."""
+    """Two of them run the same sweep; the third's differs in its scores alone, so that it shares all but those and the
+    judge, which scores as many real images."""
     store, arguments = tmp_path / "runs", ("--seeds", "1", "--variants", "sgan", "dcgan-adv-cond", "--slots", "1")
     drivers = [start(store, *arguments), start(store, *arguments)]
     drivers.append(start(store, *arguments, "--override", *SMALL[:2], "samples=600", "evaluations=1"))
@@ -255,7 +257,7 @@ def test_three_drivers_of_two_sweeps_on_one_store_train_each_stage_once(quiet: t
     assert [driver.returncode for driver in drivers] == [0, 0, 0], outputs
     assert any("another process trains it" in output for output in outputs)
     assert table(outputs[0]) == table(outputs[1])
-    assert len([name for name in stages(store) if not name.startswith("score-")]) == 1 + 1 + 3 + 1
+    assert len([name for name in stages(store) if not name.startswith("score-")]) == 2 + 1 + 3 + 1
     same = [name for name in scores(store) if name in scores(quiet[0])]
     assert len(same) == 2
     assert len(scores(store)) == 4

@@ -1,4 +1,4 @@
-"""A guard: the cheap ratios of the benchmarks, with limits so wide that only a step twice as slow as it was fails."""
+"""Each benchmark runs, at its smallest setting, and measures something."""
 
 import json
 import math
@@ -18,21 +18,6 @@ def measured(folder: Path, name: str, *options: str) -> dict[str, float]:
     words = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options, "--json", str(output)]
     subprocess.run(words, check=True, capture_output=True)
     return {row["measure"]: row["value"] for row in json.loads(output.read_text())}
-
-
-@pytest.mark.slow
-def test_a_training_step_is_still_faster_than_the_plain_loop(tmp_path):
-    rows = measured(tmp_path, "training_step", "--datasets", "mnist", "--levels", "label-fc3", "--rounds", "3")
-    # 3.4 and 5.5 where nothing else runs (docs/performance.md).
-    assert rows["mnist label-fc3 plain: faster"] == 1
-    assert rows["mnist label-fc3 float32: faster"] > 1.7
-
-
-@pytest.mark.slow
-def test_help_and_a_plan_of_a_thousand_trials_still_take_no_longer_than_torch(tmp_path):
-    rows = measured(tmp_path, "startup", "--rounds", "3", "--what", "torch", "help", "plan")
-    assert rows["plan"] < 1.1 * rows["torch"]  # 0.55 and 0.13 where nothing else runs (docs/scale.md)
-    assert rows["help"] < 0.3 * rows["torch"]
 
 
 SMALLEST = {
