@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 from browser import chromium
-from conftest import finish, tiny_plan
+from conftest import finish, tiny_plan, tiny_recipe
 from PIL import Image
 from s3 import serve
 
 from sgan.checks import ConfigError
+from sgan.presets import VARIANTS
 from sgan.store import votes
 from sgan.store.local import Store
 from sgan.store.s3 import BucketStore
@@ -141,8 +142,9 @@ class Served:
 def served(tmp_path_factory, classifiers) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served") / "store"
     shutil.copytree(classifiers, root)
-    finish(tiny_plan(), root)
-    name = tiny_plan().name
+    trial = tiny_plan(tiny_recipe(steps=1), VARIANTS["dcgan-adv-cond-ent"].variant)
+    finish(trial, root)
+    name = trial.name
     command = [sys.executable, "-m", "sgan.turing_test", name, "--store", str(root), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

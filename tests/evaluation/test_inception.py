@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch_fidelity
 import torch_fidelity.feature_extractor_inceptionv3 as reference
+from command import ended
 from PIL import Image
 from torch import nn
 
@@ -166,12 +167,12 @@ def test_what_cannot_be_scored_is_refused(folders, tmp_path):
     assert "--samples must be at least 10" in refused(folders[0], samples=9)
 
 
-def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_path):
-    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    done = run(folders[0], TORCH_HOME=str(tmp_path), **nowhere)
-    assert done.returncode == 2
-    said = done.stderr
-    assert len(said.splitlines()) == 1
+def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_path, monkeypatch, capsys):
+    for variable in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert ended("sgan/metrics.py", folders[0]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
     for word in ("weights-inception-2015-12-05-6726825d.pth", "--inception-weights", "--judge held-out"):
         assert word in said
     assert not list(tmp_path.rglob("*.pth"))

@@ -125,8 +125,8 @@ def test_no_seed_of_a_trial_shares_noise_with_the_choice_of_the_best(seed):
 
 
 def test_alarms_fire_on_known_sets_and_never_on_held_out_images(made, digits):
-    """Over ten draws: copying on up to 20 prototypes a class, collapse on up to 5 and on a missing class."""
-    for draw in range(10):
+    """Over three draws: copying on up to 20 prototypes a class, collapse on up to 5 and on a missing class."""
+    for draw in range(3):
         for title, sample in calibrate.sets(digits, draw, 300).items():
             if not title.startswith(("held-out", "1 ", "2 ", "3 ", "5 ", "20 ", "without")):
                 continue

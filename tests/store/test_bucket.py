@@ -514,6 +514,7 @@ def test_a_copy_of_a_study_in_a_bucket_is_found_on_another_host(host):
 
 def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
     monkeypatch.setattr(bucket, "PAUSES", (0.1,) * 40)
+    monkeypatch.setattr("random.random", lambda: 0.0)  # the client's own retries wait as long as this says
     store = host("one")
     api.faults.share, api.faults.delay = 0.15, 0.001
     short = JudgeRecipe(images=320, batch=32)
@@ -531,7 +532,8 @@ def test_a_server_in_trouble_loses_nothing(host, api, monkeypatch):
 def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, api, monkeypatch, capsys):
     store = host("one")
     monkeypatch.setattr(bucket, "PAUSES", (0.0,) * 3)
-    monkeypatch.setattr(store.fs, "retries", 1)  # the client's own, which take seconds
+    monkeypatch.setattr("random.random", lambda: 0.0)  # the client's own retries wait as long as this says
+    monkeypatch.setattr(store.fs, "retries", 1)
     api.faults.share = 1.0
     with pytest.raises(StoreError, match=r"the output store s3://.* does not answer"):
         store.has("stage")
