@@ -85,7 +85,7 @@ def choose(store: Store, best: dict[str, Any], scores: dict[str, Any], mlflow: s
         ) from error
     origin = {"commit": record["commit"], "command": record["command"]}
     provenance = {"study": key, "sweep": key, "run": trial["run"], **origin, **scores}
-    path = config_file.write(store, trial["base_variant"], options, config, provenance)
+    path = manifest.write_best(store, trial["base_variant"], options, config, provenance)
     print(f"{trial['title']}, seed {trial['seed']} of {len(scores['seeds'])}: {path}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
     uri = address_of(mlflow) or default_uri(store)

@@ -64,7 +64,7 @@ BAD_NUMBERS: list[tuple[type, str, st.SearchStrategy]] = [
 GOOD: dict[type, dict[str, Any]] = {
     EncoderRecipe: {"images": 100},
     Recipe: vars(tiny_recipe()),
-    Config: {"dataset": TINY, "judge": TINY, "data": "0" * 16, "recipe": tiny_recipe(), "variant": STACK, "seed": 0},
+    Config: {"dataset": TINY, "data": "0" * 16, "recipe": tiny_recipe(), "variant": STACK, "seed": 0},
 }
 
 

@@ -5,11 +5,13 @@ The FLOPs of convolutions and linear layers count, forward and backward, two for
 element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
 """
 
+import dataclasses
 import functools
 import itertools
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +91,23 @@ def _seconds_per_step(task: Task) -> float:
     return statistics.quantiles(seconds[STEPS // 2 :], n=4)[0]
 
 
-@functools.lru_cache(maxsize=1000)
 def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
-    """FLOPs an image of a discriminator step and of a generator step.
+    """FLOPs an image of a discriminator step and of a generator step, counted once for all seeds.
 
     A discriminator step whose batch the first generator step goes on with has that step's generation in it, so that
     each generator step counts as one that makes its own."""
+    return _step_flops(_alike(stage))
+
+
+def _alike(stage: Any) -> Any:
+    """A stage without what its networks do not depend on."""
+    if isinstance(stage, JointStage):
+        return dataclasses.replace(stage, images=0, levels=tuple(map(_alike, stage.levels)))
+    return dataclasses.replace(stage, images=0, seed=0, encoder=None)
+
+
+@functools.lru_cache(maxsize=1000)
+def _step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
     levels = stage.levels if isinstance(stage, JointStage) else (stage,)
     feedback = stage.feedback if isinstance(stage, JointStage) else 1.0
     first, weights, recipe = levels[0], levels[0].weights, stage.recipe
@@ -146,9 +159,7 @@ def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
 
 def check_networks(configs: Iterable[Config]) -> None:
     """Raise ConfigError where the networks of a level do not fit together, before anything is trained."""
-    stages = [stage for config in configs for stage in plan(config).score.levels]
-    different = {(s.dataset, s.recipe, s.low, s.high, s.labels, s.through, s.codes): s for s in stages}
-    for stage in different.values():
+    for stage in dict.fromkeys(stage for config in configs for stage in plan(config).score.levels):
         try:
             step_flops(stage)
         except (RuntimeError, ValueError) as error:

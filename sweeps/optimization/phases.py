@@ -24,7 +24,7 @@ from sweeps.optimization.search_options import Search
 from sweeps.optimization.searcher import Row, Searcher
 from sweeps.optimization.space import SPLITS, Space, parse_varied
 from sweeps.optimization.study import StudyFile, best_first, ended, importance
-from sweeps.planning import config_file, manifest
+from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
 from sweeps.planning.state import state_of
@@ -258,7 +258,7 @@ class SearchRun:
             "confirmed": {"seeds": [one.seed for one, *_ in winner], "went_wrong": wrong, **scores},
         }
         options = self.ablation(row["params"])
-        path = config_file.write(self.store, self.options.variant, options, one.config, provenance)
+        path = manifest.write_best(self.store, self.options.variant, options, one.config, provenance)
         return path, row["title"]
 
 

@@ -12,9 +12,7 @@ import yaml
 from sgan.checks import ConfigError, as_json, difference, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
-from sgan.store.files import write_text
-from sgan.store.local import Store
-from sweeps.planning.options import Options, Sweep, flag
+from sweeps.planning.options import Options, flag
 
 
 @validated()
@@ -77,19 +75,6 @@ class BestConfig:
                 f"{path} means another config here: {name} is {there} in the file and {here} here; use the "
                 f"data and the commit ({self.provenance.get('commit')}) of the search, or give its options by hand"
             )
-
-
-def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
-    """Write a store's best.yaml, whole or not at all; returns its path."""
-    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
-    text = (
-        "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
-        f"#   python sweeps/ablation.py --config {BEST}\n"
-    )
-    content = as_json(BestConfig(variant, chosen, config, provenance))
-    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
-    store.save(path)
-    return path
 
 
 def read(path: Path) -> BestConfig:

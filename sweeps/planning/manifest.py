@@ -9,13 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sgan.addresses import masked
 from sgan.checks import as_json, content_key
+from sgan.config import Config
 from sgan.presets import Row
-from sgan.store.files import StoreError, inside, read_json, write_json
+from sgan.store.files import StoreError, inside, read_json, write_json, write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
-from sweeps.planning.config_file import words
+from sweeps.planning.config_file import BEST, CHOSEN, BestConfig, ChosenOptions, words
 from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial
 
@@ -30,6 +33,19 @@ NOTED = "clusters/COMMIT"
 def folder(store: Store, key: str) -> Path:
     """Where the record of a sweep lies: sweep.json, a file a trial in trials/, a search's plots/, and mlflow.log."""
     return inside(store.root / "sweeps", key)
+
+
+def write_best(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
+    """Write a store's best.yaml, whole or not at all; returns its path."""
+    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
+    text = (
+        "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
+        f"#   python sweeps/ablation.py --config {BEST}\n"
+    )
+    content = as_json(BestConfig(variant, chosen, config, provenance))
+    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
+    store.save(path)
+    return path
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:

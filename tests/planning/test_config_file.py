@@ -14,7 +14,7 @@ from sgan.checks import ConfigError, as_json
 from sgan.config import Weights
 from sgan.presets import VARIANTS
 from sgan.store.local import Store
-from sweeps.planning import config_file
+from sweeps.planning import config_file, manifest
 from sweeps.planning.ablation import Ablation, plan_ablation
 from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
@@ -32,7 +32,7 @@ def write(folder: Path) -> Path:
     basis = prepare(CHOSEN, 0)
     config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
-    return config_file.write(Store(folder), "sgan", CHOSEN, config, provenance)
+    return manifest.write_best(Store(folder), "sgan", CHOSEN, config, provenance)
 
 
 @pytest.fixture(scope="module")
