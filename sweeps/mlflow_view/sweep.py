@@ -34,7 +34,8 @@ def view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
             spread = {"std": statistics.stdev(values)} if len(values) > 1 else {}
             numbers = {"mean": statistics.fmean(values)} | spread
             means = {f"{score}/{kind}/{name}": value for kind, value in numbers.items()}
-            metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"])}
+            # A step is a number of seeds: MLflow shows the value at the last step, which is the mean over the most.
+            metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"], len(values))}
     text = (folder / TEXT).read_text() if is_plain(folder, TEXT) else manifest["title"]
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{REPORT}"
     link = f"[Report]({page})" if is_plain(folder, REPORT) else ""

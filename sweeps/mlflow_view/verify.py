@@ -42,7 +42,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         with limited(), tempfile.TemporaryDirectory() as ours:
             for name, path in sweep.files(store, manifest).items():
                 shutil.copyfile(path, Path(ours, name))
-            lines = _compare(uri, run, sweep.view(store, manifest, run), {}, Path(ours))
+            lines = _compare(uri, run, sweep.view(store, manifest, run), {}, Path(ours), last=True)
         yield from (f"sweep: {line}" for line in lines)
     trials, parent = Trials(store, manifest), parents[0].info.run_id if len(parents) == 1 else ""
     for trial in manifest["trials"]:
@@ -71,13 +71,18 @@ def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{path} is a {'symbolic link' if path.is_symlink() else 'file'} that its stage did not write"
 
 
-def _compare(uri: str, run: Run, right: runs.View, more: Mapping[str, str], files: Path) -> list[str]:
-    """Lines about what a run has otherwise than its view, more tags, and the files in a folder."""
+def _compare(
+    uri: str, run: Run, right: runs.View, more: Mapping[str, str], files: Path, last: bool = False
+) -> list[str]:
+    """Lines about what a run has otherwise than its view, more tags, and the files in a folder. `last`: of each metric
+    the value at the last step counts, whichever step that is."""
     client = MlflowClient(uri)
     names = {metric.key for metric in (*right.metrics, *right.scores)} | set(run.data.metrics)
     history = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
+    wanted = [*right.metrics, *right.scores]
+    history, wanted = (_last(history), _last(wanted)) if last else (history, wanted)
     tags = runs.as_tags({**right.tags, **more})
-    expected = _parts(right.params, tags, [*right.metrics, *right.scores], files)
+    expected = _parts(right.params, tags, wanted, files)
     with tempfile.TemporaryDirectory() as theirs:
         client.download_artifacts(run.info.run_id, "", theirs)
         for each in run.outputs.model_outputs if run.outputs else ():
@@ -93,6 +98,12 @@ def _compare(uri: str, run: Run, right: runs.View, more: Mapping[str, str], file
         if here != there:
             lines.append(f"{name} is {here}, and {there} in the store")
     return lines
+
+
+def _last(metrics: Iterable[Metric]) -> list[Metric]:
+    """The last point of each metric, all at one step."""
+    points = {metric.key: metric for metric in sorted(metrics, key=lambda each: each.step)}
+    return [Metric(name, metric.value, metric.timestamp, 0) for name, metric in points.items()]
 
 
 def _parts(

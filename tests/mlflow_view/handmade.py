@@ -69,13 +69,13 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
     store.publish(name, {**facts, "commit": "abc123", "machine": "two cores", "scores": scores})
 
 
-def finish(store: Store, variant: str, seed: int) -> None:
+def finish(store: Store, variant: str, seed: int, fid: float = 10.0) -> None:
     """Train and publish every stage of a trial that is not there yet."""
     for label in LABELS[variant]:
         name = stage_name(label, variant, seed)
         if not store.has(name):
             train(store, name, points=() if label == "score" else POINTS)
-            publish(store, name)
+            publish(store, name, fid=fid)
 
 
 def manifest(store: Store, seeds=(0,)) -> None:

@@ -236,12 +236,15 @@ def test_more_seeds_extend_the_same_parent(store):
     manifest(store, seeds=(0, 1))
     assert not sync(store, live=True)
     assert found(store)[0].info.status == "RUNNING"
-    finish(store, "sgan", 1)
-    finish(store, "sgan-no-joint", 1)
+    finish(store, "sgan", 1, fid=4.0)
+    finish(store, "sgan-no-joint", 1, fid=12.0)
     assert sync(store)
     parent, children = found(store)
     assert (parent.info.run_id, parent.info.status, len(children)) == (first, "FINISHED", 4)
-    assert_complete(store, "sgan", 1)
+    assert_complete(store, "sgan", 0)
+    means = {name: parent.data.metrics[f"fid/mean/{name}"] for name in ("sgan", "sgan-no-joint")}
+    assert means == {"sgan": 7.0, "sgan-no-joint": 11.0}
+    assert list(differences(store, KEY, default_uri(store))) == []
 
 
 def test_a_pass_cut_off_after_any_call_leaves_nothing_twice(store, monkeypatch):
