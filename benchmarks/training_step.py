@@ -18,7 +18,6 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -196,11 +195,8 @@ def serve(pipe: Connection, version: str, threads: int, device: str) -> None:
 @contextmanager
 def processes(versions: tuple[str, ...], threads: int, device: str) -> Iterator[dict[str, Connection]]:
     """A process for each version, and the pipe to it."""
-    from sweeps.execution.cluster import MALLOC  # processes need not import it
-
     context, pipes, started = multiprocessing.get_context("spawn"), {}, []
     for version in versions:
-        os.environ["GLIBC_TUNABLES"] = "" if version == "plain" else MALLOC
         pipes[version], theirs = context.Pipe()
         started.append(context.Process(target=serve, args=(theirs, version, threads, device), daemon=True))
         started[-1].start()

@@ -19,9 +19,6 @@ from sweeps.execution import cluster_address
 
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
-"""For glibc in workers: large pages, and the memory of one training step is kept for the next, which makes steps on
-CPUs a tenth faster (docs/performance.md)."""
 ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
 SILENCE = 20.0
 """A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
@@ -42,7 +39,6 @@ def join_cluster() -> None:
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
         )
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise KeyboardInterrupt from error

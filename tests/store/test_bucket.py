@@ -185,7 +185,7 @@ def test_a_key_that_leads_out_of_the_mirror_is_named_and_writes_nothing(host, tm
 
 def test_a_stage_in_progress_whose_files_lead_out_of_the_mirror_is_named_and_writes_nothing(host, tmp_path):
     one, other = host("one"), host("other")
-    one.fs.pipe_file(f"{one.base}/work/stage/../../../taken.json", b"hostile")
+    one.fs.pipe_file("/".join((one.base, "work", "stage", "../../../taken.json")), b"hostile")
     before = everything(tmp_path)
     for read in (other.begin, other.look):
         with pytest.raises(StoreError, match=r"taken\.json' is no name of a file"):
