@@ -9,7 +9,7 @@ ROUNDS ?= 1
 SYNC = $(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode
 EDITABLE = $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --no-index --editable .
 
-.PHONY: ablation test test-slow check chaos bench audit commit lock clean
+.PHONY: ablation test test-slow check chaos chaos-cluster bench audit commit lock clean
 
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
@@ -30,6 +30,10 @@ check: $(ENV)/dev
 
 chaos: $(ENV)/dev
 	$(BIN)/python tests/chaos.py --seed $(SEED) --rounds $(ROUNDS)
+
+# The same on a cluster of hosts (Linux namespaces; as root) whose store is a bucket.
+chaos-cluster: $(ENV)/dev
+	$(BIN)/python tests/cluster/cluster_chaos.py --seed $(SEED) --rounds $(ROUNDS)
 
 bench: $(ENV)/dev
 	$(BIN)/python benchmarks/all.py $(ARGS)

@@ -1,12 +1,16 @@
-"""A real S3 API on loopback (moto's server) with faults on request."""
+"""A real S3 API (moto's server) with faults on request: on loopback in this process, or `python s3.py ADDRESS PORT
+FILE` with the faults that FILE names, {"share": 0.3, "delay": 0.1}."""
 
+import json
 import logging
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import s3fs
@@ -43,11 +47,11 @@ class Faults:
 class Api:
     """Where it listens, and its faults."""
 
-    def __init__(self):
+    def __init__(self, address: str = "127.0.0.1", port: int = 0):
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.faults = Faults(DomainDispatcherApplication(create_backend_app))
-        self.server = make_server("127.0.0.1", 0, self.faults, threaded=True)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server = make_server(address, port, self.faults, threaded=True)
+        self.url = f"http://{address}:{self.server.server_port}"
         self.environment = {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test",
@@ -80,3 +84,17 @@ def serve() -> Iterator[Api]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def main(address: str, port: str, file: str) -> None:
+    api = Api(address, int(port))
+    threading.Thread(target=api.server.serve_forever, daemon=True).start()
+    while True:
+        with suppress(ValueError):  # it is just being written
+            wanted = json.loads(Path(file).read_text())
+            api.faults.share, api.faults.delay = wanted["share"], wanted["delay"]
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

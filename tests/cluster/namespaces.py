@@ -121,6 +121,10 @@ class Host:
         """Take the host off the network; it runs on."""
         self.run("ip", "link", "set", "eth0", "down")
 
+    def plug_in(self) -> None:
+        """Bring it back."""
+        self.run("ip", "link", "set", "eth0", "up")
+
 
 class Network:
     """Hosts on one bridge, the first of which holds it."""

@@ -1,18 +1,17 @@
 """Three hosts: an ablation over them while one loses its power and one its network, and what a stranger can reach."""
 
-import functools
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hosts import BIN, DATABASE, HEAD, STRANGER, WORKERS, Cluster, start_postgres
-from namespaces import ROOT, Host, Network, lacking, wait_for
+from cluster_chaos import SMALL, SWEEP, Round, scores, start_alone, table, weights
+from hosts import BIN, S3_HOST, STRANGER, WORKERS, Bucket, Cluster, start_cluster
+from namespaces import ROOT, Host, lacking, wait_for
 
-from sgan.store.files import read_json, sha256
+from sgan.store.files import read_json
 from sgan.store.local import Store
 
 pytestmark = [
@@ -22,30 +21,13 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking()), reason=lacking()),
 ]
 
-DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN, S3 = 8265, 5000, 5432, 6379, 10001, 9999, 9998
-SMALL = ("encoder.images=1280", "judge.images=12800", "samples=500", "evaluations=1")
-SWEEP = (
-    "--budget",
-    "0.1",
-    "--seeds",
-    "2",
-    "--variants",
-    "sgan",
-    "sgan-no-joint",
-    "dcgan-adv-cond",
-    "--override",
-    *SMALL,
-)
+DASHBOARD, MLFLOW, POSTGRES, GCS, CLIENT, OPEN = 8265, 5000, 5432, 6379, 10001, 9999
 KINDS = sorted(["judge"] + 2 * (["encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"]))
 
 
 def stages(store: Path) -> dict[str, float]:
     """Finished stages, and when each was finished."""
     return {path.parent.name: read_json(path)["finished"] for path in (store / "stages").glob("*/stage.json")}
-
-
-def scores(store: Path) -> dict[str, dict[str, float]]:
-    return {path.parent.name: read_json(path)["scores"] for path in (store / "stages").glob("score-*/stage.json")}
 
 
 def held(store: Path, host: str) -> set[str]:
@@ -57,16 +39,6 @@ def held(store: Path, host: str) -> set[str]:
         elif event["event"] in ("stage stopped", "stage published"):
             found.pop(event["stage"], None)
     return {stage for stage, holder in found.items() if holder == host}
-
-
-def weights(store: Path) -> dict[str, str]:
-    """The digest of every file of tensors that a stage has left."""
-    return {path.relative_to(store).as_posix(): sha256(path) for path in (store / "stages").glob("*/*.safetensors")}
-
-
-def table(output: str) -> list[list[str]]:
-    """The table that a command ends with."""
-    return [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
 
 
 def ports(host: Host) -> dict[int, set[str]]:
@@ -88,47 +60,14 @@ def probe(cluster: Cluster, host: Host, numbers: Iterable[int]) -> dict[int, dic
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """Three hosts, a fourth that commands are given on, and a stranger."""
-    folder, shared = tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")
-    network = Network(folder, shared, ["control", HEAD, *WORKERS, STRANGER])
-    try:
-        text = (ROOT / "clusters" / "hosts.yaml").read_text()
-        for example, here in {
-            "192.168.1.10": network[HEAD].address,
-            "[192.168.1.11, 192.168.1.12]": f"[{', '.join(network[name].address for name in WORKERS)}]",
-            "researcher": "root",
-            "~/.ssh/sgan_cluster": "~/.ssh/key",
-            "/shared/runs": str(shared / "runs"),
-            "/shared/sgan-sweeps": str(ROOT),
-        }.items():
-            assert example in text
-            text = text.replace(example, here)
-        postgres = start_postgres(network[HEAD])
-        if postgres:
-            text = text.replace("SGAN_STORE=", f"SGAN_MLFLOW_DATABASE={DATABASE} SGAN_STORE=")
-        config = shared / "hosts.yaml"
-        config.write_text(text)
-        made = Cluster(network, config, shared / "runs", postgres)
-        made.ray("up", "-y", "--no-config-cache", str(config))
-        wait_for(lambda: made.alive() == 3, 60, "three nodes")
+    with start_cluster(tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")) as made:
         yield made
-    finally:
-        network.close()
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Iterator[Callable[[], tuple[Path, str]]]:
     """The same sweep on this machine alone, which begins here: gives its store and what it said, once it has ended."""
-    store = tmp_path_factory.mktemp("alone") / "runs"
-    command = [sys.executable, str(ROOT / "sweeps" / "ablation.py"), *SWEEP, "--store", str(store), "--slots", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    @functools.cache
-    def ended() -> tuple[Path, str]:
-        said, _ = process.communicate(timeout=500)
-        assert process.returncode == 0, said
-        return store, said
-
+    process, ended = start_alone(tmp_path_factory.mktemp("alone") / "runs")
     yield ended
     process.kill()
     process.wait()
@@ -216,22 +155,12 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(cluster: Cluster):
     assert not list(Path("/tmp/mine").glob("*"))
 
 
-KEYS = "[default]\naws_access_key_id = test\naws_secret_access_key = test\nregion = us-east-1\n"
 # Where few configs collapse, however short they train.
 SEARCH = (
     *("--dataset", "digits", "--trials", "5", "--variant", "sgan-no-joint", "--splits", "none", "fc3"),
     *("--adversarial", "0.5", "1", "--conditional", "1", "2", "--entropy", "5", "10", "--zeros"),
     *("--override", *SMALL, "image_level=6400", "feature_level=3200", "gan.adam.learning_rate=2e-3"),
 )
-BUCKET = """
-import s3fs, sys, time
-for _ in range(100):
-    try:
-        s3fs.S3FileSystem(endpoint_url=sys.argv[1]).mkdir("bucket")
-        break
-    except Exception:
-        time.sleep(0.2)
-"""
 STUDY = """
 import json, optuna, sys
 from optuna.storages import JournalStorage
@@ -263,19 +192,8 @@ def without_fault(cluster: Cluster, store: str, words: str) -> str:
 @pytest.mark.timeout(1200)
 def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, alone):
     """A real S3 API on the head; each host's mirror is a folder of its own."""
-    endpoint = f"{cluster.head.address}:{S3}"
-    place = f"[default]\\nendpoint_url = http://{endpoint}\\n"
-    for name in (cluster.head.name, *WORKERS):
-        keys = f"mkdir -p ~/.aws && printf '{KEYS}' > ~/.aws/credentials && printf '{place}' > ~/.aws/config"
-        cluster.network[name].run("bash", "-c", keys)
-    serve = f"{BIN / 'python'} -m moto.server -H {cluster.head.address} -p {S3}"
-    api = subprocess.Popen(
-        cluster.head.command("timeout", "1200", "bash", "-c", serve),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    bucket = Bucket(cluster, cluster.network[S3_HOST])
     try:
-        cluster.head.run(str(BIN / "python"), "-c", BUCKET, f"http://{endpoint}", timeout=60)
         store = "s3://bucket/folder"
         python, tail = BIN / "python", f"--store '{store}' --mlflow sqlite:////tmp/mlflow.db"
         output = without_fault(cluster, store, f"{python} {ROOT / 'sweeps' / 'ablation.py'} {' '.join(SWEEP)} {tail}")
@@ -302,8 +220,18 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         assert len(trials) >= 3
         assert all(state == "COMPLETE" and values for state, values in trials), trials
     finally:
-        api.kill()
-        api.wait()
+        bucket.close()
+
+
+@pytest.mark.timeout(1800)
+def test_an_ablation_in_a_bucket_survives_a_round_of_faults(cluster: Cluster, alone):
+    bucket = Bucket(cluster, cluster.network[S3_HOST])
+    try:
+        played = Round(cluster, bucket, 0, 0)
+        print(played.play())
+        print(played.compare(*alone()))
+    finally:
+        bucket.close()
 
 
 def test_an_ablation_survives_the_users_connection_a_power_cut_and_a_pulled_cable(cluster: Cluster, alone):
