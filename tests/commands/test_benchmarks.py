@@ -23,6 +23,7 @@ def measured(folder: Path, name: str, *options: str) -> dict[str, float]:
 SMALLEST = {
     "checkpoints": ("--seconds", "2"),
     "efficiency": ("--seeds", "1", "--budget", "0.1", "--variants", "dcgan-adv", "--override", *SMALL),
+    "inception": ("--samples", "30", "--seconds", "1"),
     "growth": ("--batches", "25", "--rounds", "1"),
     "packing": ("--counts", "2", "--levels", "fc3-image", "--rounds", "1"),
     "samplers": ("--problems", "2", "--evaluations", "30"),

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-import torch_fidelity.feature_extractor_inceptionv3 as reference
 from command import ended
 from PIL import Image
-from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 import sgan
+from benchmarks.inception import write_random_weights
 from sgan import metrics as command
 from sgan.checks import ConfigError
 from sgan.evaluation import inception
@@ -34,17 +34,7 @@ from sweeps.reporting import document, results
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A file of random weights for the network, with the names and shapes of the real ones."""
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
-        network = reference.FeatureExtractorInceptionV3(inception.NETWORK, ["2048"])
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)  # or activations vanish on the way up
-    torch.save(network.state_dict(), path)
-    return path
+    return write_random_weights(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
 def draw(folder: Path, count: int, seed: int, sizes=((32, 32),), modes=("RGB",)) -> Path:
@@ -228,7 +218,7 @@ def test_torn_and_other_weights_are_refused(weights, tmp_path):
 def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp_path, monkeypatch):
     """A whole trial on a small image folder: its scores are those of its samples, and the table says by what."""
     # A sixteenth of the work; the test above has the true size.
-    monkeypatch.setattr(reference.FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
     data = tmp_path / "data"
     data.mkdir()
     for label in ("one", "two"):
