@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from sgan.host import processor
 from sgan.stages.graph import code_version
+from sgan.stages.run import processor
 from sgan.store.local import Store
 from sweeps.execution import scheduler
 from sweeps.execution.cluster import Slots, count_slots, join_cluster

@@ -4,11 +4,11 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conftest import tiny_plan
+from conftest import run_trial, tiny_plan
 
 from sgan.checks import content_key
 from sgan.data.batches import Data
-from sgan.stages.run import Context, run_trial
+from sgan.stages.context import Context
 from sgan.store.local import Store
 from sgan.training.loop import Diverged
 from sweeps.optimization.objective import Outcome

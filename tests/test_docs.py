@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 import pytest
+from conftest import run_trial
 from data.test_datasets import mnist
 from mlflow import MlflowClient
 from models.test_released import arrays, save
 
-from sgan.stages.run import Context, run_trial
+from sgan.stages.context import Context
 from sgan.store.local import Store
 from sweeps import run_search
 from sweeps.mlflow_view.connection import default_uri

@@ -25,10 +25,8 @@ from typing import Any
 
 from s3fs import S3FileSystem
 
-from sgan.addresses import masked
+from sgan.addresses import is_bucket, masked, store_address
 from sgan.checks import content_key
-from sgan.store.address import is_bucket as is_bucket
-from sgan.store.address import store_address
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
 from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
@@ -95,14 +93,14 @@ class BucketStore(Store):
 
     def stage(self, name: str) -> Path:
         self._pull(name, self.facts(name)["files"])
-        return self._folder(name)
+        return super().stage(name)
 
     def look(self, name: str) -> Path:
         watched = inside(self.root / "watched", name)
         if self.has(name):
             remove(watched)
             self._pull(name, [file for file in self.facts(name)["files"] if not file.endswith(HEAVY)])
-            return self._folder(name)
+            return super().stage(name)
         for file, tag in self._in_progress(name).items():
             if not file.endswith(HEAVY):
                 self._mirror(f"work/{name}/{file}", tag, inside(watched, file))
@@ -117,10 +115,10 @@ class BucketStore(Store):
         files, folder = self._list("work"), f"work/{name}/"
         return {file.removeprefix(folder): tag for file, tag in files.items() if file.startswith(folder)}
 
-    def note(self, event: str, **about: Any) -> None:
-        super().note(event, **about)
-        path = self._own_ledger()
+    def note(self, event: str, **about: Any) -> Path:
+        path = super().note(event, **about)
         self.uploads.submit(lambda: self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}"))
+        return path
 
     def save(self, path: Path) -> None:
         for file in path.rglob("*") if path.is_dir() else [path]:
@@ -144,16 +142,16 @@ class BucketStore(Store):
             raise StoreError(f"the stage {name} is not in {masked(self.address)}: its done/{name}.json was deleted")
         return read_json(path, name=name)
 
-    def _file(self, name: str, file: str) -> Path:
+    def file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:
             self._pull(name, [file])
-        return super()._file(name, file)
+        return super().file(name, file)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         with self.alone(name) as ours:
             if ours:
-                if (self._folder(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
+                if (super().stage(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
                     self._finish(name)
                 self.listings.pop("done", None)
             yield ours and not self.has(name)
@@ -211,7 +209,7 @@ class BucketStore(Store):
 
     def _finish(self, name: str) -> None:
         """Upload a stage that this host finished. Where another host was faster, its stage is the one."""
-        folder, upload = self._folder(name), uuid.uuid4().hex[:12]
+        folder, upload = super().stage(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
             self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
@@ -229,7 +227,7 @@ class BucketStore(Store):
         """Bring files of a finished stage here, each checked against its digest."""
         facts = self.facts(name)
         for file in files:
-            path, source = inside(self._folder(name), file), f"stages/{name}/{facts['upload']}/{file}"
+            path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
                 remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
                 raise StoreError(

@@ -16,9 +16,8 @@ from PIL import Image
 
 from sgan.checks import content_key
 from sgan.evaluation.measures import LEADING
-from sgan.store.files import StoreError, inside, is_plain
-from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.record import RECORD_FILE, grid_file, read_record
+from sgan.store.files import RECORD_FILE, StoreError, inside, is_plain, read_record
+from sgan.store.local import FIGURES, GRIDS, MODELS, Store, grid_file
 from sgan.store.votes import curves
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.model import DATA, logged_model

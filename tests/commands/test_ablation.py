@@ -16,9 +16,8 @@ from waiting import wait_for
 
 from sgan.evaluation.grid import unlabelled
 from sgan.stages.graph import name
-from sgan.store.files import read_json
+from sgan.store.files import read_json, read_record
 from sgan.store.local import Store
-from sgan.store.record import read_record
 from sgan.training.checkpoint import CHECKPOINTS
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep

@@ -34,9 +34,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from sgan.store import votes
-from sgan.store.files import StoreError, write_json
+from sgan.store.files import Record, StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.record import Record
 from sweeps import tracking
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages

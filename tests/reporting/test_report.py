@@ -11,9 +11,8 @@ from browser import chromium
 from command import ended
 
 from sgan.checks import ConfigError
-from sgan.store.files import StoreError, write_json
+from sgan.store.files import Record, StoreError, write_json
 from sgan.store.local import Store
-from sgan.store.record import Record
 from sweeps import ledger, report
 from sweeps.planning import manifest
 from sweeps.reporting import document, plots, results
