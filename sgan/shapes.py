@@ -38,7 +38,7 @@ class GanShape:
 
     Attributes:
         maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
-        kernel: kernel of its transposed convolutions.
+        kernel: of its transposed convolutions.
         image_noise: size of z of the level that makes images.
         feature_noise: size of z of every other level.
         noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
@@ -103,7 +103,6 @@ class Dataset:
             return tuple(map(scale, value))
 
         widths = {name: scale(value) for name, value in vars(self.gan).items() if name not in GAN_SIZES}
-        encoder = dataclasses.replace(
-            self.encoder, maps=scale(self.encoder.maps), features=scale(self.encoder.features)
-        )
-        return dataclasses.replace(self, encoder=encoder, gan=dataclasses.replace(self.gan, **widths))
+        layers = {name: scale(getattr(self.encoder, name)) for name in ("maps", "features")}
+        encoder, gan = dataclasses.replace(self.encoder, **layers), dataclasses.replace(self.gan, **widths)
+        return dataclasses.replace(self, encoder=encoder, gan=gan)

@@ -167,7 +167,6 @@ class Plan:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The stages' names, in their order."""
         return tuple(name(stage) for _, stage in self.stages)
 
     @property
@@ -177,7 +176,6 @@ class Plan:
 
     @property
     def score(self) -> ScoreStage:
-        """The last stage."""
         stage = self.stages[-1][1]
         assert isinstance(stage, ScoreStage)
         return stage
@@ -191,12 +189,11 @@ class Plan:
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Label of each stage -> labels of the stages that must be finished before it runs: its parents and, for levels
         and the joint stage, the judge that evaluates while they train."""
-        labels = {stage: label for label, stage in self.stages}
-        judge = {"level": (self.score.judge,), "joint": (self.score.judge,)}
-        return {
-            label: tuple(labels[each] for each in (*judge.get(stage.kind, ()), *stage.parents))
-            for label, stage in self.stages
-        }
+        labels, needs = {stage: label for label, stage in self.stages}, dict[str, tuple[str, ...]]()
+        for label, stage in self.stages:
+            judge = (self.score.judge,) if isinstance(stage, LevelStage | JointStage) else ()
+            needs[label] = tuple(labels[each] for each in (*judge, *stage.parents))
+        return needs
 
 
 def judge_stage(dataset: Dataset, data: str, recipe: Recipe) -> JudgeStage:

@@ -201,11 +201,11 @@ class Store:
 
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
-        with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
-            try:
+        try:
+            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        except BlockingIOError:
+            return True
         return False
 
     @contextmanager

@@ -83,9 +83,9 @@ class BucketStore(Store):
             if not there:
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
+            trouble = masked(f"the output store {address} cannot be written ({error!r:.200})")
             raise StoreError(
-                masked(f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there ")
-                + "and that this host's credentials may write with --store"
+                f"{trouble}; name a bucket that is there and that this host's credentials may write with --store"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -171,11 +171,8 @@ class BucketStore(Store):
 
     def begin(self, name: str) -> Path:
         remove(self.work(name))  # another host may have gone on with it
-        self.kept.clear()
-        for found in self._find(f"work/{name}"):
-            path = inside(self.root, found)
-            if self._get(found, path):
-                self.kept[found] = _identity(path)
+        paths = {found: inside(self.root, found) for found in self._find(f"work/{name}")}
+        self.kept = {found: _identity(path) for found, path in paths.items() if self._get(found, path)}
         self.kept_at = time.monotonic()
         return super().begin(name)
 
@@ -191,8 +188,8 @@ class BucketStore(Store):
         """Bring the bucket's copy of a work folder up to date: checkpoints last, and of these their JSON file."""
         folder = self.work(name)
         with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
-            paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-            files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            files = [file for file in files if "/." not in f"/{file}"]  # a dot begins the name of what is being written
             for file in sorted(files, key=lambda file: (file.startswith(CHECKPOINTS), file.endswith(".json"), file)):
                 key, identity = f"work/{name}/{file}", _identity(folder / file)
                 if self.kept.get(key) != identity:
@@ -225,15 +222,13 @@ class BucketStore(Store):
 
     def _pull(self, name: str, files: Iterable[str]) -> None:
         """Bring files of a finished stage here, each checked against its digest."""
-        facts = self.facts(name)
+        facts, done = self.facts(name), f"done/{name}.json"
         for file in files:
             path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
-                remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
-                raise StoreError(
-                    f"{source} in {masked(self.address)} is missing or damaged; delete done/{name}.json there, and the "
-                    "stage is trained again"
-                )
+                remove(self.root / done)  # the next one may be of the stage trained again
+                damaged = f"{source} in {masked(self.address)} is missing or damaged"
+                raise StoreError(f"{damaged}; delete {done} there, and the stage is trained again")
 
     def _find(self, folder: str) -> dict[str, str]:
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> ETag."""
@@ -245,8 +240,7 @@ class BucketStore(Store):
     def _list(self, folder: str) -> dict[str, str]:
         """The same as of a moment ago."""
         files, until = self.listings.get(folder, ({}, 0.0))
-        began = time.monotonic()
-        if began > until:
+        if (began := time.monotonic()) > until:
             files = self._find(folder)
             self.listings[folder] = files, time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
         return files
@@ -275,20 +269,21 @@ class BucketStore(Store):
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
-        for number, pause in enumerate((*PAUSES, None)):
+        number = 0
+        while True:
             try:
                 return call()
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
                 trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
-                if pause is None or isinstance(error, PermissionError):
+                if number == len(PAUSES) or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
                 if number == 2:  # short trouble is not worth a word
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
-                time.sleep(pause)
-        raise AssertionError
+                time.sleep(PAUSES[number])
+                number += 1
 
 
 def _identity(path: Path) -> tuple[int, int]:
