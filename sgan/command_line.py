@@ -1,7 +1,4 @@
-"""The frame of every command: its options from the command line, its output, and its exit status.
-
-It imports nothing that takes seconds, so that --help is fast.
-"""
+"""The frame of every command: options, output, exit status. It imports nothing that takes seconds: --help is fast."""
 
 import contextlib
 import dataclasses

@@ -159,9 +159,8 @@ class GanRecipe:
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
             (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
-        dropout: of the image discriminator.
         init_std: weights are N(0, init_std).
-        convolution_std: std of the weights of a discriminator's convolutions; None: init_std.
+        convolution_std: the same of a discriminator's convolutions; None: init_std.
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
@@ -197,16 +196,15 @@ class Recipe:
     """All of the training and scoring of one trial.
 
     Attributes:
-        encoder, gan, joint: training of the encoder, in the independent stages, and in the joint stage.
+        gan, joint: training in the independent stages, and in the joint stage.
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
         joint_start: the joint stage starts from the state of the levels after this share of their training; 0: from new
-            weights, without the levels' training (released MNIST code).
+            weights (released MNIST code).
         fresh_adam: the joint stage starts with fresh Adam states (released code) instead of the levels' own.
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
-        judge: training of the held-out judge.
         samples: generated images a score.
         evaluations: scores and grids while a stage trains."""
 
@@ -242,12 +240,8 @@ class Recipe:
 
 @validated()
 class Config:
-    """One trial, complete.
-
-    Attributes:
-        dataset: the networks that are trained.
-        data: digest of the dataset's images and labels, so that other data is another trial.
-        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does."""
+    """One trial, complete. `data`: digest of the images and labels. `inception`: SHA-256 of the weights of the
+    Inception network that scores; "": the held-out judge does."""
 
     dataset: Dataset
     data: str

@@ -179,7 +179,6 @@ class Row:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is one of VARIANTS."""
         return self in VARIANTS.values()
 
     @property
@@ -190,7 +189,7 @@ class Row:
 
     @property
     def of_variant(self) -> dict[str, Any]:
-        """The changes that are of the variant, not of the recipe."""
+        """The changes that are not of the recipe."""
         names = [name for name in self.changes if hasattr(SGAN, name.split(".")[0]) and not name.startswith("joint.")]
         return {name: self.changes[name] for name in names}
 
@@ -201,8 +200,7 @@ class Row:
         return f"{self.base} with {', '.join(map(' '.join, words.items())) or 'no change'}"
 
     def config(self, base: Config, recipe: Recipe) -> Config:
-        """The config of its base with its changes; `recipe` is the one before a variant's own needs. ConfigError for an
-        unknown field or a bad value; the message has the title."""
+        """The config of its base with its changes; `recipe` is the one before a variant's own needs."""
         where, own = f"row {self.title}", self.of_variant
         variant = with_fields(base.variant, own, where)
         recipe = with_fields(recipe, {name: each for name, each in self.changes.items() if name not in own}, where)
@@ -249,14 +247,8 @@ def configure(
     weights: Weights | None,
     cuts: tuple[str, ...],
 ) -> Config:
-    """The complete config of one trial, which the held-out judge scores.
-
-    A variant without labels gets a binary discriminator and, if a stack, an encoder trained without labels. A
-    categorical code has as many values as the dataset has classes.
-
-    Args:
-        weights: of the losses that the variant has; None: the variant's own.
-        cuts: of a variant that is a stack, or was one."""
+    """The complete config of one trial, which the held-out judge scores. `weights`: of the losses that the variant has;
+    None: its own. `cuts`: of a variant that is a stack, or was one."""
     if weights:
         present = {name: value for name, value in vars(weights).items() if getattr(variant.weights, name)}
         variant = replace(variant, weights=replace(variant.weights, **present))
@@ -267,7 +259,7 @@ def configure(
 
 
 def _fitted(recipe: Recipe, variant: Variant) -> Recipe:
-    """The recipe with what a variant without labels needs."""
+    """The recipe with what a variant without labels needs: a binary discriminator, and no labels for its encoder."""
     if not variant.labels:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))

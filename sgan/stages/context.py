@@ -40,12 +40,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores levels while they train. It is handed in, so that levels do not depend on its code.
-
-    Attributes:
-        judge: name of the stage that scores.
-        prepare: given the levels, their encoder and a folder for grids, returns a function from images seen to scores.
-    """
+    """Scores levels while they train; handed in, so that levels do not depend on its code. `judge`: the stage's name.
+    `prepare`: levels, their encoder and a folder for grids -> a function from images seen to scores."""
 
     judge: str
     prepare: Callable[[list[Level], Encoder | None, Path], Callable[[int], dict[str, float]]]

@@ -56,13 +56,11 @@ class ClassifierStage(_Stage):
 
 @dataclass(frozen=True)
 class JudgeStage(_Stage):
-    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images.
+    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images as if there were so many `samples`.
 
     Attributes:
         shape: channels and size of images.
-        recipe: of the judge that is trained; None for a network that is given.
-        weights: SHA-256 of the given network's; "".
-        samples: real images are scored as if there were so many."""
+        recipe, weights: of the judge that is trained, and ""; or None, and SHA-256 of the given network's."""
 
     judge: str
     dataset: str
@@ -128,12 +126,8 @@ class JointStage(_Stage):
 
 @dataclass(frozen=True)
 class ScoreStage(_Stage):
-    """Samples from the whole stack, at its end and at its best, and scores the samples.
-
-    Attributes:
-        encoder: None for a stack without labels.
-        judge: the held-out one.
-        network: a given one that leads; None: the held-out one does."""
+    """Samples from the whole stack, at its end and at its best, and scores the samples by the held-out judge and by a
+    given network, which then leads. A stack without labels needs no encoder."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -274,14 +268,14 @@ def code_version() -> str:
 
 @functools.cache
 def code_digest(kind: str, package: Path = PACKAGE) -> str:
-    """Hash of the code that the results of stages of this kind depend on. `package`: folder of the package sgan."""
+    """The same of one kind. `package`: folder of the package sgan."""
     code = import_closure(f"sgan.stages.kinds.{KINDS[kind]}", package)
     return content_key({module: code[module] for module in code if module.startswith(COUNTED)})
 
 
 def import_closure(module: str, package: Path = PACKAGE) -> dict[str, str]:
     """The module and all modules of sgan that it imports, directly or through others, anywhere in their code: dotted
-    name -> code without comments, docstrings and layout. A package's __init__ counts only where it is named."""
+    name -> code as from `_parse`. A package's __init__ counts only where it is named."""
     code: dict[str, str] = {}
     queue = [module]
     while queue:

@@ -39,9 +39,8 @@ HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 
 
 def open_store(address: str) -> Store:
-    """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
-
-    A bucket is reached with the credentials and at the endpoint that botocore finds."""
+    """The store at an address: a folder's path, or s3://bucket/folder, which is reached with the credentials and at the
+    endpoint that botocore finds. ConfigError where it cannot be written."""
     return _open(store_address(address))
 
 
