@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sgan.evaluation.measures import BEST, MEASURES
-from sweeps.reporting.results import OUTCOMES, Sweep
+from sgan.evaluation.measures import MEASURES
+from sweeps.reporting.results import Sweep
 
-PIXELS = "pixels/"
 SURE = 0.05
 FLIPS = 9_999
 """The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many."""
@@ -134,34 +133,3 @@ def said(contrast: Contrast) -> str:
 def p_value(p: float) -> str:
     """A p value, as "= 0.031" or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
-
-
-def disagreements(sweep: Sweep) -> list[str]:
-    """Where the judge that needs no training orders two rows the other way: a line an outcome."""
-    lines = []
-    for outcome in OUTCOMES:
-        if PIXELS + outcome not in MEASURES:
-            continue
-        names = (outcome, PIXELS + outcome)
-        means = {title: [sweep.summary[name][each, "mean"] for each in names] for name, title in sweep.titles.items()}
-        means = {title: each for title, each in means.items() if np.isfinite(each).all()}
-        pairs = list(itertools.combinations(means, 2))
-        swapped = [f"{a} / {b}" for a, b in pairs if np.prod(np.subtract(means[a], means[b])) < 0]
-        if swapped:
-            few = ", ".join(swapped[:4]) + ", …" * (len(swapped) > 4)
-            lines.append(
-                f"The judges disagree: by {MEASURES[outcome].heading} in features and in pixels, {len(swapped)} of "
-                f"{len(pairs)} pairs of rows stand the other way round ({few})."
-            )
-    return lines
-
-
-def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
-    """The outcomes by which a variant's weights at the best evaluation are worse than its last, in words."""
-    row, found = sweep.summary[variant], []
-    for outcome in OUTCOMES:
-        last, best = row[outcome, "mean"], row[BEST + outcome, "mean"]
-        if last != best and (best > last) == (MEASURES[outcome].better == "lower") and best == best and last == last:
-            digits = MEASURES[outcome].decimals
-            found.append(f"{MEASURES[outcome].heading} {best:.{digits}f} against {last:.{digits}f}")
-    return found

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
@@ -26,10 +25,8 @@ HTML, TEXT = "report.html", "report.md"
 
 def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
     """The report as one HTML file that needs no other; `store` is the store's address in its commands."""
-    found = comparisons.contrasts(sweep)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    found, loader = comparisons.contrasts(sweep), FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
@@ -56,12 +53,10 @@ def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> s
         folder: as seen from the file that the section stands in.
     """
     found = comparisons.contrasts(sweep)
-    lists = (tables.alarms(sweep), [tables.caption(sweep), *tables.facts(sweep)])
+    lines = [*tables.alarms(sweep), tables.caption(sweep), *tables.facts(sweep)]
     parts = [comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in lists if lines]
-    parts += [
-        f"![{plot.title}]({folder}/{quote(plot.name)}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures
-    ]
+    parts.append("\n".join(f"- {line}" for line in lines))
+    parts += [f"![{plot.title}]({folder}/{plot.name}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures]
     if found:
         parts += [tables.aligned(tables.comparison(sweep, found)), METHOD]
     command = f"```\n{sweep.manifest['command']}\n```"
@@ -94,7 +89,7 @@ def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -
         table.add_column(Text(heading))
     for row in rows:
         table.add_row(*map(Text, row))
-    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
+    marks = [f"{tables.ALARM} an alarm, or a trial that went wrong."] if tables.alarms(sweep) else []
     words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
     console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
     lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))

@@ -2,8 +2,7 @@
 
 import io
 import textwrap
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -39,8 +38,7 @@ STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 }
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A plot as a PNG file, with its title and what to look for in it."""
 
     name: str
@@ -84,14 +82,10 @@ def _curves(sweep: Sweep) -> list[Plot]:
     if points.empty:
         return []
     many = max(len(sweep.values(name, sweep.leading)) for name in sweep.titles) >= QUARTILES_FROM
-    compute = "flops" if any(points["flops"] > 0) else "seconds"
-    for column, label, what in (
-        ("images", "generator images", "At equal images, which curve is better, and do bands overlap?"),
-        (
-            compute,
-            "seconds" if compute == "seconds" else "FLOPs",
-            "A stack begins late: what lies above its image level comes first.",
-        ),
+    equal, late = "At equal images, which curve is better, and do bands overlap?", "A stack begins late: what lies "
+    for name, column, label, what in (
+        ("images", "images", "generator images", equal),
+        ("compute", "flops", "FLOPs", f"{late}above its image level comes first."),
     ):
         figure, axes = _axes()
         for index, (variant, title) in enumerate(sweep.titles.items()):
@@ -103,12 +97,12 @@ def _curves(sweep: Sweep) -> list[Plot]:
             axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         _score_axis(axes, sweep.leading)
-        axes.set_xlabel(f"{label} so far" + ", all stages" * (column != "images"))
+        axes.set_xlabel(f"{label} so far" + ", all stages" * (name == "compute"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         band = "the middle half of the seeds" if many else "all seeds"
         caption = f"While training, on fewer samples. Line: median over seeds; band: {band}. {what}"
         title = f"{MEASURES[sweep.leading].heading} over {label}"
-        found.append(Plot("images" if column == "images" else "compute", title, caption, _png(figure, axes)))
+        found.append(Plot(name, title, caption, _png(figure, axes)))
     return found
 
 
@@ -206,16 +200,12 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
     label = f"{measure.heading} ({measure.better} is better)" if measure.better else measure.heading
     getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))
     if measure.better == "lower":
-        _log(axes, axis)
-
-
-def _log(axes: Axes, axis: str) -> None:
-    """A logarithmic axis with plain numbers: 1, 2 and 5 times the powers of ten, fewer where it is long."""
-    getattr(axes, f"set_{axis}scale")("log")
-    labelled: Axis = getattr(axes, f"{axis}axis")
-    labelled.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    labelled.set_major_formatter("{x:g}")
-    labelled.set_minor_formatter(NullFormatter())
+        getattr(axes, f"set_{axis}scale")("log")
+        labelled: Axis = getattr(axes, f"{axis}axis")
+        # Plain numbers: 1, 2 and 5 times the powers of ten, fewer where it is long.
+        labelled.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        labelled.set_major_formatter("{x:g}")
+        labelled.set_minor_formatter(NullFormatter())
 
 
 def _png(figure: Figure, axes: Axes | None = None) -> bytes:

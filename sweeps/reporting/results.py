@@ -139,7 +139,7 @@ def read(
     rows = [row for row in rows if seeds is None or row["seed"] in seeds]
     kept = {row["variant"] for row in rows}
     record |= {"trials": rows, "variants": [each for each in record["variants"] if each["name"] in kept]}
-    trials = _table(store, rows)
+    trials = table(store, rows)
     real, real_fingerprint = {}, {}
     for judge in filter(store.has, record["judges"]):  # the scores of a later one stand
         facts = store.facts(judge)
@@ -147,20 +147,20 @@ def read(
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
     of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
-    return Sweep(store, record, trials, _table(store, explored).assign(**of_config), real, fingerprint)
+    return Sweep(store, record, trials, table(store, explored).assign(**of_config), real, fingerprint)
 
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
     """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
-    seconds, flops, value.
+    flops, value.
 
-    The joint stage goes on with the image level, so its images are added to those of the level. Seconds and FLOPs are
-    those of all stages so far: a stack has trained its encoder and its levels above before its first image.
+    The joint stage goes on with the image level, so its images are added to those of the level. FLOPs are those of all
+    stages so far: a stack has trained its encoder and its levels above before its first image.
     """
     rows, done = [], set(sweep.done["trial"])
     for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
         records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}
-        images, seconds, flops, point = 0.0, 0.0, 0.0, 0
+        of, images, flops, point = {"variant": trial["variant"], "seed": trial["seed"]}, 0.0, 0.0, 0
         for stage in trial["stages"]:
             facts = sweep.store.facts(stage["name"])
             if facts["kind"] in JUDGING:
@@ -169,36 +169,30 @@ def curves(sweep: Sweep, score: str) -> pd.DataFrame:
             for line in records[stage["label"]] if facts.get("generator_images") else ():
                 # A discriminator's step has that many steps of the generator, on average since the last line.
                 seen += (line["images"] - before) * line["metrics"].get("generator_steps", 0.0)
-                before, share = line["images"], line["images"] / max(facts["images"], 1)
-                value = line["metrics"].get(score)
+                before, value = line["images"], line["metrics"].get(score)
                 # A judge of another command scored here; and what a joint stage begins with has been scored before.
-                if value is None or line.get("judge", "") not in judges or (images and not line["images"]):
+                if value is None or line.get("judge", "") not in judges or (images and not before):
                     continue
-                spent = {"seconds": seconds + share * facts["seconds"]}
-                spent |= {"flops": flops + share * facts.get("flops", 0)}
-                of = {"variant": trial["variant"], "seed": trial["seed"], "point": point, "images": images + seen}
-                rows.append({**of, **spent, "value": value})
+                spent = flops + facts.get("flops", 0) * before / max(facts["images"], 1)
+                rows.append({**of, "point": point, "images": images + seen, "flops": spent, "value": value})
                 point += 1
-            images, seconds = images + seen, seconds + facts["seconds"]
-            flops += facts.get("flops", 0)
-    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "seconds", "flops", "value"])
+            images, flops = images + seen, flops + facts.get("flops", 0)
+    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "flops", "value"])
 
 
-def _table(store: Store, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    found = pd.DataFrame([_row(store, row) for row in rows], columns=[*COLUMNS, *SCORES])
-    return found.astype(dict.fromkeys(SCORES, float))
-
-
-def _row(store: Store, trial: Mapping[str, Any]) -> dict[str, Any]:
-    """COLUMNS of a trial, and of a finished one its scores; the fingerprint is JSON."""
-    state = state_of(store, trial)
-    row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
-    row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
-    if state.outcome == "done":
-        devices = sorted({f"{facts['machine']}, torch {facts['torch']}" for facts in state.facts})
-        row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"]), "commit": state.facts[-1]["commit"]}
-        row |= {"devices": devices, **scores_of(state)}
-    return row
+def table(store: Store, trials: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """COLUMNS and SCORES of trials, a row each; those that have not finished have no scores. Fingerprints are JSON."""
+    rows = []
+    for trial in trials:
+        state = state_of(store, trial)
+        row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
+        row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
+        if state.outcome == "done":
+            devices = sorted({f"{facts['machine']}, torch {facts['torch']}" for facts in state.facts})
+            row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"], sort_keys=True), "devices": devices}
+            row |= {"commit": state.facts[-1]["commit"], **scores_of(state)}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *SCORES]).astype(dict.fromkeys(SCORES, float))
 
 
 def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:

@@ -104,20 +104,3 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
         "Established by FID against SGAN (p < 0.05 after Holm's correction): WORSE worse, BETTER better; for 1 of 3 "
         "rows the seeds do not tell."
     )
-
-
-def test_a_judge_that_orders_rows_otherwise_is_named(tmp_path):
-    fid = {"sgan": [1.0], "b": [2.0], "c": [3.0]}
-    sweep = make(tmp_path, **{"fid": fid, "pixels/fid": {"sgan": [5.0], "b": [4.0], "c": [6.0]}})
-    assert comparisons.disagreements(sweep) == [
-        "The judges disagree: by FID in features and in pixels, 1 of 3 pairs of rows stand the other way round (SGAN / "
-        "B)."
-    ]
-    assert comparisons.disagreements(make(tmp_path, **{"fid": fid, "pixels/fid": fid})) == []
-
-
-def test_weights_at_the_best_evaluation_that_are_worse_are_named(tmp_path):
-    last, other = {"sgan": [1.0, 3.0], "b": [2.0, 2.0]}, {"sgan": [2.0, 4.0], "b": [1.0, 2.0]}
-    sweep = make(tmp_path, fid=last, best_fid=other, recall=last, best_recall=other)
-    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.00 against 2.00"]
-    assert comparisons.worse_at_best(sweep, "b") == ["Recall 1.50 against 2.00"]

@@ -213,7 +213,6 @@ def test_curves_go_on_through_all_stages(tmp_path):
     # Two generator steps for the first fifty images; a joint stage begins with what has been scored.
     assert found["images"].to_list() == [0, 150, 190]
     assert found["flops"].to_list() == [0, 1000, 1400]
-    assert found["seconds"].to_list() == [15, 35, 43]  # the encoder and the level above come first
     assert found["value"].to_list() == [50, 20, 10]
     assert found["point"].to_list() == [0, 1, 2]
 
