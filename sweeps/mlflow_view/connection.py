@@ -30,11 +30,7 @@ PASS_SECONDS = 300.0
 
 def address_of(given: str | None) -> str:
     """The tracking URI that --mlflow gives, else $MLFLOW_TRACKING_URI; "" where neither is set. The address of one of
-    MLflow's pages will do.
-
-    Raises:
-        ConfigError: it is none that MLflow takes.
-    """
+    MLflow's pages will do; ConfigError where it is none that MLflow takes."""
     origin, address = ("--mlflow", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE) or "")
     if re.match(r"[\w.-]+:\d+(/|$)", address):
         address = f"http://{address}"
@@ -89,11 +85,8 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
 
 
 def pages(uri: str, view: str = "") -> str:
-    """How to open MLflow: the address of the page with the runs, after the command that serves a database.
-
-    Args:
-        view: key of the saved view that the page opens with, if MLflow has it.
-    """
+    """How to open MLflow: the address of the page with the runs, after the command that serves a database. It opens
+    with the saved view of this key, if MLflow has it."""
     # Without a workflow in the address MLflow 3 opens pages for language models, which show none of the runs.
     page = "#/experiments?workflowType=machine_learning"
     with suppress(Exception):  # it does not answer, or nonsense

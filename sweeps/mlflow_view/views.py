@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from sgan.evaluation.measures import LEADING, measure
 from sweeps.mlflow_view.connection import VIEW
+from sweeps.mlflow_view.content import FINAL, HEADLINES
 from sweeps.mlflow_view.runs import SWEEP, TRIAL, milliseconds
-from sweeps.mlflow_view.trial import FINAL, HEADLINES
 
 CHARTS = "-charts"
 """End of the key of the view with charts."""
@@ -54,14 +54,13 @@ def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "variant"}]},
         "groupsExpanded": {f"tag.variant.{each['name']}": False for each in manifest["variants"]},
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        **(_charts() if charts else {}),
+        **(_charts("Over generator images", "At the end") if charts else {}),
     }
 
 
-def _charts() -> dict[str, Any]:
+def _charts(curves: str, values: str) -> dict[str, Any]:
     """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
-    against the leading score."""
-    curves, values = "Over generator images", "At the end"
+    against the leading score; in two sections."""
     axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
     charts: list[dict[str, Any]] = [
         *({"type": "LINE", "metricKey": name, "metricSectionId": curves} for name in HEADLINES),

@@ -6,8 +6,7 @@ Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -26,17 +25,10 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A variant against the reference by one outcome.
-
-    Attributes:
-        n: seeds that both have finished.
-        mean: of the variant minus the reference; low, high: its 95% interval, NaN with one seed.
-        p: two-sided.
-        better: probability that the variant is better.
-        holm: p, corrected for all contrasts.
-    """
+class Contrast(NamedTuple):
+    """A variant against the reference by one outcome, on the n seeds that both have: the mean of the variant minus the
+    reference, its 95% interval (NaN with one seed), two-sided p, the probability that the variant is better, and p
+    corrected for all contrasts."""
 
     variant: str
     outcome: str
@@ -47,11 +39,6 @@ class Contrast:
     p: float
     better: float
     holm: float
-
-    @property
-    def improves(self) -> bool:
-        """Whether the mean difference is for the better."""
-        return (self.mean > 0) == (MEASURES[self.outcome].better == "higher")
 
 
 def contrasts(sweep: Sweep) -> list[Contrast]:
@@ -114,7 +101,7 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
         least = f"p < {2 / 2**seeds:g}" if seeds > 1 else "a p below 1"
         paired = f"With {seeds} paired seed{'s' * (seeds > 1)}"
         return f"{text}{paired} no difference can reach {least}: no order is established."
-    sure = {name: each.improves for name, each in leading.items() if each.holm < SURE}
+    sure = {name: (each.mean > 0) == (measure.better == "higher") for name, each in leading.items() if each.holm < SURE}
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"
     return f"{text}{told}; for {len(leading) - len(sure)} of {len(leading)} rows the seeds do not tell."

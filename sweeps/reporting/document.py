@@ -46,12 +46,8 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
 
 
 def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> str:
-    """The section of a sweep: verdict, tables that fit 100 columns, plots, and what to know about them.
-
-    Args:
-        pictures: the plots, which lie in the folder as <name>.png.
-        folder: as seen from the file that the section stands in.
-    """
+    """The section of a sweep: verdict, tables that fit 100 columns, plots, which lie in the folder as <name>.png, and
+    what to know about them."""
     found = comparisons.contrasts(sweep)
     lines = [*tables.alarms(sweep), tables.caption(sweep), *tables.facts(sweep)]
     parts = [comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
@@ -63,13 +59,7 @@ def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> s
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
 
 
-def keep(
-    store: Store,
-    key: str,
-    address: str,
-    variants: Collection[str] | None = None,
-    seeds: Collection[int] | None = None,
-) -> Sweep:
+def keep(store: Store, key: str, address: str, variants: Collection[str], seeds: Collection[int]) -> Sweep:
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
     for name, text in ((HTML, html(sweep, plots.draw(sweep), address)), (TEXT, markdown(sweep))):
@@ -103,8 +93,7 @@ def write(stores: Sequence[str], out: Path) -> None:
     with its plots and its HTML.
 
     Raises:
-        StoreError: a store holds no sweep, or something in it is damaged.
-        Incomparable: the scores of one table were computed in different ways.
+        ConfigError: a store holds no sweep, something in it is damaged, or its scores cannot be compared.
         OSError: a file cannot be written.
     """
     # Paths of this machine and addresses of its servers mean nothing to a reader.

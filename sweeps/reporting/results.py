@@ -46,7 +46,7 @@ class Sweep:
 
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
-        trials: one row a trial of the record, in its order: COLUMNS and SCORES (NaN where absent).
+        trials: as `table` has them.
         explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
@@ -118,10 +118,6 @@ def known(rows: pd.DataFrame, score: str) -> bool:
     return bool(rows[score].notna().to_numpy().any())
 
 
-class Incomparable(ConfigError):
-    """Scores of one table were computed in different ways; the message names the difference."""
-
-
 def read(
     store: Store, key: str, variants: Collection[str] | None = None, seeds: Collection[int] | None = None
 ) -> Sweep:
@@ -129,7 +125,7 @@ def read(
 
     Raises:
         StoreError: a file of it is missing or damaged.
-        Incomparable: its scores cannot stand in one column.
+        ConfigError: its scores were computed in different ways, and cannot stand in one column.
     """
     record = manifest.read(store, key)
     # A score of the seed that chose a config says nothing of it: only confirmed ones stand in tables.
@@ -203,7 +199,7 @@ def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
         for part, fields in first.items():
             found = difference(fields, other.get(part, {}) | ({"samples": fields["samples"]} if other is real else {}))
             if found:
-                raise Incomparable(
+                raise ConfigError(
                     f"scores of one table must be computed in one way, but {found[0]} of {part} is {found[1]!r} in "
                     f"some and {found[2]!r} in others; report the trials apart (--variants, --seeds, another "
                     "store), or score them again with one command"

@@ -219,10 +219,10 @@ def test_curves_go_on_through_all_stages(tmp_path):
 
 def test_scores_of_different_fingerprints_are_refused(tmp_path):
     store = make(tmp_path / "store", samples=lambda seed: 5000 if seed < 2 else 50_000)
-    with pytest.raises(results.Incomparable, match="samples of scores is 5000 in some and 50000 in others"):
+    with pytest.raises(ConfigError, match="samples of scores is 5000 in some and 50000 in others"):
         results.read(store, KEY)
     assert results.read(store, KEY, seeds=[0, 1]).fingerprint == fingerprint(5000)
-    with pytest.raises(results.Incomparable):
+    with pytest.raises(ConfigError):
         report.main((store.address,), tmp_path / "out.md")
     assert not (tmp_path / "out.md").exists()
 
