@@ -38,8 +38,6 @@ def main(
             of its best seed is registered in MLflow with the alias best.
         mlflow: With --promote, the address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in
             the store.
-    Raises:
-        ConfigError: there is no store or sweep, something in it is damaged, or the list has no config of that number.
     """
     opened, _ = manifest.find(store)
     from sweeps.reporting import leaderboard  # it imports pandas, which takes a second

@@ -1,11 +1,14 @@
-"""What the runs of a sweep and its trials show: metrics, params, tags and files, all read from the output store."""
+"""What the runs of a sweep and its trials show: metrics, params, tags and files, all read from the output store; and
+the saved views of MLflow's page that the link to a sweep opens."""
 
+import base64
 import json
 import os
 import shlex
 import shutil
 import statistics
 import uuid
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +19,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from PIL import Image
 
 from sgan.checks import ConfigError, content_key
-from sgan.evaluation.measures import LEADING
+from sgan.evaluation.measures import LEADING, measure
 from sgan.store.files import StoreError, inside, is_plain
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, grid_file, read_record
 from sgan.store.votes import curves
 from sweeps.mlflow_view import runs
+from sweeps.mlflow_view.connection import VIEW
 from sweeps.mlflow_view.runs import View, as_metrics, as_params, logged_model
 from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
@@ -34,6 +38,10 @@ HEADLINES = (LEADING, "recall", "inception_score", "kid")
 FINAL = "final/"
 """Group of the other scores of a finished trial."""
 TAGS = ("variant", "seed", "cuts", "phase")
+CHARTS = "-charts"
+"""End of the key of the view with charts."""
+RUN_NAME = "attributes.`Run Name`"
+COLUMNS = (*HEADLINES, f"{FINAL}diversity")
 SHARED = ("judge", "network", "encoder")
 """Stages that many trials wait for."""
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
@@ -253,3 +261,65 @@ def log_dataset(client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> Non
         name, source = trial["config"]["dataset"]["name"], json.dumps({"digest": trial["config"]["data"]})
         dataset = Dataset(name, trial["config"]["data"][:36], "local", source)
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, Any]) -> None:
+    """Save the views of a sweep, unless the experiment has them as they are.
+
+    Each is a tag of the experiment that MLflow's page reads, in the form in which its button "Save view" writes it;
+    another version that does not know it shows all runs.
+    """
+    held = client.get_experiment(experiment).tags
+    for end, name in (("", manifest["title"]), (CHARTS, f"{manifest['title']}: charts")):
+        when = runs.milliseconds(manifest["started"])
+        state = json.dumps(_state(manifest, bool(end)), separators=(",", ":")).encode()
+        packed = f"deflate;{base64.b64encode(zlib.compress(state, 9)).decode()}"
+        value = json.dumps({"name": name, "createdAt": when, "updatedAt": when, "state": packed})
+        if held.get(f"{VIEW}{manifest['key']}{end}") != value:
+            client.set_experiment_tag(experiment, f"{VIEW}{manifest['key']}{end}", value)
+
+
+def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
+    """The trials of a sweep, a group a variant: means over seeds, the best by the leading score first."""
+    confirmed = "" if all(row["phase"] == "explore" for row in manifest["trials"]) else " AND tags.phase != 'explore'"
+    return {
+        "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",
+        "orderByKey": f"metrics.`{LEADING}`",
+        "orderByAsc": measure(LEADING).better == "lower",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
+        "columnOrder": [RUN_NAME, *(f"metrics.`{name}`" for name in COLUMNS)],
+        "columnWidths": {RUN_NAME: 260},
+        "runsHiddenMode": "SHOW_ALL",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "variant"}]},
+        "groupsExpanded": {f"tag.variant.{each['name']}": False for each in manifest["variants"]},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        **(_charts("Over generator images", "At the end") if charts else {}),
+    }
+
+
+def _charts(curves: str, values: str) -> dict[str, Any]:
+    """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
+    against the leading score; in two sections."""
+    axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
+    charts: list[dict[str, Any]] = [
+        *({"type": "LINE", "metricKey": name, "metricSectionId": curves} for name in HEADLINES),
+        *({"type": "BAR", "metricKey": name, "metricSectionId": values} for name in COLUMNS),
+        {"type": "SCATTER", **axes, "metricSectionId": values},
+    ]
+    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    return {
+        "compareRunCharts": [shared | chart | {"uuid": f"chart{place}"} for place, chart in enumerate(charts)],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for name in (curves, values)
+        ],
+        "isAccordionReordered": True,
+    }

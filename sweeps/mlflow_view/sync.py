@@ -16,7 +16,7 @@ from sgan.addresses import masked
 from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
 from sgan.store.local import MODELS, Store
-from sweeps.mlflow_view import content, runs, views
+from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
 from sweeps.mlflow_view.content import Trials, begun, lacking, lay_out, log_dataset
 from sweeps.planning import manifest as manifests
@@ -57,7 +57,7 @@ class _Pass:
         if parent is None:
             tags, title = {runs.SWEEP: key}, self.manifest["title"]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
-        views.write(client, experiment, self.manifest)
+        content.write_views(client, experiment, self.manifest)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
             run = children.get(trial["run"])

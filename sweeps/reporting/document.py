@@ -15,7 +15,6 @@ from sgan.store.files import write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting import comparisons, plots, results, tables
-from sweeps.reporting.comparisons import METHOD
 from sweeps.reporting.plots import Plot
 from sweeps.reporting.results import Sweep
 
@@ -36,7 +35,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         alarms=tables.alarms(sweep),
         plots=pictures,
         contrasts=tables.comparison(sweep, found),
-        method=METHOD,
+        method=comparisons.METHOD,
         everything=tables.everything(sweep),
         facts=tables.facts(sweep),
         explored=tables.explored(sweep),
@@ -54,7 +53,7 @@ def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> s
     parts.append("\n".join(f"- {line}" for line in lines))
     parts += [f"![{plot.title}]({folder}/{plot.name}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures]
     if found:
-        parts += [tables.aligned(tables.comparison(sweep, found)), METHOD]
+        parts += [tables.aligned(tables.comparison(sweep, found)), comparisons.METHOD]
     command = f"```\n{sweep.manifest['command']}\n```"
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
 

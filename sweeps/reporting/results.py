@@ -16,17 +16,14 @@ from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.state import JUDGING, alarm_of, records_of, scores_of, state_of
 
-OF_TRAINING = {
+SCORES: dict[str, Measure] = {
+    **MEASURES,
+    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
     "train_seconds": Measure("Training (s)", 0, "lower"),
     "generator_images": Measure("Generator images", 0, ""),
     "discriminator_steps": Measure("D steps", 0, ""),
     "generator_steps": Measure("G steps", 0, ""),
     "flops": Measure("FLOPs", -1, "lower"),
-}
-SCORES: dict[str, Measure] = {
-    **MEASURES,
-    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
-    **OF_TRAINING,
 }
 """Every number of a trial, in the order of tables."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
