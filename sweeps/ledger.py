@@ -18,7 +18,6 @@ from sgan.store.s3 import find_store
 
 
 def line(event: Mapping[str, Any]) -> str:
-    """One event, for people."""
     common = ("time", "host", "process", "event")
     when = datetime.datetime.fromtimestamp(event["time"]).isoformat(" ", "seconds")
     about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in common and value != "")

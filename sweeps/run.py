@@ -166,7 +166,6 @@ class Frame:
         self.follower = follow.start(self.store, self.key, self.uri)
 
     def run(self, source: TrialSource) -> bool:
-        """Run a source's trials; false where the command was stopped."""
         return scheduler.run(source, self.job, self.store, self.slots)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:

@@ -20,12 +20,9 @@ EXPERIMENT = "sgan"
 SQLITE, ARTIFACTS, HOME = "sqlite", "mlartifacts", "store"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 VARIABLE = "MLFLOW_TRACKING_URI"
-VIEW = "mlflow.sharedViewState."
-"""Beginning of the experiment's tags that hold saved views."""
-ANSWER_SECONDS = 15.0
-"""For which a command waits for MLflow before it trains."""
-PASS_SECONDS = 300.0
-"""The longest that a pass takes."""
+VIEW = "mlflow.sharedViewState."  # Beginning of the experiment's tags that hold saved views
+ANSWER_SECONDS = 15.0  # For which a command waits for MLflow before it trains
+PASS_SECONDS = 300.0  # The longest that a pass takes
 
 
 def address_of(given: str | None) -> str:
@@ -132,6 +129,5 @@ def warn_if_away(uri: str) -> None:
 
 
 def error_line(error: Exception) -> str:
-    """An error of MLflow's client in one line."""
     line = " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())
     return masked(line)[:200]

@@ -35,18 +35,14 @@ from sweeps.planning.state import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
 """Scores that are curves over all images that the generator of images has seen; the rest stands in groups."""
-FINAL = "final/"
-"""Group of the other scores of a finished trial."""
+FINAL = "final/"  # Group of the other scores of a finished trial
 TAGS = ("variant", "seed", "cuts", "phase")
-CHARTS = "-charts"
-"""End of the key of the view with charts."""
+CHARTS = "-charts"  # End of the key of the view with charts
 RUN_NAME = "attributes.`Run Name`"
 COLUMNS = (*HEADLINES, f"{FINAL}diversity")
-SHARED = ("judge", "network", "encoder")
-"""Stages that many trials wait for."""
+SHARED = ("judge", "network", "encoder")  # Stages that many trials wait for
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
-DATA = f"data/{MODELS}"
-"""Where the folders `last` and `best` lie in the MLflow model."""
+DATA = f"data/{MODELS}"  # Where the folders `last` and `best` lie in the MLflow model
 REPORT, TEXT = "report.html", "report.md"
 """Files of a sweep in the store, beside its record: the report, and its verdict and tables alone."""
 Files = dict[str, tuple[str, str]]
@@ -148,7 +144,6 @@ class Trials:
         return params, note
 
     def key(self, trial: Mapping[str, Any]) -> str:
-        """Of `about`."""
         return content_key(self.about(trial))
 
     def view(self, trial: Mapping[str, Any], state: State) -> View:

@@ -12,10 +12,8 @@ from sweeps.mlflow_view.connection import PASS_SECONDS, VARIABLE
 from sweeps.mlflow_view.sync import attempt, later
 from sweeps.planning.manifest import folder
 
-PAUSE, LONGEST_PAUSE = 5.0, 60.0
-"""Seconds between passes. The pause doubles while MLflow does not answer."""
-SHARE = 0.1
-"""Of a core, that passes may use: an expensive pass makes the next pause longer."""
+PAUSE, LONGEST_PAUSE = 5.0, 60.0  # Seconds between passes. The pause doubles while MLflow does not answer.
+SHARE = 0.1  # Of a core, that passes may use: an expensive pass makes the next pause longer
 LOG, STORE = "mlflow.log", "SGAN_STORE"
 
 

@@ -26,8 +26,7 @@ SWEEP, TRIAL, SENT = "sgan.sweep", "sgan.trial", "sgan.sent"
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 6000, 8000, 50_000  # MLflow's limits
-BEST = "best"
-"""The alias of a registered model's chosen version."""
+BEST = "best"  # The alias of a registered model's chosen version
 SAMPLER = Path(__file__).with_name("sgan_sampler.py")  # not imported: it imports torch
 REQUIREMENTS = [f"mlflow=={mlflow.__version__}", "torch>=2.11", "torchvision", "safetensors", "numpy", "pandas"]
 SIGNATURE = ModelSignature(
@@ -52,7 +51,6 @@ class View:
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
-    """All runs of a sweep."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     query = f"tags.`{SWEEP}` = '{sweep_key}'"
     return client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS) if experiment else []
@@ -82,7 +80,6 @@ def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0
 
 
 def milliseconds(seconds: float) -> int:
-    """A time in unix seconds as MLflow takes it."""
     return round(seconds * 1000)
 
 
@@ -108,7 +105,6 @@ def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel | None:
-    """The model of a run, if it has one."""
     query = f"source_run_id = '{run.info.run_id}'"
     return next(iter(client.search_logged_models([run.info.experiment_id], query)), None)
 

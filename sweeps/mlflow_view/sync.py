@@ -50,7 +50,6 @@ class _Pass:
     live: bool
 
     def send(self, uri: str) -> bool:
-        """As `sync`."""
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
         experiment = experiment_id(client, uri)
         parent, children = runs.find(client, key)
@@ -98,7 +97,6 @@ class _Pass:
                 self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
-        """Send what is new of the sweep itself."""
         view, files = content.sweep_view(self.store, self.manifest, run), content.sweep_files(self.store, self.manifest)
         sent = content_key({name: sha256(path) for name, path in files.items()})
         if run.data.tags.get(runs.SENT) != sent:

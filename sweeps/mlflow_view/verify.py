@@ -20,10 +20,8 @@ from sweeps.mlflow_view.content import Trials, begun, lay_out
 from sweeps.planning import manifest as manifests
 from sweeps.planning.state import state_of
 
-LARGEST = 1.7976931348623157e308
-"""MLflow holds infinity as this value."""
-INSIDE = f"{MODELS}/data/"
-"""The models of a stack in an MLflow model, whose other files differ each time."""
+LARGEST = 1.7976931348623157e308  # MLflow holds infinity as this value
+INSIDE = f"{MODELS}/data/"  # The models of a stack in an MLflow model, whose other files differ each time
 
 
 def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:

@@ -42,16 +42,11 @@ from sweeps.planning.options import Options, Sweep
 from sweeps.planning.state import state_of
 from sweeps.planning.trials import End, Trial, trial
 
-STUDY = "optuna.log"
-"""Optuna's study, in the folder of a search's record."""
-DEFAULT = 0
-"""The number of the default config, which is tried first."""
-EXPLORE = 0.7
-"""Share of the trials that explores; the rest confirms on seeds that the search never saw."""
-START = 10.0
-"""Seconds until the first stage of a phase runs: Ray starts processes, and these import torch."""
-CONFIRMED = ("inception_score", "fid", "diversity")
-"""The scores that best.yaml holds, one for each seed."""
+STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
+DEFAULT = 0  # The number of the default config, which is tried first
+EXPLORE = 0.7  # Share of the trials that explores; the rest confirms on seeds that the search never saw
+START = 10.0  # Seconds until the first stage of a phase runs: Ray starts processes, and these import torch
+CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
 """Options that the record holds."""
 
@@ -81,7 +76,6 @@ class SearchRun:
 
     @property
     def study_path(self) -> Path:
-        """The journal file in which Optuna's dashboard finds the study."""
         return manifest.folder(self.store, self.key) / STUDY
 
     def _template(self, split: str, seed: int) -> Config:
@@ -109,7 +103,6 @@ class SearchRun:
         return one, row | {"number": number, "params": dict(params)}
 
     def ablation(self, params: Params) -> Sweep:
-        """A config as options of sweeps/ablation.py."""
         values = {each.name: getattr(self.options, each.name) for each in dataclasses.fields(Options)}
         values["override"] += tuple(f"{field}={params[field]!r}" for field in self.space.varied)
         weights = tuple(vars(self.space.loss_weights(params)).values())
@@ -117,7 +110,6 @@ class SearchRun:
         return Sweep(**values | self.basis.chosen | own)
 
     def write(self, row: Row) -> None:
-        """Write a row into the record."""
         manifest.write_trial(self.store, self.key, row)
 
     def outcome(self, row: Row) -> Outcome | None:

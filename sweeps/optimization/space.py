@@ -56,12 +56,10 @@ class Space:
         return params
 
     def loss_weights(self, params: Params) -> Weights:
-        """The weights that params mean."""
         kept = self.losses[params["losses"]]
         return Weights(**{name: params[name] if name in kept else 0.0 for name in WEIGHTS})
 
     def config(self, params: Params, seed: int) -> Config:
-        """The config that params mean."""
         recipe = with_fields(self.basis.recipe, {field: params[field] for field in self.varied}, "--vary")
         basis = dataclasses.replace(self.basis, recipe=recipe)
         return basis.config(self.variant, seed, self.loss_weights(params), SPLITS[params["split"]])

@@ -25,12 +25,9 @@ from sweeps.planning.state import State
 Row = Mapping[str, Any]
 Distributions = dict[str, BaseDistribution]
 DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
-OUTCOME, REASON = "outcome", "reason"
-"""User attributes of a trial: how it ended, and why."""
-RESAMPLES = 100
-"""Bootstrap samples of the trials: how sure an importance is."""
-DRAWS = 20
-"""A sampler is asked so often for a config that is new; then ten times as often for a random one."""
+OUTCOME, REASON = "outcome", "reason"  # User attributes of a trial: how it ended, and why
+RESAMPLES = 100  # Bootstrap samples of the trials: how sure an importance is
+DRAWS = 20  # A sampler is asked so often for a config that is new; then ten times as often for a random one
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -123,7 +120,6 @@ def _attributes(row: Row, outcome: Outcome) -> dict[str, str]:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, row: Row, outcome: Outcome) -> None:
-    """Tell the study how a trial ended."""
     for name, value in _attributes(row, outcome).items():
         trial.set_user_attr(name, value)
     study.tell(trial, outcome.value)
@@ -163,7 +159,6 @@ class StudyFile:
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that did not go wrong, best first."""
     done = [trial for trial in ended(study) if trial.user_attrs[OUTCOME] == DONE]
     return sorted(done, key=lambda trial: trial.values[0], reverse=study.direction == StudyDirection.MAXIMIZE)
 

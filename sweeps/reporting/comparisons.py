@@ -1,7 +1,7 @@
 """What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
 
 Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
-Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
+Sources: Agarwal et al. 2021 (intervals), Holm 1979.
 """
 
 import itertools
@@ -15,20 +15,17 @@ from sgan.evaluation.measures import MEASURES
 from sweeps.reporting.results import Sweep
 
 SURE = 0.05
-FLIPS = 9_999
-"""The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many."""
+FLIPS = 9_999  # The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many
 METHOD = (
     "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
     "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
-    "random flips); p (Holm): corrected for all contrasts of this table. P(better): probability that a seed of the row "
-    "beats a seed of the reference; a tie counts half."
+    "random flips); p (Holm): corrected for all contrasts of this table."
 )
 
 
 class Contrast(NamedTuple):
     """A variant against the reference by one outcome, on the n seeds that both have: the mean of the variant minus the
-    reference, its 95% interval (NaN with one seed), two-sided p, the probability that the variant is better, and p
-    corrected for all contrasts."""
+    reference, its 95% interval (NaN with one seed), two-sided p, and p corrected for all contrasts."""
 
     variant: str
     outcome: str
@@ -37,7 +34,6 @@ class Contrast(NamedTuple):
     low: float
     high: float
     p: float
-    better: float
     holm: float
 
 
@@ -49,10 +45,8 @@ def contrasts(sweep: Sweep) -> list[Contrast]:
         seeds = [seed for seed in mine.index if seed in other.index]
         if variant != sweep.reference and seeds:
             values, reference = np.array(mine[seeds]), np.array(other[seeds])
-            sign = 1 if MEASURES[outcome].better == "higher" else -1
-            better = np.mean(np.sign(sign * np.subtract.outer(values, reference)) + 1) / 2
             numbers = (values - reference).mean(), *interval(values - reference), sign_flip(values - reference)
-            found.append((variant, outcome, len(seeds), *map(float, (*numbers, better))))
+            found.append((variant, outcome, len(seeds), *map(float, numbers)))
     corrected = holm([each[6] for each in found])
     return [Contrast(*each, holm=p) for each, p in zip(found, corrected, strict=True)]
 
@@ -108,7 +102,6 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
 
 
 def said(contrast: Contrast) -> str:
-    """A contrast's interval and p in words."""
     digits = MEASURES[contrast.outcome].decimals
     if contrast.n < 2:
         return "one seed: no interval"

@@ -15,8 +15,7 @@ from sweeps.reporting.results import SCORES, table
 from sweeps.reporting.tables import aligned, spread
 
 COLUMNS = ("inception_score", "fid", "diversity")
-TOP = 10
-"""Configs of a table."""
+TOP = 10  # Configs of a table
 LIST = ["dataset", "fingerprint"]
 
 

@@ -44,7 +44,7 @@ class Sweep:
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
         trials: as `table` has them.
-        explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
+        explored: of a search, the same of the configs of its first phase, with their numbers and titles.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
     """
@@ -58,7 +58,6 @@ class Sweep:
 
     @property
     def done(self) -> pd.DataFrame:
-        """The rows of finished trials."""
         return pd.DataFrame(self.trials[self.trials["outcome"] == "done"])
 
     @property
@@ -80,12 +79,10 @@ class Sweep:
 
     @property
     def outcomes(self) -> list[str]:
-        """OUTCOMES, the one that decides first."""
         return list(dict.fromkeys((self.leading, *OUTCOMES)))
 
     @property
     def columns(self) -> list[str]:
-        """The scores that any trial or real data has."""
         return [name for name in SCORES if name in self.real or known(self.trials, name)]
 
     @functools.cached_property
@@ -102,7 +99,6 @@ class Sweep:
         return dict(sorted(found.items(), key=lambda item: item[1], reverse=SCORES[self.leading].better == "higher"))
 
     def of(self, variant: str) -> pd.DataFrame:
-        """The rows of a variant's trials, by seed."""
         return pd.DataFrame(self.trials[self.trials["variant"] == variant])
 
     def values(self, variant: str, score: str) -> np.ndarray:
@@ -111,7 +107,6 @@ class Sweep:
 
 
 def known(rows: pd.DataFrame, score: str) -> bool:
-    """Whether any of the rows has a score."""
     return bool(rows[score].notna().to_numpy().any())
 
 
@@ -139,7 +134,7 @@ def read(
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
-    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
+    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title")}
     return Sweep(store, record, trials, table(store, explored).assign(**of_config), real, fingerprint)
 
 

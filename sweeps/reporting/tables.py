@@ -13,11 +13,9 @@ from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep
 
 Rows = list[list[str]]
 """Rows of cells, the heading first."""
-WIDEST = 100
-"""Characters of a line of a Markdown table."""
+WIDEST = 100  # Characters of a line of a Markdown table
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
-ALARM = "⚠"
-"""Mark of a row with an alarm, or with a trial that went wrong."""
+ALARM = "⚠"  # Mark of a row with an alarm, or with a trial that went wrong
 SHORT = {"inception_score": "IS"}
 PAPERS = (
     "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
@@ -32,7 +30,6 @@ def spread(statistics: Statistics, score: str) -> str:
 
 
 def number(score: str, value: float) -> str:
-    """A value with the decimals of its score."""
     digits = SCORES[score].decimals
     return f"{value:,.{digits}f}" if digits >= 0 else f"{value:.2e}"
 
@@ -56,7 +53,6 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
 
 
 def _real(sweep: Sweep, scores: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Titles and cells of the rows of real data that there are."""
     found = []
     for prefix, title in (("", "Real, held out"), ("train/", "Real, training")):
         values = [sweep.real.get(prefix + score) for score in scores]
@@ -72,12 +68,11 @@ def interval(contrast: Contrast) -> str:
 
 
 def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
-    """The table of all contrasts."""
-    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)", "P(better)"]]
+    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)"]]
     for each in contrasts:
         outcome = SCORES[each.outcome]
         cells = [sweep.titles[each.variant], outcome.heading + ARROWS[outcome.better], str(each.n), interval(each)]
-        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm)), f"{each.better:.2f}"])
+        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm))])
     return rows
 
 
@@ -121,7 +116,6 @@ def _alarm(sweep: Sweep, variant: str) -> str:
 
 
 def caption(sweep: Sweep) -> str:
-    """What stands in the table."""
     n = [len(sweep.values(name, sweep.leading)) for name in sweep.titles] or [0]
     seeds = f"{max(n)} seed{'s' * (max(n) != 1)}" + " or fewer" * (min(n) < max(n))
     few = "(k/n): k of n trials have finished. " if len(sweep.done) < len(sweep.trials) else ""
@@ -162,7 +156,6 @@ def commands(sweep: Sweep, store: str) -> list[str]:
 
 
 def aligned(rows: Rows) -> str:
-    """Rows of cells as a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])
