@@ -177,7 +177,7 @@ def table(store: Store, trials: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
         if state.outcome == "done":
             devices = sorted({f"{facts['machine']}, torch {facts['torch']}" for facts in state.facts})
-            row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"], sort_keys=True), "devices": devices}
+            row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"]), "devices": devices}
             row |= {"commit": state.facts[-1]["commit"], **scores_of(state)}
         rows.append(row)
     return pd.DataFrame(rows, columns=[*COLUMNS, *SCORES]).astype(dict.fromkeys(SCORES, float))
