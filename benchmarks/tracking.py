@@ -16,9 +16,8 @@ import tyro
 from mlflow import MlflowClient
 from tyro.conf import Positional
 
-from sgan.store.files import read_json
-from sgan.store.local import GRIDS, STAGE_FILE, Store
-from sgan.store.record import RECORD_FILE, grid_file, read_record
+from sgan.store.files import RECORD_FILE, read_json, read_record
+from sgan.store.local import GRIDS, STAGE_FILE, Store, grid_file
 from sweeps.mlflow_view import connection
 from sweeps.mlflow_view.sync import sync
 from sweeps.planning import manifest

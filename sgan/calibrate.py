@@ -27,9 +27,10 @@ from sgan.evaluation.judges import Judges, parts
 from sgan.evaluation.measures import MEASURES
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.shapes import Dataset
+from sgan.stages.context import Context
 from sgan.stages.graph import judge_stage
 from sgan.stages.kinds.judge import load
-from sgan.stages.run import Context, run_stage
+from sgan.stages.run import run_stage
 from sgan.store.local import Store
 
 PROTOTYPES = (1, 2, 3, 5, 20, 100)

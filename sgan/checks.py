@@ -41,10 +41,8 @@ def one_of(*choices: str) -> AfterValidator:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[Made]]:
-    """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`.
-
-    It raises ConfigError for values of another type, NaN and inf; a whole number becomes a float where a float is
-    expected. `label` gives the name that users know a field by."""
+    """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`, and
+    refuses NaN and inf. `label` gives the name that users know a field by."""
 
     def decorate(kind: type[Made]) -> type[Made]:
         made: Any = dataclass(kind, frozen=True, config=STRICT)

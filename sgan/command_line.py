@@ -1,7 +1,4 @@
-"""The frame of every command: its options from the command line, its output, and its exit status.
-
-It imports nothing that takes seconds, so that --help is fast.
-"""
+"""The frame of every command: options, output, exit status. It imports nothing that takes seconds: --help is fast."""
 
 import contextlib
 import dataclasses
@@ -34,13 +31,8 @@ class Group:
 
 
 def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made:
-    """What `make`, a call of tyro, makes of the command line.
-
-    Args:
-        asked: words that people try, and the option that does it.
-    Raises:
-        ConfigError: the command line is not as it should be; in one line.
-        SystemExit: --help and --version."""
+    """What `make`, a call of tyro, makes of the command line; ConfigError in one line where it is wrong. `asked`: words
+    that people try, and the option that does it."""
     if "--version" in sys.argv[1:]:
         print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
         raise SystemExit(0)
@@ -84,16 +76,12 @@ def _in_one_line(box: str, asked: dict[str, str]) -> str:
 
 
 def grouped(kind: type[Made], prog: str, default: Made) -> Made:
-    """Options from the command line by tyro, each group in a box of its own in --help.
-
-    Args:
-        kind: a dataclass that inherits from groups.
-        default: an object of it."""
+    """Options from the command line by tyro, each group in a box of its own in --help. `kind`: a dataclass that
+    inherits from groups."""
     fields: list[Any] = []
-    for each in kind.__mro__:
-        if Group in each.__bases__:
-            values = {field.name: getattr(default, field.name) for field in dataclasses.fields(each)}  # pyright: ignore[reportArgumentType]
-            fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
+    for each in filter(lambda each: Group in each.__bases__, kind.__mro__):
+        values = {name: getattr(default, name) for name in each.__dataclass_fields__}
+        fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
     nested = dataclasses.make_dataclass(kind.__name__, fields)
     description = inspect.cleandoc(kind.__doc__ or "")
     made = tyro.cli(nested, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))

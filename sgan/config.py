@@ -1,7 +1,4 @@
-"""The configuration of one trial: frozen dataclasses that validate themselves, and the content key of any of them.
-
-A `Config` is complete: dataset row, recipe, variant and seed. Values live in presets.py.
-"""
+"""The configuration of one trial: frozen dataclasses that validate themselves. Values live in presets.py."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -33,11 +30,11 @@ def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
         require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at {', '.join(INNER_TAPS)}")
     wanted = f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}"
-    require(taps == tuple(sorted(set(taps), key=TAPS.index)), wanted)
+    require(taps == tuple(tap for tap in INNER_TAPS if tap in taps), wanted)
     return taps
 
 
-Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]  # Taps at which the stack can be cut, from the image up
+Taps = Annotated[tuple[str, ...], AfterValidator(_in_order)]  # from the image up
 Rate = Annotated[float, Field(gt=0, le=1)]
 Batch = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 2)]
@@ -54,7 +51,7 @@ class Codes:
 
     @property
     def size(self) -> int:
-        """How many numbers of z they take."""
+        """Numbers of z that they take."""
         return self.categorical + self.continuous
 
 
@@ -80,9 +77,9 @@ class Variant:
 
     def __post_init__(self):
         require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
-        recovers = bool(self.labels or self.cuts) or self.weights.conditional == 0
-        nothing = "a generator without labels has nothing to recover: its conditional weight must be 0, but got"
-        require(recovers, f"{nothing} {self.weights.conditional}")
+        weight, nothing = self.weights.conditional, "a generator without labels has nothing to recover"
+        recovers = bool(self.labels or self.cuts) or weight == 0
+        require(recovers, f"{nothing}: its conditional weight must be 0, but got {weight}")
         single = not (self.cuts or self.through)
         require(single or not self.codes, "codes are of a single generator: a variant with codes has no cuts or taps")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
@@ -112,8 +109,7 @@ class EncoderRecipe:
         images: training images seen.
         objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
             Gidaris et al. 2018).
-        pixel_mean: subtract the per-pixel mean of the training images.
-        flips: random horizontal flips."""
+        pixel_mean: subtract the per-pixel mean of the training images."""
 
     images: PositiveInt
     batch: Batch = 100
@@ -126,11 +122,7 @@ class EncoderRecipe:
 
 @validated()
 class JudgeRecipe:
-    """How the held-out judge is trained.
-
-    Attributes:
-        images: training images seen, each warped anew.
-        flips: random horizontal flips."""
+    """How the held-out judge is trained. `images`: training images seen, each warped anew."""
 
     images: PositiveInt
     batch: Batch = 64
@@ -140,9 +132,8 @@ class JudgeRecipe:
 
 def _falling(rule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
     thresholds = [threshold for threshold, _ in rule]
-    falling = bool(rule) and thresholds == sorted(set(thresholds), reverse=True) and thresholds[-1] == 0
     wanted = "pairs (threshold, steps) need falling thresholds that end at 0, such as ((0.5, 1), (0.0, 3))"
-    require(falling, f"{wanted}, but got {rule}")
+    require(thresholds[-1:] == [0] and thresholds == sorted(set(thresholds))[::-1], f"{wanted}, but got {rule}")
     return rule
 
 
@@ -168,9 +159,8 @@ class GanRecipe:
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
             (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
-        dropout: of the image discriminator.
         init_std: weights are N(0, init_std).
-        convolution_std: std of the weights of a discriminator's convolutions; None: init_std.
+        convolution_std: the same of a discriminator's convolutions; None: init_std.
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
@@ -198,21 +188,23 @@ class GanRecipe:
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
+STAGE_IMAGES = ("image_level", "feature_level", "joint_images")
+
+
 @validated()
 class Recipe:
     """All of the training and scoring of one trial.
 
     Attributes:
-        encoder, gan, joint: training of the encoder, in the independent stages, and in the joint stage.
+        gan, joint: training in the independent stages, and in the joint stage.
         image_level, feature_level, joint_images: training images (discriminator steps x batch) of a level that makes
             images, of any other level, and of the joint stage.
         joint_start: the joint stage starts from the state of the levels after this share of their training; 0: from new
-            weights, without the levels' training (released MNIST code).
+            weights (released MNIST code).
         fresh_adam: the joint stage starts with fresh Adam states (released code) instead of the levels' own.
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
-        judge: training of the held-out judge.
         samples: generated images a score.
         evaluations: scores and grids while a stage trains."""
 
@@ -232,32 +224,24 @@ class Recipe:
     evaluations: Annotated[int, Field(ge=1, le=1000)] = 4
 
     def __post_init__(self):
-        for name, part in (("image_level", self.gan), ("feature_level", self.gan), ("joint_images", self.joint)):
+        for name, part in zip(STAGE_IMAGES, (self.gan, self.gan, self.joint), strict=True):
             images = getattr(self, name)
             require(images >= part.batch, f"{name} must be at least the batch of {part.batch}, but got {images}")
-        require(
-            self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean,
-            "the joint stage continues the levels: discriminator and pixel_mean must be the same in gan and joint",
-        )
+        same = self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean
+        joint = "the joint stage continues the levels: discriminator and pixel_mean must be the same in gan and joint"
+        require(same, joint)
 
     def budget(self, factor: float) -> "Recipe":
         """The same recipe with the images of every GAN stage multiplied by `factor`."""
-        factor = checked(Budget, factor, "budget")
-        images = {
-            name: max(self.gan.batch, self.joint.batch, round(getattr(self, name) * factor))
-            for name in ("image_level", "feature_level", "joint_images")
-        }
+        factor, least = checked(Budget, factor, "budget"), max(self.gan.batch, self.joint.batch)
+        images = {name: max(least, round(getattr(self, name) * factor)) for name in STAGE_IMAGES}
         return dataclasses.replace(self, **images)
 
 
 @validated()
 class Config:
-    """One trial, complete.
-
-    Attributes:
-        dataset: the networks that are trained.
-        data: digest of the dataset's images and labels, so that other data is another trial.
-        inception: SHA-256 of the weights of the Inception network that scores; "": the held-out judge does."""
+    """One trial, complete. `data`: digest of the images and labels. `inception`: SHA-256 of the weights of the
+    Inception network that scores; "": the held-out judge does."""
 
     dataset: Dataset
     data: str
@@ -271,5 +255,5 @@ class Config:
         require(fits, "a variant without labels needs a binary discriminator, but got one of classes")
         recovers_labels = self.variant.labels and (bool(self.variant.cuts) or self.variant.weights.conditional > 0)
         objective = self.recipe.encoder.objective
-        trained = not recovers_labels or objective == "labels"
-        require(trained, f"with labels, encoder.objective must be 'labels', but got {objective!r}")
+        known = not recovers_labels or objective == "labels"
+        require(known, f"with labels, encoder.objective must be 'labels', but got {objective!r}")

@@ -34,22 +34,20 @@ class EncoderShape:
 
 @validated()
 class GanShape:
-    """Widths of the generators and discriminators of one dataset; "released architectures" are rows of these.
+    """Widths of the generators and discriminators of one dataset.
 
     Attributes:
         maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
-        kernel: kernel of its transposed convolutions.
-        image_noise: size of z of the level that makes images.
-        feature_noise: size of z of every other level.
+        kernel: of its transposed convolutions.
+        image_noise, feature_noise: size of z of the level that makes images, and of every other one.
         noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
         label_noise_hidden: width through which z passes in the label-to-vector generator; None feeds z itself.
         label_hidden: width through which the label passes there; None feeds the one-hot label itself.
         vector_hidden: the further hidden widths of that generator.
-        image_convs: trunk of the image discriminator.
-        image_fc: fully connected widths after that trunk.
+        image_convs, image_fc: trunk of the image discriminator, and the fully connected widths after it.
         mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
         vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
-        map_convs: trunk of a discriminator on feature maps; followed by map_fc.
+        map_convs, map_fc: the same of a discriminator on feature maps.
         sigmoid_q: Q ends in a sigmoid instead of being linear."""
 
     maps: tuple[int, int, int, int]
@@ -75,8 +73,7 @@ GAN_SIZES = ("kernel", "image_noise", "feature_noise", "mean_pool", "sigmoid_q")
 
 @validated()
 class Dataset:
-    """A dataset row: what the images are and which networks go with them. `flips`: a mirrored image is one of the same
-    class, so that classifiers may be trained with flips."""
+    """What the images are and which networks go with them. `flips`: a mirrored image is one of the same class."""
 
     name: str
     channels: int
@@ -103,7 +100,6 @@ class Dataset:
             return tuple(map(scale, value))
 
         widths = {name: scale(value) for name, value in vars(self.gan).items() if name not in GAN_SIZES}
-        encoder = dataclasses.replace(
-            self.encoder, maps=scale(self.encoder.maps), features=scale(self.encoder.features)
-        )
-        return dataclasses.replace(self, encoder=encoder, gan=dataclasses.replace(self.gan, **widths))
+        layers = {name: scale(getattr(self.encoder, name)) for name in ("maps", "features")}
+        encoder, gan = dataclasses.replace(self.encoder, **layers), dataclasses.replace(self.gan, **widths)
+        return dataclasses.replace(self, encoder=encoder, gan=gan)

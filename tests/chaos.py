@@ -30,8 +30,8 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from sgan.store.files import RECORD_FILE, read_record
 from sgan.store.local import Store
-from sgan.store.record import RECORD_FILE, read_record
 from sweeps.mlflow_view.runs import runs_of
 from sweeps.planning import manifest
 

@@ -1,5 +1,6 @@
 """Shared by all tests: a digits trial small enough to run the production path in about a second."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -7,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
 from sgan.shapes import Dataset
+from sgan.stages.context import Context
 from sgan.stages.graph import Plan, name, plan
-from sgan.stages.run import Context, run_trial
-from sgan.store.files import read_json
+from sgan.stages.run import run_stage
+from sgan.store.files import RECORD_FILE, read_json, read_record
 from sgan.store.local import Store
-from sgan.store.record import RECORD_FILE, read_record
+from sgan.training.loop import Diverged, Progress
 
 torch.set_num_threads(1)
 # Tests that hang up or interrupt need both signals in their processes, whoever started pytest: nohup, or a background
@@ -118,10 +121,24 @@ def make_context(root: Path) -> Context:
     return Context(Store(root), read(DATASETS["digits"], Path()), "cpu", "test")
 
 
+def run_trial(trial: Plan, context: Context) -> Generator[tuple[str, Progress]]:
+    """Train what the store lacks of a trial, in this process; yields the stage's label with its progress."""
+    for label, stage in trial.stages:
+        while not context.store.has(name(stage)):  # another process may train it
+            with context.store.claim(name(stage)) as mine:
+                if mine:
+                    with contextlib.closing(run_stage(stage, trial.score.judge, context)) as running:
+                        yield from ((label, progress) for progress in running)
+                else:
+                    time.sleep(context.store.poll)
+        facts = context.store.facts(name(stage))
+        if facts["status"] == "diverged":
+            raise Diverged(f"{label}: {facts['reason']}")
+
+
 def finish(trial: Plan, root: Path) -> list[str]:
     """Run a trial to its end; returns the labels of the stages that were trained."""
-    events = list(run_trial(trial, make_context(root)))
-    return list(dict.fromkeys(event.label for event in events if event.progress))
+    return list(dict.fromkeys(label for label, _ in run_trial(trial, make_context(root))))
 
 
 STOCHASTIC = {"time", "seconds", "finished"}
@@ -152,8 +169,8 @@ def classifiers(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("classifiers")
     for pixel_mean in (False, True):
         encoder = dataclasses.replace(CLASSIFIER, pixel_mean=pixel_mean)
-        for event in run_trial(tiny_plan(tiny_recipe(encoder=encoder)), make_context(root)):
-            if event.label.startswith("level"):
+        for label, _ in run_trial(tiny_plan(tiny_recipe(encoder=encoder)), make_context(root)):
+            if label.startswith("level"):
                 break
     shutil.rmtree(root / "work")
     assert {path.name.partition("-")[0] for path in (root / "stages").iterdir()} == {"judge", "encoder"}

@@ -1,7 +1,4 @@
-"""A dataset's images as uint8 tensors, their augmentation, and the order in which training sees them.
-
-Shapes: images (n, channels, size, size) uint8; labels (n,) int64.
-"""
+"""A dataset's images as uint8 tensors, their augmentation, and the order in which training sees them."""
 
 import warnings
 from dataclasses import dataclass
@@ -25,7 +22,6 @@ class Data:
     digest: str
 
     def to(self, device: str) -> "Data":
-        """The same data on another device."""
         *tensors, digest = vars(self).values()
         return Data(*(tensor.to(device) for tensor in tensors), digest=digest)
 

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, require
 from sgan.data import image_folder
 from sgan.data.batches import Data
 from sgan.data.image_folder import Parts
@@ -37,17 +36,11 @@ def _torchvision(name: str, root: Path) -> Parts:
     for split in ("train", "test"):
         options = {"split": split} if name == "SVHN" else {"train": split == "train"}
         try:
-            try:
-                rows = kind(root, **options)
-            except RuntimeError:  # torchvision's error for "not found or corrupted"
-                rows = kind(root, **options, download=True)
+            rows = kind(root, **options, download=True)  # where the files are not there, or are not whole
             images = torch.as_tensor(rows.data)
             labels = torch.as_tensor(rows.labels if name == "SVHN" else rows.targets).long()
-            if (
-                len(images) != len(labels)
-                or int(labels.max()) > 9
-                or (name == "MNIST" and images.shape[1:] != (28, 28))
-            ):
+            size = (28, 28) if name == "MNIST" else images.shape[1:]
+            if len(images) != len(labels) or int(labels.max()) > 9 or images.shape[1:] != size:
                 raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
         except Exception as error:  # a reader or a download raises almost anything; the advice is the same
             raise ConfigError(
@@ -63,20 +56,18 @@ def _torchvision(name: str, root: Path) -> Parts:
 def read(dataset: Dataset, root: Path) -> Data:
     """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose it twice.
     ConfigError where files are damaged, or absent and cannot be downloaded, or all training images the same."""
-    readers: dict[str, Callable[[], Parts]] = {
-        "folder": lambda: image_folder.read(root, dataset.size, dataset.channels),
-        "digits": _digits,
-        "mnist": lambda: _torchvision("MNIST", root),
-        "cifar10": lambda: _torchvision("CIFAR10", root),
-        "svhn": lambda: _torchvision("SVHN", root),
-    }
-    images, labels, test_images, test_labels = parts = tuple(part.contiguous() for part in readers[dataset.name]())
-    if bool((images.amax(0) == images.amin(0)).all()):
-        raise ConfigError(
-            f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others"
-        )
+    match dataset.name:
+        case "folder":
+            read_parts = image_folder.read(root, dataset.size, dataset.channels)
+        case "digits":
+            read_parts = _digits()
+        case name:
+            read_parts = _torchvision(name.upper(), root)
+    images, *others = parts = [part.contiguous() for part in read_parts]
+    same = f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others"
+    require(not bool((images.amax(0) == images.amin(0)).all()), same)
     digest = hashlib.sha256()
     for tensor in parts:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.numpy().data)
-    return Data(images, labels, test_images, test_labels, digest.hexdigest()[:16])
+    return Data(images, *others, digest=digest.hexdigest()[:16])

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, require
 
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev")
 """Names of the folders of a split, in lower case; the first that is there counts."""
@@ -42,8 +42,7 @@ def _few(names: list[str]) -> str:
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """All files in a folder and below, sorted, but for what `left_out` gets. ConfigError where a folder is
-    unreadable."""
+    """All files below a folder, sorted, but for what `left_out` gets. ConfigError where a folder is unreadable."""
     files = []
     for path in _inside(folder, left_out):
         if path.is_file():
@@ -56,7 +55,6 @@ def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def _inside(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The files and folders in a folder that count, sorted."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -95,13 +93,12 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Names of a folder's classes, sorted. ConfigError where there are fewer than two, not the same in train and
-    test, or images beside the class folders."""
+    """Names of a folder's classes, sorted. ConfigError where they cannot be classes."""
     return _classes(root, LeftOut())[1]
 
 
 def describe(root: Path) -> str:
-    """A folder's files, its classes, and what is left out and why, in words. ConfigError as in `class_names`."""
+    """A folder's files, its classes, and what is left out and why, in words."""
     left_out = LeftOut()
     parts, names = _classes(root, left_out)
     files = [file for part in parts for name in names for file in image_files(part / name, left_out)]
@@ -110,7 +107,7 @@ def describe(root: Path) -> str:
 
 def read(root: Path, size: int, channels: int) -> Parts:
     """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
-    antialiasing. ConfigError as in class_names and read_image, and where a class has no images."""
+    antialiasing. ConfigError also where a class has no images."""
     folders, names = _classes(root, LeftOut())
     parts = []
     for part in folders:
@@ -144,22 +141,19 @@ def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]
     if all(split):
         left_out["beside train and test"] += [path.name for path in inside if path not in parts]
     elif folders and len(folders) == sum(map(len, split)):
-        held = ", ".join(path.name for path in folders)
-        raise ConfigError(
-            f"{root} holds no classes but parts of a split, {held}; it needs both train and test, or none"
-        )
+        held = f"{root} holds no classes but parts of a split, {', '.join(path.name for path in folders)}"
+        raise ConfigError(f"{held}; it needs both train and test, or none")
     classes = []
     for part in parts:
         inside = inside if part == root else _inside(part, left_out)
         files = [path for path in inside if path.is_file()]
         for path in files:
-            if path.suffix.lower() in Image.registered_extensions():
-                raise ConfigError(f"{path} lies beside the class folders; move it into the folder of its class")
+            image = path.suffix.lower() in Image.registered_extensions()
+            require(not image, f"{path} lies beside the class folders; move it into the folder of its class")
         left_out["beside the class folders"] += [path.name for path in files]
         classes.append(tuple(path.name for path in inside if path.is_dir()))
-    if odd := sorted(set(classes[0]) ^ set(classes[-1])):
-        raise ConfigError(f"{root}: train and test must hold the same class folders, but only one has {', '.join(odd)}")
-    if len(classes[0]) < 2:
-        held = ", ".join(classes[0]) or "none"
-        raise ConfigError(f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}")
+    odd, held = ", ".join(sorted(set(classes[0]) ^ set(classes[-1]))), ", ".join(classes[0]) or "none"
+    require(not odd, f"{root}: train and test must hold the same class folders, but only one has {odd}")
+    several = f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}"
+    require(len(classes[0]) > 1, several)
     return parts, classes[0]

@@ -13,7 +13,7 @@ from sgan.evaluation import scores as metrics
 from sgan.evaluation.judges import HELD_OUT, Judges
 from sgan.models.encoder import PART, Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
-from sgan.store.record import grid_file
+from sgan.store.local import grid_file
 
 GRID_SEED = 2**31 + 7
 """Noise of every evaluation, and so of the choice of the best: the same, so that grids can be leafed through like a

@@ -10,20 +10,19 @@ from torch import Tensor
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
-from sgan.stages.naming import name
+from sgan.stages.graph import name
 from sgan.store.local import Store
 from sgan.training.loop import Progress
 
 MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
-"""In a finished stage: its weights, and of a judge the features and logits of the real images."""
+"""In a finished stage: its weights, and of a judge what it sees of the real images."""
 Running = Generator[Progress, None, dict[str, Any]]
 """A stage that runs: yields its progress, and returns facts for its stage.json."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where stages run: the store with the finished stages, the dataset on `device` (torch's name of it), and the
-    commit, which is noted with every stage."""
+    """Where stages run: the store, the dataset on `device` (torch's name of it), and the commit, which is noted."""
 
     store: Store
     data: Data = field(compare=False)
@@ -41,12 +40,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores levels while they train. It is handed in, so that levels do not depend on its code.
-
-    Attributes:
-        judge: name of the stage that scores.
-        prepare: given the levels, their encoder and a folder for grids, returns a function from images seen to scores.
-    """
+    """Scores levels while they train; handed in, so that levels do not depend on its code. `judge`: the stage's name.
+    `prepare`: levels, their encoder and a folder for grids -> a function from images seen to scores."""
 
     judge: str
     prepare: Callable[[list[Level], Encoder | None, Path], Callable[[int], dict[str, float]]]

@@ -3,19 +3,28 @@
 judge ------------------------------------------------+
 encoder -> level N-1, ..., level 0 -> [joint] -> score
 
-A stage is a frozen dataclass of all that its result depends on, its parents included; its name (sgan.stages.naming) is
-the hash of that and of the code that makes it.
+A stage is a frozen dataclass of all that its result depends on, its parents included. Its name is the hash of its
+fields, in which parents stand by their names, and of the code that its result depends on: the files in COUNTED that the
+file of its kind imports, directly or through others. Comments, docstrings and layout do not count, nor does code that
+only makes values: these are in the fields. So equal work has one name in every sweep, and is done once.
 """
 
+import ast
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from sgan.checks import content_key
 from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Weights
 from sgan.shapes import Dataset
-from sgan.stages.naming import code_version as code_version
-from sgan.stages.naming import name as name
+
+KINDS = {kind: kind for kind in ("judge", "level", "joint", "score")} | {"encoder": "classifier"}
+"""Kind of a stage -> its file in sgan/stages/kinds."""
+COUNTED = ("sgan.data.batches", "sgan.models.", "sgan.training.", "sgan.evaluation.", "sgan.stages.kinds.")
+"""Modules, and packages with a dot at the end, whose code is part of names."""
+PACKAGE = Path(__file__).parents[1]
 
 
 class _Stage:
@@ -47,13 +56,11 @@ class ClassifierStage(_Stage):
 
 @dataclass(frozen=True)
 class JudgeStage(_Stage):
-    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images.
+    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images as if there were so many `samples`.
 
     Attributes:
         shape: channels and size of images.
-        recipe: of the judge that is trained; None for a network that is given.
-        weights: SHA-256 of the given network's; "".
-        samples: real images are scored as if there were so many."""
+        recipe, weights: of the judge that is trained, and ""; or None, and SHA-256 of the given network's."""
 
     judge: str
     dataset: str
@@ -119,12 +126,8 @@ class JointStage(_Stage):
 
 @dataclass(frozen=True)
 class ScoreStage(_Stage):
-    """Samples from the whole stack, at its end and at its best, and scores the samples.
-
-    Attributes:
-        encoder: None for a stack without labels.
-        judge: the held-out one.
-        network: a given one that leads; None: the held-out one does."""
+    """Samples from the whole stack, at its end and at its best, and scores the samples by the held-out judge and by a
+    given network, which then leads. A stack without labels needs no encoder."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -158,7 +161,6 @@ class Plan:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The stages' names, in their order."""
         return tuple(name(stage) for _, stage in self.stages)
 
     @property
@@ -168,7 +170,6 @@ class Plan:
 
     @property
     def score(self) -> ScoreStage:
-        """The last stage."""
         stage = self.stages[-1][1]
         assert isinstance(stage, ScoreStage)
         return stage
@@ -182,12 +183,11 @@ class Plan:
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Label of each stage -> labels of the stages that must be finished before it runs: its parents and, for levels
         and the joint stage, the judge that evaluates while they train."""
-        labels = {stage: label for label, stage in self.stages}
-        judge = {"level": (self.score.judge,), "joint": (self.score.judge,)}
-        return {
-            label: tuple(labels[each] for each in (*judge.get(stage.kind, ()), *stage.parents))
-            for label, stage in self.stages
-        }
+        labels, needs = {stage: label for label, stage in self.stages}, dict[str, tuple[str, ...]]()
+        for label, stage in self.stages:
+            judge = (self.score.judge,) if isinstance(stage, LevelStage | JointStage) else ()
+            needs[label] = tuple(labels[each] for each in (*judge, *stage.parents))
+        return needs
 
 
 def judge_stage(dataset: Dataset, data: str, recipe: Recipe) -> JudgeStage:
@@ -246,3 +246,58 @@ def plan(config: Config) -> Plan:
     stages += [*((f"level{index}", level) for index, level in numbered), ("joint", joint)]
     needed = score.parents
     return Plan((*((label, stage) for label, stage in stages if stage in needed), ("score", score)))
+
+
+@functools.cache
+def name(stage: Any) -> str:
+    """The name in the store of a stage of sgan.stages.graph: its kind and content key."""
+    values = {field.name: _by_name(getattr(stage, field.name)) for field in fields(stage)}
+    return f"{stage.kind}-{content_key([stage.kind, values, code_digest(stage.kind)])}"
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_by_name(item) for item in value]
+    return name(value) if hasattr(value, "parents") else value
+
+
+def code_version() -> str:
+    """Hash of the code that the results of stages of any kind depend on."""
+    return content_key({kind: code_digest(kind) for kind in KINDS})
+
+
+@functools.cache
+def code_digest(kind: str, package: Path = PACKAGE) -> str:
+    """The same of one kind. `package`: folder of the package sgan."""
+    code = import_closure(f"sgan.stages.kinds.{KINDS[kind]}", package)
+    return content_key({module: code[module] for module in code if module.startswith(COUNTED)})
+
+
+def import_closure(module: str, package: Path = PACKAGE) -> dict[str, str]:
+    """The module and all modules of sgan that it imports, directly or through others, anywhere in their code: dotted
+    name -> code as from `_parse`. A package's __init__ counts only where it is named."""
+    code: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        module = queue.pop()
+        path = package.joinpath(*module.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module not in code and path.is_file():
+            code[module], imported = _parse(path.read_text())
+            queue += imported
+    return code
+
+
+@functools.cache
+def _parse(source: str) -> tuple[str, tuple[str, ...]]:
+    """A module's code without comments, docstrings and layout, and the dotted names in sgan that it may import."""
+    tree, imported = ast.parse(source), list[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            texts = [item for item in node.body if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)]
+            node.body = [item for item in node.body if item not in texts] or [ast.Pass()]
+    return ast.unparse(tree), tuple(each for each in imported if each.split(".")[0] == "sgan")

@@ -1,11 +1,10 @@
-"""Runs stages: one, or one after the other all that a trial still needs."""
+"""Runs one stage, and publishes it with what it took."""
 
-import contextlib
 import functools
 import os
+import platform
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,14 @@ import torch
 from sgan.checks import as_json
 from sgan.config import IMAGE
 from sgan.evaluation.evaluate import Evaluation
-from sgan.host import processor
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
-from sgan.stages.context import Context as Context
-from sgan.stages.context import Evaluator, Running
+from sgan.stages.context import Context, Evaluator, Running
 from sgan.stages.cost import flops
-from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Plan, Stage, name
+from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
+from sgan.store.files import read_record
 from sgan.store.local import CHECKPOINTS
-from sgan.store.record import read_record
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
@@ -36,41 +33,9 @@ RUN: dict[str, Callable[..., Running]] = {
 """Kind of a stage -> its run function."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """Progress of the stage `label` of a trial; None while another process trains it."""
-
-    label: str
-    progress: Progress | None
-
-
-def run_trial(plan: Plan, context: Context) -> Generator[Event]:
-    """Bring every stage of a trial into the store, one after the other; one that another process trains is waited for.
-
-    Raises:
-        Diverged: a stage diverged, here or in an earlier run.
-        StoreError, OSError: as `run_stage`."""
-    for (label, stage), stage_name in zip(plan.stages, plan.names, strict=True):
-        while not context.store.has(stage_name):
-            with context.store.claim(stage_name) as mine:
-                if mine:
-                    with contextlib.closing(run_stage(stage, plan.score.judge, context)) as running:
-                        for progress in running:
-                            yield Event(label, progress)
-                    continue
-            if not context.store.has(stage_name):
-                yield Event(label, None)
-                time.sleep(context.store.poll)
-        facts = context.store.facts(stage_name)
-        if facts["status"] == "diverged":
-            raise Diverged(f"{label}: {facts['reason']}")
-
-
 def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> Generator[Progress]:
-    """Run one stage whose parents are finished, and publish it; the caller holds its claim. Closed between two points
-    of progress, it leaves a checkpoint.
-
-    A stage that diverges is published with the reason and its last checkpoints: run again, it would diverge again.
+    """Run one stage whose parents are finished, and publish it, with the reason where it diverged; the caller holds its
+    claim. Closed between two points of progress, it leaves a checkpoint.
 
     Args:
         scored_by: the finished stage that scores levels while they train; None trains them without scores.
@@ -138,6 +103,13 @@ def be_deterministic(wanted: bool) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = False
+
+
+def processor() -> str:
+    """The CPU's model, where Linux tells it (proc_cpuinfo(5)); else its kind."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "") or platform.machine()
 
 
 @functools.cache

@@ -85,7 +85,6 @@ class Leases:
                 self._write(name, etag, token, free)
 
     def _is_free(self, name: str, etag: str, claim: dict[str, Any]) -> bool:
-        """Whether nobody has a claim, it is released, or its holder has died."""
         if not claim or claim.get("free") or claim.get("host") == self.host:
             return True
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines, and tensors.
+"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines, a stage's record among them, and tensors.
 
 Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled. What
 is made has the rights that the umask leaves, and those of the folder around it: who may write a store may write all.
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,8 +22,7 @@ from torch import Tensor
 from sgan.checks import WAITED, ConfigError
 
 SEAL = "sha256"
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-"""Errors of a file that is not there; by others the disk or its rights are in the way."""
+RECORD_FILE = "record.jsonl"
 
 
 class StoreError(ConfigError):
@@ -30,9 +30,8 @@ class StoreError(ConfigError):
 
 
 def inside(root: Path, name: object) -> Path:
-    """The path `root / name`; StoreError where a name from outside would lead out of `root`.
-
-    It follows no links: see `is_plain`."""
+    """The path `root / name`, which may lead through links: see `is_plain`. StoreError where a name from outside would
+    lead out of `root`."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
@@ -57,9 +56,10 @@ def lack(error: BaseException) -> OSError | None:
     return cause if isinstance(cause, OSError) and cause.errno in WAITED else None
 
 
-def unreadable(path: Path, error: Exception, remedy: str) -> StoreError:
+def unreadable(path: Path, error: Exception, remedy: str = "delete its folder, and it is made again") -> StoreError:
     """The error for a file that cannot be read; `remedy` is for one that is missing or damaged."""
-    if isinstance(error, OSError) and error.errno and error.errno not in GONE:
+    missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    if isinstance(error, OSError) and error.errno not in missing:
         remedy = "nothing is known to be damaged: this user needs the rights to read it, and its disk must answer"
     return StoreError(f"{path} cannot be read ({error}); {remedy}")
 
@@ -156,18 +156,6 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
     return value
 
 
-def read_lines(text: str, path: Path) -> list[dict[str, Any]]:
-    """The sealed JSON objects of the lines in a file, but for a last one without its end.
-
-    Raises StoreError with `path` where one is not what was written."""
-    try:
-        return [unsealed(line) for line in text.split("\n")[:-1]]
-    except ValueError as error:
-        raise StoreError(
-            f"a line of {path} cannot be read ({error}); delete its folder, and it is made again"
-        ) from error
-
-
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """The sealed JSON objects of the lines in a file; a line that is not whole is left out."""
     found = []
@@ -177,8 +165,39 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+class Record:
+    """The record of one stage: metric points as JSON lines in the stage's folder. `text`: the record so far, of the
+    checkpoint that the stage goes on from; points that were added after it are made again."""
+
+    def __init__(self, folder: Path, text: str = ""):
+        self.path, self.text = folder / RECORD_FILE, text
+        write_text(self.path, text)
+        self.points = read_record(folder)
+
+    def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
+        """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
+        scored there."""
+        point = {"images": images, "time": time.time(), "metrics": dict(metrics)} | ({"judge": judge} if judge else {})
+        line = json.dumps(sealed(point)) + "\n"
+        with open(self.path, "a") as file:
+            file.write(line)
+        self.text += line
+        self.points.append(point)
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """The points of a stage's record, but for a last line that is still being written. StoreError where another one is
+    not what was written."""
+    path = folder / RECORD_FILE
+    try:
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [unsealed(line) for line in lines]
+    except (ValueError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all; OSError where the disk is full or cannot be written."""
+    """Write tensors as safetensors, whole or not at all; OSError as `write_json`."""
     content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
@@ -190,4 +209,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         open(path, "rb").close()  # safetensors says of a file without rights that it is not there
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(path, error, "delete its folder, and it is made again") from error
+        raise unreadable(path, error) from error

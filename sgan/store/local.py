@@ -1,18 +1,9 @@
 """The output store: a folder that holds every finished stage once, whole, under its content key.
 
-    stages/<name>/         a finished stage, renamed into place: stage.json, record.jsonl, *.safetensors, grids/*.png
-    work/<name>/           the same stage while it trains, with its checkpoints
-    claims/<name>.lock     held (flock) by the process that trains the stage; the kernel frees it when the process dies
-    weights/<sha256>.pth   weights of the Inception network that scores
-    runs/<id>.json         name of the score stage that an MLflow run shows
-    sweeps/<key>/          the record of a sweep or a search (sweeps.planning.manifest)
-    failures/<name>.json   the last error of a trial that could not finish; removed when it does
-    turing/<voter>.jsonl   votes of the visual Turing test (sgan.store.votes)
-    ledger/<process>.jsonl when a process began, resumed or published a stage (`Store.note`)
-
-Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a SHA-256 of itself, and stage.json
-that of every other file of its stage. The truth is in stages/: all else may be deleted, and the same command makes it
-again, but for votes and the ledger's account of the past. `sgan.store.s3` keeps the same in a bucket.
+docs/store.md lists what lies where. Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds
+a SHA-256 of itself, and stage.json that of every other file of its stage. The truth is in stages/: all else may be
+deleted, and the same command makes it again, but for votes and the ledger's account of the past. Claims are locks
+(flock) in claims/, which the kernel frees when a process dies. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import fcntl
@@ -54,8 +45,7 @@ STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders that every process may have to write
-ROOM_WAIT = 3.0  # Seconds between two looks at a disk that was full
-PROBE = 2**20  # Bytes of a write that shows that there is room again
+ROOM_WAIT = 3.0  # Seconds between two writes where the disk is full
 
 
 class LostClaim(StoreError):
@@ -66,10 +56,10 @@ class Store:
     """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
 
     Args:
-        there: it is there, and opened to be read: nothing is written now.
+        there: it is opened to be read: nothing is written now.
     Attributes:
         address: names the store on every host.
-        poll: seconds between two looks at a stage that another process trains."""
+        poll: seconds between two looks at what another process holds."""
 
     poll = 0.2
     advice = "name a writable folder with --store"
@@ -88,18 +78,17 @@ class Store:
             reason = error.strerror or error
             raise StoreError(f"the output store {self.root} cannot be written ({reason}); {self.advice}") from error
 
-    def note(self, event: str, **about: Any) -> None:
-        """Add an event to this process's file of the ledger, unless the disk does not take it."""
+    def note(self, event: str, **about: Any) -> Path:
+        """Add an event to this process's file of the ledger, unless the disk does not take it; returns the file."""
         origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
         line = json.dumps(sealed({**origin, "event": event, **about}))
+        path = self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
         with suppress(OSError):
-            make_folder(self.root / LEDGER)
-            with open(self._own_ledger(), "ab", buffering=0) as file:
-                share(self._own_ledger())
+            make_folder(path.parent)
+            with open(path, "ab", buffering=0) as file:
+                share(path)
                 file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
-
-    def _own_ledger(self) -> Path:
-        return self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
+        return path
 
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; a line that is not whole is left out."""
@@ -107,33 +96,22 @@ class Store:
         events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path)]
         return sorted(events, key=lambda event: event["time"])
 
-    def has_room(self) -> bool:
-        """Whether the store can be written now."""
-        with suppress(OSError), tempfile.TemporaryFile(dir=self.root) as file:
-            file.write(bytes(PROBE))
-            file.flush()
-            os.fsync(file.fileno())
-            return True
-        return False
-
     def when_there_is_room(self, write: Callable[[], None]) -> None:
         """Write something, again and again while the disk is full or read-only, or does not answer."""
+        told = False
         while True:
             try:
                 return write()
             except (OSError, StoreError) as error:
                 if not (trouble := lack(error)):
                     raise
-                print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
+                if not told:
+                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
+            told = True
             time.sleep(ROOM_WAIT)
-            while not self.has_room():
-                time.sleep(ROOM_WAIT)
 
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""
-        return self._folder(name)
-
-    def _folder(self, name: str) -> Path:
         return inside(self.root / "stages", name)
 
     def look(self, name: str) -> Path:
@@ -152,12 +130,16 @@ class Store:
         """File with the last error of the trial whose last stage is `name`."""
         return inside(self.root / "failures", f"{name}.json")
 
-    def weights(self, digest: str) -> Path:
-        """File of the Inception weights with this SHA-256."""
-        path = inside(self.root / "weights", f"{digest}.pth")
+    def _here(self, folder: str, name: str) -> Path:
+        """The path of a file that never changes, which is brought here if the store has it."""
+        path = inside(self.root / folder, name)
         if not path.exists():
             self.fetch(path)
         return path
+
+    def weights(self, digest: str) -> Path:
+        """File of the Inception weights with this SHA-256."""
+        return self._here("weights", f"{digest}.pth")
 
     def keep_weights(self, path: Path, digest: str) -> None:
         """Copy Inception weights into the store, where every node finds them."""
@@ -167,22 +149,16 @@ class Store:
                 shutil.copyfile(path, temporary)
             self.save(kept)
 
-    def _run(self, run: str) -> Path:
-        path = inside(self.root / "runs", f"{run}.json")
-        if not path.exists():
-            self.fetch(path)
-        return path
-
     def note_run(self, run: str, name: str) -> None:
         """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
-        path = self._run(run)
+        path = self._here("runs", f"{run}.json")
         if not path.exists():
             write_json(path, {"run": run, "stage": name})
             self.save(path)
 
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
-        path = self._run(run)
+        path = self._here("runs", f"{run}.json")
         return read_json(path, run=run)["stage"] if path.exists() else ""
 
     def save(self, path: Path) -> None:
@@ -196,7 +172,7 @@ class Store:
 
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
-        return (self._folder(name) / STAGE_FILE).exists()
+        return (Store.stage(self, name) / STAGE_FILE).exists()
 
     def facts(self, name: str) -> dict[str, Any]:
         """The content of a finished stage's stage.json."""
@@ -204,10 +180,10 @@ class Store:
 
     def file(self, name: str, file: str) -> Path:
         """A file of a finished stage; StoreError where it is missing, a link, or no longer has its digest."""
-        path, expected = self._file(name, file), self.facts(name)["files"].get(file)
-        remedy = f"delete {self._folder(name)}, and the stage is trained again"
+        folder, expected = Store.stage(self, name), self.facts(name)["files"].get(file)
+        path, remedy = inside(folder, file), f"delete {folder}, and the stage is trained again"
         try:
-            if expected and is_plain(self._folder(name), file) and sha256(path) == expected:
+            if expected and is_plain(folder, file) and sha256(path) == expected:
                 return path
         except OSError as error:
             raise unreadable(path, error, remedy) from error
@@ -217,22 +193,19 @@ class Store:
         """Tensors of a finished stage, checked as by `file`."""
         return read_tensors(self.file(name, file))
 
-    def _file(self, name: str, file: str) -> Path:
-        return inside(self._folder(name), file)
-
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Try to become the one process that trains stage `name`; yields whether it is. Never waits."""
+        """Try to become the one process that trains a stage; yields whether it is. Never waits."""
         with self.alone(name) as ours:
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
         """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
-        with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
-            try:
+        try:
+            with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        except BlockingIOError:
+            return True
         return False
 
     @contextmanager
@@ -292,7 +265,7 @@ class Store:
         """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`.
         LostClaim where its claim was deleted: then somebody else may write there."""
         self._require_claim(name)
-        folder, finished = self.work(name), self._folder(name)
+        folder, finished = self.work(name), Store.stage(self, name)
         _remove_foreign(folder)
         for file in (*drop, STAGE_FILE):
             remove(folder / file)
@@ -306,6 +279,11 @@ class Store:
         os.rename(folder, finished)
         sync(finished.parent)
         self.note("stage published", stage=name, status=facts["status"])
+
+
+def grid_file(folder: Path, images: int) -> Path:
+    """Path of the grid drawn after `images` images were seen, in a stage's folder."""
+    return folder / GRIDS / f"{images:09d}.png"
 
 
 def _remove_foreign(folder: Path) -> None:

@@ -25,10 +25,8 @@ from typing import Any
 
 from s3fs import S3FileSystem
 
-from sgan.addresses import masked
+from sgan.addresses import is_bucket, masked, store_address
 from sgan.checks import content_key
-from sgan.store.address import is_bucket as is_bucket
-from sgan.store.address import store_address
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
 from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
@@ -41,9 +39,8 @@ HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
 
 
 def open_store(address: str) -> Store:
-    """The store at an address: a folder's path, or s3://bucket/folder. ConfigError where it cannot be written.
-
-    A bucket is reached with the credentials and at the endpoint that botocore finds."""
+    """The store at an address: a folder's path, or s3://bucket/folder, which is reached with the credentials and at the
+    endpoint that botocore finds. ConfigError where it cannot be written."""
     return _open(store_address(address))
 
 
@@ -85,9 +82,9 @@ class BucketStore(Store):
             if not there:
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
+            trouble = masked(f"the output store {address} cannot be written ({error!r:.200})")
             raise StoreError(
-                masked(f"the output store {address} cannot be written ({error!r:.200}); name a bucket that is there ")
-                + "and that this host's credentials may write with --store"
+                f"{trouble}; name a bucket that is there and that this host's credentials may write with --store"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,14 +92,14 @@ class BucketStore(Store):
 
     def stage(self, name: str) -> Path:
         self._pull(name, self.facts(name)["files"])
-        return self._folder(name)
+        return super().stage(name)
 
     def look(self, name: str) -> Path:
         watched = inside(self.root / "watched", name)
         if self.has(name):
             remove(watched)
             self._pull(name, [file for file in self.facts(name)["files"] if not file.endswith(HEAVY)])
-            return self._folder(name)
+            return super().stage(name)
         for file, tag in self._in_progress(name).items():
             if not file.endswith(HEAVY):
                 self._mirror(f"work/{name}/{file}", tag, inside(watched, file))
@@ -117,10 +114,10 @@ class BucketStore(Store):
         files, folder = self._list("work"), f"work/{name}/"
         return {file.removeprefix(folder): tag for file, tag in files.items() if file.startswith(folder)}
 
-    def note(self, event: str, **about: Any) -> None:
-        super().note(event, **about)
-        path = self._own_ledger()
+    def note(self, event: str, **about: Any) -> Path:
+        path = super().note(event, **about)
         self.uploads.submit(lambda: self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}"))
+        return path
 
     def save(self, path: Path) -> None:
         for file in path.rglob("*") if path.is_dir() else [path]:
@@ -144,16 +141,16 @@ class BucketStore(Store):
             raise StoreError(f"the stage {name} is not in {masked(self.address)}: its done/{name}.json was deleted")
         return read_json(path, name=name)
 
-    def _file(self, name: str, file: str) -> Path:
+    def file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:
             self._pull(name, [file])
-        return super()._file(name, file)
+        return super().file(name, file)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         with self.alone(name) as ours:
             if ours:
-                if (self._folder(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
+                if (super().stage(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
                     self._finish(name)
                 self.listings.pop("done", None)
             yield ours and not self.has(name)
@@ -173,11 +170,8 @@ class BucketStore(Store):
 
     def begin(self, name: str) -> Path:
         remove(self.work(name))  # another host may have gone on with it
-        self.kept.clear()
-        for found in self._find(f"work/{name}"):
-            path = inside(self.root, found)
-            if self._get(found, path):
-                self.kept[found] = _identity(path)
+        paths = {found: inside(self.root, found) for found in self._find(f"work/{name}")}
+        self.kept = {found: _identity(path) for found, path in paths.items() if self._get(found, path)}
         self.kept_at = time.monotonic()
         return super().begin(name)
 
@@ -193,8 +187,8 @@ class BucketStore(Store):
         """Bring the bucket's copy of a work folder up to date: checkpoints last, and of these their JSON file."""
         folder = self.work(name)
         with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
-            paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-            files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            files = [file for file in files if "/." not in f"/{file}"]  # a dot begins the name of what is being written
             for file in sorted(files, key=lambda file: (file.startswith(CHECKPOINTS), file.endswith(".json"), file)):
                 key, identity = f"work/{name}/{file}", _identity(folder / file)
                 if self.kept.get(key) != identity:
@@ -211,7 +205,7 @@ class BucketStore(Store):
 
     def _finish(self, name: str) -> None:
         """Upload a stage that this host finished. Where another host was faster, its stage is the one."""
-        folder, upload = self._folder(name), uuid.uuid4().hex[:12]
+        folder, upload = super().stage(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE) | {"upload": upload}
         for file in facts["files"]:
             self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
@@ -227,15 +221,13 @@ class BucketStore(Store):
 
     def _pull(self, name: str, files: Iterable[str]) -> None:
         """Bring files of a finished stage here, each checked against its digest."""
-        facts = self.facts(name)
+        facts, done = self.facts(name), f"done/{name}.json"
         for file in files:
-            path, source = inside(self._folder(name), file), f"stages/{name}/{facts['upload']}/{file}"
+            path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
-                remove(self.root / "done" / f"{name}.json")  # the next one may be of the stage trained again
-                raise StoreError(
-                    f"{source} in {masked(self.address)} is missing or damaged; delete done/{name}.json there, and the "
-                    "stage is trained again"
-                )
+                remove(self.root / done)  # the next one may be of the stage trained again
+                damaged = f"{source} in {masked(self.address)} is missing or damaged"
+                raise StoreError(f"{damaged}; delete {done} there, and the stage is trained again")
 
     def _find(self, folder: str) -> dict[str, str]:
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> ETag."""
@@ -247,8 +239,7 @@ class BucketStore(Store):
     def _list(self, folder: str) -> dict[str, str]:
         """The same as of a moment ago."""
         files, until = self.listings.get(folder, ({}, 0.0))
-        began = time.monotonic()
-        if began > until:
+        if (began := time.monotonic()) > until:
             files = self._find(folder)
             self.listings[folder] = files, time.monotonic() + max(FRESH, 20 * (time.monotonic() - began))
         return files
@@ -277,20 +268,21 @@ class BucketStore(Store):
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
-        for number, pause in enumerate((*PAUSES, None)):
+        number = 0
+        while True:
             try:
                 return call()
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
                 trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
-                if pause is None or isinstance(error, PermissionError):
+                if number == len(PAUSES) or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
                 if number == 2:  # short trouble is not worth a word
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
-                time.sleep(pause)
-        raise AssertionError
+                time.sleep(PAUSES[number])
+                number += 1
 
 
 def _identity(path: Path) -> tuple[int, int]:

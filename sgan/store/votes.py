@@ -19,7 +19,6 @@ class Tally(NamedTuple):
     votes: int
 
     def __str__(self) -> str:
-        """The share of errors, its interval and the number of votes."""
         if not self.votes:
             return "no votes"
         low, high = self.interval()
@@ -32,8 +31,8 @@ class Tally(NamedTuple):
 
 
 def keep(store: Store, voter: str, votes: Sequence[dict[str, Any]]) -> None:
-    """Write all votes of a voter, whole or not at all: dicts with the `stage` that scored the model, whether the image
-    was `real`, and the `answer`. OSError where the disk does not take it."""
+    """Write all votes of a voter: dicts with the `stage` that scored the model, `time`, whether the image was `real`,
+    and the `answer`. OSError where the disk does not take it."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
     write_text(path, "".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
     store.save(path)
@@ -47,8 +46,7 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
 
 
 def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
-    """Name of a score stage -> for each vote of all voters on its model, in order, its unix seconds and the votes until
-    then."""
+    """Name of a score stage -> for each vote on its model, in order, its unix seconds and the votes until then."""
     store.fetch(store.root / FOLDER)
     found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in whole_lines(path)]
     points: dict[str, list[tuple[float, Tally]]] = {}

@@ -17,9 +17,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sgan.store.files import StoreError, inside, make_folder, read_json, remove, sha256, share, sync, write_json
+from sgan.store.files import (
+    RECORD_FILE,
+    StoreError,
+    inside,
+    make_folder,
+    read_json,
+    remove,
+    sha256,
+    share,
+    sync,
+    write_json,
+)
 from sgan.store.local import CHECKPOINTS
-from sgan.store.record import RECORD_FILE
 from sgan.training.optimizers import in_layout_of
 
 STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgan.store.files import write_text
-from sgan.store.record import Record
+from sgan.store.files import Record, write_text
 from sgan.training.checkpoint import (
     Checkpoint,
     Checkpoints,

@@ -17,9 +17,9 @@ from pathlib import Path
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from sgan.addresses import is_bucket
 from sgan.checks import ConfigError, content_key
 from sgan.command_line import INTERRUPTED
-from sgan.store.s3 import is_bucket
 from sweeps.execution import cluster_address
 from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command

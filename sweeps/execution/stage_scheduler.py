@@ -16,8 +16,7 @@ import ray
 from ray.exceptions import NodeDiedError, RayError
 
 from sgan.stages.cost import cost
-from sgan.stages.graph import Stage, name
-from sgan.stages.naming import KINDS
+from sgan.stages.graph import KINDS, Stage, name
 from sgan.store.files import StoreError, lack
 from sgan.store.s3 import open_store
 from sweeps.execution.cluster import Slots

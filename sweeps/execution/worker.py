@@ -16,9 +16,10 @@ from ray.actor import ActorHandle
 from sgan.checks import ConfigError, require
 from sgan.config import Config
 from sgan.data.batches import Data
+from sgan.stages.context import Context
 from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import Stage, code_version, name
-from sgan.stages.run import Context, be_deterministic, run_stage
+from sgan.stages.run import be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress

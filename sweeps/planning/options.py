@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import AfterValidator, DirectoryPath, Field, FilePath, NonNegativeFloat, PositiveInt
 
+from sgan.addresses import store_address
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
 from sgan.shapes import Dataset, Width
-from sgan.store.address import store_address
 from sweeps.planning.rows import assignment, own_rows
 
 AUTO = "auto"

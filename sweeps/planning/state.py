@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgan.evaluation.alarms import latest
-from sgan.store.files import StoreError, read_json
+from sgan.store.files import RECORD_FILE, StoreError, read_json, read_record
 from sgan.store.local import Store
-from sgan.store.record import RECORD_FILE, read_record
 
 JUDGING = ("judge", "score")
 """Kinds of stages that train no part of a variant."""

@@ -16,9 +16,8 @@ from waiting import wait_for
 
 from sgan.evaluation.grid import unlabelled
 from sgan.stages.graph import name
-from sgan.store.files import read_json
+from sgan.store.files import read_json, read_record
 from sgan.store.local import Store
-from sgan.store.record import read_record
 from sgan.training.checkpoint import CHECKPOINTS
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
@@ -48,7 +47,7 @@ def table(output: str) -> list[str]:
 
 def titles(output: str) -> list[str]:
     """The first column of the table, without marks."""
-    return [line.split("|")[1].strip().rstrip(" ⚠†") for line in table(output)]
+    return [line.split("|")[1].strip().rstrip(" ⚠") for line in table(output)]
 
 
 @pytest.fixture(scope="module")

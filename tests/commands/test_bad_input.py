@@ -26,9 +26,8 @@ from sgan.data import image_folder as folder
 from sgan.evaluation.inception import check_weights
 from sgan.models import export as model
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
-from sgan.store.files import StoreError, read_json, read_tensors, write_json, write_tensors
+from sgan.store.files import Record, StoreError, read_json, read_record, read_tensors, write_json, write_tensors
 from sgan.store.local import Store
-from sgan.store.record import Record, read_record
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep

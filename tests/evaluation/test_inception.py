@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch_fidelity
 from command import ended
+from conftest import run_trial
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -22,8 +23,8 @@ from sgan import metrics as command
 from sgan.checks import ConfigError
 from sgan.evaluation import inception
 from sgan.evaluation import scores as metrics
+from sgan.stages.context import Context
 from sgan.stages.graph import name
-from sgan.stages.run import Context, run_trial
 from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, record

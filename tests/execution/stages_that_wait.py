@@ -11,8 +11,8 @@ from conftest import TINY, tiny_recipe
 
 from sgan.data.datasets import read
 from sgan.presets import DATASETS, VARIANTS, configure
+from sgan.stages.context import Context
 from sgan.stages.graph import Stage, code_version, name
-from sgan.stages.run import Context
 from sgan.store.local import Store
 from sgan.training.loop import Progress
 from sweeps.execution.cluster import Slots

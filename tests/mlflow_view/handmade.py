@@ -12,13 +12,12 @@ from typing import Any
 from mlflow import MlflowClient
 from PIL import Image
 
-from sgan.store.files import write_json
+from sgan.store.files import RECORD_FILE, Record, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.record import RECORD_FILE, Record
 from sweeps.mlflow_view.connection import ARTIFACTS, HOME, default_uri
+from sweeps.mlflow_view.content import FINAL
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync as sync_sweep
-from sweeps.mlflow_view.trial import FINAL
 from sweeps.planning import manifest as manifests
 
 KEY = "ab12"

@@ -34,14 +34,12 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from sgan.store import votes
-from sgan.store.files import StoreError, write_json
+from sgan.store.files import Record, StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.record import Record
 from sweeps import tracking
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
-from sweeps.mlflow_view.model import logged_model
-from sweeps.mlflow_view.runs import SENT
+from sweeps.mlflow_view.runs import SENT, logged_model
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
 

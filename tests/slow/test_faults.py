@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import FILLER, contents, fill, finish, make_context, mount, tiny_plan, tiny_recipe
+from conftest import FILLER, contents, fill, finish, make_context, mount, run_trial, tiny_plan, tiny_recipe
 from test_ablation import complete, start, table, trains
 from waiting import wait_for
 
@@ -23,7 +23,7 @@ from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.presets import DATASETS
 from sgan.stages.graph import Plan, code_version, name
-from sgan.stages.run import be_deterministic, run_trial
+from sgan.stages.run import be_deterministic
 from sgan.store.files import StoreError
 from sgan.store.local import LostClaim, Store
 from sweeps.execution import worker
@@ -38,8 +38,8 @@ from sweeps.planning import manifest
 def error_of(trial: Plan, store: Path, label: str, break_down: Callable[[], Any]) -> int | None:
     """Run a trial whose disk breaks down in a stage; returns the number of the error."""
     try:
-        for event in run_trial(trial, make_context(store)):
-            if event.label == label:
+        for reached, _ in run_trial(trial, make_context(store)):
+            if reached == label:
                 break_down()
     except OSError as error:
         return error.errno

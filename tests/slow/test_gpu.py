@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import contents, make_context, tiny_plan, tiny_recipe
+from conftest import contents, make_context, run_trial, tiny_plan, tiny_recipe
 from test_resume import DEEP
 
-from sgan.stages.run import be_deterministic, run_trial
+from sgan.stages.run import be_deterministic
 from sgan.training import checkpoint
 from sweeps.execution import worker
 
@@ -43,8 +43,8 @@ def test_a_deterministic_trial_that_is_stopped_in_every_stage_ends_the_same_bit_
         pass
     for label, _ in trial.stages:
         events = run_trial(trial, context("stopped"))
-        for event in events:
-            if event.label == label and event.progress and event.progress.images > 0:
+        for reached, progress in events:
+            if reached == label and progress.images > 0:
                 break
         events.close()
     for _ in run_trial(trial, context("stopped")):

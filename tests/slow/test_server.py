@@ -21,8 +21,8 @@ from handmade import GRID_IMAGES, KEY, LABELS, POINTS, manifest, publish, stage_
 from mlflow import MlflowClient
 from s3 import serve
 
+from sgan.store.files import read_record
 from sgan.store.local import FIGURES, GRIDS, Store
-from sgan.store.record import read_record
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
 from sweeps.planning import manifest as manifests

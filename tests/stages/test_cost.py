@@ -12,8 +12,8 @@ from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.cost import flops, planned_steps, step_flops
 from sgan.stages.graph import JointStage, LevelStage, plan
 from sgan.stages.kinds.level import build
+from sgan.store.files import read_record
 from sgan.store.local import Store
-from sgan.store.record import read_record
 from sgan.training.steps import GanTask, Networks
 from sweeps.planning.state import TRAINING, scores_of, state_of
 

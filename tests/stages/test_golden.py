@@ -17,9 +17,9 @@ from conftest import TINY, finish, released_recipe, tiny_recipe
 
 from sgan.config import Config, Recipe
 from sgan.data.datasets import read
-from sgan.host import processor
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.graph import plan
+from sgan.stages.run import processor
 from sgan.store.files import read_tensors
 from sgan.store.local import Store
 

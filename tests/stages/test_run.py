@@ -23,6 +23,7 @@ from conftest import (
     finish,
     make_context,
     released_recipe,
+    run_trial,
     tiny_plan,
     tiny_recipe,
 )
@@ -38,10 +39,9 @@ from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, Plan, name, plan
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.kinds.score import best_point
-from sgan.stages.run import Event, run_stage, run_trial
-from sgan.store.files import StoreError, read_tensors
+from sgan.stages.run import processor, run_stage
+from sgan.store.files import RECORD_FILE, StoreError, read_record, read_tensors
 from sgan.store.local import CHECKPOINTS, Store
-from sgan.store.record import RECORD_FILE, read_record
 from sgan.training import checkpoint
 from sgan.training.loop import Diverged, Progress
 
@@ -185,7 +185,7 @@ def test_facts_of_a_stage_say_what_made_it(shared):
             assert len(list((Store(shared).stage(name(stage)) / "grids").glob("*.png"))) == 2, label
 
 
-def closing(events: Iterator[Event]) -> None:
+def closing(events: Iterator[tuple[str, Progress]]) -> None:
     """End a trial where it stands."""
     assert isinstance(events, Generator)
     events.close()
@@ -321,18 +321,6 @@ def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(
     assert all(torch.equal(tensor, ended[key]) for key, tensor in kept.items())
 
 
-def test_a_stage_that_another_holder_trains_is_left_to_it(root):
-    """The trial waits for it, and then goes on."""
-    trial = tiny_plan()
-    stage = name(dict(trial.stages)["level1"])
-    with Store(root).claim(stage) as mine:
-        assert mine
-        events = run_trial(trial, make_context(root))
-        assert [next(events) for _ in range(2)] == [Event("level1", None)] * 2
-    rest = {event.label for event in events if event.progress}
-    assert rest == {"level1", "level0", "joint", "score"}
-
-
 def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple[str, int] | None) -> None:
     """Another process: run the trial and write down each event; at `kill_at` it kills itself, at once."""
     torch.set_num_threads(1)
@@ -341,11 +329,10 @@ def _work(root: str, log: str, steps: int, seconds: float, ready, kill_at: tuple
     context = make_context(Path(root))
     ready.wait()
     with open(log, "a", buffering=1) as file:
-        for event in run_trial(trial, context):
-            if event.progress:
-                file.write(f"{event.label} {event.progress.images}\n")
-                if (event.label, event.progress.images) == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        for label, progress in run_trial(trial, context):
+            file.write(f"{label} {progress.images}\n")
+            if (label, progress.images) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _processes(root: Path, logs: list[Path], steps: int, seconds: float, kill_at: tuple[str, int] | None) -> list[int]:
@@ -391,9 +378,7 @@ def test_a_killed_process_frees_its_stage_and_another_goes_on_from_its_checkpoin
     assert _processes(root, [log], steps, 0.0, ("level1", point)) == [-signal.SIGKILL]
     assert list((root / "work" / name(dict(trial.stages)["level1"]) / CHECKPOINTS).iterdir())
     events = run_trial(trial, make_context(root))
-    first = next(events)
-    assert first.label == "level1"
-    assert first.progress == Progress(point, steps * PAPER.batch)
+    assert next(events) == ("level1", Progress(point, steps * PAPER.batch))
     list(events)
     finish(trial, tmp_path / "whole")
     whole, resumed = contents(trial, tmp_path / "whole"), contents(trial, root)
@@ -464,3 +449,7 @@ def test_levels_and_the_joint_stage_train_the_same_with_and_without_evaluation(s
         weights = [{file: each[file] for file in each if file.endswith(".safetensors")} for each in files]
         assert weights[0] == weights[1]
         assert not any("judge" in line for line in read_record(context.store.stage(name(stage))))
+
+
+def test_the_processor_has_a_name():
+    assert processor().strip()

@@ -15,9 +15,8 @@ from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, named_recipe, releas
 import sgan
 from sgan.config import INNER_TAPS, Config, JudgeRecipe, Variant, Weights
 from sgan.presets import DATASETS, VARIANTS, configure
-from sgan.stages import naming
-from sgan.stages.graph import JointStage, LevelStage, Plan, ScoreStage, name, plan
-from sgan.stages.naming import KINDS, code_digest, import_closure
+from sgan.stages import graph
+from sgan.stages.graph import KINDS, JointStage, LevelStage, Plan, ScoreStage, code_digest, import_closure, name, plan
 
 PACKAGE = Path(sgan.__file__).parent
 DATA = "0123456789abcdef"
@@ -237,7 +236,6 @@ DEPENDENTS: dict[str, set[str]] = {
     "evaluation/judges.py": JUDGES,
     "evaluation/measures.py": set(),
     "evaluation/scores.py": JUDGES,
-    "host.py": set(),
     "metrics.py": set(),
     "models/__init__.py": set(),
     "models/discriminator.py": {"encoder", *STACKS},
@@ -260,14 +258,11 @@ DEPENDENTS: dict[str, set[str]] = {
     "stages/kinds/judge.py": JUDGES,
     "stages/kinds/level.py": STACKS,
     "stages/kinds/score.py": {"score"},
-    "stages/naming.py": set(),
     "stages/run.py": set(),
     "store/__init__.py": set(),
-    "store/address.py": set(),
     "store/claims.py": set(),
     "store/files.py": set(),
     "store/local.py": set(),
-    "store/record.py": set(),
     "store/s3.py": set(),
     "store/votes.py": set(),
     "training/__init__.py": set(),
@@ -310,10 +305,10 @@ def test_an_edit_of_a_file_names_the_stages_anew_that_the_table_says(copied):
 def test_a_stage_has_another_name_where_its_code_or_a_parents_has(monkeypatch):
     first = names(planned())
     for kind in KINDS:
-        monkeypatch.setattr(naming, "code_digest", lambda each, edited=kind: str(each == edited))
+        monkeypatch.setattr(graph, "code_digest", lambda each, edited=kind: str(each == edited))
         name.cache_clear()
         edited = names(planned())
-        monkeypatch.setattr(naming, "code_digest", lambda each: str(False))
+        monkeypatch.setattr(graph, "code_digest", lambda each: str(False))
         name.cache_clear()
         plain = names(planned())
         changes = {label for label in plain if plain[label] != edited[label]}

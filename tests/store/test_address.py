@@ -2,8 +2,8 @@
 
 import pytest
 
+from sgan.addresses import store_address
 from sgan.checks import ConfigError
-from sgan.store.address import store_address
 from sgan.store.s3 import find_store, open_store
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conftest import CLASSIFIER, TINY, finish, make_context, tiny_plan, tiny_recipe
+from conftest import CLASSIFIER, TINY, finish, make_context, run_trial, tiny_plan, tiny_recipe
 from optuna.distributions import BaseDistribution, FloatDistribution
 from s3 import Api, serve
 from waiting import wait_for
@@ -27,14 +27,23 @@ from waiting import wait_for
 from sgan.checks import ConfigError
 from sgan.config import JudgeRecipe
 from sgan.presets import VARIANTS
+from sgan.stages.context import Context
 from sgan.stages.graph import LevelStage, name
-from sgan.stages.run import Context, run_trial
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
 from sgan.store.claims import swap
-from sgan.store.files import StoreError, read_json, read_tensors, sealed, sha256, write_json, write_tensors
+from sgan.store.files import (
+    Record,
+    StoreError,
+    read_json,
+    read_record,
+    read_tensors,
+    sealed,
+    sha256,
+    write_json,
+    write_tensors,
+)
 from sgan.store.local import Store
-from sgan.store.record import Record, read_record
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
 from sweeps.optimization.study import StudyFile
@@ -438,15 +447,14 @@ sys.path[:0] = [{here!r}, {here!r} + '/store']
 from sgan.store import s3 as bucket
 bucket.SYNC = 0.0
 from sgan.store.s3 import open_store
+from conftest import run_trial
 from test_bucket import context, long_plan
-from sgan.stages.run import run_trial
 import sgan.training.checkpoint as checkpoint
 checkpoint.SPARSE, checkpoint.SECONDS = 0, 0.0
-for event in run_trial(long_plan(), context(open_store(sys.argv[1]))):
-    if event.progress:
-        print(event.label, event.progress.images, flush=True)
-        if event.label == "level0" and event.progress.images > 200:
-            time.sleep(1)  # so that it is killed before the stage ends
+for label, progress in run_trial(long_plan(), context(open_store(sys.argv[1]))):
+    print(label, progress.images, flush=True)
+    if label == "level0" and progress.images > 200:
+        time.sleep(1)  # so that it is killed before the stage ends
 """
 
 
@@ -485,9 +493,8 @@ def test_a_trial_goes_on_on_another_host_and_ends_as_if_it_had_never_moved(host,
     assert read_record(watched)  # as tracking sees it
     assert not list(watched.glob("*.safetensors"))
     trained = {}
-    for event in run_trial(trial, context(other)):
-        if event.progress:
-            trained.setdefault(event.label, event.progress.images)
+    for label, progress in run_trial(trial, context(other)):
+        trained.setdefault(label, progress.images)
     assert trained["level0"] > 0  # where the other host was killed
     assert "encoder" not in trained
     for _, stage in trial.stages:

@@ -19,17 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgan.store.files import (
+    Record,
     StoreError,
     inside,
     is_plain,
     read_json,
+    read_record,
     read_tensors,
     sha256,
     write_json,
     write_tensors,
 )
-from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, LostClaim, Store
-from sgan.store.record import Record, grid_file, read_record
+from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, LostClaim, Store, grid_file
 from sgan.store.s3 import find_store
 from sgan.training.checkpoint import Checkpoint, Checkpoints
 

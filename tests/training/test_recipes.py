@@ -20,6 +20,7 @@ from conftest import (
     make_context,
     named_recipe,
     released_recipe,
+    run_trial,
     tiny_plan,
     tiny_recipe,
 )
@@ -37,7 +38,6 @@ from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, name, plan
 from sgan.stages.kinds import joint
 from sgan.stages.kinds.level import START_FILE, build
-from sgan.stages.run import run_trial
 from sgan.store.local import Store
 from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
 from sweeps.planning.options import Sweep

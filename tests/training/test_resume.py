@@ -20,6 +20,7 @@ from conftest import (
     finish,
     make_context,
     released_recipe,
+    run_trial,
     tiny_plan,
     tiny_recipe,
 )
@@ -30,10 +31,8 @@ from sgan.models import export as model
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import Plan, name
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
-from sgan.stages.run import run_trial
-from sgan.store.files import StoreError, read_json, write_json
+from sgan.store.files import RECORD_FILE, StoreError, read_json, write_json
 from sgan.store.local import GRIDS, Store
-from sgan.store.record import RECORD_FILE
 from sgan.training import checkpoint, loop
 from sgan.training import steps as train
 from sgan.training.checkpoint import CHECKPOINTS, HEAD_FILE, STATE_FILE
@@ -86,8 +85,8 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.save = save_and_die
-    for event in run_trial(trial, make_context(Path(root))):
-        now[0] = event.label
+    for label, _ in run_trial(trial, make_context(Path(root))):
+        now[0] = label
 
 
 def live(*arguments) -> int:
@@ -188,8 +187,8 @@ def resumed(recipe: str, root: Path, monkeypatch) -> int:
     rare_points(monkeypatch.setattr)
     trial, quiet = deep(recipe), root.parent / "levels"
     events = run_trial(trial, make_context(root))
-    first = next(events)
-    assert (first.label, first.progress is not None) == ("level0", True)
+    label, first = next(events)
+    assert label == "level0"
     for _ in events:
         if Store(root).has(level0(recipe)):
             break
@@ -197,7 +196,7 @@ def resumed(recipe: str, root: Path, monkeypatch) -> int:
     for files in found:
         files.pop("record.jsonl")
     assert found[0] == found[1]
-    return first.progress.images // RECIPES[recipe].gan.batch if first.progress else -1
+    return first.images // RECIPES[recipe].gan.batch
 
 
 @pytest.fixture
@@ -301,10 +300,10 @@ def test_a_clean_stop_between_two_points_keeps_every_step(torn, monkeypatch, tmp
     monkeypatch.setattr(loop, "SILENCE", 0.0)
     trial = deep("paper")
     events = run_trial(trial, make_context(root))
-    for event in events:
-        if event.progress and event.progress.images == 14 * RECIPES["paper"].gan.batch:
+    for _, progress in events:
+        if progress.images == 14 * RECIPES["paper"].gan.batch:
             break
-    events.close()  # pyright: ignore[reportAttributeAccessIssue]
+    events.close()
     assert resumed("paper", root, monkeypatch) == 14
 
 

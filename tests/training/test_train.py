@@ -22,8 +22,7 @@ from sgan.models import generator as networks
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, sample
-from sgan.store.files import write_tensors
-from sgan.store.record import read_record
+from sgan.store.files import read_record, write_tensors
 from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS, Task, module_tensors
 from sgan.training.cuda_graphs import EAGER, Phases

@@ -1,7 +1,4 @@
-"""Makes a judge: trains the held-out one, or has a given network see the real images. Both say what real images score.
-
-`pixels` comes with the held-out judge, since it needs no training.
-"""
+"""Makes a judge: trains the held-out one, or has a given network see the real images, and scores these."""
 
 import functools
 from collections.abc import Generator
@@ -35,11 +32,8 @@ def warped(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
         return 2 * torch.rand(*shape, generator=generator) - 1
 
     count = len(images)
-    angle, wide, high = (
-        between(count).mul(DEGREES).deg2rad(),
-        1 + STRETCH * between(count),
-        1 + STRETCH * between(count),
-    )
+    angle = between(count).mul(DEGREES).deg2rad()
+    wide, high = 1 + STRETCH * between(count), 1 + STRETCH * between(count)
     wide = wide * between(count).sign() if flips else wide
     turn = torch.stack([angle.cos() * wide, -angle.sin(), angle.sin() * wide, angle.cos() * high], 1).reshape(-1, 2, 2)
     where = torch.cat([turn, 2 * SHIFT * between(count, 2, 1)], 2).to(images.device)
@@ -70,7 +64,6 @@ class JudgeTask:
 
 
 def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progress, None, HeldOut]:
-    """Train the held-out judge and write its weights."""
     assert stage.recipe is not None
     (images, labels), (held, held_labels) = parts(context.data)
     torch.manual_seed(SEED)
@@ -87,7 +80,7 @@ def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progr
 
 
 def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Make the judge; keep what it sees of the real images, and score them."""
+    """Make the judge, keep what it sees of the real images, and score them."""
     data = context.data
     held, held_labels = parts(data)[1]
     if stage.judge == HELD_OUT:
@@ -138,9 +131,7 @@ def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Featur
 
 @functools.lru_cache(maxsize=2)
 def load(stage: JudgeStage, network: JudgeStage | None, context: Context) -> Judges:
-    """The judges of finished stages: the held-out one, and a given network; kept, since every score in a process needs
-    them."""
-    stages = [stage, *([network] if network else [])]
+    """The judges of finished stages, and `pixels`, which needs no training; kept, since every score needs them."""
     tensors = context.tensors(stage, REFERENCE_FILE)
     axes = {name: tensors[name] for name in ("mean", "axes")}
-    return Judges(context.data, {each.judge: _sees(each, context) for each in stages}, axes)
+    return Judges(context.data, {each.judge: _sees(each, context) for each in (stage, network) if each}, axes)

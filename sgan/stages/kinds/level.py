@@ -48,7 +48,7 @@ def generators(levels: Sequence[Level]) -> dict[str, nn.Module]:
 
 
 def load_encoder(stage: LevelStage, context: Context) -> Encoder | None:
-    """The encoder of a level; None where it has none."""
+    """The encoder of a level, if it has one."""
     return classifier.load(stage.encoder, context) if stage.encoder else None
 
 

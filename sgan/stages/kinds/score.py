@@ -11,10 +11,9 @@ from sgan.evaluation.scores import SUBSET
 from sgan.models import export as model
 from sgan.models.stack import Level
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
-from sgan.stages.graph import JointStage, LevelStage, ScoreStage
+from sgan.stages.graph import JointStage, LevelStage, ScoreStage, name
 from sgan.stages.kinds import classifier, judge
 from sgan.stages.kinds.level import WEIGHTS, build, generators, load_encoder
-from sgan.stages.naming import name
 from sgan.store.local import FIGURES, MODELS
 from sgan.training.checkpoint import load_modules
 from sgan.training.loop import Progress
