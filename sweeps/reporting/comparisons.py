@@ -1,7 +1,7 @@
 """What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
 
 Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
-Sources: Agarwal et al. 2021 (intervals), Holm 1979.
+Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
 """
 
 import itertools
@@ -11,21 +11,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from sgan.evaluation.measures import MEASURES
-from sweeps.reporting.results import Sweep
+from sgan.evaluation.measures import BEST, MEASURES
+from sweeps.reporting.results import OUTCOMES, Sweep
 
+PIXELS = "pixels/"
 SURE = 0.05
 FLIPS = 9_999  # The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many
 METHOD = (
     "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
     "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
-    "random flips); p (Holm): corrected for all contrasts of this table."
+    "random flips); p (Holm): corrected for all contrasts of this table. P(better): probability that a seed of the row "
+    "beats a seed of the reference; a tie counts half."
 )
 
 
 class Contrast(NamedTuple):
     """A variant against the reference by one outcome, on the n seeds that both have: the mean of the variant minus the
-    reference, its 95% interval (NaN with one seed), two-sided p, and p corrected for all contrasts."""
+    reference, its 95% interval (NaN with one seed), two-sided p, the probability that the variant is better, and p
+    corrected for all contrasts."""
 
     variant: str
     outcome: str
@@ -34,6 +37,7 @@ class Contrast(NamedTuple):
     low: float
     high: float
     p: float
+    better: float
     holm: float
 
 
@@ -46,7 +50,9 @@ def contrasts(sweep: Sweep) -> list[Contrast]:
         if variant != sweep.reference and seeds:
             values, reference = np.array(mine[seeds]), np.array(other[seeds])
             numbers = (values - reference).mean(), *interval(values - reference), sign_flip(values - reference)
-            found.append((variant, outcome, len(seeds), *map(float, numbers)))
+            sign = 1 if MEASURES[outcome].better == "higher" else -1
+            better = np.mean(np.sign(sign * np.subtract.outer(values, reference)) + 1) / 2
+            found.append((variant, outcome, len(seeds), *map(float, (*numbers, better))))
     corrected = holm([each[6] for each in found])
     return [Contrast(*each, holm=p) for each, p in zip(found, corrected, strict=True)]
 
@@ -113,3 +119,36 @@ def said(contrast: Contrast) -> str:
 def p_value(p: float) -> str:
     """A p value, as "= 0.031" or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def disagreements(sweep: Sweep) -> list[str]:
+    """Where the judge that needs no training orders two rows the other way: a line an outcome."""
+    lines = []
+    for outcome in (each for each in OUTCOMES if PIXELS + each in MEASURES):
+        names = (outcome, PIXELS + outcome)
+        means = {title: [sweep.summary[name][each, "mean"] for each in names] for name, title in sweep.titles.items()}
+        pairs = list(itertools.combinations([title for title, each in means.items() if np.isfinite(each).all()], 2))
+        swapped = [f"{a} / {b}" for a, b in pairs if np.prod(np.subtract(means[a], means[b])) < 0]
+        if swapped:
+            few = ", ".join(swapped[:4]) + ", …" * (len(swapped) > 4)
+            lines.append(
+                f"The judges disagree: by {MEASURES[outcome].heading} in features and in pixels, {len(swapped)} of "
+                f"{len(pairs)} pairs of rows stand the other way round ({few})."
+            )
+    return lines
+
+
+def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
+    """The outcomes by which a variant's weights at the best evaluation are worse than its last, in words: where the 95%
+    interval of the difference, paired by seed, leaves 0 out."""
+    found = []
+    for outcome in OUTCOMES:
+        own = sweep.of(variant)[[outcome, BEST + outcome]].dropna()
+        last, best = (own[name].to_numpy() for name in own)
+        if not len(own):
+            continue
+        low, high = interval(best - last) if len(own) > 1 else (best - last).tolist() * 2
+        if low > 0 if MEASURES[outcome].better == "lower" else high < 0:
+            digits = MEASURES[outcome].decimals
+            found.append(f"{MEASURES[outcome].heading} {best.mean():.{digits}f} against {last.mean():.{digits}f}")
+    return found

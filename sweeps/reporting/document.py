@@ -78,7 +78,7 @@ def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -
         table.add_column(Text(heading))
     for row in rows:
         table.add_row(*map(Text, row))
-    marks = [f"{tables.ALARM} an alarm, or a trial that went wrong."] if tables.alarms(sweep) else []
+    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
     words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
     console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
     lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 from sgan.evaluation.measures import BEST
 from sgan.store import votes
 from sweeps.planning.manifest import flat
-from sweeps.reporting.comparisons import SURE, Contrast, p_value
+from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
 from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
 
 Rows = list[list[str]]
 """Rows of cells, the heading first."""
 WIDEST = 100  # Characters of a line of a Markdown table
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
-ALARM = "⚠"  # Mark of a row with an alarm, or with a trial that went wrong
+ALARM, AT_BEST = "⚠", "†"
+MARKS = {
+    ALARM: "an alarm, or a trial that went wrong",
+    AT_BEST: "the weights at the best evaluation are worse than those at the end",
+}
+"""Marks of rows."""
 SHORT = {"inception_score": "IS"}
 PAPERS = (
     "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
@@ -46,7 +51,7 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
         own, outcomes = sweep.summary[name], list(sweep.of(name)["outcome"])
         done = outcomes.count("done")
         few = [f"({done}/{len(outcomes)})"] if done < len(outcomes) else []
-        words = [title, *few, *([ALARM] if _alarm(sweep, name) else [])]
+        words = [title, *few, *_notes(sweep, name)]
         difference = interval(against[name]) if name in against else ABSENT
         rows.append([" ".join(words), spread(own, first), difference, *(spread(own, score) for score in others)])
     return [*rows, *([title, cells[0], ABSENT, *cells[1:]] for title, cells in _real(sweep, scores))]
@@ -68,11 +73,11 @@ def interval(contrast: Contrast) -> str:
 
 
 def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
-    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)"]]
+    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)", "P(better)"]]
     for each in contrasts:
         outcome = SCORES[each.outcome]
         cells = [sweep.titles[each.variant], outcome.heading + ARROWS[outcome.better], str(each.n), interval(each)]
-        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm))])
+        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm)), f"{each.better:.2f}"])
     return rows
 
 
@@ -104,15 +109,18 @@ def explored(sweep: Sweep) -> Rows:
 
 def alarms(sweep: Sweep) -> list[str]:
     """What each mark in the table means, a line each."""
-    found = {title: _alarm(sweep, name) for name, title in sweep.titles.items()}
-    return [f"{ALARM} {title}: {text}." for title, text in found.items() if text]
+    notes = {title: _notes(sweep, name) for name, title in sweep.titles.items()}
+    return [f"{mark} {title}: {text}." for title, found in notes.items() for mark, text in found.items()]
 
 
-def _alarm(sweep: Sweep, variant: str) -> str:
+def _notes(sweep: Sweep, variant: str) -> dict[str, str]:
+    """The marks of a row, and why it has them."""
     own = sweep.of(variant).to_dict("records")
     wrong = [row["alarm"] for row in own if row["alarm"]]
     wrong += [f"{row['outcome']}: {row['reason']}" for row in own if row["reason"]]
-    return f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}" if wrong else ""
+    found = {ALARM: f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}"} if wrong else {}
+    worse = worse_at_best(sweep, variant)
+    return found | ({AT_BEST: f"{MARKS[AT_BEST]} ({'; '.join(worse)})"} if worse else {})
 
 
 def caption(sweep: Sweep) -> str:
@@ -130,7 +138,7 @@ def facts(sweep: Sweep) -> list[str]:
     trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
     told = {stage: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
     people = [f"Visual Turing test: {trials[stage]}: {tally}." for stage, tally in told.items()]
-    return [*people, *_scored(sweep), *_origin(sweep)]
+    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
 
 
 def changes(sweep: Sweep) -> Rows:

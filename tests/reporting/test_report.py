@@ -166,7 +166,7 @@ def test_the_section_of_a_sweep(store):
     assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds, such as diverged: g_adv is nan." in section
     assert "⚠ SGAN" not in section
     row = next(line for line in section.splitlines() if line.startswith("| DCGAN (adv+cond+ent) | FID ↓"))
-    assert [cell.strip() for cell in row.split("|")[3:7]] == ["2", "+2.5 [2, 3]", "0.5", "1"]
+    assert [cell.strip() for cell in row.split("|")[3:8]] == ["2", "+2.5 [2, 3]", "0.5", "1", "0.00"]
     assert max(len(line) for line in section.splitlines() if line.startswith("|")) <= 100
     page = document.html(results.read(store, KEY), [], "runs")
     assert page.count("8.59 ± 0.12") == page.count("11.24 ± 0.12") == 1
