@@ -25,7 +25,6 @@ from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
-from sweeps.execution import mps
 from sweeps.execution.cluster import Slots
 from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
@@ -193,6 +192,4 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
             with suppress(RayError):
                 ray.get(searcher.stopped, timeout=STOP_SECONDS)
         ray.kill(scheduler)
-        if 0 < slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
-            progress.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")
     return not stop.is_set()

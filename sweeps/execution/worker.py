@@ -22,7 +22,6 @@ from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
-from sweeps.execution import mps
 from sweeps.execution.cluster import Slots
 from sweeps.execution.shared_store import open_shared_store, require_versions, versions
 
@@ -61,8 +60,6 @@ class Job:
         require_versions(self.versions, platform.node())
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
-        if 0 < self.slots.gpus < 1:
-            mps.start(self.mark)  # before this process begins to use the GPU
         cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         store = open_shared_store(self.store, self.mark, platform.node())
