@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -41,6 +42,12 @@ def processes() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_signals(monkeypatch) -> None:
+    """Sweeps run in threads here, and the main one alone may ask for signals."""
+    monkeypatch.setattr(scheduler, "stop_flag", lambda: nullcontext(threading.Event()))
 
 
 @pytest.fixture
