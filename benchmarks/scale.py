@@ -108,7 +108,7 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, s
         where = Slots(slots, 1, 0.0, 0, "simulated")
         job = Job(ablation.basis.data, store.address, "scale", "", code_version(), where, False, Sleep(seconds))
         before, cpu, began = memory("Rss"), driver_cpu(), time.time()
-        assert scheduler.run(ListSource(ablation.trials, store), job, store, where)
+        assert scheduler.run(ListSource(ablation.trials, store), job, store)
         cpu, grown, ended = driver_cpu() - cpu, memory("Rss") - before, time.time()
         lines = [json.loads(path.read_text()) for path in store.root.glob(f"stages/*/{NOTE}")]
     assert len(lines) == 2 * trials + 1
@@ -173,7 +173,7 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
         job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
         study.TPESampler = Timed
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
-        assert scheduler.run(searcher, job, run.store, where)
+        assert scheduler.run(searcher, job, run.store)
         cpu, written = driver_cpu() - before - Timed.cpu, bytes_written() - written
     assert searcher.ended == configs
     return {

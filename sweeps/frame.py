@@ -60,7 +60,7 @@ class Frame:
 
     def run(self, source: TrialSource) -> bool:
         """Run a source's trials; false where the command was stopped."""
-        return scheduler.run(source, self.job, self.store, self.slots)
+        return scheduler.run(source, self.job, self.store)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> tuple[Sweep | None, str]:
         """Write the report, and wait for MLflow, which shows it, too.

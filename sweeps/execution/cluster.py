@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from sweeps.execution import cluster_address
 CONFIG = "ray_bootstrap_config.yaml"
 """What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
 ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
-SILENCE = 20.0
-"""A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
+SILENCE = 20.0  # A head silent for so many seconds is gone; Ray gives it up later, and does not say what to do
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
@@ -63,11 +63,9 @@ def tell_of_lost_head(address: str) -> None:
     heard = time.monotonic()
     while time.monotonic() - heard < SILENCE:
         time.sleep(1)
-        try:
+        with suppress(ConfigError):
             require_answer(address)
             heard = time.monotonic()
-        except ConfigError:
-            pass
     print(
         f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
         "goes on where it was. Ctrl-C twice ends this one.",
@@ -102,11 +100,9 @@ def _nodes() -> list[dict[str, float]]:
     has not been started."""
     if not ray.is_initialized():
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    path = Path.home() / CONFIG
-    if not (cluster_address() and path.exists()):
-        return nodes
-    return nodes + to_come(yaml.safe_load(path.read_text()), len(nodes))
+    nodes, path = [node["Resources"] for node in ray.nodes() if node["Alive"]], Path.home() / CONFIG
+    more = cluster_address() and path.exists()
+    return nodes + (to_come(yaml.safe_load(path.read_text()), len(nodes)) if more else [])
 
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
@@ -115,23 +111,20 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     head among them."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
-    if not types:
-        return []
-    first = max(types, key=lambda row: row.get("priority", 0))
-    return [first["resources"]] * max(0, config["max_workers"] - max(0, nodes - 1))
+    types.sort(key=lambda row: -row.get("priority", 0))
+    return [row["resources"] for row in types[:1]] * max(0, config["max_workers"] - max(0, nodes - 1))
 
 
 @dataclass(frozen=True)
 class Slots:
     """Stages that run at the same time: `count` slots, each with so many `cpus` (and torch threads) and `gpus` (a
-    fraction packs several onto one). `all_gpus` and `nodes` (machines) are there in all; `where` says it in words."""
+    fraction packs several onto one). `all_gpus` are there in all; `where` says what there is in words."""
 
     count: int
     cpus: int
     gpus: float
     all_gpus: int
     where: str
-    nodes: int = 1
 
 
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
@@ -142,11 +135,10 @@ def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus
     if gpus:
-        with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-        share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
-        count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
+        packs = [(node["CPU"], node["GPU"] * trials_per_gpu) for node in nodes if node.get("GPU", 0) >= 1]
+        share = max(1, min(int(held // stages) for held, stages in packs))
+        count = int(sum(min(stages, held // share) for held, stages in packs))
     models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
-    counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
-    where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
-    count = max(1, min(count, limit or count))
-    return Slots(count, share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes))
+    named = f" ({', '.join(models)})" if models else ""
+    where = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {cpus} CPUs, {gpus or 'no'} GPU{'s' * (gpus > 1)}{named}"
+    return Slots(max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where)

@@ -33,7 +33,6 @@ SUPERVISOR = {
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
 }
 """Environment of the process of Ray that runs the job."""
-AGAIN = "This command runs already; it is followed from its beginning."
 
 
 def run(main: Callable[[], int], options: Options, script: str) -> int:
@@ -47,13 +46,14 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
     key = f"{PREFIX}{content_key([script, repr(same)])}-"  # from whatever folder it was given in
-    jobs = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(key)}
-    running = [job for job, status in jobs.items() if job and status in (JobStatus.PENDING, JobStatus.RUNNING)]
-    if running:
-        print(AGAIN, flush=True)
-        return follow(client, running[0])
-    attempt = 1 + max((int(job.rpartition("-")[2]) for job in jobs if job), default=0)
-    return follow(client, _submit(client, f"{key}{attempt}", script))
+    jobs = {job.submission_id or "": job.status for job in client.list_jobs()}
+    mine = [job for job in jobs if job.startswith(key)]
+    running = [job for job in mine if jobs[job] in (JobStatus.PENDING, JobStatus.RUNNING)]
+    attempt = 1 + max((int(job.rpartition("-")[2]) for job in mine), default=0)
+    job = running[0] if running else f"{key}{attempt}"
+    if running or not _submit(client, job, script):
+        print("This command runs already; it is followed from its beginning.", flush=True)
+    return follow(client, job)
 
 
 def _connect(cluster: str) -> JobSubmissionClient:
@@ -69,8 +69,8 @@ def _connect(cluster: str) -> JobSubmissionClient:
         ) from error
 
 
-def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
-    """Submit this process's command as a job; returns its id. Where another terminal is faster, its job is the one."""
+def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
+    """Submit this process's command as a job; false where another terminal was faster."""
     file = _script()
     try:
         client.submit_job(
@@ -83,8 +83,8 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
         file.unlink()
         if "already exists" not in str(error):
             raise
-        print(AGAIN, flush=True)
-    return job
+        return False
+    return True
 
 
 def _script() -> Path:

@@ -25,7 +25,6 @@ from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
-from sweeps.execution.cluster import Slots
 from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
@@ -60,10 +59,9 @@ def stop_flag() -> Iterator[threading.Event]:
 class SourceSearcher(Searcher, tune.Stopper):
     """Takes trials for Tune from a source, hears every result, and tells the source what becomes of the trials."""
 
-    def __init__(self, source: TrialSource, scheduler: Any, job: Job, stop: threading.Event, progress: Progress):
+    def __init__(self, source: TrialSource, scheduler: Any, stop: threading.Event, progress: Progress):
         super().__init__()
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
-        self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
         self.ended: list[tuple[Trial, End]] = []
         self.stopped: ray.ObjectRef | None = None
@@ -89,7 +87,7 @@ class SourceSearcher(Searcher, tune.Stopper):
             self.progress.wait(error)
             return None  # Tune asks again
         self.live[trial_id] = trial
-        self.scheduler.add.remote(trial, self.job)
+        self.scheduler.add.remote(trial)
         self.progress.begin(trial)
         return {"trial": trial.id}
 
@@ -97,7 +95,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         """Take a result; whether its trial is to be stopped."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
-            self.scheduler.add.remote(trial, self.job)
+            self.scheduler.add.remote(trial)
         elif trial and "outcome" not in result:
             self.progress.go_on(trial, result)
         return False
@@ -131,21 +129,22 @@ class SourceSearcher(Searcher, tune.Stopper):
         return self.stopped is not None
 
 
-def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
+def run(source: TrialSource, job: Job, store: Store) -> bool:
     """Run every trial of a source; what one could not finish for is in its failure file in the store.
 
     Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, Progress(store, source) as shown:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
-        scheduler: Any = actor.remote(store.address, slots)
-        searcher = SourceSearcher(source, scheduler, job, stop, shown)
+        given = [ray.put(job)]  # kept here for an actor that is begun anew
+        scheduler: Any = actor.remote(store.address, job.slots, given)
+        searcher = SourceSearcher(source, scheduler, stop, shown)
         for trial in source.ahead:
-            scheduler.add.remote(trial, searcher.job)
+            scheduler.add.remote(trial)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD),
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=slots.count,
+                max_concurrent_trials=job.slots.count,
                 search_alg=searcher,
                 num_samples=-1,
                 trial_dirname_creator=lambda trial: trial.trial_id,

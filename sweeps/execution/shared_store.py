@@ -23,8 +23,20 @@ def leave_mark(store: Store, mark: str) -> None:
     store.save(path)
 
 
-def open_shared_store(address: str, mark: str, node: str) -> Store:
-    """The store, on a node that is not the driver's; ConfigError where the driver's mark is not in it."""
+def versions() -> str:
+    """What a result depends on beside the code."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def open_shared_store(address: str, mark: str, driver: str) -> Store:
+    """The store, on any node; ConfigError where the driver's mark is not in it, or this node has other versions than
+    the driver."""
+    node = platform.node()
+    require(
+        versions() == driver,
+        f"the node {node} has {versions()}, but the driver {driver}; make the same environment on all nodes "
+        "(`ray up`), since their results stand in one table",
+    )
     store = find_store(address)
     if store:
         store.fetch(store.root / "hosts" / mark)
@@ -36,25 +48,10 @@ def open_shared_store(address: str, mark: str, node: str) -> Store:
     return store
 
 
-def versions() -> str:
-    """What a result depends on beside the code."""
-    return f"Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def require_versions(expected: str, node: str) -> None:
-    """Raise ConfigError unless a node, this one, has the driver's versions."""
-    require(
-        versions() == expected,
-        f"the node {node} has {versions()}, but the driver {expected}; make the same environment on all "
-        "nodes (`ray up`), since their results stand in one table",
-    )
-
-
 @ray.remote(num_cpus=0)
-def answer(address: str, mark: str, name: str, expected: str) -> bool:
+def answer(address: str, mark: str, driver: str) -> bool:
     """Whether a claim that the driver holds is refused on this node."""
-    require_versions(expected, name)
-    with open_shared_store(address, mark, name).alone(f"sharing-{mark}") as mine:
+    with open_shared_store(address, mark, driver).alone(f"sharing-{mark}") as mine:
         return not mine
 
 
@@ -66,13 +63,12 @@ def require_shared_store(store: Store, mark: str) -> None:
     if len(nodes) < 2:
         return
     with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
-        there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-        asked = {node: answer.options(scheduling_strategy=each) for node, each in there.items()}
-        answers = {node: each.remote(store.address, mark, nodes[node], versions()) for node, each in asked.items()}
-        for node, name in nodes.items():
+        there = [answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+        answers = [each.remote(store.address, mark, versions()) for each in there]
+        for (node, name), refused in zip(nodes.items(), answers, strict=True):
             try:
                 require(
-                    ray.get(answers[node], timeout=ANSWER_SECONDS),
+                    ray.get(refused, timeout=ANSWER_SECONDS),
                     f"claims in the output store {store.address} do not hold between the driver and the node {name}, "
                     "so both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
                     "s3://bucket/folder with --store",

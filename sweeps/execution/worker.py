@@ -2,7 +2,6 @@
 
 import functools
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Generator
@@ -23,11 +22,9 @@ from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
 from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import open_shared_store, require_versions, versions
+from sweeps.execution.shared_store import open_shared_store, versions
 
-SILENCE = 20.0
-"""A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
-network, and then another one goes on with the stage."""
+SILENCE = 20.0  # Seconds without a word from the scheduler after which a worker stops its stage
 GIB = 2**30
 CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
 
@@ -57,12 +54,11 @@ class Job:
             "this worker has other code than the driver: the checkout changed during the sweep or differs between "
             "nodes; run the command again with one version",
         )
-        require_versions(self.versions, platform.node())
+        store = open_shared_store(self.store, self.mark, self.versions)
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
         cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        store = open_shared_store(self.store, self.mark, platform.node())
         return Context(store, self.data.to(device), device, self.commit)
 
 
@@ -89,9 +85,9 @@ def out_of_memory(error: BaseException, stage: Stage) -> str:
 
 
 class _Reports:
-    """What a worker tells the scheduler while its stage runs.
-
-    At most one report is on its way, so that a step never waits for the network."""
+    """What a worker tells the scheduler while its stage runs. At most one report is on its way, so that a step never
+    waits for the network; without an answer for SILENCE the machine may be off it, and another one goes on with the
+    stage."""
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
         self.send = functools.partial(scheduler.report.remote, stage_name)
@@ -112,8 +108,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     """Run a stage whose parents are finished.
 
     Returns:
-        `status`: done, diverged or failed; stopped, where it left a checkpoint; held, where another process trains it
-        or has finished it; or full, where the store has no room; and the `reason`."""
+        `status`: done, diverged or failed; waiting, where it was stopped and left a checkpoint; held, where another
+        process trains it or has finished it; or full, where the store has no room; and the `reason`."""
     reports = _Reports(name(stage), scheduler)
     try:
         context = job.context()
@@ -130,7 +126,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 news = {"scores": progress.metrics} if progress.metrics else {}
                 if not reports.go_on(share=progress.images / max(1, progress.total), **news):
                     steps.close()  # leaves a checkpoint
-                    return {"status": "stopped"}
+                    return {"status": "waiting"}
         facts = context.store.facts(name(stage))
         return {"status": facts["status"], "reason": facts["reason"] or ""}
     except (ConfigError, OSError) as error:
@@ -160,4 +156,4 @@ def measured_here(config: Config, data: Data, slots: Slots) -> float:
 def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
     """The same where stages run: the machine of the driver may be another, without a GPU."""
     task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
-    return ray.get(task.remote(config, ray.put(data), slots))
+    return ray.get(task.remote(config, data, slots))

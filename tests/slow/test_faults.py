@@ -273,7 +273,7 @@ def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         deaf: Any = ray.remote(Deaf).remote()
-        assert run_stage_under_claim(job, stage, trial.score.judge, deaf) == {"status": "stopped"}
+        assert run_stage_under_claim(job, stage, trial.score.judge, deaf) == {"status": "waiting"}
     finally:
         ray.shutdown()
     assert not Store(root).held(name(stage))
