@@ -3,20 +3,20 @@
 from collections.abc import Collection
 
 from sgan.host import processor
-from sgan.stages.graph import code_version
 from sgan.store.local import Store
 from sweeps.execution import scheduler
-from sweeps.execution.cluster import Slots, count_slots, join_cluster
-from sweeps.execution.shared_store import require_shared_store
+from sweeps.execution.cluster import Slots, count_slots, join_cluster, require_shared_store
 from sweeps.execution.worker import Job
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
-from sweeps.planning.options import STOPPED_SECONDS, Options
+from sweeps.planning.options import Options
 from sweeps.planning.trials import TrialSource
 from sweeps.reporting import document
 from sweeps.reporting.results import Sweep
+
+STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so many seconds
 
 
 def join(options: Options) -> Slots:
@@ -46,7 +46,7 @@ class Frame:
         self.uri = address or default_uri(store)
         machine = f"{processor()}, {slots.where}"
         self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
-        self.job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
+        self.job = Job(basis.data, store.address, key, commit, slots, options.deterministic)
         require_shared_store(store, key)
         if basis.inception_weights:
             store.keep_weights(basis.inception_weights, basis.inception)

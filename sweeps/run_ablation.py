@@ -7,8 +7,7 @@ from sgan.store.s3 import find_store, open_store
 from sweeps.frame import Frame, join
 from sweeps.planning.ablation import check_record, plan_ablation, record, summary
 from sweeps.planning.options import Sweep
-from sweeps.planning.state import state_of
-from sweeps.planning.trials import ListSource
+from sweeps.planning.trials import ListSource, state_of
 
 
 def main(options: Sweep) -> int:

@@ -66,8 +66,6 @@ class Progress:
             progress.TextColumn("{task.fields[told]}", table_column=Column(ratio=4, no_wrap=True, overflow="ellipsis")),
             expand=True,
         )
-        for trial in source.finished:
-            self._score(trial)
         for trial in source.ahead:
             self.begin(trial)
         self.live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self.view)

@@ -81,11 +81,11 @@ class SourceSearcher(Searcher, tune.Stopper):
         try:
             self._report_ends()
             trial = self.source.next()
-            if trial is None:
-                return Searcher.FINISHED if self.source.exhausted() else None
         except (OSError, ConfigError) as error:
             self.progress.wait(error)
             return None  # Tune asks again
+        if trial is None:
+            return Searcher.FINISHED
         self.live[trial_id] = trial
         self.scheduler.add.remote(trial)
         self.progress.begin(trial)

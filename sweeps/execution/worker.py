@@ -1,8 +1,6 @@
 """The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
 import functools
-import os
-import resource
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -12,21 +10,19 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from sgan.checks import ConfigError, require
+from sgan.checks import ConfigError
 from sgan.config import Config
 from sgan.data.batches import Data
 from sgan.stages.cost import seconds_per_unit
-from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.graph import Stage, name
 from sgan.stages.run import Context, be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
-from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import open_shared_store, versions
+from sweeps.execution.cluster import Slots, open_shared_store, versions
 
 SILENCE = 20.0  # Seconds without a word from the scheduler after which a worker stops its stage
-GIB = 2**30
-CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
+CONTEXT = 2**29  # Bytes of CUDA's own context in each process
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,13 @@ class Job:
     """What every worker of a sweep is given.
 
     `data` the driver alone has read; workers of a node share one copy. `store` is the address, and `mark` what the
-    driver has left there. `commit` is noted with every stage; `code` and `versions` are those of the driver.
+    driver has left there. `commit` is noted with every stage; `versions` are those of the driver.
     `deterministic` has GPUs sum in one order. `run` runs a stage; benchmarks have one that sleeps."""
 
     data: Data
     store: str
     mark: str
     commit: str
-    code: str
     slots: Slots
     deterministic: bool = False
     run: Callable[..., Generator[Progress]] = run_stage
@@ -49,11 +44,6 @@ class Job:
 
     def context(self) -> Context:
         """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""
-        require(
-            code_version() == self.code,
-            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
-            "nodes; run the command again with one version",
-        )
         store = open_shared_store(self.store, self.mark, self.versions)
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
@@ -72,15 +62,10 @@ def cap_memory(share: float) -> None:
 
 def out_of_memory(error: BaseException, stage: Stage) -> str:
     """One line about the stage that lacked memory in this process, and what to do."""
-    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_initialized():
-        used, there = torch.cuda.max_memory_reserved() + CONTEXT, torch.cuda.mem_get_info()[1]
-    else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    said = ". ".join(str(error).split(". ")[:3]) or type(error).__name__  # what was asked for, and what is there
     return (
-        f"out of memory in {stage.kind}, which needs more than {used / GIB:.1f} GiB of {there / GIB:.1f} GiB: run "
-        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config with --override: a smaller "
-        "gan.batch, joint.batch or samples"
+        f"out of memory in {stage.kind} ({said}): run fewer at a time (--trials-per-gpu, or --slots on a CPU), or "
+        "change the config with --override: a smaller gan.batch, joint.batch or samples"
     )
 
 

@@ -24,7 +24,7 @@ from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.model import DATA, logged_model
 from sweeps.mlflow_view.runs import View, as_metrics, as_params
 from sweeps.planning.manifest import flat
-from sweeps.planning.state import State, alarm_of, records_of, scores_of
+from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
 """Scores that are curves over all images that the generator of images has seen; the rest stands in groups."""

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
 from sgan.evaluation.alarms import alarms
-from sweeps.planning.state import State
+from sweeps.planning.trials import State
 
 
 class Objective(NamedTuple):

@@ -27,8 +27,7 @@ from sweeps.optimization.study import StudyFile, best_first, ended, importance
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.state import state_of
-from sweeps.planning.trials import Trial, trial
+from sweeps.planning.trials import Trial, state_of, trial
 
 STUDY = "optuna.log"
 """Optuna's study, in the folder of a search's record."""

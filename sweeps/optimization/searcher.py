@@ -56,8 +56,6 @@ class Searcher:
         target: number of configs in all.
     """
 
-    finished: Sequence[Trial] = ()
-
     def __init__(
         self,
         study: optuna.Study,

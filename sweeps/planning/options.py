@@ -25,9 +25,6 @@ DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
 INCEPTION_SAMPLES = 50_000
 """Samples of the paper's Inception scores, and of all published ones."""
 DEFAULT_DATA = Path("data")
-STOPPED_SECONDS = 3.0
-"""A stopped command waits for MLflow no longer than so many seconds."""
-
 
 LENGTH = "--budget 0.5 halves the training of every GAN stage, and --override image_level=N sets its images"
 GPUS = "Ray's GPUs are used as they are; CUDA_VISIBLE_DEVICES chooses, --trials-per-gpu packs several stages onto one"

@@ -10,7 +10,7 @@ from sgan.addresses import masked
 from sgan.evaluation.measures import measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.state import alarm_of, scores_of, state_of
+from sweeps.planning.trials import alarm_of, scores_of, state_of
 from sweeps.reporting.results import SCORES
 from sweeps.reporting.tables import aligned, spread
 

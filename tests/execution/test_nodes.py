@@ -6,8 +6,8 @@ from ray.exceptions import GetTimeoutError, NodeDiedError
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
-from sweeps.execution import shared_store
-from sweeps.execution.shared_store import leave_mark, open_shared_store, require_shared_store, versions
+from sweeps.execution import cluster
+from sweeps.execution.cluster import leave_mark, open_shared_store, require_shared_store, versions
 
 LAST = 56 * "3"
 NODES = [{"NodeID": each, "NodeManagerHostname": "twin", "Alive": True} for each in (56 * "1", 56 * "2", LAST)]
@@ -27,7 +27,7 @@ class Answers:
 
     def __init__(self, store: Store, monkeypatch, dies: bool):
         self.store, self.nodes, self.dies, self.asked = store, list(NODES), dies, 0
-        monkeypatch.setattr(shared_store, "answer", self)
+        monkeypatch.setattr(cluster, "answer", self)
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         monkeypatch.setattr(ray, "get", self.get)
 
