@@ -26,13 +26,9 @@ from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
 INSIDE = "SGAN_JOB"  # Set in the environment of a job
-PREFIX = "sgan-"
 KILLED = 137  # Exit status of a command that was killed
-SUPERVISOR = {
-    "RAY_JOB_STOP_SIGNAL": "SIGINT",
-    "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
-}
-"""Environment of the process of Ray that runs the job."""
+# Environment of the process of Ray that runs the job; the seconds are for checkpoints, and for the last pass to MLflow.
+SUPERVISOR = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def run(main: Callable[[], int], options: Options, script: str) -> int:
@@ -45,7 +41,7 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     client = _connect(cluster)
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
-    key = f"{PREFIX}{content_key([script, repr(same)])}-"  # from whatever folder it was given in
+    key = f"sgan-{content_key([script, repr(same)])}-"  # from whatever folder it was given in
     jobs = {job.submission_id or "": job.status for job in client.list_jobs()}
     mine = [job for job in jobs if job.startswith(key)]
     running = [job for job in mine if jobs[job] in (JobStatus.PENDING, JobStatus.RUNNING)]
@@ -79,19 +75,19 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
             runtime_env={"env_vars": SUPERVISOR},
             metadata={"command": command(script)},
         )
+        return True
     except RuntimeError as error:
         file.unlink()
         if "already exists" not in str(error):
             raise
         return False
-    return True
 
 
 def _script() -> Path:
     """A file that runs this process's command with its environment, and removes itself.
 
     This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords."""
-    handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=".sh")
+    handle, path = tempfile.mkstemp(prefix="sgan-", suffix=".sh")
     names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
     words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
     lines = [f"rm -f {path}", f"cd {shlex.quote(os.getcwd())}", f"export {INSIDE}=1"]

@@ -24,15 +24,10 @@ from sweeps.execution.worker import run_stage_task
 from sweeps.planning.trials import Trial
 
 Found = TypeVar("Found")
-RETRIES = 3
-"""A stage whose process dies, or that raises, starts again this many times without a newer checkpoint between."""
+RETRIES = 3  # A stage that dies or raises starts again so many times without a newer checkpoint between
 MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
-TICK = 1.0
-"""Seconds between two looks at stages that wait for another process, or for room; and between two answers to a trial
-that follows."""
-GRACE, LONGEST_STEP = 5.0, 60.0
-"""Seconds within which a stage that is stopped ends by itself: a score, which has no steps, and one that ends its step
-first."""
+TICK = 1.0  # Seconds between two looks at stages that wait, and between two answers to a trial that follows
+GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score, which has no steps, and another stage have to end
 
 
 @dataclass

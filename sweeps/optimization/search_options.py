@@ -75,7 +75,7 @@ class Search(Space, Budgets, Options):
         fields = [text.partition("=")[0] for text in self.vary]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
         for text in self.vary:
-            parse_varied(text, self.recipes()[0])
+            parse_varied(text, self.some_recipe())
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:

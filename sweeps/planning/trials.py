@@ -59,8 +59,7 @@ class State:
         outcome: done, diverged, failed, running or interrupted.
         reason: why it diverged or failed; "" otherwise.
         facts: stage.json of its finished stages, in order.
-        end: when the last of them ended, in unix seconds; 0 before that.
-    """
+        end: when the last of them ended, in unix seconds; 0 before that."""
 
     outcome: str
     reason: str
@@ -93,11 +92,7 @@ def scores_of(state: State) -> dict[str, float | None]:
 
 def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The record of each stage of a trial, by label. One in progress that is damaged is left out: its stage makes it
-    good when it goes on.
-
-    Raises:
-        StoreError: the record of a finished stage is damaged.
-    """
+    good when it goes on. StoreError where that of a finished stage is damaged."""
     records = {}
     for stage in trial["stages"]:
         done = store.has(stage["name"])
@@ -110,10 +105,7 @@ def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[st
 
 def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
     """What is wrong with a trial by its newest evaluations, in words (`sgan.evaluation.alarms`); "" where all is well.
-
-    Raises:
-        StoreError: the record of a finished stage is damaged.
-    """
+    StoreError as from `records_of`."""
     final = state.facts[-1]["scores"] if state.outcome == "done" else None
     alarms = latest(records_of(store, trial), final)
     return "; ".join(f"{label}: {text}" for label, texts in alarms.items() for text in texts)
