@@ -26,8 +26,7 @@ from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.execution import cluster_address
 
-CONFIG = "ray_bootstrap_config.yaml"
-"""What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
+CONFIG = "ray_bootstrap_config.yaml"  # The cluster's configuration, which `ray up` leaves in the head's home folder
 ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
 NODE_SECONDS = 120.0  # Every node answers within so many seconds
 SILENCE = 20.0  # A head silent for so many seconds is gone; Ray gives it up later, and does not say what to do
@@ -56,10 +55,9 @@ def join_cluster() -> None:
         if address:
             raise _no_cluster(address, reason) from error
         advice = "give the command again when the machine has less to do"
-        if "AF_UNIX" in reason:
-            advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
-        elif isinstance(error, OSError) and error.errno:
-            advice = "set RAY_TMPDIR to a folder that can be written and has room"
+        if "AF_UNIX" in reason or (isinstance(error, OSError) and error.errno):
+            place = "with a short path, such as /tmp" if "AF_UNIX" in reason else "that can be written and has room"
+            advice = f"set RAY_TMPDIR to a folder {place}"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
@@ -105,8 +103,7 @@ def _no_cluster(address: str, reason: str) -> ConfigError:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that Ray has, and of each one that work would make it start; of this machine where Ray
-    has not been started."""
+    """The resources of each node that Ray has or may start; of this machine where Ray has not been started."""
     if not ray.is_initialized():
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
     nodes, path = [node["Resources"] for node in ray.nodes() if node["Alive"]], Path.home() / CONFIG

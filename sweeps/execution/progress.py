@@ -42,8 +42,8 @@ NEWS = {
 class Progress:
     """Shows the progress, and writes a file into the store for a trial that failed.
 
-    Trials that are still to come count as much as the mean of those known. `console`: a terminal gets the view that
-    lives."""
+    Trials that are still to come count as much as the mean of those known. `live` is the view on a terminal, and
+    nothing elsewhere."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
@@ -69,14 +69,6 @@ class Progress:
         for trial in source.ahead:
             self.begin(trial)
         self.live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self.view)
-
-    def __enter__(self) -> "Progress":
-        if self.lives:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.live.stop()
 
     def begin(self, trial: Trial) -> None:
         """Take a trial in."""
@@ -194,20 +186,18 @@ class Progress:
         headings = ("seeds", *(MEASURES[each].heading for each in SHOWN))
         right = [Column(each, justify="right", no_wrap=True) for each in headings]
         table = Table("finished", *right, box=None, padding=(0, 2, 0, 0))
-        found = {
-            variant: {each: [row[each] for row in rows if row.get(each) is not None] for each in SHOWN}
-            for variant, rows in self.scores.items()
-        }
-        order = sorted(found, key=lambda each: statistics.fmean(found[each][LEADING] or [1e9]))  # lower is better
+
+        def values(variant: str, measure: str) -> list[float]:
+            return [row[measure] for row in self.scores[variant] if row.get(measure) is not None]
+
+        order = sorted(self.scores, key=lambda each: statistics.fmean(values(each, LEADING) or [1e9]))  # low is better
         for variant in order[:LEADERS]:
-            cells = [_spread(found[variant][each], MEASURES[each].decimals) for each in SHOWN]
+            cells = [_spread(values(variant, each), MEASURES[each].decimals) for each in SHOWN]
             table.add_row(Text(variant), str(len(self.scores[variant])), *cells)
         return table
 
 
 def _spread(values: list[float], decimals: int) -> str:
     """Mean ± standard deviation."""
-    if not values:
-        return "–"
     spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{decimals}f}{spread}"
+    return f"{statistics.fmean(values):.{decimals}f}{spread}" if values else "–"

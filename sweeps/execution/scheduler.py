@@ -133,7 +133,8 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
     """Run every trial of a source; what one could not finish for is in its failure file in the store.
 
     Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
-    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, Progress(store, source) as shown:
+    shown = Progress(store, source)
+    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, shown.live:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
         given = [ray.put(job)]  # kept here for an actor that is begun anew
         scheduler: Any = actor.remote(store.address, job.slots, given)

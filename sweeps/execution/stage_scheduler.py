@@ -56,12 +56,8 @@ class Node:
 
 
 class StageScheduler:
-    """The actor.
-
-    Args:
-        address: of the store.
-        slots: stages that run at the same time, and what each of them takes.
-        job: one reference, to what every stage's process is given; in a list, so that Ray passes the reference."""
+    """The actor, for the store at `address`. `job`: one reference, to what every stage is given; in a list, so
+    that Ray passes the reference."""
 
     def __init__(self, address: str, slots: Slots, job: list[ray.ObjectRef]):
         self.address, self.slots, (self.job,) = address, slots, job
@@ -223,10 +219,10 @@ class StageScheduler:
             if await self._io(self.store.has, stage_name):
                 facts = await self._io(self.store.facts, stage_name)
                 node.status, node.reason = facts["status"], facts["reason"] or ""
-            elif not (
-                (node.status == "full" and not await self._io(self.store.has_room))
-                or (node.status == "held" and await self._io(self.store.held, stage_name))
-            ):
+                return
+            still = node.status == "full" and not await self._io(self.store.has_room)
+            still = still or (node.status == "held" and await self._io(self.store.held, stage_name))
+            if not still:
                 node.status, node.reason = "waiting", ""
         except StoreError as error:
             if lack(error):

@@ -27,11 +27,9 @@ CONTEXT = 2**29  # Bytes of CUDA's own context in each process
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a sweep is given.
-
-    `data` the driver alone has read; workers of a node share one copy. `store` is the address, and `mark` what the
-    driver has left there. `commit` is noted with every stage; `versions` are those of the driver.
-    `deterministic` has GPUs sum in one order. `run` runs a stage; benchmarks have one that sleeps."""
+    """What every worker of a sweep is given: `data`, of which the workers of a node share one copy, the address of the
+    `store`, the driver's `mark` in it, the `commit` that is noted with every stage, the driver's `versions`, whether
+    GPUs sum in one order (`deterministic`), and what runs a stage: `run`; benchmarks have one that sleeps."""
 
     data: Data
     store: str

@@ -75,7 +75,7 @@ def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: i
 def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys):
     console = terminal(100)
     progress, trials = started(tmp_path, console)
-    with progress:
+    with progress.live:
         progress.end(trials["sgan-0"], End("failed", "no memory"))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "sgan seed 0: failed: no memory" in text
