@@ -25,9 +25,9 @@ def run() -> int:
     """The command line; on a cluster the command outlives its terminal."""
     options = options_of()
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
-    from sweeps.run_ablation import main
+    from sweeps.run import run_ablation
 
-    return jobs.run(lambda: main(options), options, "ablation.py")
+    return jobs.run(lambda: run_ablation(options), options, "ablation.py")
 
 
 if __name__ == "__main__":

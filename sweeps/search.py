@@ -14,9 +14,9 @@ def run() -> int:
     """The command line; on a cluster the command outlives its terminal."""
     search = parse(lambda: grouped(Search, "python sweeps/search.py", Search()), ASKED)
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
-    from sweeps.run_search import main
+    from sweeps.run import run_search
 
-    return jobs.run(lambda: main(search), search, "search.py")
+    return jobs.run(lambda: run_search(search), search, "search.py")
 
 
 if __name__ == "__main__":

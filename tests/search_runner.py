@@ -11,9 +11,7 @@ from sgan.data.batches import Data
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
 from sgan.training.loop import Diverged
-from sweeps.optimization.objective import Outcome
-from sweeps.optimization.searcher import Row
-from sweeps.optimization.study import Space
+from sweeps.optimization.study import OBJECTIVES, Distributions, Outcome, Row
 from sweeps.planning.trials import End, Trial, TrialSource
 
 PLAN = tiny_plan()
@@ -46,14 +44,18 @@ def run(
 
 
 class Toy:
-    """A search's record in memory; configs end as `outcomes` says: params -> outcome, None for a failure."""
+    """A `SearchRun` whose record is in memory; configs end as `outcomes` says: params -> outcome; None: a failure."""
 
-    seed = 7
+    seed, objective = 7, OBJECTIVES["inception-score"]
 
-    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], space: Space):
-        self.outcomes, self.distributions = outcomes, space
+    def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], distributions: Distributions):
+        self.outcomes, self.space = outcomes, self
+        self.distributions, self.first = distributions, dict[str, Any]()
         self.rows: dict[int, Row] = {}
         self.ended: set[int] = set()
+
+    def known_good(self) -> dict[str, Any]:
+        return self.first
 
     def config_key(self, params: Mapping[str, Any]) -> str:
         return content_key(dict(params))

@@ -21,7 +21,7 @@ from models.test_released import arrays, save
 
 from sgan.stages.run import Context, run_trial
 from sgan.store.local import Store
-from sweeps import run_search
+from sweeps import run as sweeps_run
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
@@ -108,7 +108,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(run_search, "measured_here", lambda *config: 1e-4)  # test_dry_run.py lets it measure
+        patch.setattr(sweeps_run, "measured_here", lambda *config: 1e-4)  # test_dry_run.py lets it measure
         patch.setenv("MLFLOW_TRACKING_URI", default_uri(store))
         yield folder, {**names, "score-0123456789abcdef": stage, "/path/to/runs": str(store.root)}
 

@@ -1,15 +1,55 @@
-"""The options of a search."""
+"""The options of a search, and what they let it choose: weights, the split of the stack, fields of the recipe."""
 
+import functools
+import json
+import re
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Annotated, Literal
 
+from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import AfterValidator, Field, PositiveFloat
 
-from sgan.checks import one_of, require, validated
+from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
+from sgan.config import INNER_TAPS, Recipe
 from sgan.presets import VARIANTS
-from sweeps.optimization.space import ALL, WEIGHTS, parse_varied, splits_of
 from sweeps.planning.options import Options, choice, flag
+
+WEIGHTS = ("adversarial", "conditional", "entropy")
+NONE, ALL = "none", "all"
+SPLITS = {
+    "+".join(taps) or NONE: taps for size in range(len(INNER_TAPS) + 1) for taps in combinations(INNER_TAPS, size)
+}
+"""Every valid subset of taps, from the image up, by name."""
+
+
+def splits_of(variant: str) -> tuple[str, ...]:
+    """Names of the splits that a variant can have."""
+    row = VARIANTS[variant].variant
+    if not (row.cuts or row.through):
+        return (NONE,)
+    # A chain of generators has at least two; without labels only the features above give a level its condition.
+    return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
+
+
+def parse_varied(text: str, recipe: Recipe) -> tuple[str, FloatDistribution | IntDistribution]:
+    """The dotted name and the range of FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; ConfigError where it is no numeric field
+    of the recipe, or the recipe is not valid at an end."""
+    parts = re.fullmatch(r"([^=]*)=([^:]*):([^:]*)(:log)?", text)
+    if parts is None:
+        raise ConfigError(f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}")
+    field, *ends, log = parts.groups()
+    try:
+        low, high = map(json.loads, ends)
+        for end in (low, high):
+            recipe = with_fields(recipe, {field: end}, "--vary")
+        whole = isinstance(functools.reduce(getattr, field.split("."), recipe), int)
+        return field, (IntDistribution if whole else FloatDistribution)(low, high, log=bool(log))
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # of JSON and Optuna
+        raise ConfigError(f"--vary {text}: {error}") from error
 
 
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
@@ -72,10 +112,8 @@ class Search(Space, Budgets, Options):
         for split in self.chosen_splits:
             wanted = f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
             require(split in possible, wanted)
-        fields = [text.partition("=")[0] for text in self.vary]
+        fields = [parse_varied(text, self.some_recipe())[0] for text in self.vary]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
-        for text in self.vary:
-            parse_varied(text, self.some_recipe())
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:

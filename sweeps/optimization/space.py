@@ -1,4 +1,4 @@
-"""What a search may choose: the stack's split, the loss weights, and any numeric field of the recipe.
+"""What a search may choose, and the configs that its choices mean.
 
 A split is one categorical over the subsets of taps, since lambdas that are shared by all splits are learned faster than
 lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) is a choice of the categorical `losses`.
@@ -6,153 +6,86 @@ lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) 
 
 import dataclasses
 import functools
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sgan.checks import ConfigError, with_fields
-from sgan.config import INNER_TAPS, Config, Recipe, Weights
-from sgan.presets import VARIANTS, configure
+from sgan.checks import with_fields
+from sgan.config import Config, Weights
+from sgan.presets import VARIANTS
+from sweeps.optimization.search_options import NONE, SPLITS, WEIGHTS, Search, parse_varied
+from sweeps.planning.basis import Basis
 from sweeps.planning.options import DEFAULT_CUTS
 
-WEIGHTS = ("adversarial", "conditional", "entropy")
 SHORT = {"adversarial": "adv", "conditional": "cond", "entropy": "ent"}
-NONE, ALL = "none", "all"
-SPLITS = {
-    "+".join(taps) or NONE: taps for size in range(len(INNER_TAPS) + 1) for taps in combinations(INNER_TAPS, size)
-}
-"""Every valid subset of taps, from the image up, by name."""
+Params = Mapping[str, Any]
 
 
-def splits_of(variant: str) -> tuple[str, ...]:
-    """Names of the splits that a variant can have."""
-    row = VARIANTS[variant].variant
-    if not (row.cuts or row.through):
-        return (NONE,)
-    # A chain of generators has at least two; without labels only the features above give a level its condition.
-    return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
-
-
-Varied = tuple[str, FloatDistribution | IntDistribution]
-"""A numeric field of the recipe, by its dotted name, and its range."""
-
-
-def parse_varied(text: str, recipe: Recipe) -> Varied:
-    """A field to vary from FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; ConfigError where it is no numeric field of the
-    recipe, or the recipe is not valid at an end."""
-    parts = re.fullmatch(r"([^=]*)=([^:]*):([^:]*)(:log)?", text)
-    if parts is None:
-        raise ConfigError(f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}")
-    field, *ends, log = parts.groups()
-    try:
-        low, high = map(json.loads, ends)
-        for end in (low, high):
-            recipe = with_fields(recipe, {field: end}, "--vary")
-        whole = isinstance(functools.reduce(getattr, field.split("."), recipe), int)
-        return field, (IntDistribution if whole else FloatDistribution)(low, high, log=bool(log))
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:  # of JSON and Optuna
-        raise ConfigError(f"--vary {text}: {error}") from error
-
-
-@dataclass(frozen=True)
 class Space:
-    """The search space of one variant; its parts are checked as options (`search_options.Search`).
+    """The search space of one variant.
 
     Attributes:
-        variant: row of VARIANTS.
-        template: a config of it; all that the search does not choose is as in this one.
-        recipe: the recipe before a variant's own needs.
-        splits: names of SPLITS.
-        ranges: low and high of each weight, in the order of WEIGHTS.
-        zeros: weights that may be zero, at most one of them in a config.
-        varied: fields of the recipe.
+        variant: its values before the search.
+        ranges: low and high of each weight that the variant has.
+        varied: fields of the recipe by their dotted names.
+        losses: the choices of which losses there are: name -> weights that are not zero.
+        distributions: name -> Optuna's distribution; every config has all of them.
     """
 
-    variant: str
-    template: Config
-    recipe: Recipe
-    splits: tuple[str, ...]
-    ranges: tuple[tuple[float, float], ...]
-    zeros: tuple[str, ...]
-    varied: tuple[Varied, ...]
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The weights that the variant has."""
-        row = VARIANTS[self.variant].variant.weights
-        return tuple(name for name in WEIGHTS if getattr(row, name) > 0)
-
-    @property
-    def losses(self) -> dict[str, tuple[str, ...]]:
-        """The choices of which losses there are: name -> weights that are not zero."""
-        present = self.weights
-        dropped = [(), *((name,) for name in self.zeros if name in present and len(present) > 1)]
-        kept = [tuple(name for name in present if name not in out) for out in dropped]
-        return {"+".join(SHORT[name] for name in names): names for names in kept}
-
-    @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Name -> Optuna's distribution; every config has all of them."""
-        found: dict[str, BaseDistribution] = {
+    def __init__(self, search: Search, basis: Basis):
+        self.name, self.variant, self.basis = search.variant, VARIANTS[search.variant].variant, basis
+        weights = [name for name in WEIGHTS if getattr(self.variant.weights, name) > 0]
+        self.splits, self.ranges = search.chosen_splits, {name: getattr(search, name) for name in weights}
+        self.varied = dict(parse_varied(text, basis.recipe) for text in search.vary)
+        dropped = ["", *(name for name in search.zeros if name in weights and len(weights) > 1)]
+        kept = [[name for name in weights if name != out] for out in dropped]
+        self.losses = {"+".join(SHORT[name] for name in names): names for names in kept}
+        self.distributions: dict[str, BaseDistribution] = {
             "split": CategoricalDistribution(self.splits),
             "losses": CategoricalDistribution(tuple(self.losses)),
+            **{name: FloatDistribution(low, high, log=True) for name, (low, high) in self.ranges.items()},
+            **self.varied,
         }
-        for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
-            if name in self.weights:
-                found[name] = FloatDistribution(low, high, log=True)
-        return found | dict(self.varied)
 
     def known_good(self) -> dict[str, Any]:
         """The paper's point, or the point of this space nearest to it."""
-        row, default = VARIANTS[self.variant].variant, "+".join(DEFAULT_CUTS)
+        default = "+".join(DEFAULT_CUTS)
         params: dict[str, Any] = {
             "split": default if default in self.splits else self.splits[0],
             "losses": next(iter(self.losses)),
         }
-        for name, (low, high) in zip(WEIGHTS, self.ranges, strict=True):
-            if name in self.weights:
-                params[name] = min(max(getattr(row.weights, name), low), high)
-        for field, distribution in self.varied:
-            value = functools.reduce(getattr, field.split("."), self.recipe)
-            params[field] = min(max(value, distribution.low), distribution.high)  # pyright: ignore[reportArgumentType]
+        for name, (low, high) in self.ranges.items():
+            params[name] = min(max(getattr(self.variant.weights, name), low), high)
+        for field, ends in self.varied.items():
+            value = functools.reduce(getattr, field.split("."), self.basis.recipe)
+            params[field] = min(max(value, ends.low), ends.high)  # pyright: ignore[reportArgumentType]
         return params
 
-    def loss_weights(self, params: dict[str, Any]) -> Weights:
+    def loss_weights(self, params: Params) -> Weights:
         """The weights that params mean."""
         kept = self.losses[params["losses"]]
         return Weights(**{name: params[name] if name in kept else 0.0 for name in WEIGHTS})
 
-    def config(self, params: dict[str, Any], seed: int) -> Config:
+    def config(self, params: Params, seed: int) -> Config:
         """The config that params mean."""
-        recipe = with_fields(self.recipe, {field: params[field] for field, _ in self.varied}, "--vary")
-        weights, same = self.loss_weights(params), self.template
-        row = VARIANTS[self.variant].variant
-        cuts = SPLITS[params["split"]]
-        config = configure(same.dataset, same.data, recipe, row, seed, weights, cuts)
-        return dataclasses.replace(config, inception=same.inception)
+        recipe = with_fields(self.basis.recipe, {field: params[field] for field in self.varied}, "--vary")
+        basis = dataclasses.replace(self.basis, recipe=recipe)
+        return basis.config(self.variant, seed, self.loss_weights(params), SPLITS[params["split"]])
 
-    def kind(self, params: Mapping[str, Any]) -> str:
+    def kind(self, params: Params) -> str:
         """The variant that a config is: a stack without cuts is a DCGAN with these losses."""
-        single = bool(VARIANTS[self.variant].variant.cuts) and params["split"] == NONE
-        return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.variant
+        single = bool(self.variant.cuts) and params["split"] == NONE
+        return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.name
 
-    def fields(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def fields(self, params: Params) -> dict[str, Any]:
         """What params choose, as plain JSON by the dotted names of a row's changes."""
-        weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(dict(params))).items()}
-        cuts = "through" if VARIANTS[self.variant].variant.through else "cuts"
-        varied = {field: params[field] for field, _ in self.varied}
-        return {cuts: list(SPLITS[params["split"]]), **weights, **varied}
+        weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(params)).items()}
+        cuts = "through" if self.variant.through else "cuts"
+        return {cuts: list(SPLITS[params["split"]]), **weights, **{field: params[field] for field in self.varied}}
 
-    def title(self, params: dict[str, Any]) -> str:
+    def title(self, params: Params) -> str:
         """A config in words; without cuts it is no stack."""
-        weights = self.loss_weights(params)
-        told = " : ".join(f"{getattr(weights, name):.3g}" for name in WEIGHTS)
-        more = "".join(f", {field} {params[field]:.3g}" for field, _ in self.varied)
-        return f"{'DCGAN' if params['split'] == NONE else params['split']}, {told}{more}"
+        weights = " : ".join(f"{value:.3g}" for value in vars(self.loss_weights(params)).values())
+        more = "".join(f", {field} {params[field]:.3g}" for field in self.varied)
+        return f"{'DCGAN' if params['split'] == NONE else params['split']}, {weights}{more}"

@@ -1,10 +1,12 @@
 """Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
 
+import math
 import random
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
@@ -17,10 +19,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sgan.checks import ConfigError, content_key
-from sweeps.optimization.objective import DONE, Outcome
+from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
+from sgan.evaluation.alarms import alarms
+from sweeps.planning.trials import State
 
-Params = dict[str, Any]
-Space = dict[str, BaseDistribution]
+Row = Mapping[str, Any]
+Distributions = dict[str, BaseDistribution]
+DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
 OUTCOME, REASON = "outcome", "reason"
 """User attributes of a trial: how it ended, and why."""
 RESAMPLES = 100
@@ -30,7 +35,60 @@ DRAWS = 20
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def ask(study: optuna.Study, space: Space, seed: int, new: Callable[[Params], bool]) -> optuna.Trial | None:
+class Objective(NamedTuple):
+    """The score that a search is for, its direction, and its floor: the worst value, told for a trial that diverged or
+    collapsed."""
+
+    score: str
+    direction: Literal["maximize", "minimize"]
+    floor: float
+
+
+OBJECTIVES = {
+    "inception-score": Objective("inception_score", "maximize", 1.0),
+    "fid": Objective("fid", "minimize", 500.0),
+}
+"""1 is the least Inception score there is; an FID has no worst value, and 500 is beyond what noise scores."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a config ended.
+
+    Attributes:
+        tag: done, diverged or collapsed.
+        value: the score, no worse than its floor; the floor where the config went wrong.
+        reason: why it went wrong; "" otherwise.
+    """
+
+    tag: str
+    value: float
+    reason: str = ""
+
+
+def outcome_of(state: State, objective: Objective) -> Outcome | None:
+    """The outcome of a trial; None where it has not ended or failed.
+
+    A sampler learns nothing from a failed trial, so a config that diverged or collapsed counts with the floor.
+    """
+    if state.outcome == "diverged":
+        return Outcome(DIVERGED, objective.floor, state.reason)
+    if state.outcome != "done":
+        return None
+    scores = state.facts[-1]["scores"]
+    # Inception score does not see that a class repeats itself: searched by it alone, such configs would win.
+    collapsed = alarms({COLLAPSED_CLASSES: scores.get(COLLAPSED_CLASSES, 0.0)})
+    if collapsed:
+        return Outcome(COLLAPSED, objective.floor, collapsed[0])
+    value = scores.get(objective.score)
+    if value is None or not math.isfinite(value):
+        return Outcome(DIVERGED, objective.floor, f"its {objective.score} is {value}")
+    return Outcome(DONE, (max if objective.direction == "maximize" else min)(value, objective.floor))
+
+
+def ask(
+    study: optuna.Study, distributions: Distributions, seed: int, new: Callable[[dict[str, Any]], bool]
+) -> optuna.Trial | None:
     """A trial with a config that is new; None where the space is used up.
 
     Each draw has a sampler of its own, whose seed is made of the search's seed and the trial's number. So a suggestion
@@ -38,13 +96,13 @@ def ask(study: optuna.Study, space: Space, seed: int, new: Callable[[Params], bo
     new stays in the study as failed.
 
     Args:
-        space: name -> distribution; every config has all of them.
+        distributions: by name; every config has all of them.
     """
     for draw in range(11 * DRAWS):
         number = len(study.get_trials(deepcopy=False))
         make = TPESampler if draw < DRAWS else RandomSampler
         study.sampler = make(seed=int(content_key([seed, number])[:8], 16))
-        asked = study.ask(space)
+        asked = study.ask(distributions)
         if new(asked.params):
             return asked
         study.tell(asked, state=TrialState.FAIL)
@@ -52,10 +110,7 @@ def ask(study: optuna.Study, space: Space, seed: int, new: Callable[[Params], bo
 
 
 def replay(
-    study: optuna.Study,
-    space: Space,
-    rows: Sequence[Mapping[str, Any]],
-    outcomes: Mapping[int, Outcome],
+    study: optuna.Study, distributions: Distributions, rows: Sequence[Row], outcomes: Mapping[int, Outcome]
 ) -> dict[int, optuna.Trial]:
     """Fill an empty study from a search's record.
 
@@ -65,39 +120,28 @@ def replay(
     Returns:
         number -> trial, of those that have not: each asked for again with its params, under its number.
     """
-    numbered, open_trials = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
+    numbered, waiting = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
     for number in range(max(numbered, default=-1) + 1):
         row, outcome = numbered.get(number), outcomes.get(number)
         if row is None:  # its config was not new, or its file was deleted; the others keep their numbers
             study.add_trial(create_trial(state=TrialState.FAIL))
         elif outcome is None:
             study.enqueue_trial(row["params"])
-            open_trials[number] = study.ask(space)
-            note(open_trials[number], _attributes(row))
+            waiting[number] = study.ask(distributions)
         else:
-            attributes = _attributes(row) | _ending(outcome)
-            about = {"params": row["params"], "distributions": space, "user_attrs": attributes}
+            about = {"params": row["params"], "distributions": distributions, "user_attrs": _attributes(row, outcome)}
             study.add_trial(create_trial(value=outcome.value, **about))
-    return open_trials
+    return waiting
 
 
-def _attributes(row: Mapping[str, Any]) -> dict[str, str]:
-    return {"config": row["title"], "trial": row["name"]}
+def _attributes(row: Row, outcome: Outcome) -> dict[str, str]:
+    return {"config": row["title"], "trial": row["name"], OUTCOME: outcome.tag, REASON: outcome.reason}
 
 
-def _ending(outcome: Outcome) -> dict[str, str]:
-    return {OUTCOME: outcome.tag, REASON: outcome.reason}
-
-
-def note(trial: optuna.Trial, attributes: Mapping[str, str]) -> None:
-    """Set user attributes of a trial."""
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
-
-
-def tell(study: optuna.Study, trial: optuna.Trial, row: Mapping[str, Any], outcome: Outcome) -> None:
+def tell(study: optuna.Study, trial: optuna.Trial, row: Row, outcome: Outcome) -> None:
     """Tell the study how a trial ended."""
-    note(trial, _attributes(row) | _ending(outcome))
+    for name, value in _attributes(row, outcome).items():
+        trial.set_user_attr(name, value)
     study.tell(trial, outcome.value)
 
 
@@ -115,36 +159,28 @@ class StudyFile:
 
     def __init__(self, study: optuna.Study, name: str, score: str, path: Path):
         self.study, self.path, self.count = study, path, 0
+        self.copy: optuna.Study | None = None
         try:
             path.unlink(missing_ok=True)
             storage = JournalStorage(JournalFileBackend(str(path)))
-            self.copy: optuna.Study | None = optuna.create_study(
-                storage=storage, study_name=name, direction=study.direction
-            )
+            self.copy = optuna.create_study(storage=storage, study_name=name, direction=study.direction)
             with warnings.catch_warnings(action="ignore"):  # Optuna calls names of metrics experimental
                 self.copy.set_metric_names([score])
-            self._add(())
         except Exception as error:  # Optuna's and the file system's
             raise ConfigError(f"{self._reason(error)}; make room, or delete the file") from error
+        self.update()
 
-    def update(self, failed: Collection[int] = ()) -> None:
-        """Add the trials that have ended since, and as failed those with the numbers `failed`. Where the file cannot
-        be written, the copy stays as it is."""
+    def update(self) -> None:
+        """Add the trials that have ended since. Where the file cannot be written, the copy stays as it is."""
         try:
-            self._add(failed)
+            for trial in self.study.get_trials(deepcopy=False)[self.count :]:
+                if self.copy is None or not trial.state.is_finished():
+                    return
+                self.copy.add_trial(trial)
+                self.count += 1
         except Exception as error:  # as above; a view must not end the search
             print(f"{self._reason(error)}; the same command makes it again", flush=True)
             self.copy = None
-
-    def _add(self, failed: Collection[int]) -> None:
-        for trial in self.study.get_trials(deepcopy=False)[self.count :]:
-            if trial.number in failed:
-                about = {"distributions": trial.distributions, "user_attrs": trial.user_attrs}
-                trial = create_trial(state=TrialState.FAIL, params=trial.params, **about)
-            if self.copy is None or not trial.state.is_finished():
-                return
-            self.copy.add_trial(trial)
-            self.count += 1
 
     def _reason(self, error: Exception) -> str:
         return f"Optuna's study cannot be kept at {self.path} ({' '.join(str(error).split())[:300]})"

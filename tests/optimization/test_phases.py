@@ -16,9 +16,8 @@ from sgan.data.batches import Data
 from sgan.stages.cost import cost, recorded_rate, seconds_per_unit
 from sgan.stages.graph import name, plan
 from sgan.store.s3 import open_store
-from sweeps.optimization.phases import SearchRun
+from sweeps.optimization.phases import Searcher, SearchRun
 from sweeps.optimization.search_options import Search
-from sweeps.optimization.searcher import Searcher
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
 from sweeps.planning.trials import ListSource
@@ -41,11 +40,11 @@ def search_run(store: Path, *options: str) -> SearchRun:
 def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Searcher:
     """The first phase."""
     searcher = run.searcher()
-    made = run.plan(searcher, lambda: 1e-4)
+    run.plan(searcher, lambda: 1e-4)
     run.begin(searcher, ORIGIN)
     train(searcher, run.store, data, stop_after)
     run.end(searcher)
-    assert len(searcher.taken) <= made.explored
+    assert len(searcher.taken) <= searcher.target
     return searcher
 
 
@@ -110,7 +109,7 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert (record["score"], record["importance"]) == ("inception_score", {})
     run.end(searcher)
     shares = manifest.read(run.store, run.key)["importance"]
-    assert shares.keys() <= run.distributions.keys()
+    assert shares.keys() <= run.space.distributions.keys()
     assert all(0 <= share <= 1 for each in shares.values() for share in each)
 
     # What it would take now is nothing; more trials extend it.
@@ -120,17 +119,16 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
 
     run, searcher = planned("5")
     done = run.plan(searcher, lambda: 0.0)
-    assert done.seconds == (0.0, 0.0, 0.0)
+    assert done.seconds == 0.0
     assert run.confirm(searcher, done) == confirmed or [one for one, _ in run.confirm(searcher, done)] == [
         one for one, _ in confirmed
     ]
     run, searcher = planned("6")
-    assert (searcher.ended, run.plan(searcher, lambda: 0.0).explored) == (3, 4)
-    assert run.plan(searcher, lambda: 0.0).seconds[1] > 0
+    assert (searcher.ended, searcher.target) == (3, 4)
+    assert run.plan(searcher, lambda: 0.0).seconds > 0
     run, searcher = planned("1000000")
-    endless = run.plan(searcher, lambda: 0.0)
-    assert endless.explored == 700_000
-    assert endless.seconds[0] < endless.seconds[1] < endless.seconds[2]
+    assert searcher.target == 700_000
+    assert run.plan(searcher, lambda: 0.0).seconds > 1e5
 
 
 def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
@@ -141,7 +139,7 @@ def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
     basis = prepare(search, 0)
     fresh = SearchRun(search, basis, open_store(str(tmp_path / "fresh")), 2)
     made = fresh.plan(fresh.searcher(), lambda: 1e-4)
-    assert made.seconds[0] < made.seconds[1] < made.seconds[2]
+    assert made.seconds > 0
     assert {path: path.stat().st_mtime_ns for path in searched.rglob("*")} == before
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

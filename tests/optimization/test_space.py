@@ -14,11 +14,9 @@ from sgan.config import INNER_TAPS, TAPS, Config
 from sgan.presets import DATASETS, VARIANTS, recipe_row
 from sgan.stages.cost import check_networks
 from sgan.stages.graph import plan
-from sweeps.optimization.search_options import Search
-from sweeps.optimization.space import SPLITS, Space, parse_varied, splits_of
+from sweeps.optimization.search_options import SPLITS, Search, parse_varied, splits_of
+from sweeps.optimization.space import Space
 from sweeps.planning.basis import Basis
-
-RANGES = ((0.1, 10.0), (0.1, 10.0), (1.0, 100.0))
 
 
 def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> Basis:
@@ -32,14 +30,12 @@ def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> B
 
 
 def space(of: Basis | None = None, variant: str = "sgan", **changes) -> Space:
-    of = of or basis()
-    fields = {
-        "splits": splits_of(variant),
-        "ranges": RANGES,
-        "zeros": ("conditional", "entropy"),
-        "varied": (),
-    } | changes
-    return Space(variant, of.config(VARIANTS[variant].variant, 0), of.recipe, **fields)
+    return Space(Search(dataset="digits", variant=variant, **changes), of or basis())
+
+
+def template(of: Space) -> Config:
+    """The config before the search chooses."""
+    return of.basis.config(of.variant, 0)
 
 
 def configs_of(of: Space) -> list[Config]:
@@ -85,9 +81,8 @@ def test_no_memory_is_taken_for_the_networks():
 
 
 def test_distributions_are_those_asked_for():
-    of = basis()
-    varied = (parse_varied("gan.image_noise=0.0:0.5", of.recipe), parse_varied("gan.batch=16:64:log", of.recipe))
-    found = space(of, splits=("none", "pool1+fc3"), varied=varied).distributions
+    vary = ("gan.image_noise=0.0:0.5", "gan.batch=16:64:log")
+    found = space(splits=("none", "pool1+fc3"), vary=vary).distributions
     assert found == {
         "split": CategoricalDistribution(("none", "pool1+fc3")),
         "losses": CategoricalDistribution(("adv+cond+ent", "adv+ent", "adv+cond")),
@@ -121,7 +116,7 @@ def test_every_variant_has_a_space_and_the_papers_point_is_in_it(variant: str):
     assert known.keys() == made.distributions.keys()
     for param, distribution in made.distributions.items():
         assert distribution._contains(distribution.to_internal_repr(known[param]))
-    assert made.config(known, 5).variant == made.template.variant
+    assert made.config(known, 5).variant == template(made).variant
     for split in some:
         found = made.config(known | {"split": split}, 0).variant
         assert (found.cuts, found.through) == (SPLITS[split] if row.cuts else (), SPLITS[split] if row.through else ())
@@ -140,16 +135,15 @@ def test_params_reach_the_config_and_nothing_else_changes(weights: tuple, split:
     config = made.config(params | {"split": split}, seed)
     assert dataclasses.astuple(config.variant.weights) == weights
     assert (config.variant.cuts, config.seed) == (SPLITS[split], seed)
-    same = dataclasses.replace(config, seed=0, variant=made.template.variant)
-    assert same == made.template
+    same = dataclasses.replace(config, seed=0, variant=template(made).variant)
+    assert same == template(made)
 
 
 def test_a_varied_field_reaches_the_recipe():
-    of = basis()
-    made = space(of, splits=("fc3",), varied=(parse_varied("gan.adam.learning_rate=1e-5:1e-2:log", of.recipe),))
+    made = space(splits=("fc3",), vary=("gan.adam.learning_rate=1e-5:1e-2:log",))
     config = made.config(made.known_good() | {"gan.adam.learning_rate": 2e-3}, 0)
     assert config.recipe.gan.adam.learning_rate == 2e-3
-    assert config.recipe.joint == of.recipe.joint
+    assert config.recipe.joint == made.basis.recipe.joint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""Runs an ablation or a search: its plan, Ray, its trials, MLflow's process, and the report."""
+
+import collections
+import shlex
+import tempfile
+import time
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
+
+from sgan.addresses import masked
+from sgan.checks import require
+from sgan.command_line import INTERRUPTED
+from sgan.host import processor
+from sgan.store.local import Store
+from sgan.store.s3 import find_store, open_store
+from sweeps.execution import scheduler
+from sweeps.execution.cluster import Slots, count_slots, join_cluster, require_shared_store
+from sweeps.execution.worker import Job, measured_here, measured_in_a_slot
+from sweeps.mlflow_view import follow
+from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
+from sweeps.optimization.phases import Plan, Searcher, SearchRun
+from sweeps.optimization.search_options import Search
+from sweeps.optimization.study import OUTCOME, Row, ended
+from sweeps.planning import ablation, manifest
+from sweeps.planning.basis import Basis, prepare
+from sweeps.planning.options import Options, Sweep
+from sweeps.planning.trials import ListSource, Trial, TrialSource, clock, state_of
+from sweeps.reporting import document, results
+
+STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so many seconds
+
+
+def run_ablation(options: Sweep) -> int:
+    """Run an ablation.
+
+    Returns:
+        The exit status: 0, 1 where a trial failed or MLflow does not have all of it, 130 where it was stopped.
+    Raises:
+        ConfigError: a bad option, data that are absent or torn, a store that cannot be written.
+    """
+    slots = join(options)
+    planned = ablation.plan_ablation(options, slots.all_gpus)
+    store = find_store(options.store) if options.dry_run else open_store(options.store)
+    if store:
+        ablation.check_record(planned, store)
+    print(ablation.summary(planned, store, options.store, slots.count, slots.where), flush=True)
+    if options.dry_run or store is None:
+        return 0
+    frame = Frame("ablation.py", options, store, planned.key, planned.basis, slots)
+    ablation.record(planned, store, frame.origin)
+    frame.start()
+    finished = frame.run(ListSource(planned.trials, store))
+    ablation.record(planned, store, frame.origin)  # again: somebody may have deleted it
+    sweep = frame.end(finished, planned.rows, options.seed_range)
+    outcomes = [state_of(store, trial.row).outcome for trial in planned.trials]
+    left = outcomes.count("interrupted") + outcomes.count("failed")
+    if sweep is None:
+        return stopped(f"{left} trials")
+    frame.conclude(sweep, f"python sweeps/best.py {shlex.quote(options.store)}")
+    return 1 if left or frame.unsent else 0
+
+
+def run_search(search: Search) -> int:
+    """Run a search; returns the exit status: 0, 1 where a trial failed, no config could be confirmed or MLflow does
+    not have all of it, or 130 where it was stopped.
+
+    Raises:
+        ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
+    """
+    slots = join(search)
+    basis = prepare(search, slots.all_gpus)
+    with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
+        store = (find_store(search.store) or Store(folder)) if search.dry_run else open_store(search.store)
+        run = SearchRun(search, basis, store, slots.count)
+        with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
+            require(
+                alone,
+                f"this search runs already in another process on the store {store.address}; wait for it, stop it, or "
+                "name another store or --seed",
+            )
+            searcher, measure = run.searcher(), measured_here if search.dry_run else measured_in_a_slot
+            made = run.plan(searcher, lambda: measure(next(iter(run.templates.values())), basis.data, slots))
+            print_plan(run, searcher, made, slots)
+            return 0 if search.dry_run else both_phases(run, searcher, made, slots)
+
+
+def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
+    """Print what a search is to run, and its time."""
+    space, search = run.space, run.options
+    ranges = [f"{name} {low:g} to {high:g}" for name, (low, high) in space.ranges.items()]
+    ranges += [f"{field} {ends.low:g} to {ends.high:g}" for field, ends in space.varied.items()]
+    left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
+    seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
+    print(f"{run.title}\n  why      {run.basis.why}")
+    print(f"  space    {len(space.splits)} splits, losses {' or '.join(space.losses)}, {', '.join(ranges)}")
+    print(f"  study    {run.name}: {searcher.ended} trials finished{left}")
+    print(f"  explore  {searcher.target} configs at seed {search.seed}")
+    print(f"  confirm  the best {made.best} and the default config on {seeds}")
+    print(f"  slots    {slots.count} stages at a time on {slots.where}")
+    print(f"  time     about {clock(made.seconds)}")
+    print(f"  store    {masked(search.store)}", flush=True)
+
+
+def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
+    """Run both phases of a search, and leave best.yaml and the report; returns the exit status."""
+    began, frame = time.monotonic(), Frame("search.py", run.options, run.store, run.key, run.basis, slots)
+    run.begin(searcher, frame.origin)
+    frame.start()
+    confirmed: list[tuple[Trial, Row]] = []
+    best, finished = None, frame.run(searcher)
+    if finished:
+        confirmed = run.confirm(searcher, made)
+        if confirmed:
+            print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
+            finished = frame.run(ListSource([one for one, _ in confirmed], run.store))
+        best = run.write_best(searcher, confirmed)
+    with suppress(OSError):  # a full disk; the same command writes it again
+        run.end(searcher)
+    sweep = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})
+    if sweep is None:
+        return stopped("trials")
+    print(f"\nPredicted {clock(made.seconds)}, took {clock(time.monotonic() - began)}.")
+    print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
+    failed = any(run.outcome(row) is None for _, row in confirmed)
+    if best:
+        path, title = best
+        print(f"Best: {title}, in {path}.")
+        then = f"python sweeps/ablation.py --config {shlex.quote(str(path))}"
+    elif failed:
+        then = "No config was confirmed on all of its seeds; the same command tries again what failed."
+    else:
+        ends = collections.Counter(each.user_attrs[OUTCOME] for each in ended(searcher.study))
+        ends["failed"] = searcher.failed
+        counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()) if count) or "none has ended"
+        then = (
+            f"There is no config to confirm: of the {ends.total()} that were explored, {counts}. Train longer "
+            "(--budget), or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
+        )
+    frame.conclude(sweep, then)
+    return 0 if best and not failed and not frame.unsent and not searcher.failed else 1
+
+
+def stopped(what: str) -> int:
+    """The end of a command that was stopped."""
+    print(f"\nStopped with {what} open; the same command goes on where they are.")
+    return INTERRUPTED
+
+
+def join(options: Options) -> Slots:
+    """The slots of the cluster or this machine; a dry run does not start Ray. ConfigError for a wrong --mlflow."""
+    address_of(options.mlflow)
+    if not options.dry_run:
+        print("starting Ray ...", flush=True)
+        join_cluster()
+    return count_slots(options.slots, options.trials_per_gpu)
+
+
+class Frame:
+    """What an ablation and a search do around their trials.
+
+    Attributes:
+        origin: what the record says of the command.
+        unsent: what MLflow did not get, in words.
+    Args:
+        script: of the command, in sweeps/.
+        key: of its sweep.
+    Raises:
+        ConfigError: the hosts of the cluster do not share the store.
+    """
+
+    def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
+        self.options, self.store, self.key, self.slots, self.unsent = options, store, key, slots, ""
+        address, commit = address_of(options.mlflow), manifest.commit()
+        self.uri = address or default_uri(store)
+        machine = f"{processor()}, {slots.where}"
+        self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
+        self.job = Job(basis.data, store.address, key, commit, slots, options.deterministic)
+        require_shared_store(store, key)
+        if basis.inception_weights:
+            store.keep_weights(basis.inception_weights, basis.inception)
+        if address:
+            warn_if_away(address)
+
+    def start(self) -> None:
+        """The record is there, and trials begin: MLflow's process follows."""
+        self.store.note("sweep started", sweep=self.key, command=self.origin["command"])
+        self.follower = follow.start(self.store, self.key, self.uri)
+
+    def run(self, source: TrialSource) -> bool:
+        """Run a source's trials; false where the command was stopped."""
+        return scheduler.run(source, self.job, self.store)
+
+    def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:
+        """Write the report, and wait for MLflow, which shows it, too; returns the sweep as the store has it, None where
+        the command was stopped."""
+        sweep = None
+        try:
+            if finished:
+                sweep = document.keep(self.store, self.key, self.options.store, variants, seeds)
+        finally:
+            wait = None if finished else STOPPED_SECONDS
+            self.unsent = follow.finish(self.follower, self.store, self.key, self.uri, wait)
+        self.store.note("sweep ended", sweep=self.key)
+        return sweep
+
+    def conclude(self, sweep: results.Sweep, then: str) -> None:
+        """Print the verdict, the table, and what to do next."""
+        document.ending(sweep, self.unsent or pages(self.uri, self.key), then)
