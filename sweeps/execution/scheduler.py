@@ -59,9 +59,10 @@ def stop_flag() -> Iterator[threading.Event]:
 class SourceSearcher(Searcher, tune.Stopper):
     """Takes trials for Tune from a source, hears every result, and tells the source what becomes of the trials."""
 
-    def __init__(self, source: TrialSource, scheduler: Any, stop: threading.Event, progress: Progress):
+    def __init__(self, source: TrialSource, scheduler: Any, job: Job, stop: threading.Event, progress: Progress):
         super().__init__()
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
+        self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
         self.ended: list[tuple[Trial, End]] = []
         self.stopped: ray.ObjectRef | None = None
@@ -87,7 +88,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         if trial is None:
             return Searcher.FINISHED
         self.live[trial_id] = trial
-        self.scheduler.add.remote(trial)
+        self.scheduler.add.remote(trial, self.job)
         self.progress.begin(trial)
         return {"trial": trial.id}
 
@@ -95,7 +96,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         """Take a result; whether its trial is to be stopped."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
-            self.scheduler.add.remote(trial)
+            self.scheduler.add.remote(trial, self.job)
         elif trial and "outcome" not in result:
             self.progress.go_on(trial, result)
         return False
@@ -136,11 +137,10 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
     shown = Progress(store, source)
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, shown.live:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
-        given = [ray.put(job)]  # kept here for an actor that is begun anew
-        scheduler: Any = actor.remote(store.address, job.slots, given)
-        searcher = SourceSearcher(source, scheduler, stop, shown)
+        scheduler: Any = actor.remote(store.address, job.slots)
+        searcher = SourceSearcher(source, scheduler, job, stop, shown)
         for trial in source.ahead:
-            scheduler.add.remote(trial)
+            scheduler.add.remote(trial, searcher.job)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD),
             tune_config=tune.TuneConfig(

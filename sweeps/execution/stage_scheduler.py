@@ -56,11 +56,11 @@ class Node:
 
 
 class StageScheduler:
-    """The actor, for the store at `address`. `job`: one reference, to what every stage is given; in a list, so
-    that Ray passes the reference."""
+    """The actor, for the store at `address`."""
 
-    def __init__(self, address: str, slots: Slots, job: list[ray.ObjectRef]):
-        self.address, self.slots, (self.job,) = address, slots, job
+    def __init__(self, address: str, slots: Slots):
+        self.address, self.slots = address, slots
+        self.job: Any = None
         self.store: Any = None  # opened when it can be: the actor may be begun anew while its disk is in trouble
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
@@ -72,8 +72,10 @@ class StageScheduler:
         self.stopping = False
         self.loop = asyncio.ensure_future(self._schedule())
 
-    async def add(self, trial: Trial) -> None:
-        """Take a trial into the graph."""
+    async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
+        """Take a trial into the graph. `job`: one reference, to what every stage is given; in a list, so that Ray
+        passes the reference, and here, since an actor that is begun anew might not find it any more."""
+        (self.job,) = job
         if trial.id in self.trials:
             return
         self.trials[trial.id], self.ends[trial.id] = trial, asyncio.Event()
