@@ -22,7 +22,6 @@ def options_of() -> Sweep:
 
 
 def run() -> int:
-    """The command line; on a cluster the command outlives its terminal."""
     options = options_of()
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run import run_ablation

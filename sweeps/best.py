@@ -38,36 +38,27 @@ def main(
             of its best seed is registered in MLflow with the alias best.
         mlflow: With --promote, the address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in
             the store.
-    Raises:
-        ConfigError: there is no store or sweep, something in it is damaged, or the list has no config of that number.
     """
     opened, _ = manifest.find(store)
     from sweeps.reporting import leaderboard  # it imports pandas, which takes a second
 
-    lists = leaderboard.ranked(opened, by)
+    best = leaderboard.ranked(opened, by)
     if promote is None:
-        print(leaderboard.listing(opened, lists, by) or "No config has finished; finish a sweep, or name another --by.")
+        print(leaderboard.listing(opened, best, by) or "No config has finished; finish a sweep, or name another --by.")
         return 0
-    shown = [config for configs in lists for config in configs]
-    known = f"--promote {promote} is no config of the list, which has {len(shown)}; see it without --promote"
-    require(1 <= promote <= len(shown), known)
-    seeds = shown[promote - 1].to_dict("records")
-    best = (min if measure(by).better == "lower" else max)(seeds, key=lambda seed: seed[by])
-    scores = {"seeds": [seed["seed"] for seed in seeds], by: [seed[by] for seed in seeds]}
-    return choose(opened, best, scores, mlflow)
+    known = f"--promote {promote} is no config of the list, which has {len(best)}; see it without --promote"
+    require(1 <= promote <= len(best), known)
+    seeds = best[promote - 1].to_dict("records")
+    return choose(opened, seeds, by, mlflow)
 
 
-def choose(store: Store, best: dict[str, Any], scores: dict[str, Any], mlflow: str | None) -> int:
-    """Write best.yaml for a config, and have MLflow register the model of its best seed; returns 1 where MLflow could
-    not be told.
-
-    Args:
-        best: the seed, as `leaderboard.finished` has it.
-        scores: of all seeds, for best.yaml.
-    """
+def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | None) -> int:
+    """Write best.yaml for a config, whose seeds `leaderboard.ranked` has, and have MLflow register the model of its
+    best seed; returns 1 where MLflow could not be told."""
     from sweeps.mlflow_view.connection import address_of, default_uri, pages  # MLflow takes seconds to import
     from sweeps.mlflow_view.sync import attempt
 
+    best = (min if measure(by).better == "lower" else max)(seeds, key=lambda seed: seed[by])
     trial, key = best["row"], best["sweep"]
     record = manifest.read(store, key)
     require(
@@ -83,10 +74,11 @@ def choose(store: Store, best: dict[str, Any], scores: dict[str, Any], mlflow: s
             f"{trial['title']} was recorded by commit {record['commit']}, whose configs are not those of this one "
             f"({error}); run its command in the list again, and promote the result"
         ) from error
-    origin = {"commit": record["commit"], "command": record["command"]}
-    provenance = {"study": key, "sweep": key, "run": trial["run"], **origin, **scores}
+    provenance = {"study": key, "sweep": key, "run": trial["run"], "commit": record["commit"]}
+    provenance |= {"command": record["command"], "seeds": [seed["seed"] for seed in seeds]}
+    provenance |= {by: [seed[by] for seed in seeds]}
     path = manifest.write_best(store, trial["base_variant"], options, config, provenance)
-    print(f"{trial['title']}, seed {trial['seed']} of {len(scores['seeds'])}: {path}. The six variants with it:")
+    print(f"{trial['title']}, seed {trial['seed']} of {len(seeds)}: {path}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
     uri = address_of(mlflow) or default_uri(store)
     trouble = attempt(store, [key], uri)

@@ -16,14 +16,11 @@ from sgan.checks import require
 from sgan.command_line import later, parse, status
 from sgan.store.s3 import find_store
 
-COMMON = ("time", "host", "process", "event")
-"""Fields that every event has."""
-
 
 def line(event: Mapping[str, Any]) -> str:
-    """One event, for people."""
+    common = ("time", "host", "process", "event")
     when = datetime.datetime.fromtimestamp(event["time"]).isoformat(" ", "seconds")
-    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in COMMON and value != "")
+    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in common and value != "")
     return f"{when}  {event['host']}:{event['process']}  {event['event']}: {about}"
 
 

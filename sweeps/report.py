@@ -19,8 +19,6 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
     Args:
         stores: Output stores.
         out: The Markdown file to write; one that is there is replaced.
-    Raises:
-        ConfigError: a store holds no sweep or is damaged, its scores cannot be compared, or `out` cannot be written.
     """
     from sweeps.reporting import document  # pandas takes a second to import
 

@@ -31,13 +31,8 @@ STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so ma
 
 
 def run_ablation(options: Sweep) -> int:
-    """Run an ablation.
-
-    Returns:
-        The exit status: 0, 1 where a trial failed or MLflow does not have all of it, 130 where it was stopped.
-    Raises:
-        ConfigError: a bad option, data that are absent or torn, a store that cannot be written.
-    """
+    """Run an ablation; returns the exit status: 0, 1 where a trial failed or MLflow does not have all of it, or 130
+    where it was stopped."""
     slots = join(options)
     planned = ablation.plan_ablation(options, slots.all_gpus)
     store = find_store(options.store) if options.dry_run else open_store(options.store)
@@ -55,18 +50,15 @@ def run_ablation(options: Sweep) -> int:
     outcomes = [state_of(store, trial.row).outcome for trial in planned.trials]
     left = outcomes.count("interrupted") + outcomes.count("failed")
     if sweep is None:
-        return stopped(f"{left} trials")
+        print(f"\nStopped with {left} trials open; the same command goes on where they are.")
+        return INTERRUPTED
     frame.conclude(sweep, f"python sweeps/best.py {shlex.quote(options.store)}")
     return 1 if left or frame.unsent else 0
 
 
 def run_search(search: Search) -> int:
     """Run a search; returns the exit status: 0, 1 where a trial failed, no config could be confirmed or MLflow does
-    not have all of it, or 130 where it was stopped.
-
-    Raises:
-        ConfigError, StoreError: a bad option, data that are absent or torn, a store or a study that cannot be opened.
-    """
+    not have all of it, or 130 where it was stopped."""
     slots = join(search)
     basis = prepare(search, slots.all_gpus)
     with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
@@ -118,7 +110,8 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
         run.end(searcher)
     sweep = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})
     if sweep is None:
-        return stopped("trials")
+        print("\nStopped with trials open; the same command goes on where they are.")
+        return INTERRUPTED
     print(f"\nPredicted {clock(made.seconds)}, took {clock(time.monotonic() - began)}.")
     print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
     failed = any(run.outcome(row) is None for _, row in confirmed)
@@ -140,12 +133,6 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     return 0 if best and not failed and not frame.unsent and not searcher.failed else 1
 
 
-def stopped(what: str) -> int:
-    """The end of a command that was stopped."""
-    print(f"\nStopped with {what} open; the same command goes on where they are.")
-    return INTERRUPTED
-
-
 def join(options: Options) -> Slots:
     """The slots of the cluster or this machine; a dry run does not start Ray. ConfigError for a wrong --mlflow."""
     address_of(options.mlflow)
@@ -156,17 +143,8 @@ def join(options: Options) -> Slots:
 
 
 class Frame:
-    """What an ablation and a search do around their trials.
-
-    Attributes:
-        origin: what the record says of the command.
-        unsent: what MLflow did not get, in words.
-    Args:
-        script: of the command, in sweeps/.
-        key: of its sweep.
-    Raises:
-        ConfigError: the hosts of the cluster do not share the store.
-    """
+    """What an ablation and a search do around their trials. `origin` is what the record says of the command; `unsent`,
+    at the end, what MLflow did not get, in words. ConfigError where the hosts of the cluster do not share the store."""
 
     def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
         self.options, self.store, self.key, self.slots, self.unsent = options, store, key, slots, ""
@@ -187,7 +165,6 @@ class Frame:
         self.follower = follow.start(self.store, self.key, self.uri)
 
     def run(self, source: TrialSource) -> bool:
-        """Run a source's trials; false where the command was stopped."""
         return scheduler.run(source, self.job, self.store)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:

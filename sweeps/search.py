@@ -11,7 +11,6 @@ from sweeps.planning.options import ASKED
 
 
 def run() -> int:
-    """The command line; on a cluster the command outlives its terminal."""
     search = parse(lambda: grouped(Search, "python sweeps/search.py", Search()), ASKED)
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run import run_search

@@ -14,8 +14,6 @@ from tyro.conf import Positional
 
 from sgan.command_line import later, parse, status
 
-PROG = "python sweeps/tracking.py"
-
 
 def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False) -> int:
     """Send what MLflow lacks of the sweeps in a store. Trials that have not ended are marked as killed.
@@ -40,13 +38,13 @@ def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False
         except Exception as error:  # whatever MLflow's client makes of an answer
             result = f"MLflow could not be compared: {error_line(error)}"
     if found:
+        print(*found, sep="\n")
         result = f"{len(found)} differences; delete a run in MLflow, or a strange file, and give the command again"
     whole = "every value and file in MLflow is as in the store" if verify else "all is in MLflow"
-    for line in found:
-        print(line)
     print(result or f"{whole}: {pages(uri, keys[-1])}", file=sys.stderr)
     return 1 if result else 0
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: parse(lambda: tyro.extras.subcommand_cli_from_dict({"sync": later(sync)}, prog=PROG))()))
+    commands, prog = {"sync": later(sync)}, "python sweeps/tracking.py"
+    sys.exit(status(lambda: parse(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog=prog))()))

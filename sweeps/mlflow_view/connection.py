@@ -20,21 +20,14 @@ EXPERIMENT = "sgan"
 SQLITE, ARTIFACTS, HOME = "sqlite", "mlartifacts", "store"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 VARIABLE = "MLFLOW_TRACKING_URI"
-VIEW = "mlflow.sharedViewState."
-"""Beginning of the experiment's tags that hold saved views."""
-ANSWER_SECONDS = 15.0
-"""For which a command waits for MLflow before it trains."""
-PASS_SECONDS = 300.0
-"""The longest that a pass takes."""
+VIEW = "mlflow.sharedViewState."  # Beginning of the experiment's tags that hold saved views
+ANSWER_SECONDS = 15.0  # For which a command waits for MLflow before it trains
+PASS_SECONDS = 300.0  # The longest that a pass takes
 
 
 def address_of(given: str | None) -> str:
     """The tracking URI that --mlflow gives, else $MLFLOW_TRACKING_URI; "" where neither is set. The address of one of
-    MLflow's pages will do.
-
-    Raises:
-        ConfigError: it is none that MLflow takes.
-    """
+    MLflow's pages will do; ConfigError where it is none that MLflow takes."""
     origin, address = ("--mlflow", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE) or "")
     if re.match(r"[\w.-]+:\d+(/|$)", address):
         address = f"http://{address}"
@@ -89,11 +82,8 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
 
 
 def pages(uri: str, view: str = "") -> str:
-    """How to open MLflow: the address of the page with the runs, after the command that serves a database.
-
-    Args:
-        view: key of the saved view that the page opens with, if MLflow has it.
-    """
+    """How to open MLflow: the address of the page with the runs, after the command that serves a database. It opens
+    with the saved view of this key, if MLflow has it."""
     # Without a workflow in the address MLflow 3 opens pages for language models, which show none of the runs.
     page = "#/experiments?workflowType=machine_learning"
     with suppress(Exception):  # it does not answer, or nonsense
@@ -139,6 +129,5 @@ def warn_if_away(uri: str) -> None:
 
 
 def error_line(error: Exception) -> str:
-    """An error of MLflow's client in one line."""
     line = " ".join(f"{type(error).__name__}: {error}".split("(Background on")[0].split())
     return masked(line)[:200]

@@ -6,19 +6,14 @@ import subprocess
 import sys
 import time
 
-import tyro
-from tyro.conf import Positional
-
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps.mlflow_view.connection import PASS_SECONDS, VARIABLE
 from sweeps.mlflow_view.sync import attempt, later
 from sweeps.planning.manifest import folder
 
-PAUSE, LONGEST_PAUSE = 5.0, 60.0
-"""Seconds between passes. The pause doubles while MLflow does not answer."""
-SHARE = 0.1
-"""Of a core, that passes may use: an expensive pass makes the next pause longer."""
+PAUSE, LONGEST_PAUSE = 5.0, 60.0  # Seconds between passes. The pause doubles while MLflow does not answer.
+SHARE = 0.1  # Of a core, that passes may use: an expensive pass makes the next pause longer
 LOG, STORE = "mlflow.log", "SGAN_STORE"
 
 
@@ -38,11 +33,8 @@ def finish(
 ) -> str:
     """Wait until the process has sent what is left; if it was killed, or could not, send it from here.
 
-    Args:
-        seconds: wait no longer, and send nothing from here: the process then ends by itself. Without it, the process is
-            killed where it takes longer than a pass may.
-    Returns:
-        "", or one line that says what went wrong, and how to send the rest later.
+    With `seconds`, wait no longer, and send nothing from here: the process then ends by itself. Without, it is killed
+    where it takes longer than a pass may. Returns "", or one line on what went wrong and how to send the rest later.
     """
     try:
         process.communicate(timeout=seconds or PASS_SECONDS)
@@ -53,13 +45,9 @@ def finish(
     return attempt(store, [sweep_key], uri) if process.returncode and seconds is None else ""
 
 
-def main(sweep_key: Positional[str]) -> int:
+def main(sweep_key: str) -> int:
     """Keep MLflow level with a sweep until standard input ends; returns 1 where not all could be sent. The addresses of
-    the store and of MLflow are in the environment.
-
-    Args:
-        sweep_key: Key of the sweep.
-    """
+    the store and of MLflow are in the environment."""
     store, uri, pause, trouble = open_store(os.environ[STORE]), os.environ[VARIABLE], 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began, before = time.process_time(), trouble
@@ -74,4 +62,4 @@ def main(sweep_key: Positional[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(main(sys.argv[1]))

@@ -1,31 +1,47 @@
-"""The MLflow runs of a sweep: one for the sweep, and below it one for each trial. They are found by tags."""
+"""The MLflow runs of a sweep, one for the sweep and below it one for each trial, and their models. They are found by
+tags. `mlflow.pyfunc.load_model("runs:/<run id>/model").predict(labels)` samples."""
 
+import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
+import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+import sgan
 from sgan.addresses import masked
+from sgan.store.local import MODELS
 from sweeps.mlflow_view.connection import EXPERIMENT
 
 SWEEP, TRIAL, SENT = "sgan.sweep", "sgan.trial", "sgan.sent"
 """Tags by which a run is found, and the one that says how much of the store it has."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-ENTITIES_A_CALL, LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 1000, 6000, 8000, 50_000  # MLflow's limits
+LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 6000, 8000, 50_000  # MLflow's limits
+BEST = "best"  # The alias of a registered model's chosen version
+SAMPLER = Path(__file__).with_name("sgan_sampler.py")  # not imported: it imports torch
+REQUIREMENTS = [f"mlflow=={mlflow.__version__}", "torch>=2.11", "torchvision", "safetensors", "numpy", "pandas"]
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.long, "label")]),
+    outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1))]),
+    params=ParamSchema(
+        [ParamSpec("seed", DataType.long, default=0), ParamSpec("which", DataType.string, default="last")]
+    ),
+)
 
 
 @dataclass(frozen=True)
 class View:
-    """What a run shows, but for its files.
-
-    Attributes:
-        metrics, params, tags: as in MLflow.
-        scores: the metrics of a finished trial, which are its model's too.
-        times: of all points of a trial (unix seconds).
-    """
+    """What a run shows, but for its files: metrics, params and tags as in MLflow, the scores of a finished trial, which
+    are its model's too, and the times of all points (unix seconds)."""
 
     metrics: list[Metric]
     params: dict[str, str]
@@ -35,7 +51,6 @@ class View:
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
-    """All runs of a sweep."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     query = f"tags.`{SWEEP}` = '{sweep_key}'"
     return client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS) if experiment else []
@@ -54,10 +69,18 @@ def as_params(params: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value)[:LONGEST_PARAM] for name, value in texts.items() if value not in (None, "")}
 
 
-def origin(manifest: Mapping[str, Any], commit: str) -> dict[str, str]:
-    """The tags of a run that MLflow's pages show as its source."""
-    script = next((word for word in manifest["command"].split() if word.endswith(".py")), "")
-    return {"mlflow.source.name": script, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit}
+def as_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags as MLflow holds them, without passwords."""
+    return {name: masked(value)[:LONGEST_TAG] for name, value in tags.items()}
+
+
+def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Metric]:
+    """A metric for each value that is known, at a time in unix seconds."""
+    return [Metric(name, value, milliseconds(seconds), step) for name, value in values.items() if value is not None]
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View, more: Mapping[str, str]) -> None:
@@ -66,16 +89,10 @@ def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View, more:
     new = [Param(name, value) for name, value in view.params.items() if name not in run.data.params]
     tags = as_tags({**view.tags, **more})
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
-    while len(metrics) + len(new) + len(changed) > ENTITIES_A_CALL:
-        client.log_batch(run.info.run_id, metrics[:ENTITIES_A_CALL])
-        metrics = metrics[ENTITIES_A_CALL:]
-    if metrics or new or changed:
-        client.log_batch(run.info.run_id, metrics, new, changed)
-
-
-def as_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow holds them, without passwords."""
-    return {name: masked(value)[:LONGEST_TAG] for name, value in tags.items()}
+    if metrics or new:
+        client.log_batch(run.info.run_id, metrics, new)
+    if changed:
+        client.log_batch(run.info.run_id, tags=changed)
 
 
 def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None:
@@ -87,11 +104,44 @@ def set_status(client: MlflowClient, run: Run, outcome: str, end: float) -> None
         client.set_terminated(run.info.run_id, status, milliseconds(end))
 
 
-def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Metric]:
-    """A metric for each value that is known, at a time in unix seconds."""
-    return [Metric(name, value, milliseconds(seconds), step) for name, value in values.items() if value is not None]
+def logged_model(client: MlflowClient, run: Run) -> LoggedModel | None:
+    query = f"source_run_id = '{run.info.run_id}'"
+    return next(iter(client.search_logged_models([run.info.experiment_id], query)), None)
 
 
-def milliseconds(seconds: float) -> int:
-    """A time in unix seconds as MLflow takes it."""
-    return round(seconds * 1000)
+def log_model(client: MlflowClient, run: Run, models: Path, params: Mapping[str, str]) -> str:
+    """Log the models `last` and `best` in a folder as the model of a run, with the code that it needs; returns its
+    id."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # no input example
+        mlflow.pyfunc.save_model(
+            Path(folder, MODELS),
+            loader_module=SAMPLER.stem,
+            data_path=str(models),
+            code_paths=[sgan.__path__[0], str(SAMPLER)],
+            signature=SIGNATURE,
+            pip_requirements=REQUIREMENTS,
+        )
+        made = logged_model(client, run) or client.create_logged_model(
+            run.info.experiment_id, MODELS, run.info.run_id, params=dict(params), model_type="generator"
+        )
+        client.log_model_artifacts(made.model_id, str(Path(folder, MODELS)))
+    client.finalize_logged_model(made.model_id, "READY")
+    if not run.outputs or not run.outputs.model_outputs:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(made.model_id, 0)])
+    return made.model_id
+
+
+def register(client: MlflowClient, run: Run, name: str) -> str:
+    """Register the model of a run under a name, with the alias `best`; returns its version."""
+    model = logged_model(client, run)
+    if model is None:
+        raise MlflowException(f"run {run.info.run_id} has no model")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Stacked GANs that `python sweeps/best.py --promote` chose.")
+    held = client.search_model_versions(f"name = '{name}'")
+    version = next((each.version for each in held if each.model_id == model.model_id), None)
+    if version is None:
+        place, run_id = model.artifact_location, run.info.run_id
+        version = client.create_model_version(name, place, run_id, model_id=model.model_id).version
+    client.set_registered_model_alias(name, BEST, version)
+    return version

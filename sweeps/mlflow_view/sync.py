@@ -16,9 +16,9 @@ from sgan.addresses import masked
 from sgan.checks import content_key
 from sgan.store.files import StoreError, sha256
 from sgan.store.local import MODELS, Store
-from sweeps.mlflow_view import model, runs, sweep, views
+from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
-from sweeps.mlflow_view.trial import Trials, begun, lacking, lay_out, log_dataset
+from sweeps.mlflow_view.content import Trials, begun, lacking, lay_out, log_dataset
 from sweeps.planning import manifest as manifests
 from sweeps.planning.trials import State, state_of
 
@@ -50,14 +50,13 @@ class _Pass:
     live: bool
 
     def send(self, uri: str) -> bool:
-        """As `sync`."""
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
         experiment = experiment_id(client, uri)
         parent, children = runs.find(client, key)
         if parent is None:
             tags, title = {runs.SWEEP: key}, self.manifest["title"]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
-        views.write(client, experiment, self.manifest)
+        content.write_views(client, experiment, self.manifest)
         outcomes, end, damage = set(), started, None
         for trial in self.manifest["trials"]:
             run = children.get(trial["run"])
@@ -89,17 +88,16 @@ class _Pass:
 
     def register(self, parent: Run) -> None:
         """Register the model of the trial that best.yaml names, and mark its run, if that has not been done."""
-        best = sweep.chosen(self.store, self.manifest["key"])
+        best = content.chosen(self.store, self.manifest["key"])
         query = f"tags.`{runs.TRIAL}` = '{best.provenance.get('run')}'" if best else ""
         for run in self.client.search_runs([parent.info.experiment_id], query) if best else ():
             if "best" not in run.data.tags:
                 name = f"sgan-{self.manifest['settings']['dataset']}"
-                version = model.register(self.client, run, name)
+                version = runs.register(self.client, run, name)
                 self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
-        """Send what is new of the sweep itself."""
-        view, files = sweep.view(self.store, self.manifest, run), sweep.files(self.store, self.manifest)
+        view, files = content.sweep_view(self.store, self.manifest, run), content.sweep_files(self.store, self.manifest)
         sent = content_key({name: sha256(path) for name, path in files.items()})
         if run.data.tags.get(runs.SENT) != sent:
             for path in files.values():
@@ -132,7 +130,7 @@ class _Pass:
             if changed:
                 client.log_artifacts(run.info.run_id, str(its_run))
             if done:
-                made = model.log_model(client, run, its_model / "data" / MODELS, view.params)
+                made = runs.log_model(client, run, its_model / "data" / MODELS, view.params)
                 metrics += [Metric(each.key, each.value, each.timestamp, each.step, made) for each in view.scores]
         log_dataset(client, run, trial)
         runs.set_status(client, run, state.outcome, end)

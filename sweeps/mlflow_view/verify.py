@@ -1,5 +1,6 @@
 """Compares what MLflow shows of a sweep with the output store: every value, param, tag, file and model."""
 
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -13,16 +14,14 @@ from mlflow.entities import Metric, Run
 
 from sgan.store.files import sha256
 from sgan.store.local import MODELS, STAGE_FILE, Store
-from sweeps.mlflow_view import runs, sweep
+from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import limited
-from sweeps.mlflow_view.trial import Trials, begun, lay_out
+from sweeps.mlflow_view.content import Trials, begun, lay_out
 from sweeps.planning import manifest as manifests
 from sweeps.planning.trials import state_of
 
-LARGEST = 1.7976931348623157e308
-"""MLflow holds infinity as this value."""
-INSIDE = f"{MODELS}/data/"
-"""The models of a stack in an MLflow model, whose other files differ each time."""
+LARGEST = 1.7976931348623157e308  # MLflow holds infinity as this value
+INSIDE = f"{MODELS}/data/"  # The models of a stack in an MLflow model, whose other files differ each time
 
 
 def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
@@ -40,9 +39,12 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         yield f"sweep {sweep_key} has {len(parents)} parent runs, not 1"
     for run in parents:
         with limited(), tempfile.TemporaryDirectory() as ours:
-            for name, path in sweep.files(store, manifest).items():
+            for name, path in content.sweep_files(store, manifest).items():
                 shutil.copyfile(path, Path(ours, name))
-            lines = _compare(uri, run, sweep.view(store, manifest, run), {}, Path(ours), last=True)
+            # The means over fewer seeds are there, too: MLflow shows the last.
+            view, held = content.sweep_view(store, manifest, run), runs.as_metrics(run.data.metrics, 0)
+            last = runs.as_metrics({metric.key: metric.value for metric in view.metrics}, 0)
+            lines = _compare(client, run, dataclasses.replace(view, metrics=last), held, Path(ours))
         yield from (f"sweep: {line}" for line in lines)
     trials, parent = Trials(store, manifest), parents[0].info.run_id if len(parents) == 1 else ""
     for trial in manifest["trials"]:
@@ -51,10 +53,13 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         if len(its_runs) != 1 and (its_runs or begun(store, trial, state)):
             yield f"{title} has {len(its_runs)} runs, not 1"
         for run in its_runs:
-            more = {runs.PARENT: parent, "status": runs.STATUS[state.outcome]}
-            with limited(), tempfile.TemporaryDirectory() as folder:
-                lay_out(store, trial, trials.files(trial), Path(folder))
-                lines = _compare(uri, run, trials.view(trial, state), more, Path(folder))
+            with limited(), tempfile.TemporaryDirectory() as ours:
+                lay_out(store, trial, trials.files(trial), Path(ours))
+                view = trials.view(trial, state)
+                view.tags.update({runs.PARENT: parent, "status": runs.STATUS[state.outcome]})
+                names = {metric.key for metric in (*view.metrics, *view.scores)} | set(run.data.metrics)
+                held = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
+                lines = _compare(client, run, view, held, Path(ours))
             yield from (f"{title}: {line}" for line in lines)
     yield from foreign(store, manifest)
 
@@ -71,39 +76,20 @@ def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{path} is a {'symbolic link' if path.is_symlink() else 'file'} that its stage did not write"
 
 
-def _compare(
-    uri: str, run: Run, right: runs.View, more: Mapping[str, str], files: Path, last: bool = False
-) -> list[str]:
-    """Lines about what a run has otherwise than its view, more tags, and the files in a folder. `last`: of each metric
-    the value at the last step counts, whichever step that is."""
-    client = MlflowClient(uri)
-    names = {metric.key for metric in (*right.metrics, *right.scores)} | set(run.data.metrics)
-    history = [metric for name in names for metric in client.get_metric_history(run.info.run_id, name)]
-    wanted = [*right.metrics, *right.scores]
-    history, wanted = (_last(history), _last(wanted)) if last else (history, wanted)
-    tags = runs.as_tags({**right.tags, **more})
-    expected = _parts(right.params, tags, wanted, files)
+def _compare(client: MlflowClient, run: Run, view: runs.View, held: Iterable[Metric], files: Path) -> list[str]:
+    """Lines about what a run has otherwise than its view and the files in a folder; `held` are its metrics."""
+    expected = _parts(view.params, runs.as_tags(view.tags), [*view.metrics, *view.scores], files)
     with tempfile.TemporaryDirectory() as theirs:
         client.download_artifacts(run.info.run_id, "", theirs)
         for each in run.outputs.model_outputs if run.outputs else ():
-            place = client.get_logged_model(each.model_id).artifact_location
-            Path(theirs, each.model_id).mkdir()
-            Path(download_artifacts(place, dst_path=str(Path(theirs, each.model_id)), tracking_uri=uri)).rename(
-                Path(theirs, MODELS)
-            )
-        found = _parts(run.data.params, run.data.tags | {"status": run.info.status}, history, Path(theirs))
-    lines = []
-    for name in sorted({*expected, *(each for each in found if each.startswith(("metric", "param")))}):
-        here, there = found.get(name, "missing"), expected.get(name, "nothing")
-        if here != there:
-            lines.append(f"{name} is {here}, and {there} in the store")
-    return lines
-
-
-def _last(metrics: Iterable[Metric]) -> list[Metric]:
-    """The last point of each metric, all at one step."""
-    points = {metric.key: metric for metric in sorted(metrics, key=lambda each: each.step)}
-    return [Metric(name, metric.value, metric.timestamp, 0) for name, metric in points.items()]
+            place, folder = client.get_logged_model(each.model_id).artifact_location, Path(theirs, each.model_id)
+            folder.mkdir()
+            model = download_artifacts(place, dst_path=str(folder), tracking_uri=client.tracking_uri)
+            Path(model).rename(Path(theirs, MODELS))
+        found = _parts(run.data.params, run.data.tags | {"status": run.info.status}, held, Path(theirs))
+    names = {*expected, *(each for each in found if each.startswith(("metric", "param")))}
+    pairs = [(name, found.get(name, "missing"), expected.get(name, "nothing")) for name in sorted(names)]
+    return [f"{name} is {here}, and {there} in the store" for name, here, there in pairs if here != there]
 
 
 def _parts(

@@ -7,9 +7,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import TrialState
@@ -42,28 +41,18 @@ from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
 from sweeps.planning.trials import End, Trial, state_of, trial
 
-STUDY = "optuna.log"
-"""Optuna's study, in the folder of a search's record."""
-DEFAULT = 0
-"""The number of the default config, which is tried first."""
-EXPLORE = 0.7
-"""Share of the trials that explores; the rest confirms on seeds that the search never saw."""
-START = 10.0
-"""Seconds until the first stage of a phase runs: Ray starts processes, and these import torch."""
-CONFIRMED = ("inception_score", "fid", "diversity")
-"""The scores that best.yaml holds, one for each seed."""
+STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
+DEFAULT = 0  # The number of the default config, which is tried first
+EXPLORE = 0.7  # Share of the trials that explores; the rest confirms on seeds that the search never saw
+START = 10.0  # Seconds until the first stage of a phase runs: Ray starts processes, and these import torch
+CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
 """Options that the record holds."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The second phase, and the time of a search.
-
-    Attributes:
-        best, seeds: how many configs are confirmed, and on how many seeds each.
-        seconds: wall time of what is still to run, where every config takes as long as the mean of all splits.
-    """
+class Plan(NamedTuple):
+    """How many configs are confirmed, on how many seeds each, and the wall time in seconds of what is still to run,
+    where every config takes as long as the mean of all splits."""
 
     best: int
     seeds: int
@@ -71,11 +60,7 @@ class Plan:
 
 
 class SearchRun:
-    """A search with everything chosen, and its record.
-
-    Args:
-        slots: stages at the same time.
-    """
+    """A search with everything chosen, and its record; on so many slots."""
 
     def __init__(self, search: Search, basis: Basis, store: Store, slots: int):
         self.options, self.basis, self.store, self.slots = search, basis, store, slots
@@ -90,7 +75,6 @@ class SearchRun:
 
     @property
     def study_path(self) -> Path:
-        """The journal file in which Optuna's dashboard finds the study."""
         return manifest.folder(self.store, self.key) / STUDY
 
     def _template(self, split: str, seed: int) -> Config:
@@ -118,7 +102,6 @@ class SearchRun:
         return one, row | {"number": number, "params": dict(params)}
 
     def ablation(self, params: Params) -> Sweep:
-        """A config as options of sweeps/ablation.py."""
         values = {each.name: getattr(self.options, each.name) for each in dataclasses.fields(Options)}
         values["override"] += tuple(f"{field}={params[field]!r}" for field in self.space.varied)
         weights = tuple(vars(self.space.loss_weights(params)).values())
@@ -126,7 +109,6 @@ class SearchRun:
         return Sweep(**values | self.basis.chosen | own)
 
     def write(self, row: Row) -> None:
-        """Write a row into the record."""
         manifest.write_trial(self.store, self.key, row)
 
     def outcome(self, row: Row) -> Outcome | None:
@@ -134,11 +116,8 @@ class SearchRun:
         return outcome_of(state_of(self.store, row), self.objective)
 
     def plan(self, searcher: "Searcher", probe: Callable[[], float]) -> Plan:
-        """Work out the second phase, and the time of what is still to run.
-
-        Args:
-            probe: measures the seconds of a unit of cost, where the store has no stages of this search.
-        """
+        """Work out the second phase, and the time of what is still to run. `probe` measures the seconds of a unit of
+        cost, where the store has no stages of this search."""
         recent = [plan(self.space.config(row["params"], self.seed)).stages for row in searcher.rows[-20:]]
         rate = recorded_rate(self.store, [stage for stages in recent for _, stage in stages]) or probe()
         own = [stage for config in self.templates.values() for _, stage in plan(config).stages]
@@ -156,11 +135,7 @@ class SearchRun:
         return Plan(best, seeds, seconds)
 
     def begin(self, searcher: "Searcher", origin: Mapping[str, str]) -> None:
-        """Write the search's head into the record, and begin the copy of the study.
-
-        Args:
-            origin: command, commit and machine.
-        """
+        """Write the search's head into the record, with command, commit and machine, and begin the study's copy."""
         self.origin = dict(origin)
         self._write_head(searcher, {})
         searcher.file = StudyFile(searcher.study, self.name, self.objective.score, self.study_path)
@@ -211,10 +186,7 @@ class SearchRun:
 
     def write_best(self, searcher: "Searcher", confirmed: Sequence[tuple[Trial, Row]]) -> tuple[Path, str] | None:
         """Write best.yaml; returns its path and its config in words, or None where no config has ended on all of its
-        seeds, or all went wrong.
-
-        A seed that diverged or collapsed counts with the floor in the choice of the best.
-        """
+        seeds, or all went wrong. A seed that diverged or collapsed counts with the floor."""
         configs: dict[str, list[tuple[Trial, Row, Outcome | None]]] = {}
         for one, row in confirmed:
             configs.setdefault(one.variant, []).append((one, row, self.outcome(row)))
@@ -250,11 +222,8 @@ class Searcher:
     """The first phase as a `TrialSource`: Optuna suggests configs, and is told how they end.
 
     A trial that diverged or collapsed is told with the floor. One that failed has no value, and the next command runs
-    it again under the same number, as one that was stopped with the command.
-
-    Args:
-        rows: of this phase in the record: what earlier commands have asked for.
-        target: number of configs in all.
+    it again under the same number, as one that was stopped with the command. `rows` are what earlier commands have
+    asked for, and `target` is the number of configs in all.
     """
 
     def __init__(self, run: SearchRun, rows: Sequence[Row], target: int):
@@ -334,11 +303,7 @@ def confirmations(trials: int, configs: int) -> tuple[int, int]:
 
 
 def wall(trials: int, shared: Sequence[float], seconds: float, slots: int) -> float:
-    """Seconds of wall time of a phase on so many slots.
-
-    Args:
-        trials: how many there are, of `seconds` each.
-        shared: seconds of the stages that they all wait for.
-    """
+    """Seconds of wall time of a phase on so many slots: trials of `seconds` each, and those of the stages that all
+    wait for."""
     waiting = max(sum(shared) / slots, max(shared, default=0.0))
     return (START if trials else 0.0) + waiting + math.ceil(trials / slots) * seconds

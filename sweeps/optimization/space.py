@@ -23,15 +23,8 @@ Params = Mapping[str, Any]
 
 
 class Space:
-    """The search space of one variant.
-
-    Attributes:
-        variant: its values before the search.
-        ranges: low and high of each weight that the variant has.
-        varied: fields of the recipe by their dotted names.
-        losses: the choices of which losses there are: name -> weights that are not zero.
-        distributions: name -> Optuna's distribution; every config has all of them.
-    """
+    """The search space of one variant: the ranges of the weights that it has, the varied fields of the recipe by their
+    dotted names, the choices of losses (name -> weights that are not zero), and Optuna's distribution of each param."""
 
     def __init__(self, search: Search, basis: Basis):
         self.name, self.variant, self.basis = search.variant, VARIANTS[search.variant].variant, basis
@@ -63,12 +56,10 @@ class Space:
         return params
 
     def loss_weights(self, params: Params) -> Weights:
-        """The weights that params mean."""
         kept = self.losses[params["losses"]]
         return Weights(**{name: params[name] if name in kept else 0.0 for name in WEIGHTS})
 
     def config(self, params: Params, seed: int) -> Config:
-        """The config that params mean."""
         recipe = with_fields(self.basis.recipe, {field: params[field] for field in self.varied}, "--vary")
         basis = dataclasses.replace(self.basis, recipe=recipe)
         return basis.config(self.variant, seed, self.loss_weights(params), SPLITS[params["split"]])

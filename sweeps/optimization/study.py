@@ -4,7 +4,6 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,12 +25,9 @@ from sweeps.planning.trials import State
 Row = Mapping[str, Any]
 Distributions = dict[str, BaseDistribution]
 DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
-OUTCOME, REASON = "outcome", "reason"
-"""User attributes of a trial: how it ended, and why."""
-RESAMPLES = 100
-"""Bootstrap samples of the trials: how sure an importance is."""
-DRAWS = 20
-"""A sampler is asked so often for a config that is new; then ten times as often for a random one."""
+OUTCOME, REASON = "outcome", "reason"  # User attributes of a trial: how it ended, and why
+RESAMPLES = 100  # Bootstrap samples of the trials: how sure an importance is
+DRAWS = 20  # A sampler is asked so often for a config that is new; then ten times as often for a random one
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -51,15 +47,9 @@ OBJECTIVES = {
 """1 is the least Inception score there is; an FID has no worst value, and 500 is beyond what noise scores."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a config ended.
-
-    Attributes:
-        tag: done, diverged or collapsed.
-        value: the score, no worse than its floor; the floor where the config went wrong.
-        reason: why it went wrong; "" otherwise.
-    """
+class Outcome(NamedTuple):
+    """How a config ended: done, diverged or collapsed; its score, no worse than the floor, or the floor where it went
+    wrong; and why it went wrong."""
 
     tag: str
     value: float
@@ -94,9 +84,6 @@ def ask(
     Each draw has a sampler of its own, whose seed is made of the search's seed and the trial's number. So a suggestion
     depends only on what the study holds, and a search that was interrupted goes on as it would have. A draw that is not
     new stays in the study as failed.
-
-    Args:
-        distributions: by name; every config has all of them.
     """
     for draw in range(11 * DRAWS):
         number = len(study.get_trials(deepcopy=False))
@@ -112,14 +99,8 @@ def ask(
 def replay(
     study: optuna.Study, distributions: Distributions, rows: Sequence[Row], outcomes: Mapping[int, Outcome]
 ) -> dict[int, optuna.Trial]:
-    """Fill an empty study from a search's record.
-
-    Args:
-        rows: of the configs that were asked for, with "number", "params", "title" and "name".
-        outcomes: number -> outcome, of those that have ended.
-    Returns:
-        number -> trial, of those that have not: each asked for again with its params, under its number.
-    """
+    """Fill an empty study from the rows of a search's record, and the outcomes by number of those that have ended;
+    returns by number the trials of the others: each asked for again with its params, under its number."""
     numbered, waiting = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
     for number in range(max(numbered, default=-1) + 1):
         row, outcome = numbered.get(number), outcomes.get(number)
@@ -139,23 +120,14 @@ def _attributes(row: Row, outcome: Outcome) -> dict[str, str]:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, row: Row, outcome: Outcome) -> None:
-    """Tell the study how a trial ended."""
     for name, value in _attributes(row, outcome).items():
         trial.set_user_attr(name, value)
     study.tell(trial, outcome.value)
 
 
 class StudyFile:
-    """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended. Each command
-    makes it anew.
-
-    Args:
-        name: of the study.
-        score: the name of its values.
-        path: of a journal file.
-    Raises:
-        ConfigError: the file cannot be written.
-    """
+    """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended, in a journal
+    file. Each command makes it anew; ConfigError where it cannot be written. `score` is the name of its values."""
 
     def __init__(self, study: optuna.Study, name: str, score: str, path: Path):
         self.study, self.path, self.count = study, path, 0
@@ -187,7 +159,6 @@ class StudyFile:
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that did not go wrong, best first."""
     done = [trial for trial in ended(study) if trial.user_attrs[OUTCOME] == DONE]
     return sorted(done, key=lambda trial: trial.values[0], reverse=study.direction == StudyDirection.MAXIMIZE)
 

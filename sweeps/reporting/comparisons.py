@@ -1,43 +1,31 @@
 """What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
 
 Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
-Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
+Sources: Agarwal et al. 2021 (intervals), Holm 1979.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from sgan.evaluation.measures import BEST, MEASURES
-from sweeps.reporting.results import OUTCOMES, Sweep
+from sgan.evaluation.measures import MEASURES
+from sweeps.reporting.results import Sweep
 
-PIXELS = "pixels/"
 SURE = 0.05
-FLIPS = 9_999
-"""The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many."""
+FLIPS = 9_999  # The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many
 METHOD = (
     "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
     "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
-    "random flips); p (Holm): corrected for all contrasts of this table. P(better): probability that a seed of the row "
-    "beats a seed of the reference; a tie counts half."
+    "random flips); p (Holm): corrected for all contrasts of this table."
 )
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A variant against the reference by one outcome.
-
-    Attributes:
-        n: seeds that both have finished.
-        mean: of the variant minus the reference; low, high: its 95% interval, NaN with one seed.
-        p: two-sided.
-        better: probability that the variant is better.
-        holm: p, corrected for all contrasts.
-    """
+class Contrast(NamedTuple):
+    """A variant against the reference by one outcome, on the n seeds that both have: the mean of the variant minus the
+    reference, its 95% interval (NaN with one seed), two-sided p, and p corrected for all contrasts."""
 
     variant: str
     outcome: str
@@ -46,13 +34,7 @@ class Contrast:
     low: float
     high: float
     p: float
-    better: float
     holm: float
-
-    @property
-    def improves(self) -> bool:
-        """Whether the mean difference is for the better."""
-        return (self.mean > 0) == (MEASURES[self.outcome].better == "higher")
 
 
 def contrasts(sweep: Sweep) -> list[Contrast]:
@@ -63,10 +45,8 @@ def contrasts(sweep: Sweep) -> list[Contrast]:
         seeds = [seed for seed in mine.index if seed in other.index]
         if variant != sweep.reference and seeds:
             values, reference = np.array(mine[seeds]), np.array(other[seeds])
-            sign = 1 if MEASURES[outcome].better == "higher" else -1
-            better = np.mean(np.sign(sign * np.subtract.outer(values, reference)) + 1) / 2
             numbers = (values - reference).mean(), *interval(values - reference), sign_flip(values - reference)
-            found.append((variant, outcome, len(seeds), *map(float, (*numbers, better))))
+            found.append((variant, outcome, len(seeds), *map(float, numbers)))
     corrected = holm([each[6] for each in found])
     return [Contrast(*each, holm=p) for each, p in zip(found, corrected, strict=True)]
 
@@ -115,14 +95,13 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
         least = f"p < {2 / 2**seeds:g}" if seeds > 1 else "a p below 1"
         paired = f"With {seeds} paired seed{'s' * (seeds > 1)}"
         return f"{text}{paired} no difference can reach {least}: no order is established."
-    sure = {name: each.improves for name, each in leading.items() if each.holm < SURE}
+    sure = {name: (each.mean > 0) == (measure.better == "higher") for name, each in leading.items() if each.holm < SURE}
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"
     return f"{text}{told}; for {len(leading) - len(sure)} of {len(leading)} rows the seeds do not tell."
 
 
 def said(contrast: Contrast) -> str:
-    """A contrast's interval and p in words."""
     digits = MEASURES[contrast.outcome].decimals
     if contrast.n < 2:
         return "one seed: no interval"
@@ -134,34 +113,3 @@ def said(contrast: Contrast) -> str:
 def p_value(p: float) -> str:
     """A p value, as "= 0.031" or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
-
-
-def disagreements(sweep: Sweep) -> list[str]:
-    """Where the judge that needs no training orders two rows the other way: a line an outcome."""
-    lines = []
-    for outcome in OUTCOMES:
-        if PIXELS + outcome not in MEASURES:
-            continue
-        names = (outcome, PIXELS + outcome)
-        means = {title: [sweep.summary[name][each, "mean"] for each in names] for name, title in sweep.titles.items()}
-        means = {title: each for title, each in means.items() if np.isfinite(each).all()}
-        pairs = list(itertools.combinations(means, 2))
-        swapped = [f"{a} / {b}" for a, b in pairs if np.prod(np.subtract(means[a], means[b])) < 0]
-        if swapped:
-            few = ", ".join(swapped[:4]) + ", …" * (len(swapped) > 4)
-            lines.append(
-                f"The judges disagree: by {MEASURES[outcome].heading} in features and in pixels, {len(swapped)} of "
-                f"{len(pairs)} pairs of rows stand the other way round ({few})."
-            )
-    return lines
-
-
-def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
-    """The outcomes by which a variant's weights at the best evaluation are worse than its last, in words."""
-    row, found = sweep.summary[variant], []
-    for outcome in OUTCOMES:
-        last, best = row[outcome, "mean"], row[BEST + outcome, "mean"]
-        if last != best and (best > last) == (MEASURES[outcome].better == "lower") and best == best and last == last:
-            digits = MEASURES[outcome].decimals
-            found.append(f"{MEASURES[outcome].heading} {best:.{digits}f} against {last:.{digits}f}")
-    return found

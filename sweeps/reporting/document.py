@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
@@ -16,7 +15,6 @@ from sgan.store.files import write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting import comparisons, plots, results, tables
-from sweeps.reporting.comparisons import METHOD
 from sweeps.reporting.plots import Plot
 from sweeps.reporting.results import Sweep
 
@@ -26,10 +24,8 @@ HTML, TEXT = "report.html", "report.md"
 
 def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
     """The report as one HTML file that needs no other; `store` is the store's address in its commands."""
-    found = comparisons.contrasts(sweep)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    found, loader = comparisons.contrasts(sweep), FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     return environment.get_template("report.html.j2").render(
         title=sweep.manifest["title"],
@@ -39,7 +35,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
         alarms=tables.alarms(sweep),
         plots=pictures,
         contrasts=tables.comparison(sweep, found),
-        method=METHOD,
+        method=comparisons.METHOD,
         everything=tables.everything(sweep),
         facts=tables.facts(sweep),
         explored=tables.explored(sweep),
@@ -49,32 +45,20 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
 
 
 def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> str:
-    """The section of a sweep: verdict, tables that fit 100 columns, plots, and what to know about them.
-
-    Args:
-        pictures: the plots, which lie in the folder as <name>.png.
-        folder: as seen from the file that the section stands in.
-    """
+    """The section of a sweep: verdict, tables that fit 100 columns, plots, which lie in the folder as <name>.png, and
+    what to know about them."""
     found = comparisons.contrasts(sweep)
-    lists = (tables.alarms(sweep), [tables.caption(sweep), *tables.facts(sweep)])
+    lines = [*tables.alarms(sweep), tables.caption(sweep), *tables.facts(sweep)]
     parts = [comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in lists if lines]
-    parts += [
-        f"![{plot.title}]({folder}/{quote(plot.name)}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures
-    ]
+    parts.append("\n".join(f"- {line}" for line in lines))
+    parts += [f"![{plot.title}]({folder}/{plot.name}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures]
     if found:
-        parts += [tables.aligned(tables.comparison(sweep, found)), METHOD]
+        parts += [tables.aligned(tables.comparison(sweep, found)), comparisons.METHOD]
     command = f"```\n{sweep.manifest['command']}\n```"
     return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
 
 
-def keep(
-    store: Store,
-    key: str,
-    address: str,
-    variants: Collection[str] | None = None,
-    seeds: Collection[int] | None = None,
-) -> Sweep:
+def keep(store: Store, key: str, address: str, variants: Collection[str], seeds: Collection[int]) -> Sweep:
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
     for name, text in ((HTML, html(sweep, plots.draw(sweep), address)), (TEXT, markdown(sweep))):
@@ -94,7 +78,7 @@ def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -
         table.add_column(Text(heading))
     for row in rows:
         table.add_row(*map(Text, row))
-    marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
+    marks = [f"{tables.ALARM} an alarm, or a trial that went wrong."] if tables.alarms(sweep) else []
     words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
     console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
     lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))
@@ -108,8 +92,7 @@ def write(stores: Sequence[str], out: Path) -> None:
     with its plots and its HTML.
 
     Raises:
-        StoreError: a store holds no sweep, or something in it is damaged.
-        Incomparable: the scores of one table were computed in different ways.
+        ConfigError: a store holds no sweep, something in it is damaged, or its scores cannot be compared.
         OSError: a file cannot be written.
     """
     # Paths of this machine and addresses of its servers mean nothing to a reader.

@@ -2,8 +2,7 @@
 
 import io
 import textwrap
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,8 +21,6 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 """Okabe and Ito's palette for the colour-blind, without its yellow, which white paper swallows."""
 MARKERS = "osD^vPX*"
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
-QUARTILES_FROM = 5
-"""Seeds from which on a band is the middle half of them, and not all."""
 SAMPLES = {
     "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
     "variant. Look for blur, wrong classes and repeats."),
@@ -39,8 +36,7 @@ STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 }
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A plot as a PNG file, with its title and what to look for in it."""
 
     name: str
@@ -83,32 +79,27 @@ def _curves(sweep: Sweep) -> list[Plot]:
     points, found = curves(sweep, sweep.leading), []
     if points.empty:
         return []
-    many = max(len(sweep.values(name, sweep.leading)) for name in sweep.titles) >= QUARTILES_FROM
-    compute = "flops" if any(points["flops"] > 0) else "seconds"
-    for column, label, what in (
-        ("images", "generator images", "At equal images, which curve is better, and do bands overlap?"),
-        (
-            compute,
-            "seconds" if compute == "seconds" else "FLOPs",
-            "A stack begins late: what lies above its image level comes first.",
-        ),
+    equal = "At equal images, which curve is better, and do bands overlap?"
+    late = "A stack begins late: what lies above its image level comes first."
+    for name, column, label, what in (
+        ("images", "images", "generator images", equal),
+        ("compute", "flops", "FLOPs", late),
     ):
         figure, axes = _axes()
         for index, (variant, title) in enumerate(sweep.titles.items()):
             # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
             groups = [group for _, group in points[points["variant"] == variant].groupby("point")]
-            at, bounds = [group[column].mean() for group in groups], (0.25, 0.5, 0.75) if many else (0.0, 0.5, 1.0)
+            at, bounds = [group[column].mean() for group in groups], (0.25, 0.5, 0.75)
             low, middle, high = np.reshape([np.quantile(group["value"], bounds) for group in groups], (-1, 3)).T
             colour, marker = _style(index)
             axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         _score_axis(axes, sweep.leading)
-        axes.set_xlabel(f"{label} so far" + ", all stages" * (column != "images"))
+        axes.set_xlabel(f"{label} so far" + ", all stages" * (name == "compute"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        band = "the middle half of the seeds" if many else "all seeds"
-        caption = f"While training, on fewer samples. Line: median over seeds; band: {band}. {what}"
+        caption = f"While training, on fewer samples. Line: median over seeds; band: their middle half. {what}"
         title = f"{MEASURES[sweep.leading].heading} over {label}"
-        found.append(Plot("images" if column == "images" else "compute", title, caption, _png(figure, axes)))
+        found.append(Plot(name, title, caption, _png(figure, axes)))
     return found
 
 
@@ -156,7 +147,6 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
 
 
 def _history(sweep: Sweep) -> list[Plot]:
-    """Of a search, the score of each explored config, one after the other."""
     score = sweep.leading
     rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
     if len(rows) < 2:
@@ -174,7 +164,6 @@ def _history(sweep: Sweep) -> list[Plot]:
 
 
 def _importance(sweep: Sweep) -> list[Plot]:
-    """Of a search, the share of the score's variance that each parameter explains."""
     shares = sorted(sweep.manifest.get("importance", {}).items(), key=lambda item: item[1][0])
     if not shares:
         return []
@@ -191,7 +180,6 @@ def _importance(sweep: Sweep) -> list[Plot]:
 
 
 def _style(index: int) -> tuple[str, str]:
-    """Colour and marker of a row."""
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
@@ -206,16 +194,12 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
     label = f"{measure.heading} ({measure.better} is better)" if measure.better else measure.heading
     getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))
     if measure.better == "lower":
-        _log(axes, axis)
-
-
-def _log(axes: Axes, axis: str) -> None:
-    """A logarithmic axis with plain numbers: 1, 2 and 5 times the powers of ten, fewer where it is long."""
-    getattr(axes, f"set_{axis}scale")("log")
-    labelled: Axis = getattr(axes, f"{axis}axis")
-    labelled.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    labelled.set_major_formatter("{x:g}")
-    labelled.set_minor_formatter(NullFormatter())
+        getattr(axes, f"set_{axis}scale")("log")
+        labelled: Axis = getattr(axes, f"{axis}axis")
+        # Plain numbers: 1, 2 and 5 times the powers of ten, fewer where it is long.
+        labelled.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        labelled.set_major_formatter("{x:g}")
+        labelled.set_minor_formatter(NullFormatter())
 
 
 def _png(figure: Figure, axes: Axes | None = None) -> bytes:

@@ -16,17 +16,14 @@ from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.trials import JUDGING, alarm_of, records_of, scores_of, state_of
 
-OF_TRAINING = {
+SCORES: dict[str, Measure] = {
+    **MEASURES,
+    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
     "train_seconds": Measure("Training (s)", 0, "lower"),
     "generator_images": Measure("Generator images", 0, ""),
     "discriminator_steps": Measure("D steps", 0, ""),
     "generator_steps": Measure("G steps", 0, ""),
     "flops": Measure("FLOPs", -1, "lower"),
-}
-SCORES: dict[str, Measure] = {
-    **MEASURES,
-    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
-    **OF_TRAINING,
 }
 """Every number of a trial, in the order of tables."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
@@ -46,8 +43,8 @@ class Sweep:
 
     Attributes:
         manifest: the sweep's record, its variants and trials restricted to those asked for.
-        trials: one row a trial of the record, in its order: COLUMNS and SCORES (NaN where absent).
-        explored: of a search, the same of the configs of its first phase, with their numbers, titles and params.
+        trials: as `table` has them.
+        explored: of a search, the same of the configs of its first phase, with their numbers and titles.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
     """
@@ -61,7 +58,6 @@ class Sweep:
 
     @property
     def done(self) -> pd.DataFrame:
-        """The rows of finished trials."""
         return pd.DataFrame(self.trials[self.trials["outcome"] == "done"])
 
     @property
@@ -83,12 +79,10 @@ class Sweep:
 
     @property
     def outcomes(self) -> list[str]:
-        """OUTCOMES, the one that decides first."""
         return list(dict.fromkeys((self.leading, *OUTCOMES)))
 
     @property
     def columns(self) -> list[str]:
-        """The scores that any trial or real data has."""
         return [name for name in SCORES if name in self.real or known(self.trials, name)]
 
     @functools.cached_property
@@ -105,7 +99,6 @@ class Sweep:
         return dict(sorted(found.items(), key=lambda item: item[1], reverse=SCORES[self.leading].better == "higher"))
 
     def of(self, variant: str) -> pd.DataFrame:
-        """The rows of a variant's trials, by seed."""
         return pd.DataFrame(self.trials[self.trials["variant"] == variant])
 
     def values(self, variant: str, score: str) -> np.ndarray:
@@ -114,12 +107,7 @@ class Sweep:
 
 
 def known(rows: pd.DataFrame, score: str) -> bool:
-    """Whether any of the rows has a score."""
     return bool(rows[score].notna().to_numpy().any())
-
-
-class Incomparable(ConfigError):
-    """Scores of one table were computed in different ways; the message names the difference."""
 
 
 def read(
@@ -129,7 +117,7 @@ def read(
 
     Raises:
         StoreError: a file of it is missing or damaged.
-        Incomparable: its scores cannot stand in one column.
+        ConfigError: its scores were computed in different ways, and cannot stand in one column.
     """
     record = manifest.read(store, key)
     # A score of the seed that chose a config says nothing of it: only confirmed ones stand in tables.
@@ -139,28 +127,28 @@ def read(
     rows = [row for row in rows if seeds is None or row["seed"] in seeds]
     kept = {row["variant"] for row in rows}
     record |= {"trials": rows, "variants": [each for each in record["variants"] if each["name"] in kept]}
-    trials = _table(store, rows)
+    trials = table(store, rows)
     real, real_fingerprint = {}, {}
     for judge in filter(store.has, record["judges"]):  # the scores of a later one stand
         facts = store.facts(judge)
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
     fingerprint = _one_fingerprint(trials["fingerprint"].dropna(), real_fingerprint)
-    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title", "params")}
-    return Sweep(store, record, trials, _table(store, explored).assign(**of_config), real, fingerprint)
+    of_config = {name: [row.get(name) for row in explored] for name in ("number", "title")}
+    return Sweep(store, record, trials, table(store, explored).assign(**of_config), real, fingerprint)
 
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
     """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
-    seconds, flops, value.
+    flops, value.
 
-    The joint stage goes on with the image level, so its images are added to those of the level. Seconds and FLOPs are
-    those of all stages so far: a stack has trained its encoder and its levels above before its first image.
+    The joint stage goes on with the image level, so its images are added to those of the level. FLOPs are those of all
+    stages so far: a stack has trained its encoder and its levels above before its first image.
     """
     rows, done = [], set(sweep.done["trial"])
     for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
         records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}
-        images, seconds, flops, point = 0.0, 0.0, 0.0, 0
+        of, images, flops, point = {"variant": trial["variant"], "seed": trial["seed"]}, 0.0, 0.0, 0
         for stage in trial["stages"]:
             facts = sweep.store.facts(stage["name"])
             if facts["kind"] in JUDGING:
@@ -169,36 +157,30 @@ def curves(sweep: Sweep, score: str) -> pd.DataFrame:
             for line in records[stage["label"]] if facts.get("generator_images") else ():
                 # A discriminator's step has that many steps of the generator, on average since the last line.
                 seen += (line["images"] - before) * line["metrics"].get("generator_steps", 0.0)
-                before, share = line["images"], line["images"] / max(facts["images"], 1)
-                value = line["metrics"].get(score)
+                before, value = line["images"], line["metrics"].get(score)
                 # A judge of another command scored here; and what a joint stage begins with has been scored before.
-                if value is None or line.get("judge", "") not in judges or (images and not line["images"]):
+                if value is None or line.get("judge", "") not in judges or (images and not before):
                     continue
-                spent = {"seconds": seconds + share * facts["seconds"]}
-                spent |= {"flops": flops + share * facts.get("flops", 0)}
-                of = {"variant": trial["variant"], "seed": trial["seed"], "point": point, "images": images + seen}
-                rows.append({**of, **spent, "value": value})
+                spent = flops + facts.get("flops", 0) * before / max(facts["images"], 1)
+                rows.append({**of, "point": point, "images": images + seen, "flops": spent, "value": value})
                 point += 1
-            images, seconds = images + seen, seconds + facts["seconds"]
-            flops += facts.get("flops", 0)
-    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "seconds", "flops", "value"])
+            images, flops = images + seen, flops + facts.get("flops", 0)
+    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "flops", "value"])
 
 
-def _table(store: Store, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    found = pd.DataFrame([_row(store, row) for row in rows], columns=[*COLUMNS, *SCORES])
-    return found.astype(dict.fromkeys(SCORES, float))
-
-
-def _row(store: Store, trial: Mapping[str, Any]) -> dict[str, Any]:
-    """COLUMNS of a trial, and of a finished one its scores; the fingerprint is JSON."""
-    state = state_of(store, trial)
-    row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
-    row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
-    if state.outcome == "done":
-        devices = sorted({f"{facts['machine']}, torch {facts['torch']}" for facts in state.facts})
-        row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"]), "commit": state.facts[-1]["commit"]}
-        row |= {"devices": devices, **scores_of(state)}
-    return row
+def table(store: Store, trials: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """COLUMNS and SCORES of trials, a row each; those that have not finished have no scores. Fingerprints are JSON."""
+    rows = []
+    for trial in trials:
+        state = state_of(store, trial)
+        row = {"trial": trial["name"], **{name: trial[name] for name in ("variant", "seed", "cuts")}}
+        row |= {"outcome": state.outcome, "reason": state.reason, "alarm": alarm_of(store, trial, state)}
+        if state.outcome == "done":
+            devices = sorted({f"{facts['machine']}, torch {facts['torch']}" for facts in state.facts})
+            row |= {"fingerprint": json.dumps(state.facts[-1]["fingerprint"]), "devices": devices}
+            row |= {"commit": state.facts[-1]["commit"], **scores_of(state)}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *SCORES]).astype(dict.fromkeys(SCORES, float))
 
 
 def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
@@ -209,7 +191,7 @@ def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
         for part, fields in first.items():
             found = difference(fields, other.get(part, {}) | ({"samples": fields["samples"]} if other is real else {}))
             if found:
-                raise Incomparable(
+                raise ConfigError(
                     f"scores of one table must be computed in one way, but {found[0]} of {part} is {found[1]!r} in "
                     f"some and {found[2]!r} in others; report the trials apart (--variants, --seeds, another "
                     "store), or score them again with one command"

@@ -8,20 +8,14 @@ from collections.abc import Sequence
 from sgan.evaluation.measures import BEST
 from sgan.store import votes
 from sweeps.planning.manifest import flat
-from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
+from sweeps.reporting.comparisons import SURE, Contrast, p_value
 from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
 
 Rows = list[list[str]]
 """Rows of cells, the heading first."""
-WIDEST = 100
-"""Characters of a line of a Markdown table."""
+WIDEST = 100  # Characters of a line of a Markdown table
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
-ALARM, AT_BEST = "⚠", "†"
-MARKS = {
-    ALARM: "an alarm, or a trial that went wrong",
-    AT_BEST: "the weights at the best evaluation are worse than those at the end",
-}
-"""Marks of rows."""
+ALARM = "⚠"  # Mark of a row with an alarm, or with a trial that went wrong
 SHORT = {"inception_score": "IS"}
 PAPERS = (
     "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
@@ -36,7 +30,6 @@ def spread(statistics: Statistics, score: str) -> str:
 
 
 def number(score: str, value: float) -> str:
-    """A value with the decimals of its score."""
     digits = SCORES[score].decimals
     return f"{value:,.{digits}f}" if digits >= 0 else f"{value:.2e}"
 
@@ -53,14 +46,13 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
         own, outcomes = sweep.summary[name], list(sweep.of(name)["outcome"])
         done = outcomes.count("done")
         few = [f"({done}/{len(outcomes)})"] if done < len(outcomes) else []
-        words = [title, *few, *(mark for mark, _ in _notes(sweep, name))]
+        words = [title, *few, *([ALARM] if _alarm(sweep, name) else [])]
         difference = interval(against[name]) if name in against else ABSENT
         rows.append([" ".join(words), spread(own, first), difference, *(spread(own, score) for score in others)])
     return [*rows, *([title, cells[0], ABSENT, *cells[1:]] for title, cells in _real(sweep, scores))]
 
 
 def _real(sweep: Sweep, scores: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Titles and cells of the rows of real data that there are."""
     found = []
     for prefix, title in (("", "Real, held out"), ("train/", "Real, training")):
         values = [sweep.real.get(prefix + score) for score in scores]
@@ -76,12 +68,11 @@ def interval(contrast: Contrast) -> str:
 
 
 def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
-    """The table of all contrasts."""
-    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)", "P(better)"]]
+    rows = [["Variant", "Outcome", "n", "Difference [95%]", "p", "p (Holm)"]]
     for each in contrasts:
         outcome = SCORES[each.outcome]
         cells = [sweep.titles[each.variant], outcome.heading + ARROWS[outcome.better], str(each.n), interval(each)]
-        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm)), f"{each.better:.2f}"])
+        rows.append([*cells, *(p_value(p).removeprefix("= ") for p in (each.p, each.holm))])
     return rows
 
 
@@ -113,23 +104,18 @@ def explored(sweep: Sweep) -> Rows:
 
 def alarms(sweep: Sweep) -> list[str]:
     """What each mark in the table means, a line each."""
-    return [f"{mark} {title}: {text}." for name, title in sweep.titles.items() for mark, text in _notes(sweep, name)]
+    found = {title: _alarm(sweep, name) for name, title in sweep.titles.items()}
+    return [f"{ALARM} {title}: {text}." for title, text in found.items() if text]
 
 
-def _notes(sweep: Sweep, variant: str) -> list[tuple[str, str]]:
-    own, found = sweep.of(variant).to_dict("records"), []
+def _alarm(sweep: Sweep, variant: str) -> str:
+    own = sweep.of(variant).to_dict("records")
     wrong = [row["alarm"] for row in own if row["alarm"]]
     wrong += [f"{row['outcome']}: {row['reason']}" for row in own if row["reason"]]
-    if wrong:
-        found.append((ALARM, f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}"))
-    worse = worse_at_best(sweep, variant)
-    if worse:
-        found.append((AT_BEST, f"{MARKS[AT_BEST]} ({'; '.join(worse)})"))
-    return found
+    return f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}" if wrong else ""
 
 
 def caption(sweep: Sweep) -> str:
-    """What stands in the table."""
     n = [len(sweep.values(name, sweep.leading)) for name in sweep.titles] or [0]
     seeds = f"{max(n)} seed{'s' * (max(n) != 1)}" + " or fewer" * (min(n) < max(n))
     few = "(k/n): k of n trials have finished. " if len(sweep.done) < len(sweep.trials) else ""
@@ -142,9 +128,9 @@ def caption(sweep: Sweep) -> str:
 def facts(sweep: Sweep) -> list[str]:
     """What to know about the scores, a line each."""
     trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
-    told = {trials[stage]: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
-    people = [f"Visual Turing test: {title}: {tally}." for title, tally in told.items()]
-    return [*disagreements(sweep), *people, *_repeats(sweep), *_scored(sweep), *_origin(sweep)]
+    told = {stage: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
+    people = [f"Visual Turing test: {trials[stage]}: {tally}." for stage, tally in told.items()]
+    return [*people, *_scored(sweep), *_origin(sweep)]
 
 
 def changes(sweep: Sweep) -> Rows:
@@ -170,29 +156,26 @@ def commands(sweep: Sweep, store: str) -> list[str]:
 
 
 def aligned(rows: Rows) -> str:
-    """Rows of cells as a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
 
 
-def _repeats(sweep: Sweep) -> list[str]:
-    """What the number of held-out images does to the scores of their row."""
-    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
-    return [
-        f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and lower "
-        "coverage, so a generator of new images can pass this row."
-    ] * (held < samples)
-
-
 def _scored(sweep: Sweep) -> list[str]:
+    """How the scores were computed, and what a reader could take them for."""
+    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
     lines: dict[str, list[str]] = {}
     for part, each in sweep.fingerprint.items():
         words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
         lines.setdefault(words, []).append(part)
+    repeats = (
+        f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and lower "
+        "coverage, so a generator of new images can pass this row."
+    )
     compared = any(variant["paper"] for variant in sweep.manifest["variants"])
-    return [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()] + [PAPERS] * compared
+    told = [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()]
+    return [*([repeats] * (held < samples)), *told, *([PAPERS] * compared)]
 
 
 def _origin(sweep: Sweep) -> list[str]:

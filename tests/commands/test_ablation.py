@@ -48,7 +48,7 @@ def table(output: str) -> list[str]:
 
 def titles(output: str) -> list[str]:
     """The first column of the table, without marks."""
-    return [line.split("|")[1].strip().rstrip(" ⚠†") for line in table(output)]
+    return [line.split("|")[1].strip().rstrip(" ⚠") for line in table(output)]
 
 
 @pytest.fixture(scope="module")

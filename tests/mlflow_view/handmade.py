@@ -16,9 +16,9 @@ from sgan.store.files import write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, Record
 from sweeps.mlflow_view.connection import ARTIFACTS, HOME, default_uri
+from sweeps.mlflow_view.content import FINAL
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync as sync_sweep
-from sweeps.mlflow_view.trial import FINAL
 from sweeps.planning import manifest as manifests
 
 KEY = "ab12"

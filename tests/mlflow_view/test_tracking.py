@@ -40,8 +40,7 @@ from sgan.store.record import Record
 from sweeps import tracking
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
-from sweeps.mlflow_view.model import logged_model
-from sweeps.mlflow_view.runs import SENT
+from sweeps.mlflow_view.runs import SENT, logged_model
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
 

@@ -21,7 +21,7 @@ from waiting import wait_for
 
 from sgan.store.local import Store
 from sweeps.mlflow_view.connection import VIEW, default_uri, pages
-from sweeps.mlflow_view.views import CHARTS
+from sweeps.mlflow_view.content import CHARTS
 
 FIDS = {("sgan", 0): 10.0, ("sgan", 1): 30.0, ("sgan-no-joint", 0): 50.0, ("sgan-no-joint", 1): 70.0}
 

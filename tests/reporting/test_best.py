@@ -18,7 +18,7 @@ from sgan.presets import DATASETS, VARIANTS, Weights, configure
 from sgan.store.local import MODELS, Store
 from sweeps import best
 from sweeps.mlflow_view.connection import default_uri
-from sweeps.mlflow_view.model import BEST
+from sweeps.mlflow_view.runs import BEST
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial, trial

@@ -38,9 +38,6 @@ def test_a_contrast_against_numbers_worked_out_by_hand(tmp_path):
     # The differences -1, 0, 3 with all signs have the sums 4, 2, -2 and -4, each twice: all are as far from 0 as their
     # own sum, 2.
     assert other.p == 1.0
-    # FID: lower is better. Of nine pairs two have the smaller value, and two are equal.
-    assert other.better == pytest.approx((2 + 2 / 2) / 9)
-    assert not other.improves
     assert (half.n, half.mean, half.p) == (2, pytest.approx(1.5), 0.5)  # seeds 0 and 2: both differences are positive
 
 
@@ -104,20 +101,3 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
         "Established by FID against SGAN (p < 0.05 after Holm's correction): WORSE worse, BETTER better; for 1 of 3 "
         "rows the seeds do not tell."
     )
-
-
-def test_a_judge_that_orders_rows_otherwise_is_named(tmp_path):
-    fid = {"sgan": [1.0], "b": [2.0], "c": [3.0]}
-    sweep = make(tmp_path, **{"fid": fid, "pixels/fid": {"sgan": [5.0], "b": [4.0], "c": [6.0]}})
-    assert comparisons.disagreements(sweep) == [
-        "The judges disagree: by FID in features and in pixels, 1 of 3 pairs of rows stand the other way round (SGAN / "
-        "B)."
-    ]
-    assert comparisons.disagreements(make(tmp_path, **{"fid": fid, "pixels/fid": fid})) == []
-
-
-def test_weights_at_the_best_evaluation_that_are_worse_are_named(tmp_path):
-    last, other = {"sgan": [1.0, 3.0], "b": [2.0, 2.0]}, {"sgan": [2.0, 4.0], "b": [1.0, 2.0]}
-    sweep = make(tmp_path, fid=last, best_fid=other, recall=last, best_recall=other)
-    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.00 against 2.00"]
-    assert comparisons.worse_at_best(sweep, "b") == ["Recall 1.50 against 2.00"]

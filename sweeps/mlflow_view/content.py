@@ -1,10 +1,14 @@
-"""The runs of trials: metrics, params, tags, files and models, all read from the output store."""
+"""What the runs of a sweep and its trials show: metrics, params, tags and files, all read from the output store; and
+the saved views of MLflow's page that the link to a sweep opens."""
 
+import base64
 import json
 import os
 import shlex
 import shutil
+import statistics
 import uuid
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,28 +18,89 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from PIL import Image
 
-from sgan.checks import content_key
-from sgan.evaluation.measures import LEADING
+from sgan.checks import ConfigError, content_key
+from sgan.evaluation.measures import LEADING, measure
 from sgan.store.files import StoreError, inside, is_plain
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.record import RECORD_FILE, grid_file, read_record
 from sgan.store.votes import curves
 from sweeps.mlflow_view import runs
-from sweeps.mlflow_view.model import DATA, logged_model
-from sweeps.mlflow_view.runs import View, as_metrics, as_params
+from sweeps.mlflow_view.connection import VIEW
+from sweeps.mlflow_view.runs import View, as_metrics, as_params, logged_model
+from sweeps.planning import config_file
+from sweeps.planning import manifest as manifests
+from sweeps.planning.config_file import BEST, BestConfig
 from sweeps.planning.manifest import flat
 from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
 """Scores that are curves over all images that the generator of images has seen; the rest stands in groups."""
-FINAL = "final/"
-"""Group of the other scores of a finished trial."""
+FINAL = "final/"  # Group of the other scores of a finished trial
 TAGS = ("variant", "seed", "cuts", "phase")
-SHARED = ("judge", "network", "encoder")
-"""Stages that many trials wait for."""
+CHARTS = "-charts"  # End of the key of the view with charts
+RUN_NAME = "attributes.`Run Name`"
+COLUMNS = (*HEADLINES, f"{FINAL}diversity")
+SHARED = ("judge", "network", "encoder")  # Stages that many trials wait for
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
+DATA = f"data/{MODELS}"  # Where the folders `last` and `best` lie in the MLflow model
+REPORT, TEXT = "report.html", "report.md"
+"""Files of a sweep in the store, beside its record: the report, and its verdict and tables alone."""
 Files = dict[str, tuple[str, str]]
 """Path in a run -> stage, and file in it."""
+
+
+def sweep_view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
+    """What the run of a sweep shows, but for its files: settings, means over seeds, the verdict and the tables."""
+    folder, metrics = manifests.folder(store, manifest["key"]), {}
+    for judge in filter(store.has, manifest["judges"]):  # a later one's scores stand
+        facts = store.facts(judge)
+        scores = {f"real/{name}": value for name, value in facts["scores"].items()}
+        metrics |= {metric.key: metric for metric in as_metrics(scores, facts["finished"])}
+    # Over the finished seeds that did not choose the config.
+    found: dict[tuple[str, str], list[float]] = {}
+    for trial in manifest["trials"]:
+        known = trial["phase"] != "explore" and store.has(trial["name"])
+        for name, value in (store.facts(trial["name"])["scores"] if known else {}).items():
+            if name in HEADLINES and value is not None:
+                found.setdefault((trial["variant"], name), []).append(value)
+    for (variant, score), values in found.items():
+        means = {f"{score}/mean/{variant}": statistics.fmean(values)}
+        means |= {f"{score}/std/{variant}": statistics.stdev(values)} if len(values) > 1 else {}
+        # A step is a number of seeds: MLflow shows the value at the last step, which is the mean over the most.
+        metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"], len(values))}
+    text = (folder / TEXT).read_text() if is_plain(folder, TEXT) else manifest["title"]
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{REPORT}"
+    link = f"[Report]({page})" if is_plain(folder, REPORT) else ""
+    tags = {
+        runs.NAME: manifest["title"],
+        runs.NOTE: f"{link}\n\n{text}",
+        **{name: str(manifest["settings"][name]) for name in ("dataset", "recipe")},
+        **{f"sgan.{name}": manifest[name] for name in ("command", "machine")},
+        **_origin(manifest, manifest["commit"]),
+    }
+    return View(list(metrics.values()), as_params(manifest["settings"]), tags)
+
+
+def sweep_files(store: Store, manifest: Mapping[str, Any]) -> dict[str, Path]:
+    """The report and the chosen config of a sweep, by their paths in its run."""
+    folder = manifests.folder(store, manifest["key"])
+    found = {REPORT: folder / REPORT} if is_plain(folder, REPORT) else {}
+    return found | ({BEST: store.root / BEST} if chosen(store, manifest["key"]) else {})
+
+
+def chosen(store: Store, sweep_key: str) -> BestConfig | None:
+    """The store's best.yaml, if it is of this sweep, and whole."""
+    store.fetch(store.root / BEST)
+    with suppress(ConfigError):
+        best = config_file.read(store.root / BEST) if is_plain(store.root, BEST) else None
+        return best if best and best.provenance.get("sweep") == sweep_key else None
+    return None
+
+
+def _origin(manifest: Mapping[str, Any], commit: str) -> dict[str, str]:
+    """The tags of a run that MLflow's pages show as its source."""
+    script = next((word for word in manifest["command"].split() if word.endswith(".py")), "")
+    return {"mlflow.source.name": script, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit}
 
 
 def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
@@ -63,25 +128,22 @@ class Trials:
         otherwise; config.json has the whole config. The note says in Markdown what it is, what people said of its
         images, and the command that runs it again.
         """
-        config, settings, variant = flat(trial["config"]), self.manifest["settings"], trial["config"]["variant"]
+        config, settings = flat(trial["config"]), self.manifest["settings"]
         shown = self.varied | {f"recipe.{change.partition('=')[0]}" for change in settings.get("override", ())}
         own = {name: value for name, value in config.items() if name in shown or name.startswith("variant.")}
         shared = {name: value for name, value in settings.items() if name not in ("override", "cuts", "weights")}
-        cuts, weights = variant["cuts"], variant["weights"]
-        parts = [f"A stack of {len(cuts) + 1} GANs, cut at {', '.join(cuts)}" if cuts else "One GAN"]
-        parts += ["trained one by one and then jointly"] if variant["joint"] else []
-        parts += [f"losses {', '.join(f'{name} x {value:g}' for name, value in weights.items() if value)}"]
-        parts += [] if variant["labels"] else ["without labels"]
+        params = as_params({**shared, **own, "seed": trial["seed"]})
+        variant = [(name, value) for name, value in params.items() if name.startswith("variant.")]
+        parts = [f"{name.removeprefix('variant.')} {value}" for name, value in variant]
         parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
         votes, seed = self.votes.get(trial["name"], ()), trial["seed"]
         seen = f"Visual Turing test: {votes[-1][1]}.\n\n" if votes else ""
         command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {seed}"
         again = f"Run it again:\n\n    {command} --store {shlex.quote(self.store.address)}"
         note = f"**{trial['title']}**, seed {seed}. {', '.join(parts)}.\n\n{seen}{again}"
-        return as_params({**shared, **own, "seed": seed}), note
+        return params, note
 
     def key(self, trial: Mapping[str, Any]) -> str:
-        """Of `about`."""
         return content_key(self.about(trial))
 
     def view(self, trial: Mapping[str, Any], state: State) -> View:
@@ -112,7 +174,7 @@ class Trials:
         tags |= {name: str(self.manifest["settings"][name]) for name in ("dataset", "recipe")}
         tags |= {runs.NAME: f"{trial['variant']} seed {trial['seed']}", runs.NOTE: note, "outcome": state.outcome}
         tags |= {"alarm": alarm_of(store, trial, state) or "none", "mlflow.loggedImages": "True"}  # or none is shown
-        tags |= runs.origin(self.manifest, state.facts[-1]["commit"] if state.facts else self.manifest["commit"])
+        tags |= _origin(self.manifest, state.facts[-1]["commit"] if state.facts else self.manifest["commit"])
         scores = []
         # The last values stand one image further: those of the last evaluation are of fewer samples.
         for key, value in (scores_of(state) if state.outcome == "done" else {}).items():
@@ -194,3 +256,65 @@ def log_dataset(client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> Non
         name, source = trial["config"]["dataset"]["name"], json.dumps({"digest": trial["config"]["data"]})
         dataset = Dataset(name, trial["config"]["data"][:36], "local", source)
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, Any]) -> None:
+    """Save the views of a sweep, unless the experiment has them as they are.
+
+    Each is a tag of the experiment that MLflow's page reads, in the form in which its button "Save view" writes it;
+    another version that does not know it shows all runs.
+    """
+    held = client.get_experiment(experiment).tags
+    for end, name in (("", manifest["title"]), (CHARTS, f"{manifest['title']}: charts")):
+        when = runs.milliseconds(manifest["started"])
+        state = json.dumps(_state(manifest, bool(end)), separators=(",", ":")).encode()
+        packed = f"deflate;{base64.b64encode(zlib.compress(state, 9)).decode()}"
+        value = json.dumps({"name": name, "createdAt": when, "updatedAt": when, "state": packed})
+        if held.get(f"{VIEW}{manifest['key']}{end}") != value:
+            client.set_experiment_tag(experiment, f"{VIEW}{manifest['key']}{end}", value)
+
+
+def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
+    """The trials of a sweep, a group a variant: means over seeds, the best by the leading score first."""
+    confirmed = "" if all(row["phase"] == "explore" for row in manifest["trials"]) else " AND tags.phase != 'explore'"
+    return {
+        "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",
+        "orderByKey": f"metrics.`{LEADING}`",
+        "orderByAsc": measure(LEADING).better == "lower",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
+        "columnOrder": [RUN_NAME, *(f"metrics.`{name}`" for name in COLUMNS)],
+        "columnWidths": {RUN_NAME: 260},
+        "runsHiddenMode": "SHOW_ALL",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "variant"}]},
+        "groupsExpanded": {f"tag.variant.{each['name']}": False for each in manifest["variants"]},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        **(_charts("Over generator images", "At the end") if charts else {}),
+    }
+
+
+def _charts(curves: str, values: str) -> dict[str, Any]:
+    """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
+    against the leading score; in two sections."""
+    axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
+    charts: list[dict[str, Any]] = [
+        *({"type": "LINE", "metricKey": name, "metricSectionId": curves} for name in HEADLINES),
+        *({"type": "BAR", "metricKey": name, "metricSectionId": values} for name in COLUMNS),
+        {"type": "SCATTER", **axes, "metricSectionId": values},
+    ]
+    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    return {
+        "compareRunCharts": [shared | chart | {"uuid": f"chart{place}"} for place, chart in enumerate(charts)],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for name in (curves, values)
+        ],
+        "isAccordionReordered": True,
+    }
