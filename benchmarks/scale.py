@@ -46,12 +46,11 @@ import ray
 from optuna.samplers import TPESampler
 
 from sgan.stages.context import Context
-from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.graph import Stage, name
 from sgan.store.s3 import open_store
 from sgan.training.loop import Progress
 from sweeps.execution import scheduler
-from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import leave_mark
+from sweeps.execution.cluster import Slots, leave_mark
 from sweeps.execution.worker import Job
 from sweeps.optimization import study
 from sweeps.optimization.phases import SearchRun
@@ -106,9 +105,9 @@ def measure(trials: int, slots: int, seconds: float) -> dict[str, tuple[float, s
         ablation, store = plan_ablation(options, 0), open_store(folder)
         leave_mark(store, "scale")
         where = Slots(slots, 1, 0.0, 0, "simulated")
-        job = Job(ablation.basis.data, store.address, "scale", "", code_version(), where, False, Sleep(seconds))
+        job = Job(ablation.basis.data, store.address, "scale", "", where, False, Sleep(seconds))
         before, cpu, began = memory("Rss"), driver_cpu(), time.time()
-        assert scheduler.run(ListSource(ablation.trials, store), job, store, where)
+        assert scheduler.run(ListSource(ablation.trials, store), job, store)
         cpu, grown, ended = driver_cpu() - cpu, memory("Rss") - before, time.time()
         lines = [json.loads(path.read_text()) for path in store.root.glob(f"stages/*/{NOTE}")]
     assert len(lines) == 2 * trials + 1
@@ -170,10 +169,10 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
         searcher = run.searcher()
         searcher.target = configs
         run.begin(searcher, {"command": "", "commit": "", "machine": ""})
-        job = Job(basis.data, run.store.address, "scale", "", code_version(), where, False, Sleep(0.0))
+        job = Job(basis.data, run.store.address, "scale", "", where, False, Sleep(0.0))
         study.TPESampler = Timed
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()
-        assert scheduler.run(searcher, job, run.store, where)
+        assert scheduler.run(searcher, job, run.store)
         cpu, written = driver_cpu() - before - Timed.cpu, bytes_written() - written
     assert searcher.ended == configs
     return {

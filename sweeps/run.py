@@ -10,13 +10,11 @@ from contextlib import nullcontext, suppress
 from sgan.addresses import masked
 from sgan.checks import require
 from sgan.command_line import INTERRUPTED
-from sgan.stages.graph import code_version
 from sgan.stages.run import processor
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
-from sweeps.execution.cluster import Slots, count_slots, join_cluster
-from sweeps.execution.shared_store import require_shared_store
+from sweeps.execution.cluster import Slots, count_slots, join_cluster, require_shared_store
 from sweeps.execution.worker import Job, measured_here, measured_in_a_slot
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_if_away
@@ -25,10 +23,11 @@ from sweeps.optimization.search_options import Search
 from sweeps.optimization.study import OUTCOME, Row, ended
 from sweeps.planning import ablation, manifest
 from sweeps.planning.basis import Basis, prepare
-from sweeps.planning.options import STOPPED_SECONDS, Options, Sweep
-from sweeps.planning.state import state_of
-from sweeps.planning.trials import ListSource, Trial, TrialSource, clock
+from sweeps.planning.options import Options, Sweep
+from sweeps.planning.trials import ListSource, Trial, TrialSource, clock, state_of
 from sweeps.reporting import document, results
+
+STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so many seconds
 
 
 def run_ablation(options: Sweep) -> int:
@@ -153,7 +152,7 @@ class Frame:
         self.uri = address or default_uri(store)
         machine = f"{processor()}, {slots.where}"
         self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
-        self.job = Job(basis.data, store.address, key, commit, code_version(), slots, options.deterministic)
+        self.job = Job(basis.data, store.address, key, commit, slots, options.deterministic)
         require_shared_store(store, key)
         if basis.inception_weights:
             store.keep_weights(basis.inception_weights, basis.inception)
@@ -166,7 +165,7 @@ class Frame:
         self.follower = follow.start(self.store, self.key, self.uri)
 
     def run(self, source: TrialSource) -> bool:
-        return scheduler.run(source, self.job, self.store, self.slots)
+        return scheduler.run(source, self.job, self.store)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:
         """Write the report, and wait for MLflow, which shows it, too; returns the sweep as the store has it, None where

@@ -36,7 +36,6 @@ def run(
         while len(live) < slots and (trial := source.next()):
             live.append(trial)
         if not live:
-            assert source.exhausted()
             break
         trial = live.pop(rng.randrange(len(live)))
         source.end(trial, end_of(trial))
@@ -88,7 +87,6 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
             return False
         source.end(trial, _train(trial, store, data))
         ended += 1
-    assert source.exhausted()
     return True
 
 

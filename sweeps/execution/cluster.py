@@ -1,11 +1,14 @@
-"""The cluster: whether there is one, how a command joins it, and how many stages it runs at the same time."""
+"""The cluster: how a command joins it, how many stages it runs at the same time, and whether its nodes have one output
+store, between which claims hold, and the same versions."""
 
 import logging
 import os
+import platform
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,20 @@ from typing import Any
 import ray
 import torch
 import yaml
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, require
+from sgan.stages.graph import code_version
+from sgan.store.files import write_text
+from sgan.store.local import Store
+from sgan.store.s3 import find_store
 from sweeps.execution import cluster_address
 
-CONFIG = "ray_bootstrap_config.yaml"
-"""What `ray up` leaves in the head's home folder: the cluster's configuration, with the resources of each node type."""
+CONFIG = "ray_bootstrap_config.yaml"  # The cluster's configuration, which `ray up` leaves in the head's home folder
 ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
-SILENCE = 20.0
-"""A head that has not answered for so many seconds is gone. Ray gives it up later, and does not say what to do."""
+NODE_SECONDS = 120.0  # Every node answers within so many seconds
+SILENCE = 20.0  # A head silent for so many seconds is gone; Ray gives it up later, and does not say what to do
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
@@ -47,10 +55,9 @@ def join_cluster() -> None:
         if address:
             raise _no_cluster(address, reason) from error
         advice = "give the command again when the machine has less to do"
-        if "AF_UNIX" in reason:
-            advice = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
-        elif isinstance(error, OSError) and error.errno:
-            advice = "set RAY_TMPDIR to a folder that can be written and has room"
+        if "AF_UNIX" in reason or (isinstance(error, OSError) and error.errno):
+            place = "with a short path, such as /tmp" if "AF_UNIX" in reason else "that can be written and has room"
+            advice = f"set RAY_TMPDIR to a folder {place}"
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
@@ -63,11 +70,9 @@ def tell_of_lost_head(address: str) -> None:
     heard = time.monotonic()
     while time.monotonic() - heard < SILENCE:
         time.sleep(1)
-        try:
+        with suppress(ConfigError):
             require_answer(address)
             heard = time.monotonic()
-        except ConfigError:
-            pass
     print(
         f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
         "goes on where it was. Ctrl-C twice ends this one.",
@@ -98,15 +103,12 @@ def _no_cluster(address: str, reason: str) -> ConfigError:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that Ray has, and of each one that work would make it start; of this machine where Ray
-    has not been started."""
+    """The resources of each node that Ray has or may start; of this machine where Ray has not been started."""
     if not ray.is_initialized():
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    path = Path.home() / CONFIG
-    if not (cluster_address() and path.exists()):
-        return nodes
-    return nodes + to_come(yaml.safe_load(path.read_text()), len(nodes))
+    nodes, path = [node["Resources"] for node in ray.nodes() if node["Alive"]], Path.home() / CONFIG
+    more = cluster_address() and path.exists()
+    return nodes + (to_come(yaml.safe_load(path.read_text()), len(nodes)) if more else [])
 
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
@@ -115,23 +117,20 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
     head among them."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
-    if not types:
-        return []
-    first = max(types, key=lambda row: row.get("priority", 0))
-    return [first["resources"]] * max(0, config["max_workers"] - max(0, nodes - 1))
+    types.sort(key=lambda row: -row.get("priority", 0))
+    return [row["resources"] for row in types[:1]] * max(0, config["max_workers"] - max(0, nodes - 1))
 
 
 @dataclass(frozen=True)
 class Slots:
     """Stages that run at the same time: `count` slots, each with so many `cpus` (and torch threads) and `gpus` (a
-    fraction packs several onto one). `all_gpus` and `nodes` (machines) are there in all; `where` says it in words."""
+    fraction packs several onto one). `all_gpus` are there in all; `where` says what there is in words."""
 
     count: int
     cpus: int
     gpus: float
     all_gpus: int
     where: str
-    nodes: int = 1
 
 
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
@@ -142,11 +141,77 @@ def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus
     if gpus:
-        with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-        share = max(1, min(int(node["CPU"] // (node["GPU"] * trials_per_gpu)) for node in with_gpus))
-        count = int(sum(min(node["GPU"] * trials_per_gpu, node["CPU"] // share) for node in with_gpus))
+        packs = [(node["CPU"], node["GPU"] * trials_per_gpu) for node in nodes if node.get("GPU", 0) >= 1]
+        share = max(1, min(int(held // stages) for held, stages in packs))
+        count = int(sum(min(stages, held // share) for held, stages in packs))
     models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
-    counted = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}{' (' + ', '.join(models) + ')' if models else ''}"
-    where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus} CPUs, {counted}"
-    count = max(1, min(count, limit or count))
-    return Slots(count, share, 1 / trials_per_gpu if gpus else 0.0, gpus, where, len(nodes))
+    named = f" ({', '.join(models)})" if models else ""
+    where = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {cpus} CPUs, {gpus or 'no'} GPU{'s' * (gpus > 1)}{named}"
+    return Slots(max(1, min(count, limit or count)), share, 1 / trials_per_gpu if gpus else 0.0, gpus, where)
+
+
+def leave_mark(store: Store, mark: str) -> None:
+    """Leave a mark in the store for the other nodes."""
+    path = store.root / "hosts" / mark
+    write_text(path, mark)
+    store.save(path)
+
+
+def versions() -> str:
+    """What results depend on beside their configs."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, code {code_version()}"
+
+
+def open_shared_store(address: str, mark: str, driver: str) -> Store:
+    """The store, on any node; ConfigError where the driver's mark is not in it, or this node has other versions than
+    the driver."""
+    node = platform.node()
+    require(
+        versions() == driver,
+        f"the node {node} has {versions()}, but the driver {driver}; make the same environment and checkout on all "
+        "nodes (`ray up`), since their results stand in one table, and give the command again",
+    )
+    store = find_store(address)
+    if store:
+        store.fetch(store.root / "hosts" / mark)
+    if store is None or not (store.root / "hosts" / mark).exists():
+        raise ConfigError(
+            f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "
+            "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
+        )
+    return store
+
+
+@ray.remote(num_cpus=0)
+def answer(address: str, mark: str, driver: str) -> bool:
+    """Whether a claim that the driver holds is refused on this node."""
+    with open_shared_store(address, mark, driver).alone(f"sharing-{mark}") as mine:
+        return not mine
+
+
+def require_shared_store(store: Store, mark: str) -> None:
+    """Have every node read the driver's mark, and try a claim that the driver holds. ConfigError where a node has
+    another store or other versions, or could train what another one trains; the message names it."""
+    leave_mark(store, mark)
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
+        there = [answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+        answers = [each.remote(store.address, mark, versions()) for each in there]
+        for (node, name), refused in zip(nodes.items(), answers, strict=True):
+            try:
+                require(
+                    ray.get(refused, timeout=NODE_SECONDS),
+                    f"claims in the output store {store.address} do not hold between the driver and the node {name}, "
+                    "so both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
+                    "s3://bucket/folder with --store",
+                )
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
+            except RayError as error:
+                if any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
+                    raise ConfigError(
+                        f"the node {name} did not say within {NODE_SECONDS:g} s whether it sees the output store "
+                        f"{store.address}; look at `ray status`, or give the command again"
+                    ) from error

@@ -26,14 +26,9 @@ from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
 INSIDE = "SGAN_JOB"  # Set in the environment of a job
-PREFIX = "sgan-"
 KILLED = 137  # Exit status of a command that was killed
-SUPERVISOR = {
-    "RAY_JOB_STOP_SIGNAL": "SIGINT",
-    "RAY_JOB_STOP_WAIT_TIME_S": "120",  # for checkpoints, and for the last pass to MLflow
-}
-"""Environment of the process of Ray that runs the job."""
-AGAIN = "This command runs already; it is followed from its beginning."
+# Environment of the process of Ray that runs the job; the seconds are for checkpoints, and for the last pass to MLflow.
+SUPERVISOR = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def run(main: Callable[[], int], options: Options, script: str) -> int:
@@ -46,14 +41,15 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     client = _connect(cluster)
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
-    key = f"{PREFIX}{content_key([script, repr(same)])}-"  # from whatever folder it was given in
-    jobs = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(key)}
-    running = [job for job, status in jobs.items() if job and status in (JobStatus.PENDING, JobStatus.RUNNING)]
-    if running:
-        print(AGAIN, flush=True)
-        return follow(client, running[0])
-    attempt = 1 + max((int(job.rpartition("-")[2]) for job in jobs if job), default=0)
-    return follow(client, _submit(client, f"{key}{attempt}", script))
+    key = f"sgan-{content_key([script, repr(same)])}-"  # from whatever folder it was given in
+    jobs = {job.submission_id or "": job.status for job in client.list_jobs()}
+    mine = [job for job in jobs if job.startswith(key)]
+    running = [job for job in mine if jobs[job] in (JobStatus.PENDING, JobStatus.RUNNING)]
+    attempt = 1 + max((int(job.rpartition("-")[2]) for job in mine), default=0)
+    job = running[0] if running else f"{key}{attempt}"
+    if running or not _submit(client, job, script):
+        print("This command runs already; it is followed from its beginning.", flush=True)
+    return follow(client, job)
 
 
 def _connect(cluster: str) -> JobSubmissionClient:
@@ -69,8 +65,8 @@ def _connect(cluster: str) -> JobSubmissionClient:
         ) from error
 
 
-def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
-    """Submit this process's command as a job; returns its id. Where another terminal is faster, its job is the one."""
+def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
+    """Submit this process's command as a job; false where another terminal was faster."""
     file = _script()
     try:
         client.submit_job(
@@ -79,19 +75,19 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> str:
             runtime_env={"env_vars": SUPERVISOR},
             metadata={"command": command(script)},
         )
+        return True
     except RuntimeError as error:
         file.unlink()
         if "already exists" not in str(error):
             raise
-        print(AGAIN, flush=True)
-    return job
+        return False
 
 
 def _script() -> Path:
     """A file that runs this process's command with its environment, and removes itself.
 
     This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords."""
-    handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=".sh")
+    handle, path = tempfile.mkstemp(prefix="sgan-", suffix=".sh")
     names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
     words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
     lines = [f"rm -f {path}", f"cd {shlex.quote(os.getcwd())}", f"export {INSIDE}=1"]

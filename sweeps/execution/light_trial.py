@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 
 
 class LightTrial(tune.Trainable):
-    """Asks the scheduler of stages where a trial stands until it has ended.
+    """Asks the scheduler of stages where a trial stands until it has ended. It keeps nothing, and has no checkpoints.
 
     A class, so that one process serves many trials. Results are what `StageScheduler.follow` answers."""
 
@@ -22,9 +22,3 @@ class LightTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         standing: Any = ray.get(self.scheduler.follow.remote(self.trial))
         return {**standing, "done": "outcome" in standing}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: stages keep their own checkpoints."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: a trial that starts again follows the same stages."""

@@ -5,11 +5,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich import progress
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
@@ -25,50 +24,40 @@ from sgan.store.local import Store
 from sweeps.planning.trials import End, Trial, TrialSource, clock
 
 SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
-GONE = 5.0  # Seconds after which a stage that no trial reports has ended
 REFRESH = 0.2  # Seconds between two pictures of the view, at least
 LEADERS = 12  # Rows of the leaderboard
-LOSSES = {"class_loss": "loss", "d_adversarial": "D", "g_adversarial": "G", "test_accuracy": "accuracy"}
 SHOWN = (LEADING, "inception_score")  # Measures of the leaderboard
-SCORES = {"feature_fid": "feature FID", "fid": "FID", "inception_score": "IS"}
-
-
-@dataclass
-class Running:
-    """A stage that runs: its bar, the ids of the trials that wait for it, when it was heard of, and its newest losses
-    and scores."""
-
-    bar: progress.TaskID
-    trials: set[str] = field(default_factory=set)
-    heard: float = 0.0
-    news: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def told(self) -> str:
-        """The newest losses and scores in words."""
-        names = LOSSES | SCORES
-        return "  ".join(f"{names[each]} {self.news[each]:.3g}" for each in names if each in self.news)
+NEWS = {
+    "class_loss": "loss",
+    "d_adversarial": "D",
+    "g_adversarial": "G",
+    "test_accuracy": "accuracy",
+    "feature_fid": "feature FID",
+    "fid": "FID",
+    "inception_score": "IS",
+}
+"""Losses and scores that a running stage shows, in this order."""
 
 
 class Progress:
     """Shows the progress, and writes a file into the store for a trial that failed.
 
-    Trials that are still to come count as much as the mean of those known. `console`: a terminal gets the view that
-    lives."""
+    Trials that are still to come count as much as the mean of those known. `live` is the view on a terminal, and
+    nothing elsewhere."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
-        self.began, self.ended = time.monotonic(), 0
+        self.began, self.ended, self.drawn = time.monotonic(), 0, 0.0
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
         self.last: dict[str, tuple[str, float]] = {}
-        self.running: dict[str, Running] = {}
+        self.current: dict[str, str] = {}  # trial id -> the stage of it that runs
+        self.rows: dict[str, progress.TaskID] = {}  # stage -> its bar
+        self.news: dict[str, dict[str, float]] = {}  # stage -> its newest losses and scores
         self.scores: dict[str, list[Mapping[str, float]]] = {}
         console = console or Console(file=sys.stdout)
-        lives = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(console=console, auto_refresh=False, transient=True) if lives else None
-        self.drawn = 0.0
+        self.lives = console.is_terminal and not console.is_dumb_terminal
         self.bars = progress.Progress(
             progress.TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
             progress.BarColumn(12),
@@ -77,19 +66,9 @@ class Progress:
             progress.TextColumn("{task.fields[told]}", table_column=Column(ratio=4, no_wrap=True, overflow="ellipsis")),
             expand=True,
         )
-        for trial in source.finished:
-            self._score(trial)
         for trial in source.ahead:
             self.begin(trial)
-
-    def __enter__(self) -> "Progress":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.live:
-            self.live.stop()
+        self.live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self.view)
 
     def begin(self, trial: Trial) -> None:
         """Take a trial in."""
@@ -101,31 +80,36 @@ class Progress:
             self.stages |= {each: stage for each, stage in new.items() if not self.store.has(each)}
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """A trial's stage has gone on, or waits."""
-        label, stages, told = result.get("label", ""), dict(trial.plan.stages), ""
+        """A trial's stage has gone on, or waits; `result` as `StageScheduler.follow` says."""
+        label, blocked, self.current[trial.id] = result["label"], result.get("blocked", ""), ""
         if label:
-            self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
-            stage, share = name(stages[label]), result.get("share", 0.0)
-            if stage not in self.running:
-                self.running[stage] = Running(self.bars.add_task(f"{label} {trial.title}", total=1.0, told=""))
-            seen = self.running[stage]
-            seen.trials.add(trial.id)
-            self.shares[stage], seen.heard = share, time.monotonic()
-            # Of a joint stage those of the image level are shown.
-            metrics = {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
-            seen.news |= {each: value for each, value in metrics.items() if each in LOSSES | SCORES}
-            more = f"+{len(seen.trials) - 1}  " if len(seen.trials) > 1 else ""
-            self.bars.update(seen.bar, completed=share, told=more + seen.told)
-            told = f": {seen.told}" if seen.news else ""
-        waiting, blocked = result.get("waiting", ""), result.get("blocked", "")
-        what = label or (f"{waiting}: {blocked}" if blocked else f"waits for {waiting}")
-        if (blocked or not self.live) and self._is_news(trial.id, what):
-            self._line(trial, what + told)
+            told = self._row(trial, label, result)
+            what = label
+        else:
+            told, what = "", f"{result['waiting']}: {blocked}" if blocked else f"waits for {result['waiting']}"
+        if (blocked or not self.lives) and self._is_news(trial.id, what):
+            self._line(trial, f"{what}: {told}" if told else what)
         self._draw()
+
+    def _row(self, trial: Trial, label: str, result: Mapping[str, Any]) -> str:
+        """Bring the row of a running stage up to date; returns its losses and scores in words."""
+        stages = dict(trial.plan.stages)
+        self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
+        stage = self.current[trial.id] = name(stages[label])
+        if stage not in self.rows:
+            self.rows[stage] = self.bars.add_task(f"{label} {trial.title}", total=1.0, told="")
+        self.shares[stage], news = result.get("share", 0.0), self.news.setdefault(stage, {})
+        # Of a joint stage those of the image level are shown.
+        news |= {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
+        told = "  ".join(f"{word} {news[each]:.3g}" for each, word in NEWS.items() if each in news)
+        others = list(self.current.values()).count(stage) - 1
+        self.bars.update(self.rows[stage], completed=self.shares[stage], told=f"+{others}  {told}" if others else told)
+        return told
 
     def end(self, trial: Trial, end: End) -> None:
         """A trial has ended."""
         self.ended += 1
+        self.current.pop(trial.id, None)
         self.store.renew()  # a node has finished its stages a moment ago
         self.store.note(f"trial {end.outcome}", trial=trial.title, name=trial.plan.name, reason=end.reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
@@ -145,24 +129,21 @@ class Progress:
         scores = facts["scores"] if facts["status"] == "done" else {}
         if scores:
             self.scores.setdefault(trial.variant, []).append(scores)
-        told = [
+        return ", ".join(
             f"{MEASURES[each].heading} {scores[each]:.{MEASURES[each].decimals}f}"
             for each in SHOWN
             if scores.get(each) is not None
-        ]
-        return ", ".join(told)
+        )
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""
+        what = f"the store is in the way: {error}"
         if trouble := lack(error):
             what = f"waiting for the store {masked(self.store.address)} ({trouble.strerror})"
-        else:
-            what = f"the store is in the way: {error}"
         if self._is_news("", what):
-            self.say(what)
+            self._say(what)
 
-    def say(self, text: str) -> None:
-        """Print a line of its own."""
+    def _say(self, text: str) -> None:
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:
@@ -184,45 +165,39 @@ class Progress:
 
     def _line(self, trial: Trial, what: str) -> None:
         share, left, count = self._standing()
-        if self.live:
-            self.say(f"{trial.title}: {what}")
-            return
-        bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
-        self.say(f"{bar} {share:4.0%}, {left} | {count} | {trial.title}: {what}")
+        self._say(f"{'' if self.lives else f'{share:4.0%}, {left} | {count} | '}{trial.title}: {what}")
 
     def _draw(self, now: bool = False) -> None:
-        if self.live and (now or time.monotonic() - self.drawn > REFRESH):
+        if self.lives and (now or time.monotonic() - self.drawn > REFRESH):
             self.drawn = time.monotonic()
-            self.live.update(self.view(), refresh=True)
+            self.live.refresh()
 
-    def view(self) -> RenderableType:
+    def view(self) -> Group:
         """The leaderboard, a row a running stage, and a bar for all."""
         now, (share, left, count) = time.monotonic(), self._standing()
-        for each in [each for each, seen in self.running.items() if now - seen.heard > GONE or self.shares[each] >= 1]:
-            self.bars.remove_task(self.running.pop(each).bar)
+        for each in self.rows.keys() - self.current.values():
+            self.bars.remove_task(self.rows.pop(each))
         total = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
         spent = clock(now - self.began)
         total.add_row(ProgressBar(total=1.0, completed=share), f"{share:.0%}  {count}  {spent}, {left}")
         return Group(*([self._leaderboard()] if self.scores else []), self.bars.get_renderable(), total)
 
     def _leaderboard(self) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("finished", "seeds", *(MEASURES[each].heading for each in SHOWN)):
-            table.add_column(heading, justify="left" if heading == "finished" else "right", no_wrap=True)
-        found = {
-            variant: {each: [row[each] for row in rows if row.get(each) is not None] for each in SHOWN}
-            for variant, rows in self.scores.items()
-        }
-        order = sorted(found, key=lambda each: statistics.fmean(found[each][LEADING] or [1e9]))  # lower is better
+        headings = ("seeds", *(MEASURES[each].heading for each in SHOWN))
+        right = [Column(each, justify="right", no_wrap=True) for each in headings]
+        table = Table("finished", *right, box=None, padding=(0, 2, 0, 0))
+
+        def values(variant: str, measure: str) -> list[float]:
+            return [row[measure] for row in self.scores[variant] if row.get(measure) is not None]
+
+        order = sorted(self.scores, key=lambda each: statistics.fmean(values(each, LEADING) or [1e9]))  # low is better
         for variant in order[:LEADERS]:
-            cells = [_spread(found[variant][each], MEASURES[each].decimals) for each in SHOWN]
+            cells = [_spread(values(variant, each), MEASURES[each].decimals) for each in SHOWN]
             table.add_row(Text(variant), str(len(self.scores[variant])), *cells)
         return table
 
 
 def _spread(values: list[float], decimals: int) -> str:
     """Mean ± standard deviation."""
-    if not values:
-        return "–"
     spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{decimals}f}{spread}"
+    return f"{statistics.fmean(values):.{decimals}f}{spread}" if values else "–"

@@ -9,8 +9,8 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
@@ -25,8 +25,6 @@ from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
-from sweeps.execution import mps
-from sweeps.execution.cluster import Slots
 from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
@@ -50,9 +48,6 @@ def stop_flag() -> Iterator[threading.Event]:
         flag.set()
         print("Stopping: every stage ends its step and leaves a checkpoint. Ctrl-C again stops at once.", flush=True)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
-        yield flag
-        return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
@@ -61,8 +56,8 @@ def stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class SourceSearcher(Searcher):
-    """Tune's searcher: takes trials from a source, and tells it what becomes of them."""
+class SourceSearcher(Searcher, tune.Stopper):
+    """Takes trials for Tune from a source, hears every result, and tells the source what becomes of the trials."""
 
     def __init__(self, source: TrialSource, scheduler: Any, job: Job, stop: threading.Event, progress: Progress):
         super().__init__()
@@ -73,28 +68,38 @@ class SourceSearcher(Searcher):
         self.stopped: ray.ObjectRef | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves its searcher for a restore that nobody does
+        return {}  # Tune saves it for a restore that nobody does
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the truth."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.is_set():
             return Searcher.FINISHED
-        if not self._report_ends():
-            return None
-        trial = self._patiently(self.source.next)
+        try:
+            self._report_ends()
+            trial = self.source.next()
+        except (OSError, ConfigError) as error:
+            self.progress.wait(error)
+            return None  # Tune asks again
         if trial is None:
-            return Searcher.FINISHED if self._patiently(self.source.exhausted) else None
+            return Searcher.FINISHED
         self.live[trial_id] = trial
         self.scheduler.add.remote(trial, self.job)
         self.progress.begin(trial)
         return {"trial": trial.id}
 
-    def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Take a result of a trial."""
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take a result; whether its trial is to be stopped."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
             self.scheduler.add.remote(trial, self.job)
         elif trial and "outcome" not in result:
             self.progress.go_on(trial, result)
+        return False
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
@@ -106,75 +111,41 @@ class SourceSearcher(Searcher):
         if end.outcome != "stopped" or not self.stop.is_set():
             self.progress.end(trial, end)
             self.ended.append((trial, end))
-            self._report_ends()
+            with suppress(OSError):  # `suggest` tries again
+                self._report_ends()
 
-    def _report_ends(self) -> bool:
-        """Tell the source how trials ended; false where the store does not let it: it is told again."""
+    def _report_ends(self) -> None:
+        """Tell the source how trials ended; OSError where the disk does not let it now."""
         while self.ended:
             try:
                 self.source.end(*self.ended[0])
-            except (OSError, ConfigError) as error:
+            except ConfigError as error:  # of a damaged file: the next command's source reads it anew
                 self.progress.wait(error)
-                if isinstance(error, OSError):
-                    return False
             self.ended.pop(0)
-        return True
 
-    def stopping(self) -> bool:
+    def stop_all(self) -> bool:
         """Whether the command is stopped; then all stages are, at once."""
         if self.stop.is_set() and self.stopped is None:
             self.stopped = self.scheduler.stop.remote()
         return self.stopped is not None
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """What a source answers; None where the store does not let it: it is asked again."""
-        try:
-            return call()
-        except (OSError, ConfigError) as error:
-            self.progress.wait(error)
-            return None
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the truth."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the truth."""
-
-
-class SweepStopper(tune.Stopper):
-    """Hears every result, and ends all trials where the command is stopped."""
-
-    def __init__(self, searcher: SourceSearcher):
-        self.searcher = searcher
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.searcher.take(trial_id, result)
-        return False
-
-    def stop_all(self) -> bool:
-        return self.searcher.stopping()
-
-
-def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
+def run(source: TrialSource, job: Job, store: Store) -> bool:
     """Run every trial of a source; what one could not finish for is in its failure file in the store.
 
     Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
-    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, ExitStack() as shown:
+    shown = Progress(store, source)
+    with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, shown.live:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
-        scheduler: Any = actor.remote(store.address, slots)
-        progress = shown.enter_context(Progress(store, source))
-        searcher = SourceSearcher(source, scheduler, job, stop, progress)
+        scheduler: Any = actor.remote(store.address, job.slots)
+        searcher = SourceSearcher(source, scheduler, job, stop, shown)
         for trial in source.ahead:
             scheduler.add.remote(trial, searcher.job)
-        light = tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD)
         tuner = tune.Tuner(
-            light,
+            tune.with_resources(tune.with_parameters(LightTrial, scheduler=scheduler), HEAD),
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=slots.count,
+                max_concurrent_trials=job.slots.count,
                 search_alg=searcher,
                 num_samples=-1,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -183,16 +154,14 @@ def run(source: TrialSource, job: Job, store: Store, slots: Slots) -> bool:
                 name="trials",
                 storage_path=folder,
                 verbose=0,
-                stop=SweepStopper(searcher),
+                stop=searcher,
                 failure_config=tune.FailureConfig(max_failures=LOST),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
-        if searcher.stopping() and searcher.stopped:
+        if searcher.stop_all() and searcher.stopped:
             with suppress(RayError):
                 ray.get(searcher.stopped, timeout=STOP_SECONDS)
         ray.kill(scheduler)
-        if 0 < slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
-            progress.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")
     return not stop.is_set()

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, TypeVar
 
 import ray
@@ -24,28 +23,22 @@ from sweeps.execution.worker import run_stage_task
 from sweeps.planning.trials import Trial
 
 Found = TypeVar("Found")
-RETRIES = 3
-"""A stage whose process dies, or that raises, starts again this many times without a newer checkpoint between."""
+RETRIES = 3  # A stage that dies or raises starts again so many times without a newer checkpoint between
 MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
-TICK = 1.0
-"""Seconds between two looks at stages that wait for another process, or for room; and between two answers to a trial
-that follows."""
-GRACE, LONGEST_STEP = 5.0, 60.0
-"""Seconds within which a stage that is stopped ends by itself: a score, which has no steps, and one that ends its step
-first."""
-ENDED = ("done", "diverged", "failed")
+TICK = 1.0  # Seconds between two looks at stages that wait, and between two answers to a trial that follows
+GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score, which has no steps, and another stage have to end
 
 
 @dataclass
 class Node:
-    """A stage in the graph, the `judge` that scores it while it trains (if any), and the names of the stages that it
-    needs.
+    """A stage in the graph.
 
     Attributes:
+        judge: scores it while it trains, if any; needs: names of the stages before it.
         trials: ids of the trials that need it.
-        status: unknown (whether the store has it), waiting, running, done, diverged or failed.
-        blocked: why it cannot start although it is ready; "" where it can; `full`: the store has no room for it.
-        attempts: starts since its checkpoint has moved last; `starts`: all of them.
+        status: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
+            it), running, done, diverged or failed; reason: why it is held, full, diverged or failed.
+        attempts: starts since its checkpoint has moved last; starts: all of them.
         progress: the latest that its process has reported."""
 
     stage: Stage
@@ -54,8 +47,6 @@ class Node:
     trials: set[str] = field(default_factory=set)
     status: str = "unknown"
     reason: str = ""
-    blocked: str = ""
-    full: bool = False
     attempts: int = 0
     starts: int = 0
     checkpoint: str = ""
@@ -64,16 +55,12 @@ class Node:
 
 
 class StageScheduler:
-    """The actor.
-
-    Args:
-        address: of the store.
-        slots: stages that run at the same time, and what each of them takes."""
+    """The actor, for the store at `address`."""
 
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
-        self.store: Any = None  # opened when it can be: the actor may be begun anew while its disk is in trouble
         self.job: Any = None
+        self.store: Any = None  # opened when it can be: the actor may be begun anew while its disk is in trouble
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
@@ -85,8 +72,8 @@ class StageScheduler:
         self.loop = asyncio.ensure_future(self._schedule())
 
     async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
-        """Take a trial into the graph. `job`: one reference, to what every stage's process is given; in a list, so
-        that Ray passes the reference."""
+        """Take a trial into the graph. `job`: one reference, to what every stage is given; in a list, so that Ray
+        passes the reference, and here, since an actor that is begun anew might not find it any more."""
         (self.job,) = job
         if trial.id in self.trials:
             return
@@ -105,12 +92,12 @@ class StageScheduler:
             `label` and `share` of the stage that runs, with the `scores` of its last evaluation; or `waiting`,
             the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
             the trial is not known, since the actor was begun anew."""
-        if trial_id not in self.trials:
+        if trial_id in self.trials:
+            self.followed.add(trial_id)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
+        else:
             await asyncio.sleep(TICK)
-            return {"lost": True}
-        self.followed.add(trial_id)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
         return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
 
     async def leave(self, trial_id: str) -> None:
@@ -159,31 +146,32 @@ class StageScheduler:
     async def _start_ready(self) -> None:
         self.store = self.store or await self._io(open_store, self.address)
         for stage_name, node in list(self.nodes.items()):
-            if node.status == "unknown" or node.blocked:
+            if node.status in ("unknown", "held", "full"):
                 await self._look(stage_name, node)
-        self._settle()
+        self._wake()
         ways = self._ways()
         # Trials that somebody follows come first: they end, and others take their places.
         first = {each: (not node.trials & self.followed, -ways[each]) for each, node in self.nodes.items()}
         for stage_name in sorted(filter(self._is_ready, self.nodes), key=first.__getitem__):
-            if len(self.running) >= self.slots.count or self.stopping:
+            if len(self.running) >= self.slots.count:
                 return
-            if not self._is_ready(stage_name):  # any more
+            held = await self._io(self.store.held, stage_name)
+            if self.stopping or not self._is_ready(stage_name):  # any more
                 continue
             node = self.nodes[stage_name]
-            if await self._io(self.store.held, stage_name):
-                node.blocked = "another process trains it"
-            elif not self.stopping:
-                task = run_stage_task.options(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, name=stage_name)
-                me = ray.get_runtime_context().current_actor
-                node.task, node.status, node.progress = task.remote(self.job, node.stage, node.judge, me), "running", {}
-                end = asyncio.ensure_future(self._finish(stage_name, node))
-                self.running.add(end)
-                end.add_done_callback(self.running.discard)
+            if held:
+                node.status, node.reason = "held", "another process trains it"
+                continue
+            task = run_stage_task.options(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, name=stage_name)
+            me = ray.get_runtime_context().current_actor
+            node.task, node.status, node.progress = task.remote(self.job, node.stage, node.judge, me), "running", {}
+            end = asyncio.ensure_future(self._finish(stage_name, node))
+            self.running.add(end)
+            end.add_done_callback(self.running.discard)
 
     def _is_ready(self, stage_name: str) -> bool:
         node = self.nodes.get(stage_name)
-        waits = node and node.trials and node.status == "waiting" and not node.blocked
+        waits = node and node.trials and node.status == "waiting"
         return bool(node and waits and all(self.nodes[need].status == "done" for need in node.needs))
 
     def _ways(self) -> dict[str, float]:
@@ -202,25 +190,21 @@ class StageScheduler:
             result = await node.task
         except (RayError, asyncio.CancelledError) as error:
             result = await self._after_crash(stage_name, node, error)
-        node.task, node.status, node.reason, node.blocked = None, result["status"], result.get("reason", ""), ""
-        if node.status not in ENDED:  # held by another process, stopped, no room, or to be started again
-            node.status, node.blocked, node.full = "waiting", node.reason, node.status == "full"
+        node.task, node.status, node.reason = None, result["status"], result.get("reason", "")
         if not node.trials:
             self.nodes.pop(stage_name, None)
-        self._settle()
+        self._wake()
         self.changed.set()
 
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
         """What a stage is whose process died or raised: it starts again where its checkpoint has moved, its node died,
         or it has failed less than RETRIES times."""
         if self.stopping or not node.trials:
-            return {"status": "stopped"}
-        try:
+            return {"status": "waiting"}
+        with suppress(Exception):  # of the store
             checkpoint = await self._io(self.store.checkpoint, stage_name)
-        except Exception:  # of the store
-            checkpoint = node.checkpoint
-        if checkpoint != node.checkpoint:
-            node.checkpoint, node.attempts = checkpoint, 0
+            if checkpoint != node.checkpoint:
+                node.checkpoint, node.attempts = checkpoint, 0
         node.starts += 1
         node.attempts += not isinstance(error, NodeDiedError)
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -231,18 +215,16 @@ class StageScheduler:
         return {"status": "waiting"}
 
     async def _look(self, stage_name: str, node: Node) -> None:
-        """Look whether a stage has finished, here or elsewhere, or whether it is still blocked."""
+        """Look whether a stage has finished, here or elsewhere, or is still held, or without room."""
         try:
             if await self._io(self.store.has, stage_name):
                 facts = await self._io(self.store.facts, stage_name)
-                node.status, node.reason, node.blocked = facts["status"], facts["reason"] or "", ""
-            elif node.status == "unknown":
-                node.status = "waiting"
-            elif node.full:
-                node.full = not await self._io(self.store.has_room)
-                node.blocked = node.blocked if node.full else ""
-            elif not await self._io(self.store.held, stage_name):
-                node.blocked = ""
+                node.status, node.reason = facts["status"], facts["reason"] or ""
+                return
+            still = node.status == "full" and not await self._io(self.store.has_room)
+            still = still or (node.status == "held" and await self._io(self.store.held, stage_name))
+            if not still:
+                node.status, node.reason = "waiting", ""
         except StoreError as error:
             if lack(error):
                 raise
@@ -251,15 +233,15 @@ class StageScheduler:
     async def _io(self, call: Callable[..., Found], *arguments: Any) -> Found:
         return await asyncio.get_running_loop().run_in_executor(self.io, call, *arguments)
 
-    def _settle(self) -> None:
-        """Wake the trials that have ended."""
+    def _wake(self) -> None:
+        """Wake the followers of trials that have ended."""
         for trial_id, trial in self.trials.items():
-            if not self.ends[trial_id].is_set() and "outcome" in self._standing(trial):
+            if "outcome" in self._standing(trial):
                 self.ends[trial_id].set()
 
     def _standing(self, trial: Trial) -> dict[str, Any]:
         """Where a trial stands, as `follow` says."""
-        waiting: list[tuple[str, str]] = []
+        waiting: dict[str, str] = {}
         for label, stage in trial.plan.stages:
             node = self.nodes[name(stage)]
             if node.status in ("diverged", "failed"):
@@ -268,8 +250,8 @@ class StageScheduler:
             if node.status == "running" and node.progress:
                 return {"label": label, **node.progress}
             if node.status != "done":
-                waiting.append((label, node.blocked))
+                waiting[label] = node.reason
         if not waiting:
             return {"outcome": "done", "reason": ""}
-        label, blocked = next(filter(itemgetter(1), waiting), waiting[0])
-        return {"label": "", "waiting": label, "blocked": blocked}
+        label = next(filter(waiting.get, waiting), next(iter(waiting)))
+        return {"label": "", "waiting": label, "blocked": waiting[label]}

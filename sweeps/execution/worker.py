@@ -1,9 +1,6 @@
 """The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
 
 import functools
-import os
-import platform
-import resource
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -13,40 +10,32 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from sgan.checks import ConfigError, require
+from sgan.checks import ConfigError
 from sgan.config import Config
 from sgan.data.batches import Data
 from sgan.stages.context import Context
 from sgan.stages.cost import seconds_per_unit
-from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.graph import Stage, name
 from sgan.stages.run import be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
-from sweeps.execution import mps
-from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import open_shared_store, require_versions, versions
+from sweeps.execution.cluster import Slots, open_shared_store, versions
 
-SILENCE = 20.0
-"""A worker that does not hear from the scheduler for so many seconds stops its stage: its machine may be off the
-network, and then another one goes on with the stage."""
-GIB = 2**30
-CONTEXT = GIB // 2  # Bytes of CUDA's own context in each process
+SILENCE = 20.0  # Seconds without a word from the scheduler after which a worker stops its stage
+CONTEXT = 2**29  # Bytes of CUDA's own context in each process
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a sweep is given.
-
-    `data` the driver alone has read; workers of a node share one copy. `store` is the address, and `mark` what the
-    driver has left there. `commit` is noted with every stage; `code` and `versions` are those of the driver.
-    `deterministic` has GPUs sum in one order. `run` runs a stage; benchmarks have one that sleeps."""
+    """What every worker of a sweep is given: `data`, of which the workers of a node share one copy, the address of the
+    `store`, the driver's `mark` in it, the `commit` that is noted with every stage, the driver's `versions`, whether
+    GPUs sum in one order (`deterministic`), and what runs a stage: `run`; benchmarks have one that sleeps."""
 
     data: Data
     store: str
     mark: str
     commit: str
-    code: str
     slots: Slots
     deterministic: bool = False
     run: Callable[..., Generator[Progress]] = run_stage
@@ -54,19 +43,11 @@ class Job:
 
     def context(self) -> Context:
         """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""
-        require(
-            code_version() == self.code,
-            "this worker has other code than the driver: the checkout changed during the sweep or differs between "
-            "nodes; run the command again with one version",
-        )
-        require_versions(self.versions, platform.node())
+        store = open_shared_store(self.store, self.mark, self.versions)
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
-        if 0 < self.slots.gpus < 1:
-            mps.start(self.mark)  # before this process begins to use the GPU
         cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        store = open_shared_store(self.store, self.mark, platform.node())
         return Context(store, self.data.to(device), device, self.commit)
 
 
@@ -80,22 +61,17 @@ def cap_memory(share: float) -> None:
 
 def out_of_memory(error: BaseException, stage: Stage) -> str:
     """One line about the stage that lacked memory in this process, and what to do."""
-    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_initialized():
-        used, there = torch.cuda.max_memory_reserved() + CONTEXT, torch.cuda.mem_get_info()[1]
-    else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    said = ". ".join(str(error).split(". ")[:3]) or type(error).__name__  # what was asked for, and what is there
     return (
-        f"out of memory in {stage.kind}, which needs more than {used / GIB:.1f} GiB of {there / GIB:.1f} GiB: run "
-        "fewer at a time (--trials-per-gpu, or --slots on a CPU), or change the config with --override: a smaller "
-        "gan.batch, joint.batch or samples"
+        f"out of memory in {stage.kind} ({said}): run fewer at a time (--trials-per-gpu, or --slots on a CPU), or "
+        "change the config with --override: a smaller gan.batch, joint.batch or samples"
     )
 
 
 class _Reports:
-    """What a worker tells the scheduler while its stage runs.
-
-    At most one report is on its way, so that a step never waits for the network."""
+    """What a worker tells the scheduler while its stage runs. At most one report is on its way, so that a step never
+    waits for the network; without an answer for SILENCE the machine may be off it, and another one goes on with the
+    stage."""
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
         self.send = functools.partial(scheduler.report.remote, stage_name)
@@ -116,8 +92,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     """Run a stage whose parents are finished.
 
     Returns:
-        `status`: done, diverged or failed; stopped, where it left a checkpoint; held, where another process trains it
-        or has finished it; or full, where the store has no room; and the `reason`."""
+        `status`: done, diverged or failed; waiting, where it was stopped and left a checkpoint; held, where another
+        process trains it or has finished it; or full, where the store has no room; and the `reason`."""
     reports = _Reports(name(stage), scheduler)
     try:
         context = job.context()
@@ -134,7 +110,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 news = {"scores": progress.metrics} if progress.metrics else {}
                 if not reports.go_on(share=progress.images / max(1, progress.total), **news):
                     steps.close()  # leaves a checkpoint
-                    return {"status": "stopped"}
+                    return {"status": "waiting"}
         facts = context.store.facts(name(stage))
         return {"status": facts["status"], "reason": facts["reason"] or ""}
     except (ConfigError, OSError) as error:
@@ -164,4 +140,4 @@ def measured_here(config: Config, data: Data, slots: Slots) -> float:
 def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
     """The same where stages run: the machine of the driver may be another, without a GPU."""
     task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
-    return ray.get(task.remote(config, ray.put(data), slots))
+    return ray.get(task.remote(config, data, slots))

@@ -30,7 +30,7 @@ from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
 from sweeps.planning.config_file import BEST, BestConfig
 from sweeps.planning.manifest import flat
-from sweeps.planning.state import State, alarm_of, records_of, scores_of
+from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
 """Scores that are curves over all images that the generator of images has seen; the rest stands in groups."""

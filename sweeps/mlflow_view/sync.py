@@ -20,7 +20,7 @@ from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
 from sweeps.mlflow_view.content import Trials, begun, lacking, lay_out, log_dataset
 from sweeps.planning import manifest as manifests
-from sweeps.planning.state import State, state_of
+from sweeps.planning.trials import State, state_of
 
 
 def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:

@@ -18,7 +18,7 @@ from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import limited
 from sweeps.mlflow_view.content import Trials, begun, lay_out
 from sweeps.planning import manifest as manifests
-from sweeps.planning.state import state_of
+from sweeps.planning.trials import state_of
 
 LARGEST = 1.7976931348623157e308  # MLflow holds infinity as this value
 INSIDE = f"{MODELS}/data/"  # The models of a stack in an MLflow model, whose other files differ each time

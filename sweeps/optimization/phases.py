@@ -39,8 +39,7 @@ from sweeps.optimization.study import (
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.state import state_of
-from sweeps.planning.trials import End, Trial, trial
+from sweeps.planning.trials import End, Trial, state_of, trial
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
@@ -226,8 +225,6 @@ class Searcher:
     it again under the same number, as one that was stopped with the command. `rows` are what earlier commands have
     asked for, and `target` is the number of configs in all.
     """
-
-    finished: Sequence[Trial] = ()
 
     def __init__(self, run: SearchRun, rows: Sequence[Row], target: int):
         self.run, self.rows, self.target = run, rows, target

@@ -112,7 +112,7 @@ class Search(Space, Budgets, Options):
         for split in self.chosen_splits:
             wanted = f"{self.variant} cannot be split at {split!r}: choose --splits from {', '.join(possible)}"
             require(split in possible, wanted)
-        fields = [parse_varied(text, self.recipes()[0])[0] for text in self.vary]
+        fields = [parse_varied(text, self.some_recipe())[0] for text in self.vary]
         require(len(set(fields)) == len(fields), f"--vary must name a field once, but got {' '.join(fields)}")
 
     @property

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sgan.checks import ConfigError, content_key
 from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
 from sgan.evaluation.alarms import alarms
-from sweeps.planning.state import State
+from sweeps.planning.trials import State
 
 Row = Mapping[str, Any]
 Distributions = dict[str, BaseDistribution]

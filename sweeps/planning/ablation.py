@@ -28,12 +28,10 @@ class Ablation:
     """An ablation with everything chosen.
 
     Attributes:
-        rows: its rows by name, in order.
-        longer: how many times longer each trains for --match.
+        rows: its rows by name, in order; longer: how many times longer each trains for --match.
         key: content key of all that its trials share, so that more seeds or variants extend the same sweep.
         title: heading of its table.
-        search: the provenance of its config file, None without one.
-    """
+        search: the provenance of its config file, None without one."""
 
     options: Sweep
     basis: Basis
@@ -46,12 +44,8 @@ class Ablation:
 
 
 def plan_ablation(options: Sweep, gpus: int) -> Ablation:
-    """Choose dataset and recipe for this number of GPUs, read the data, and plan every trial.
-
-    Raises:
-        ConfigError: data are absent or torn, a value does not fit the dataset or the recipe, or the file of --config
-            means another config here than on the machine of the search.
-    """
+    """Choose dataset and recipe for this number of GPUs, read the data, and plan every trial. ConfigError as in
+    `prepare`, and where the file of --config means another config here than on the machine of the search."""
     basis, search = prepare(options, gpus), None
     best = config_file.read(options.config) if options.config else None
     if best and all(getattr(options, name) == getattr(best.options, name) for name in config_file.CHOSEN):
@@ -60,7 +54,9 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
         search = best.provenance
     rows = options.all_rows
     first = {each: _config(basis, options, row, options.first_seed) for each, row in rows.items()}
-    longer, match = factors(first, options.match), options.match
+    match = options.match
+    sizes = {each: size(config, match) for each, config in first.items()}
+    longer = {each: max(sizes.values()) / own for each, own in sizes.items()}
     trials = tuple(
         trial(each, seed, lengthened(dataclasses.replace(config, seed=seed), match, longer[each]))
         for seed in options.seed_range
@@ -71,7 +67,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     notes += [f"weights {' '.join(f'{value:.3g}' for value in options.weights)}"] if options.weights else []
     notes += [f"tuned by search {search['study']}"] if search else []
     notes += [f"equal {MATCHES[match]}"] if match != "none" else []
-    largest = [match, max(size(config, match) for config in first.values())] if match != "none" else []
+    largest = [match, max(sizes.values())] if match != "none" else []
     key = content_key([*basis.shared, options.loss_weights, options.cuts, code_version(), *largest])
     title = ", ".join([basis.what, *basis.notes, *notes])
     return Ablation(options, basis, rows, longer, trials, key, title, search)
@@ -99,22 +95,15 @@ def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> No
 
 def check_record(ablation: Ablation, store: Store) -> None:
     """Raise ConfigError where the record of the same sweep has another row of the same name."""
-    there = manifest.read(store, ablation.key)["variants"] if ablation.key in manifest.keys(store) else []
-    for before in there:
-        row = ablation.rows.get(before["name"])
-        require(
-            row is None or (row.base, row.changes) == (before["base"], before["changes"]),
-            f"row {before['name']} has other changes than in the record of this sweep, {before['base']} with "
-            f"{before['changes']}; give it another name",
-        )
+    for before in manifest.read(store, ablation.key)["variants"] if ablation.key in manifest.keys(store) else ():
+        row, there = ablation.rows.get(before["name"]), (before["base"], before["changes"])
+        told = f"row {before['name']} has other changes than in the record of this sweep, {there[0]} with {there[1]}"
+        require(row is None or (row.base, row.changes) == there, f"{told}; give it another name")
 
 
 def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
-    """Write the sweep's record; trials of earlier commands of the same sweep stay.
-
-    Args:
-        origin: command, commit and machine.
-    """
+    """Write the sweep's record; trials of earlier commands of the same sweep stay. `origin`: command, commit and
+    machine."""
     options, basis, ranks = ablation.options, ablation.basis, [*VARIANTS, *ablation.rows]
     settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "match", "override")}
     rows = []
@@ -162,21 +151,15 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
 
 
 def size(config: Config, match: str) -> float:
-    """Images that the generator of images is updated on, or FLOPs of both kinds of steps, through all stages.
-
-    Generator steps are planned by the middle of the recipe's rule; where it lets them vary, training decides.
-    """
+    """Images that the generator of images is updated on, or FLOPs of both kinds of steps, through all stages; 1
+    without a match. Generator steps are planned by the middle of the recipe's rule; training decides."""
+    if match == "none":
+        return 1.0
     stages = [stage for _, stage in plan(config).stages if isinstance(stage, LevelStage | JointStage)]
     if match == "flops":
         return sum(flops(stage, *planned_steps(stage)) for stage in stages)
     makers = [stage for stage in stages if isinstance(stage, JointStage) or stage.low == IMAGE]
     return sum(stage.recipe.batch * planned_steps(stage)[1] for stage in makers)
-
-
-def factors(configs: Mapping[str, Config], match: str) -> dict[str, float]:
-    """Name -> how many times longer it trains to be as large as the largest; all 1 without a match."""
-    sizes = {name: 1.0 if match == "none" else size(config, match) for name, config in configs.items()}
-    return {name: max(sizes.values()) / each for name, each in sizes.items()}
 
 
 def lengthened(config: Config, match: str, factor: float) -> Config:

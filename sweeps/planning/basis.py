@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgan.checks import require
-from sgan.config import Config, Recipe, Variant, Weights
+from sgan.config import Config, Recipe, Taps, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
@@ -14,9 +14,6 @@ from sgan.evaluation.inception import check_weights, find_weights
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
-
-BATCHES = ("encoder", "judge", "gan", "joint")
-"""Fields of a recipe that have a batch."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,7 @@ class Basis:
             where the held-out judge does.
         why: why this dataset and recipe, and what to beware of.
         what: the dataset in words.
-        notes: the options that differ from their defaults, in words.
-    """
+        notes: the options that differ from their defaults, in words."""
 
     dataset: Dataset
     recipe: Recipe
@@ -41,16 +37,10 @@ class Basis:
     what: str
     notes: tuple[str, ...]
 
-    def config(
-        self,
-        variant: Variant,
-        seed: int,
-        weights: Weights | None = None,
-        cuts: tuple[str, ...] = DEFAULT_CUTS,
-    ) -> Config:
+    def config(self, variant: Variant, seed: int, weights: Weights | None = None, cuts: Taps = DEFAULT_CUTS) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
-        shared = (self.dataset, self.data.digest, self.recipe)
-        return dataclasses.replace(configure(*shared, variant, seed, weights, cuts), inception=self.inception)
+        config = configure(self.dataset, self.data.digest, self.recipe, variant, seed, weights, cuts)
+        return dataclasses.replace(config, inception=self.inception)
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -65,11 +55,8 @@ class Basis:
 
 
 def prepare(options: Options, gpus: int) -> Basis:
-    """Choose dataset and recipe for hardware with this many GPUs, and read the data.
-
-    Raises:
-        ConfigError: data are absent or torn, or a value does not fit the dataset or the recipe.
-    """
+    """Choose dataset and recipe for hardware with this many GPUs, and read the data. ConfigError where they are absent
+    or torn, or a value does not fit the dataset or the recipe."""
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.dataset_row(dataset_name)
     inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
@@ -92,8 +79,9 @@ def prepare(options: Options, gpus: int) -> Basis:
 
 def check_batch(recipe: Recipe, images: int) -> None:
     """Raise ConfigError where a batch is larger than the training set."""
-    large = [part for part in BATCHES if getattr(recipe, part).batch > images]
-    held = ", ".join(f"{part}.batch={getattr(recipe, part).batch}" for part in large)
+    batches = {part: getattr(recipe, part).batch for part in ("encoder", "judge", "gan", "joint")}
+    large = [part for part, batch in batches.items() if batch > images]
+    held = ", ".join(f"{part}.batch={batches[part]}" for part in large)
     fitting = " ".join(f"{part}.batch={images}" for part in large)
     enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
     require(not large, f"{enough}, or more images")

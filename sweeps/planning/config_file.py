@@ -49,13 +49,8 @@ def words(options: Options) -> str:
 
 @validated()
 class BestConfig:
-    """The content of best.yaml.
-
-    Attributes:
-        variant: the variant of the search.
-        config: the complete config, of one of its seeds.
-        provenance: study, trial, commit and confirmed scores.
-    """
+    """The content of best.yaml: the variant of a search, the complete config, of one of its seeds, and in `provenance`
+    study, trial, commit and confirmed scores."""
 
     variant: Annotated[str, one_of(*VARIANTS)]
     options: ChosenOptions
@@ -68,8 +63,7 @@ class BestConfig:
     def check(self, config: Config, path: Path | None) -> None:
         """Raise ConfigError, with the field, where the config of the file `path` differs from the one that its options
         make."""
-        found = difference(as_json(self.config), as_json(config))
-        if found:
+        if found := difference(as_json(self.config), as_json(config)):
             name, there, here = found
             raise ConfigError(
                 f"{path} means another config here: {name} is {there} in the file and {here} here; use the "

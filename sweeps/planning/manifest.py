@@ -23,11 +23,9 @@ from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
-OF_VARIANT = ("title", "paper", "base", "changes")
-"""Entries of a trial that all seeds of its row have."""
+OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
 ROOT = Path(__file__).resolve().parents[2]
-NOTED = "clusters/COMMIT"
-"""The commit that a cluster has the code of, in the checkout."""
+NOTED = "clusters/COMMIT"  # The commit that a cluster has the code of, in the checkout
 
 
 def folder(store: Store, key: str) -> Path:
@@ -49,11 +47,8 @@ def write_best(store: Store, variant: str, options: Sweep, config: Config, prove
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Write the record of a sweep: its head, and every trial that is new or has changed. Earlier trials stay.
-
-    Args:
-        manifest: as `read` returns it. "variants" is left out: it follows from the trials.
-    """
+    """Write the record of a sweep, as `read` returns it but for "variants": its head, and every trial that is new or
+    has changed. Earlier trials stay."""
     key, path = manifest["key"], folder(store, manifest["key"]) / HEAD
     head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
@@ -77,11 +72,7 @@ def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
 
 def read(store: Store, key: str) -> dict[str, Any]:
     """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
-    and "variants", the name and OF_VARIANT of each row of its table.
-
-    Raises:
-        StoreError: a file of it is damaged.
-    """
+    and "variants", the name and OF_VARIANT of each row of its table. StoreError where a file of it is damaged."""
     place = folder(store, key)
     store.fetch(place)
     rows = sorted(map(read_json, (place / "trials").glob("*.json")), key=lambda row: (row["rank"], row["seed"]))
@@ -116,16 +107,15 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
     """A trial in the record of a sweep.
 
-    `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
-    `config_key` is the same for all seeds of a config.
-
     Args:
         phase: "ablation", or "explore" or "confirm" in a search.
         options: with which sweeps/ablation.py runs its config again, whatever the seeds.
         rank: the place of its variant in tables.
         row: its title in tables, the paper's score, and what it changes against which variant.
         base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
-    """
+    Returns:
+        `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
+        `config_key` is the same for all seeds of a config."""
     return {
         **trial.row,
         "run": trial.id,
@@ -159,7 +149,7 @@ def commit() -> str:
     commit` has noted, or "unknown"."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True).strip()
     with suppress(OSError):
         return (ROOT / NOTED).read_text().strip()
     return "unknown"

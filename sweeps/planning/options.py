@@ -5,6 +5,7 @@ It imports nothing that takes seconds, so that --help is fast.
 
 import dataclasses
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,14 +21,8 @@ from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, R
 from sgan.shapes import Dataset, Width
 from sweeps.planning.rows import assignment, own_rows
 
-AUTO = "auto"
-DEFAULT_CUTS, DEFAULT_SIZE, DEFAULT_CHANNELS = ("fc3",), 32, 3
-INCEPTION_SAMPLES = 50_000
-"""Samples of the paper's Inception scores, and of all published ones."""
-DEFAULT_DATA = Path("data")
-STOPPED_SECONDS = 3.0
-"""A stopped command waits for MLflow no longer than so many seconds."""
-
+AUTO, DEFAULT_CUTS, DEFAULT_DATA = "auto", ("fc3",), Path("data")
+INCEPTION_SAMPLES = 50_000  # Samples of the paper's Inception scores, and of all published ones
 
 LENGTH = "--budget 0.5 halves the training of every GAN stage, and --override image_level=N sets its images"
 GPUS = "Ray's GPUs are used as they are; CUDA_VISIBLE_DEVICES chooses, --trials-per-gpu packs several stages onto one"
@@ -45,6 +40,7 @@ ASKED = {
     "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
 }
 """Words that people try, and the option that does it."""
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def flag(field: str) -> str:
@@ -55,14 +51,6 @@ def flag(field: str) -> str:
 def choice(*choices: str) -> tuple[Any, Any]:
     """Metadata of a text option that takes these values alone, and shows them in --help."""
     return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
-
-
-def default_store() -> str:
-    """The store of a command that names none."""
-    return os.environ.get("SGAN_STORE") or "runs"
-
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class Data(Group):
 
 @dataclass(frozen=True)
 class Training(Group):
-    """How to train."""
+    """How to train and score."""
 
     recipe: Annotated[str, *choice(AUTO, *RECIPES)] = AUTO
     """How to train: auto, paper (the paper's text), released (the authors' code) or laptop (minutes on a CPU). auto is
@@ -94,11 +82,6 @@ class Training(Group):
     """Factor on every hidden width of the networks; 1 is the released architecture."""
     override: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
-
-
-@dataclass(frozen=True)
-class Scores(Group):
-    """What scores."""
 
     judge: Annotated[str, *choice(AUTO, "held-out", "inception")] = AUTO
     """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
@@ -112,7 +95,9 @@ class Scores(Group):
 class Places(Group):
     """Where results go."""
 
-    store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(default_factory=default_store)
+    store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(
+        default_factory=lambda: os.environ.get("SGAN_STORE") or "runs"
+    )
     """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
     share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
     mlflow: str | None = None
@@ -122,7 +107,10 @@ class Places(Group):
 
 @dataclass(frozen=True)
 class Machine(Group):
-    """What runs at the same time."""
+    """What runs, and how much at the same time."""
+
+    dry_run: Flag = False
+    """Print the plan and stop."""
 
     slots: PositiveInt | None = None
     """At most this many stages at the same time; without it, one a CPU or as many as the GPUs carry."""
@@ -133,47 +121,34 @@ class Machine(Group):
     bit. On CPUs it always is."""
 
 
-@dataclass(frozen=True)
-class Control(Group):
-    """What the command does."""
-
-    dry_run: Flag = False
-    """Print the plan and stop."""
-
-
 @validated(flag)
-class Options(Data, Training, Scores, Places, Machine, Control):
+class Options(Data, Training, Places, Machine):
     """The options that ablation and search share: data, training, scores and places of results."""
 
     def __post_init__(self):
-        require(
-            self.inception_weights is None or self.judge != "held-out",
-            "--inception-weights is given, but --judge held-out uses none; leave one of them out",
-        )
+        fits = self.inception_weights is None or self.judge != "held-out"
+        require(fits, "--inception-weights is given, but --judge held-out uses none; leave one of them out")
         if self.dataset == FOLDER:
             require(self.data is not None, "--dataset folder needs --data, whose sub-folders are the classes")
-        else:
-            for name in ("image_size", "channels"):
-                unused = getattr(self, name) is None
-                require(unused, f"{flag(name)} needs --dataset folder; images of {self.dataset} have one size")
-        self.recipes()
+        for name in ("image_size", "channels"):
+            unused = self.dataset == FOLDER or getattr(self, name) is None
+            require(unused, f"{flag(name)} needs --dataset folder; images of {self.dataset} have one size")
+        self.some_recipe()
 
-    def recipes(self) -> list[Recipe]:
-        """The valid ones of the recipes without and with a GPU: an error of both shows before the hardware is known.
+    def some_recipe(self) -> Recipe:
+        """The recipe without a GPU, or the one with a GPU where only that is valid: an error of both shows before the
+        hardware is known. For an image folder of unknown size it is that of a thousand images."""
 
-        For an image folder of unknown size they are those of a thousand images.
-        """
-        made, errors = [], []
-        for gpus in (0, 1):
-            try:
-                dataset, recipe, _ = self.choose(gpus)
-                row, images = self.dataset_row(dataset), TRAINING_IMAGES.get(dataset, 1000)
-                made.append(self.build_recipe(row, recipe, images))
-            except ConfigError as error:
-                errors.append(error)
-        if not made:
-            raise errors[0]
-        return made
+        def made(gpus: int) -> Recipe:
+            dataset, recipe, _ = self.choose(gpus)
+            return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
+
+        try:
+            return made(0)
+        except ConfigError as error:
+            with suppress(ConfigError):
+                return made(1)
+            raise error
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Dataset and recipe for this number of GPUs, and the reason for them."""
@@ -198,9 +173,8 @@ class Options(Data, Training, Scores, Places, Machine, Control):
         from sgan.data.image_folder import class_names  # it imports torch, which no other option needs
 
         assert self.data is not None
-        size = DEFAULT_SIZE if self.image_size is None else self.image_size
-        channels = DEFAULT_CHANNELS if self.channels is None else self.channels
-        return folder_row(size, channels, len(class_names(self.data)))
+        size, channels = (32 if self.image_size is None else self.image_size), self.channels
+        return folder_row(size, 3 if channels is None else channels, len(class_names(self.data)))
 
     def build_recipe(self, dataset: Dataset, recipe: str, images: int, inception: bool = False) -> Recipe:
         """The recipe's row with --budget, the samples of Inception scores and --override."""

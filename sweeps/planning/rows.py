@@ -20,27 +20,19 @@ from sgan.presets import VARIANTS, Row
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
 
 
-def value_of(text: str) -> Any:
-    """A value on the command line: JSON, or else a plain word."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
 def assignment(text: str, option: str) -> tuple[str, Any]:
-    """The name and value of FIELD=VALUE."""
+    """The name and value of FIELD=VALUE; a value is JSON, or else a plain word."""
     name, equals, value = text.partition("=")
     require(bool(equals and name), f"{option} takes FIELD=VALUE, but got {text!r}")
-    return name, value_of(value)
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def own_rows(files: Sequence[Path], given: Sequence[Sequence[str]]) -> dict[str, Row]:
-    """The rows of --rows and --row by name.
-
-    Raises:
-        ConfigError: a file that cannot be read, or a row without a base, or with another's name.
-    """
+    """The rows of --rows and --row by name. ConfigError for a file that cannot be read, and for a row without a base,
+    or with another's name."""
     found: dict[str, Row] = {}
     for path in files:
         try:
@@ -59,28 +51,20 @@ def own_rows(files: Sequence[Path], given: Sequence[Sequence[str]]) -> dict[str,
 
 
 def _add(found: dict[str, Row], name: str, fields: Mapping[str, Any], where: str) -> None:
-    require(
-        NAME.fullmatch(name) is not None,
-        f"{where}: the name of a row has letters, digits and . _ + -, at most 60, but got {name!r}",
-    )
+    wanted = "the name of a row has letters, digits and . _ + -, at most 60"
+    require(bool(NAME.fullmatch(name)), f"{where}: {wanted}, but got {name!r}")
     require(name not in found, f"{where}: there are two rows of the name {name!r}; give one of them another")
-    base, title = str(fields.get("base")), str(fields.get("title", name))
+    base = str(fields.get("base"))
     require(base in VARIANTS, f"{where}: row {name} needs base, one of {', '.join(VARIANTS)}, but got {base!r}")
     changes = {field: value for field, value in fields.items() if field not in ("base", "title")}
-    row = Row(title, changes, base)
-    if name in VARIANTS:  # the same variant once more
-        built_in = VARIANTS[name]
-        require(
-            row.variant == built_in.variant and changes.keys() <= row.of_variant.keys(),
-            f"{where}: row {name} is not the built-in variant of that name; give it another name",
-        )
-        row = built_in
-    found[name] = row
+    row, built_in = Row(str(fields.get("title", name)), changes, base), VARIANTS.get(name)
+    same = built_in is None or (row.variant == built_in.variant and changes.keys() <= row.of_variant.keys())
+    require(same, f"{where}: row {name} is not the built-in variant of that name; give it another name")
+    found[name] = built_in or row
 
 
 def as_option(name: str, row: Row) -> tuple[str, ...]:
     """A row as the words of --row."""
-    title = {"title": row.title} if row.title != name else {}
-    fields = {"base": row.base, **title, **row.changes}
+    fields = {"base": row.base, "title": row.title, **row.changes}
     told = [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in fields.items()]
     return name, *told

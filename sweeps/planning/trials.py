@@ -1,14 +1,22 @@
-"""Trials, the sources that the scheduler takes them from, and the stages that they still need."""
+"""Trials, where each of them stands by the store, and the sources that the scheduler takes them from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 from sgan.config import Config
+from sgan.evaluation.alarms import latest
 from sgan.stages.cost import cost
 from sgan.stages.graph import Plan, Stage, name, plan
+from sgan.store.files import RECORD_FILE, StoreError, read_json, read_record
 from sgan.store.local import Store
-from sweeps.planning.state import state_of
+
+JUDGING = ("judge", "score")  # Kinds of stages that train no part of a variant
+TRAINING = ("train_seconds", "generator_images", "discriminator_steps", "generator_steps", "flops")
+"""What a trial's training took: seconds, images that the generator of images was updated on (steps x batch), steps of
+both kinds, and FLOPs of these steps."""
 
 
 @dataclass(frozen=True)
@@ -37,48 +45,69 @@ class Trial:
         return {"name": self.plan.name, "stages": stages}
 
 
-@dataclass(frozen=True)
-class End:
-    """How a trial ended: "done", "diverged", "failed", or "stopped" with the command; and why."""
-
-    outcome: str
-    reason: str = ""
-
-
-class TrialSource(Protocol):
-    """Where the scheduler takes trials from: an ablation's list, or a search.
-
-    Attributes:
-        expected: number of trials in all, as far as it is known.
-        ahead: trials that are known before the first one runs: their stages can be put in the best order.
-        finished: trials that have ended before.
-    """
-
-    @property
-    def expected(self) -> int: ...
-
-    @property
-    def ahead(self) -> Sequence[Trial]: ...
-
-    @property
-    def finished(self) -> Sequence[Trial]: ...
-
-    def next(self) -> Trial | None:
-        """The next trial to start; None where there is none now."""
-        ...
-
-    def exhausted(self) -> bool:
-        """Whether no trial will come any more."""
-        ...
-
-    def end(self, trial: Trial, end: End) -> None:
-        """Take the end of a trial."""
-        ...
-
-
 def trial(variant: str, seed: int, config: Config) -> Trial:
     """A trial with its plan."""
     return Trial(variant, seed, config, plan(config))
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trial stands.
+
+    Attributes:
+        outcome: done, diverged, failed, running or interrupted.
+        reason: why it diverged or failed; "" otherwise.
+        facts: stage.json of its finished stages, in order.
+        end: when the last of them ended, in unix seconds; 0 before that."""
+
+    outcome: str
+    reason: str
+    facts: list[dict[str, Any]]
+    end: float
+
+
+def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> State:
+    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted. One of whose
+    stages was deleted has not ended: its seconds and images would be too few."""
+    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
+    end = max((fact["finished"] for fact in facts), default=0.0)
+    for fact in facts:
+        if fact["status"] == "diverged":
+            return State("diverged", fact["reason"], facts, end)
+    if len(facts) == len(trial["stages"]):
+        return State("done", "", facts, end)
+    if store.failure(trial["name"]).exists():
+        failure = read_json(store.failure(trial["name"]), trial=trial["name"])
+        return State("failed", failure["error"], facts, max(end, failure["time"]))
+    return State("running" if live else "interrupted", "", facts, end)
+
+
+def scores_of(state: State) -> dict[str, float | None]:
+    """The scores of a finished trial, and of all of its stages TRAINING; a joint stage comes on top of the levels."""
+    seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
+    work = {name: sum(fact.get(name, 0) for fact in state.facts) for name in TRAINING[1:]}
+    return state.facts[-1]["scores"] | {"train_seconds": seconds} | work
+
+
+def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The record of each stage of a trial, by label. One in progress that is damaged is left out: its stage makes it
+    good when it goes on. StoreError where that of a finished stage is damaged."""
+    records = {}
+    for stage in trial["stages"]:
+        done = store.has(stage["name"])
+        if done and RECORD_FILE in store.facts(stage["name"])["files"]:
+            store.file(stage["name"], RECORD_FILE)  # raises where it is damaged
+        with nullcontext() if done else suppress(StoreError):
+            records[stage["label"]] = read_record(store.look(stage["name"]))
+    return records
+
+
+def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
+    """What is wrong with a trial by its newest evaluations, in words (`sgan.evaluation.alarms`); "" where all is well.
+    StoreError as from `records_of`."""
+    final = state.facts[-1]["scores"] if state.outcome == "done" else None
+    alarms = latest(records_of(store, trial), final)
+    return "; ".join(f"{label}: {text}" for label, texts in alarms.items() for text in texts)
 
 
 def ended(trial: Trial, store: Store) -> bool:
@@ -92,27 +121,48 @@ def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     return {each: stage for each, stage in stages.items() if not store.has(each)}
 
 
+@dataclass(frozen=True)
+class End:
+    """How a trial ended: "done", "diverged", "failed", or "stopped" with the command; and why."""
+
+    outcome: str
+    reason: str = ""
+
+
+class TrialSource(Protocol):
+    """Where the scheduler takes trials from: an ablation's list, or a search.
+
+    Attributes:
+        expected: number of trials in all, as far as it is known.
+        ahead: trials that are known before the first one runs: their stages can be put in the best order."""
+
+    expected: int
+    ahead: Sequence[Trial]
+
+    def next(self) -> Trial | None:
+        """The next trial to start; None where no trial will come any more."""
+        ...
+
+    def end(self, trial: Trial, end: End) -> None:
+        """Take the end of a trial."""
+        ...
+
+
 class ListSource:
     """A list of trials as a TrialSource: hands out those that have not ended, the longest way to go first."""
 
     def __init__(self, trials: Sequence[Trial], store: Store):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
         self.ahead: Sequence[Trial] = [each for _, each in sorted(ways, key=lambda way: -way[0])]
-        self.finished: Sequence[Trial] = [each for each in trials if each not in self.ahead]
-        self.expected, self._left = len(self.ahead), list(self.ahead)
+        self.expected, self._left = len(self.ahead), iter(self.ahead)
 
     def next(self) -> Trial | None:
-        return self._left.pop(0) if self._left else None
-
-    def exhausted(self) -> bool:
-        return not self._left
+        return next(self._left, None)
 
     def end(self, trial: Trial, end: End) -> None:
-        pass  # the store has the result
+        """The store has the result."""
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

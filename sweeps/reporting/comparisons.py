@@ -143,11 +143,10 @@ def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
     interval of the difference, paired by seed, leaves 0 out."""
     found = []
     for outcome in OUTCOMES:
-        own = sweep.of(variant)[[outcome, BEST + outcome]].dropna()
-        last, best = (own[name].to_numpy() for name in own)
-        if not len(own):
+        last, best = sweep.of(variant)[[outcome, BEST + outcome]].dropna().to_numpy(float).T
+        if not len(last):
             continue
-        low, high = interval(best - last) if len(own) > 1 else (best - last).tolist() * 2
+        low, high = interval(best - last) if len(last) > 1 else (best - last).tolist() * 2
         if low > 0 if MEASURES[outcome].better == "lower" else high < 0:
             digits = MEASURES[outcome].decimals
             found.append(f"{MEASURES[outcome].heading} {best.mean():.{digits}f} against {last.mean():.{digits}f}")

@@ -14,7 +14,7 @@ from sgan.checks import ConfigError, difference
 from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure, measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.state import JUDGING, alarm_of, records_of, scores_of, state_of
+from sweeps.planning.trials import JUDGING, alarm_of, records_of, scores_of, state_of
 
 SCORES: dict[str, Measure] = {
     **MEASURES,

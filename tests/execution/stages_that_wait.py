@@ -12,11 +12,10 @@ from conftest import TINY, tiny_recipe
 from sgan.data.datasets import read
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.context import Context
-from sgan.stages.graph import Stage, code_version, name
+from sgan.stages.graph import Stage, name
 from sgan.store.local import Store
 from sgan.training.loop import Progress
-from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import leave_mark
+from sweeps.execution.cluster import Slots, leave_mark
 from sweeps.execution.worker import Job
 from sweeps.planning.trials import End, Trial, trial
 
@@ -31,7 +30,7 @@ class ListSource:
     most: int = 0
 
     def __post_init__(self):
-        self.expected, self.finished = len(self.ahead), ()
+        self.expected = len(self.ahead)
 
     def next(self) -> Trial | None:
         if self.given == len(self.ahead):
@@ -39,9 +38,6 @@ class ListSource:
         self.given += 1
         self.most = max(self.most, self.given - len(self.ends))
         return self.ahead[self.given - 1]
-
-    def exhausted(self) -> bool:
-        return self.given == len(self.ahead)
 
     def end(self, trial: Trial, end: End) -> None:
         self.ends[trial.title] = end
@@ -93,4 +89,4 @@ def job(store: Store, folder: Path, seconds: float = 0.0, slots: int = 2) -> Job
     """A job of stages that wait."""
     leave_mark(store, "test")
     data, where = read(DATASETS["digits"], Path()), Slots(slots, 1, 0.0, 0, "here")
-    return Job(data, store.address, "test", "commit", code_version(), where, False, Waiting(folder, seconds))
+    return Job(data, store.address, "test", "commit", where, False, Waiting(folder, seconds))

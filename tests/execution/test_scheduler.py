@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -43,6 +44,12 @@ def processes() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def no_signals(monkeypatch) -> None:
+    """Sweeps run in threads here, and the main one alone may ask for signals."""
+    monkeypatch.setattr(scheduler, "stop_flag", lambda: nullcontext(threading.Event()))
+
+
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store(tmp_path / "store")
@@ -54,7 +61,7 @@ class Running:
     def __init__(self, source: ListSource, job: Job, store: Store):
         self.source, self.work = source, job.run
         assert isinstance(self.work, Waiting)
-        self.thread = threading.Thread(target=scheduler.run, args=(source, job, store, job.slots))
+        self.thread = threading.Thread(target=scheduler.run, args=(source, job, store))
         self.thread.start()
 
     def ends(self) -> dict[str, End]:
@@ -75,7 +82,7 @@ def events(store: Store, kind: str) -> Counter[str]:
 def test_each_stage_runs_once_after_what_it_needs(processes, store, tmp_path):
     asked = trials(["sgan", "sgan-no-joint", "dcgan-adv-cond"], seeds=2)
     source, work = ListSource(asked), job(store, tmp_path, seconds=0.2, slots=4)
-    assert scheduler.run(source, work, store, work.slots)
+    assert scheduler.run(source, work, store)
     assert source.ends == {trial.title: DONE for trial in asked}
     stages = {name for trial in asked for name in trial.plan.names}
     assert events(store, "stage published") == Counter(stages)
@@ -92,7 +99,7 @@ def test_a_sweep_whose_trials_have_all_ended_runs_nothing(processes, store, tmp_
     for _ in range(2):
         work = job(store, tmp_path)
         source = ListSource(asked)
-        assert scheduler.run(source, work, store, work.slots)
+        assert scheduler.run(source, work, store)
         assert source.ends == {asked[0].title: DONE}
     assert max(events(store, "stage begun").values()) == 1
 

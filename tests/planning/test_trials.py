@@ -24,11 +24,7 @@ def finish(store: Store, trial: Trial, *labels: str, **facts: str) -> None:
 
 
 def handed_out(source: ListSource) -> list[Trial]:
-    found = []
-    while not source.exhausted():
-        found.append(source.next())
-    assert source.next() is None
-    return found
+    return list(iter(source.next, None))
 
 
 def test_a_list_hands_out_each_trial_once_and_the_longest_way_first(tmp_path: Path):
@@ -53,7 +49,7 @@ def test_a_list_skips_trials_that_are_done_or_have_diverged(tmp_path: Path):
     assert (source.expected, source.ahead) == (1, [fresh])
     assert source.next() is fresh
     source.end(fresh, End("done"))
-    assert source.exhausted()
+    assert source.next() is None
 
 
 def test_a_finished_trial_makes_a_stage_again_that_was_deleted(tmp_path: Path):

@@ -22,17 +22,18 @@ from waiting import wait_for
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.presets import DATASETS
-from sgan.stages.graph import Plan, code_version, name
+from sgan.stages.graph import Plan, name
 from sgan.stages.run import be_deterministic
 from sgan.store.files import StoreError
 from sgan.store.local import LostClaim, Store
 from sweeps.execution import worker
-from sweeps.execution.cluster import Slots
-from sweeps.execution.shared_store import leave_mark
-from sweeps.execution.worker import GIB, Job, run_stage_under_claim
+from sweeps.execution.cluster import Slots, leave_mark
+from sweeps.execution.worker import Job, run_stage_under_claim
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest
+
+GIB = 2**30
 
 
 def error_of(trial: Plan, store: Path, label: str, break_down: Callable[[], Any]) -> int | None:
@@ -190,7 +191,7 @@ def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
     """Run a stage of the tiny trial as its Ray task does, in this process; all before it have finished or are run. The
     store has the mark; the scheduler answers no report."""
     trial = tiny_plan()
-    job = Job(digits(), root, "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"), deterministic)
+    job = Job(digits(), root, "mark", "test", Slots(1, 1, 0.0, 0, "here"), deterministic)
     silent: Any = SimpleNamespace(report=SimpleNamespace(remote=lambda *progress: None))
     for each, stage in trial.stages:
         result = run_stage_under_claim(job, stage, trial.score.judge, silent)
@@ -209,7 +210,7 @@ def test_a_stage_without_memory_fails_at_once_with_what_would_fit(allocate, root
     leave_mark(Store(root), "mark")
     command = [sys.executable, "-c", LACKING.replace("{allocate}", allocate), str(root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
-    assert done.stdout.startswith("failed out of memory in level, which needs more than"), done.stderr
+    assert done.stdout.startswith("failed out of memory in level ("), done.stderr
     assert "a smaller gan.batch" in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
@@ -268,12 +269,12 @@ def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch
     shutil.copytree(root, tmp_path / "quiet")
     finish(trial, tmp_path / "quiet")
     leave_mark(Store(root), "mark")
-    job = Job(digits(), str(root), "mark", "test", code_version(), Slots(1, 1, 0.0, 0, "here"))
+    job = Job(digits(), str(root), "mark", "test", Slots(1, 1, 0.0, 0, "here"))
     stage = dict(trial.stages)["level1"]
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         deaf: Any = ray.remote(Deaf).remote()
-        assert run_stage_under_claim(job, stage, trial.score.judge, deaf) == {"status": "stopped"}
+        assert run_stage_under_claim(job, stage, trial.score.judge, deaf) == {"status": "waiting"}
     finally:
         ray.shutdown()
     assert not Store(root).held(name(stage))

@@ -58,7 +58,8 @@ def test_a_stage_that_lacks_a_gpus_memory_says_what_there_is():
     with pytest.raises(torch.OutOfMemoryError) as lacking:
         torch.empty(2**43, dtype=torch.uint8, device="cuda")
     text = worker.out_of_memory(lacking.value, tiny_plan().stages[-2][1])
-    assert f"of {torch.cuda.mem_get_info()[1] / worker.GIB:.1f} GiB: run fewer at a time (--trials-per-gpu" in text
+    assert f"capacity of {torch.cuda.mem_get_info()[1] / 2**30:.2f} GiB" in text
+    assert "): run fewer at a time (--trials-per-gpu" in text
 
 
 @pytest.mark.gpu

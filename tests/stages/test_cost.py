@@ -15,7 +15,7 @@ from sgan.stages.kinds.level import build
 from sgan.store.files import read_record
 from sgan.store.local import Store
 from sgan.training.steps import GanTask, Networks
-from sweeps.planning.state import TRAINING, scores_of, state_of
+from sweeps.planning.trials import TRAINING, scores_of, state_of
 
 CIFAR_GENERATOR = 213.16e6
 """Multiply-accumulates of an image of the paper's lower CIFAR-10 generator."""

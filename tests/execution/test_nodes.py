@@ -6,19 +6,20 @@ from ray.exceptions import GetTimeoutError, NodeDiedError
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
-from sweeps.execution import shared_store
-from sweeps.execution.shared_store import require_shared_store, require_versions, versions
+from sweeps.execution import cluster
+from sweeps.execution.cluster import leave_mark, open_shared_store, require_shared_store, versions
 
 LAST = 56 * "3"
 NODES = [{"NodeID": each, "NodeManagerHostname": "twin", "Alive": True} for each in (56 * "1", 56 * "2", LAST)]
 
 
-def test_a_node_with_other_versions_is_named_before_it_computes():
-    require_versions(versions(), "here")
-    with pytest.raises(
-        ConfigError, match=r"the node here has Python .*, torch .*, but the driver Python 2.7, torch 1;"
-    ):
-        require_versions("Python 2.7, torch 1", "here")
+def test_a_node_with_other_versions_or_another_store_is_named_before_it_computes(tmp_path):
+    leave_mark(Store(tmp_path), "mark")
+    assert open_shared_store(str(tmp_path), "mark", versions()).root == tmp_path
+    with pytest.raises(ConfigError, match=r"the node .* has Python .*, torch .*, but the driver Python 2.7, torch 1;"):
+        open_shared_store(str(tmp_path), "mark", "Python 2.7, torch 1")
+    with pytest.raises(ConfigError, match=r"is not shared: the node .* does not see there what the driver wrote"):
+        open_shared_store(str(tmp_path), "other", versions())
 
 
 class Answers:
@@ -26,15 +27,15 @@ class Answers:
 
     def __init__(self, store: Store, monkeypatch, dies: bool):
         self.store, self.nodes, self.dies, self.asked = store, list(NODES), dies, 0
-        monkeypatch.setattr(shared_store, "answer", self)
+        monkeypatch.setattr(cluster, "answer", self)
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         monkeypatch.setattr(ray, "get", self.get)
 
     def options(self, scheduling_strategy) -> "Answers":
         return self
 
-    def remote(self, address: str, mark: str, name: str, expected: str) -> str:
-        assert (address, expected) == (self.store.address, versions())
+    def remote(self, address: str, mark: str, driver: str) -> str:
+        assert (address, driver) == (self.store.address, versions())
         node = NODES[self.asked]["NodeID"]
         self.asked += 1
         with Store(self.store.root).alone(f"sharing-{mark}") as mine:
