@@ -141,9 +141,10 @@ class Progress:
         if trouble := lack(error):
             what = f"waiting for the store {masked(self.store.address)} ({trouble.strerror})"
         if self._is_news("", what):
-            self._say(what)
+            self.say(what)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:
@@ -165,7 +166,7 @@ class Progress:
 
     def _line(self, trial: Trial, what: str) -> None:
         share, left, count = self._standing()
-        self._say(f"{'' if self.lives else f'{share:4.0%}, {left} | {count} | '}{trial.title}: {what}")
+        self.say(f"{'' if self.lives else f'{share:4.0%}, {left} | {count} | '}{trial.title}: {what}")
 
     def _draw(self, now: bool = False) -> None:
         if self.lives and (now or time.monotonic() - self.drawn > REFRESH):

@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
 from sgan.store.local import Store
+from sweeps.execution import mps
 from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
@@ -164,4 +165,6 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
             with suppress(RayError):
                 ray.get(searcher.stopped, timeout=STOP_SECONDS)
         ray.kill(scheduler)
+        if 0 < job.slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
+            shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")
     return not stop.is_set()

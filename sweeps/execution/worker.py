@@ -20,6 +20,7 @@ from sgan.stages.run import be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
 from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
+from sweeps.execution import mps
 from sweeps.execution.cluster import Slots, open_shared_store, versions
 
 SILENCE = 20.0  # Seconds without a word from the scheduler after which a worker stops its stage
@@ -46,6 +47,8 @@ class Job:
         store = open_shared_store(self.store, self.mark, self.versions)
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
+        if 0 < self.slots.gpus < 1:
+            mps.start(self.mark)  # before this process begins to use the GPU
         cap_memory(self.slots.gpus)
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         return Context(store, self.data.to(device), device, self.commit)

@@ -1,0 +1,62 @@
+"""CUDA's Multi-Process Service (MPS), through which processes that share a GPU use it at the same time, not in turns.
+
+A node has MPS while NVIDIA's control daemon runs there: a process that begins to use the GPU then finds it by itself
+(man nvidia-cuda-mps-control). The worker that first shares a node's GPU starts the daemon, and the driver stops it.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+CONTROL = "nvidia-cuda-mps-control"
+SECONDS = 30.0  # The control program answers within so many seconds
+
+
+def _owner() -> Path:
+    """The file with the sweep that has started this node's daemon."""
+    return Path(tempfile.gettempdir(), "sgan-mps")
+
+
+def _control(command: str = "", *options: str) -> bool:
+    """Run the control program with a command on its input; whether it succeeds."""
+    with suppress(subprocess.TimeoutExpired):
+        return not subprocess.run(
+            [CONTROL, *options], input=command, capture_output=True, text=True, timeout=SECONDS, check=False
+        ).returncode
+    return False
+
+
+def start(sweep_key: str) -> bool:
+    """Start this node's daemon; whether it was this call that did. Nothing happens where the node has no MPS, or a
+    daemon runs."""
+    if not shutil.which(CONTROL) or _control("get_server_list\n") or not _control("", "-d"):
+        return False
+    _owner().write_text(sweep_key)
+    return True
+
+
+def stop(sweep_key: str) -> bool:
+    """Stop this node's daemon, if this sweep has started it; whether it has."""
+    mine = _owner().exists() and _owner().read_text() == sweep_key
+    if mine:
+        _control("quit\n")
+        _owner().unlink()
+    return mine
+
+
+def stop_everywhere(sweep_key: str) -> int:
+    """Stop the daemons that a sweep has started; returns on how many of the cluster's nodes."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    task = ray.remote(num_cpus=0)(stop)
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    with suppress(RayError):  # a node that has died has no daemon
+        return sum(
+            ray.get([task.options(scheduling_strategy=each).remote(sweep_key) for each in there], timeout=SECONDS)
+        )
+    return 0
