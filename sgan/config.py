@@ -240,15 +240,16 @@ class Recipe:
 
 @validated()
 class Config:
-    """One trial, complete. `data`: digest of the images and labels. `inception`: SHA-256 of the weights of the
-    Inception network that scores; "": the held-out judge does."""
+    """One trial, complete. `data`: digest of the images and labels. `judge`, `judge_weights`: the network that scores,
+    a row of sgan.evaluation.judges, and the SHA-256 of its weights; "": the held-out judge, which the sweep trains."""
 
     dataset: Dataset
     data: str
     recipe: Recipe
     variant: Variant
     seed: Seed
-    inception: str = ""
+    judge: str = "held-out"
+    judge_weights: str = ""
 
     def __post_init__(self):
         fits = self.variant.labels or self.recipe.gan.discriminator == "binary"

@@ -42,7 +42,7 @@ class Scoring:
     """Which images of a dataset are compared with."""
     data: Path = Path("data")
     """Folder with the datasets' files, as torchvision lays them out."""
-    inception_weights: Path | None = None
+    judge_weights: Path | None = None
     """Weights file of the network; without it, torch-fidelity's is downloaded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the GPU where there is one."""
@@ -147,7 +147,7 @@ def main(options: Options) -> int:
     source = find(options.source, options.part, options.data, options.samples)
     against = options.against or (options.source if options.source in DATASETS else None)
     real = find(against, options.against_part, options.data, None) if against else None
-    network = inception.load(inception.find_weights(options.inception_weights), device)
+    network = inception.load(inception.find_weights(options.judge_weights), device)
     report(source, real, (inception.NETWORK, network.weights, inception.RESIZE), network.describe, {}, options.json)
     return 0
 

@@ -1,6 +1,6 @@
 """Sample the authors' trained CIFAR-10 generator, score its samples and draw some of them.
 
-python -m sgan.released generator.npz encoder.npz meanimg.npy [--inception-weights FILE] [--help]
+python -m sgan.released generator.npz encoder.npz meanimg.npy [--judge-weights FILE] [--help]
 """
 
 import sys
@@ -68,7 +68,7 @@ def main(options: Options) -> int:
 
     real = find(options.against, options.against_part, options.data, None) if options.against else None
     if options.judge == "inception":
-        network = inception.load(inception.find_weights(options.inception_weights), device)
+        network = inception.load(inception.find_weights(options.judge_weights), device)
         described, judge = network.describe, (inception.NETWORK, network.weights, inception.RESIZE)
     else:
         described, judge = classified, ("the authors' encoder", sha256(options.encoder), "none")

@@ -154,8 +154,8 @@ class Frame:
         self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
         self.job = Job(basis.data, store.address, key, commit, slots, options.deterministic)
         require_shared_store(store, key)
-        if basis.inception_weights:
-            store.keep_weights(basis.inception_weights, basis.inception)
+        if basis.judge_weights:
+            store.keep_weights(basis.judge_weights, basis.judge_digest)
         if address:
             warn_if_away(address)
 

@@ -27,14 +27,14 @@ def find_weights(given: Path | None) -> Path:
     if path.is_file():
         return path.absolute()
     if given:
-        raise ConfigError(f"there are no Inception weights at {given}; --inception-weights names the file {FILE}")
+        raise ConfigError(f"there are no Inception weights at {given}; --judge-weights names the file {FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
     except Exception as error:  # a download raises almost anything; the advice is the same
         raise ConfigError(
             f"the Inception weights cannot be downloaded ({error!r:.200}); "
-            f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --inception-weights, "
+            f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --judge-weights, "
             "or score with --judge held-out, which needs none"
         ) from error
     return path

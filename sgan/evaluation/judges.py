@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgan.data.batches import Data
-from sgan.evaluation import inception
+from sgan.evaluation import dinov2, inception
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.scores import Features, join
 
@@ -23,16 +23,19 @@ PART = 100  # Images that pass through the network together, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
 NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
-PIXELS, HELD_OUT, INCEPTION = "pixels", "held-out", "inception"
+PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
 Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
 
 
 class Row(NamedTuple):
-    """A judge: its network and how images are brought to its size, in words; of a network that is given, what makes it
-    of a weights file and a device; and the subsets of its KID, and images of each."""
+    """A judge: its network and how images are brought to its size, in words. Of a network that is given: what finds its
+    weights file, what returns the SHA-256 of one that is checked, and what makes it of a file and a device. And the
+    subsets of its KID, and images of each."""
 
     network: str
     resize: str = "none"
+    find: Callable[[Path | None], Path] | None = None
+    check: Callable[[Path], str] | None = None
     load: Callable[[Path, str], Any] | None = None
     kid: tuple[int, int] = (1, metrics.SUBSET)
 
@@ -40,7 +43,12 @@ class Row(NamedTuple):
 JUDGES = {
     PIXELS: Row("principal components of the pixels"),
     HELD_OUT: Row("held-out judge"),
-    INCEPTION: Row(inception.NETWORK, inception.RESIZE, inception.load, metrics.KID),
+    **{
+        name: Row(
+            network.NETWORK, network.RESIZE, network.find_weights, network.check_weights, network.load, metrics.KID
+        )
+        for name, network in ((INCEPTION, inception), (DINOV2, dinov2))
+    },
 }
 
 

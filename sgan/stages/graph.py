@@ -200,7 +200,8 @@ def plan(config: Config) -> Plan:
     """The stages of a trial. Levels come from the top down, since a top level trains longest."""
     recipe, variant = config.recipe, config.variant
     judge = judge_stage(config.dataset, config.data, recipe)
-    network = replace(judge, judge="inception", recipe=None, weights=config.inception) if config.inception else None
+    given = replace(judge, judge=config.judge, recipe=None, weights=config.judge_weights)
+    network = given if config.judge_weights else None
     encoder = ClassifierStage(config.dataset, config.data, recipe.encoder, config.seed)
     levels = tuple(
         LevelStage(

@@ -10,7 +10,7 @@ from sgan.config import Config, Recipe, Taps, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
-from sgan.evaluation.inception import check_weights, find_weights
+from sgan.evaluation.judges import INCEPTION, JUDGES
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
@@ -22,8 +22,8 @@ class Basis:
 
     Attributes:
         dataset: the networks that are trained.
-        inception_weights, inception: file and SHA-256 of the weights of the Inception network that scores; None and ""
-            where the held-out judge does.
+        judge: the judge that scores.
+        judge_weights, judge_digest: file and SHA-256 of its weights; None and "" where the sweep trains it.
         why: why this dataset and recipe, and what to beware of.
         what: the dataset in words.
         notes: the options that differ from their defaults, in words."""
@@ -31,8 +31,9 @@ class Basis:
     dataset: Dataset
     recipe: Recipe
     data: Data
-    inception_weights: Path | None
-    inception: str
+    judge: str
+    judge_weights: Path | None
+    judge_digest: str
     why: str
     what: str
     notes: tuple[str, ...]
@@ -40,18 +41,17 @@ class Basis:
     def config(self, variant: Variant, seed: int, weights: Weights | None = None, cuts: Taps = DEFAULT_CUTS) -> Config:
         """The config of one trial, by `sgan.presets.configure`."""
         config = configure(self.dataset, self.data.digest, self.recipe, variant, seed, weights, cuts)
-        return dataclasses.replace(config, inception=self.inception)
+        return dataclasses.replace(config, judge=self.judge, judge_weights=self.judge_digest)
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The options that may be left to the hardware, as they were chosen."""
-        judge = "inception" if self.inception else "held-out"
-        return {"dataset": self.dataset.name, "recipe": self.recipe.name, "judge": judge}
+        return {"dataset": self.dataset.name, "recipe": self.recipe.name, "judge": self.judge}
 
     @property
     def shared(self) -> list[Any]:
         """The parts that every trial's config has."""
-        return [self.dataset, self.data.digest, self.recipe, self.inception]
+        return [self.dataset, self.data.digest, self.recipe, self.judge, self.judge_digest]
 
 
 def prepare(options: Options, gpus: int) -> Basis:
@@ -59,12 +59,14 @@ def prepare(options: Options, gpus: int) -> Basis:
     or torn, or a value does not fit the dataset or the recipe."""
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.dataset_row(dataset_name)
-    inception, folder = options.with_inception(row, gpus), (options.data or DEFAULT_DATA).absolute()
+    judge, folder = options.choose_judge(row, gpus), (options.data or DEFAULT_DATA).absolute()
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
-    recipe = options.build_recipe(row, recipe_name, images, inception)
-    weights_file = find_weights(options.inception_weights) if inception else None
-    weights_digest = check_weights(weights_file) if weights_file else ""
+    recipe = options.build_recipe(row, recipe_name, images, judge)
+    given, weights_file, weights_digest = JUDGES[judge], None, ""
+    if given.find and given.check:
+        weights_file = given.find(options.judge_weights)
+        weights_digest = given.check(weights_file)
     check_batch(recipe, len(data.images))
     what = dataset_name
     if dataset_name == FOLDER:
@@ -72,9 +74,10 @@ def prepare(options: Options, gpus: int) -> Basis:
         why += f"\n  data    {describe(folder)}"
     notes = [f"recipe {recipe_name}"]
     notes += [f"{name} x {value:g}" for name in ("budget", "width") if (value := getattr(options, name)) != 1]
-    notes += [*(["exact Inception scores"] * inception), *options.override]
+    notes += [*(["exact Inception scores"] if judge == INCEPTION else [f"judge {judge}"] * bool(weights_digest))]
+    notes += options.override
     dataset = row.scaled(options.width)
-    return Basis(dataset, recipe, data, weights_file, weights_digest, why, what, tuple(notes))
+    return Basis(dataset, recipe, data, judge, weights_file, weights_digest, why, what, tuple(notes))
 
 
 def check_batch(recipe: Recipe, images: int) -> None:

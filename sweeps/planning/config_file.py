@@ -42,7 +42,7 @@ def words(options: Options) -> str:
         value = getattr(options, field.name)
         if field.name == "row":
             parts += [word for row in value for word in (flag(field.name), *row)]
-        elif field.name in (*CHOSEN, "data", "inception_weights", "variants", "rows") and value != field.default:
+        elif field.name in (*CHOSEN, "data", "judge_weights", "variants", "rows") and value != field.default:
             parts += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(parts)
 

@@ -83,12 +83,13 @@ class Training(Group):
     override: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
 
-    judge: Annotated[str, *choice(AUTO, "held-out", "inception")] = AUTO
+    judge: Annotated[str, *choice(AUTO, "held-out", "inception", "dinov2")] = AUTO
     """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
-    else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a GPU)
-    or auto: inception for colour images on a GPU. Pixels score in any case."""
-    inception_weights: FilePath | None = None
-    """Weights file of the Inception network; without it torch-fidelity's is downloaded."""
+    else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a
+    GPU), dinov2 (needs timm and --judge-weights) or auto: inception for colour images on a GPU. Pixels score in any
+    case."""
+    judge_weights: FilePath | None = None
+    """Weights file of the network that scores; without it torch-fidelity's is downloaded for inception."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class Options(Data, Training, Places, Machine):
     """The options that ablation and search share: data, training, scores and places of results."""
 
     def __post_init__(self):
-        fits = self.inception_weights is None or self.judge != "held-out"
-        require(fits, "--inception-weights is given, but --judge held-out uses none; leave one of them out")
+        fits = self.judge_weights is None or self.judge != "held-out"
+        require(fits, "--judge-weights is given, but --judge held-out uses none; leave one of them out")
         if self.dataset == FOLDER:
             require(self.data is not None, "--dataset folder needs --data, whose sub-folders are the classes")
         for name in ("image_size", "channels"):
@@ -161,10 +162,11 @@ class Options(Data, Training, Places, Machine):
             recipe = "released" if gpus else "laptop"
         return dataset, recipe, f"{reason}, recipe {recipe}"
 
-    def with_inception(self, dataset: Dataset, gpus: int) -> bool:
-        """Whether the Inception network scores, for this number of GPUs."""
-        wanted = self.inception_weights is not None or (gpus > 0 and dataset.channels == 3)
-        return self.judge == "inception" or (self.judge == AUTO and wanted)
+    def choose_judge(self, dataset: Dataset, gpus: int) -> str:
+        """What scores, for this number of GPUs."""
+        if self.judge != AUTO:
+            return self.judge
+        return "inception" if self.judge_weights or (gpus > 0 and dataset.channels == 3) else "held-out"
 
     def dataset_row(self, name: str) -> Dataset:
         """The row of a dataset, at full width; ConfigError for a bad image folder."""
@@ -176,9 +178,9 @@ class Options(Data, Training, Places, Machine):
         size, channels = (32 if self.image_size is None else self.image_size), self.channels
         return folder_row(size, 3 if channels is None else channels, len(class_names(self.data)))
 
-    def build_recipe(self, dataset: Dataset, recipe: str, images: int, inception: bool = False) -> Recipe:
+    def build_recipe(self, dataset: Dataset, recipe: str, images: int, judge: str = "held-out") -> Recipe:
         """The recipe's row with --budget, the samples of Inception scores and --override."""
-        fields: dict[str, Any] = {"samples": INCEPTION_SAMPLES} if inception else {}
+        fields: dict[str, Any] = {"samples": INCEPTION_SAMPLES} if judge == "inception" else {}
         fields |= dict(assignment(change, "--override") for change in self.override)
         return with_fields(recipe_row(recipe, dataset, images).budget(self.budget), fields, "--override")
 

@@ -121,7 +121,7 @@ OPTIONS = {
     ],
 }
 SHARED = ["--dataset", "--data", "--image-size", "--channels", "--recipe", "--budget", "--width", "--override"]
-SHARED += ["--judge", "--inception-weights", "--mlflow", "--slots", "--trials-per-gpu", "--deterministic", "--nothing"]
+SHARED += ["--judge", "--judge-weights", "--mlflow", "--slots", "--trials-per-gpu", "--deterministic", "--nothing"]
 GIVEN = st.one_of(
     WORDS,
     st.sampled_from(["sgan", "digits", "folder", "paper", "tpe", "2", "0.5", "1e308", "-7", "conv1", "a=1:2:log", "/"]),
@@ -200,7 +200,7 @@ def test_a_best_yaml_damaged_anywhere_is_options_or_named(tmp_path):
     check()
 
 
-def test_inception_weights_damaged_anywhere_are_no_weights(tmp_path):
+def test_judge_weights_damaged_anywhere_are_no_weights(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.zeros(3, 4), "Conv2d_1a_3x3.conv.weight": torch.zeros(2)}, path)
     held = path.read_bytes()

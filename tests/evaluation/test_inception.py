@@ -71,7 +71,7 @@ def test_the_command_agrees_with_torch_fidelity(folders, weights, tmp_path):
         folders[0],
         "--against",
         folders[1],
-        "--inception-weights",
+        "--judge-weights",
         weights,
         "--json",
         tmp_path / "out",
@@ -147,7 +147,7 @@ def refused(source: str | Path, **options) -> str:
 def test_a_broken_image_is_named_before_the_network_runs(folders, weights, tmp_path):
     folder = draw(tmp_path / "images", 11, 3)
     (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:60])
-    assert "007.png cannot be read as an image" in refused(folder, inception_weights=weights)
+    assert "007.png cannot be read as an image" in refused(folder, judge_weights=weights)
 
 
 def test_what_cannot_be_scored_is_refused(folders, tmp_path):
@@ -164,10 +164,10 @@ def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_pat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert ended("sgan/metrics.py", folders[0]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    for word in ("weights-inception-2015-12-05-6726825d.pth", "--inception-weights", "--judge held-out"):
+    for word in ("weights-inception-2015-12-05-6726825d.pth", "--judge-weights", "--judge held-out"):
         assert word in said
     assert not list(tmp_path.rglob("*.pth"))
-    assert "there are no Inception weights at" in refused(folders[0], inception_weights=tmp_path / "none.pth")
+    assert "there are no Inception weights at" in refused(folders[0], judge_weights=tmp_path / "none.pth")
 
 
 class Dangerous:
@@ -234,9 +234,9 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
         "budget": 0.001,
         "seeds": 1,
     }
-    sweep = Sweep(**options, variants=("dcgan-adv",), inception_weights=weights, override=tuple(changes))
+    sweep = Sweep(**options, variants=("dcgan-adv",), judge_weights=weights, override=tuple(changes))
     resolved, store = plan_ablation(sweep, gpus=0), Store(tmp_path / "store")
-    store.keep_weights(weights, resolved.trials[0].config.inception)
+    store.keep_weights(weights, resolved.basis.judge_digest)
     plan = resolved.trials[0].plan
     data = resolved.basis.data
     for _ in run_trial(plan, Context(store, data, "cpu", "test")):

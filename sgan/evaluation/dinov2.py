@@ -1,0 +1,96 @@
+"""DINOv2 (Oquab et al. 2023) as a judge: of the networks that Stein et al. (2023, dgm-eval) compared, the one whose
+distances agree best with people. It needs timm, an optional extra, and a file of its weights.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
+
+from sgan.checks import ConfigError
+from sgan.evaluation.scores import Features, join
+from sgan.store.files import sha256
+
+NETWORK = "DINOv2"
+SIZE = 224  # dgm-eval's, 16 x 16 patches of 14 pixels
+RESIZE = f"bicubic with antialiasing, to {SIZE}x{SIZE}"
+BATCH = 50
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, by which the network's inputs are normalised."""
+MODELS = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
+"""Features -> size of the vision transformer. dgm-eval's is the large one."""
+FILE = "dinov2_vitl14_pretrain.pth"
+URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
+
+
+def find_weights(given: Path | None) -> Path:
+    """The given weights file; ConfigError where there is none, or no timm."""
+    try:
+        import timm  # noqa: F401 - an optional extra
+    except ImportError as error:
+        raise ConfigError(
+            "--judge dinov2 needs timm; install it: .uv/bin/uv pip install --python .venv/bin/python timm"
+        ) from error
+    if given is None:
+        raise ConfigError(f"--judge dinov2 needs a file of its weights; get {URL} and name it with --judge-weights")
+    if not given.is_file():
+        raise ConfigError(f"there are no weights of DINOv2 at {given}; --judge-weights names a file such as {FILE}")
+    return given.absolute()
+
+
+def _features(path: Path) -> int:
+    """Features of the network of a weights file; ConfigError where that is no DINOv2.
+
+    timm unpickles a file that it loads, which can run code; so the file is read without that first."""
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        features = tensors["cls_token"].shape[-1]
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        raise ConfigError(f"{path} holds no weights of DINOv2 ({error!r:.200}); it must be a file as {FILE}") from error
+    if features not in MODELS or "register_tokens" in tensors or "reg_token" in tensors:
+        raise ConfigError(f"{path} holds weights of another network; it must be a DINOv2 without registers, as {FILE}")
+    return features
+
+
+def check_weights(path: Path) -> str:
+    """SHA-256 of a weights file; ConfigError where it holds none of DINOv2."""
+    _features(path)
+    return sha256(path)
+
+
+class DinoV2:
+    """The network of a weights file on a device; ConfigError where the file does not fit it."""
+
+    def __init__(self, weights: Path, device: str):
+        import timm
+
+        self.weights, self.device = check_weights(weights), device
+        try:
+            network = timm.create_model(
+                f"vit_{MODELS[_features(weights)]}_patch14_dinov2.lvd142m",
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(weights)},
+                num_classes=0,
+                img_size=SIZE,
+            )
+        except RuntimeError as error:  # torch's error for names and shapes that do not fit
+            raise ConfigError(f"{weights} does not fit the network; it must be a file as {FILE}") from error
+        self.network = network.to(device).eval()
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Features:
+        """Features (n, 384 to 1536) of the class token, on the CPU, of uint8 images (n, 1 or 3, height, width). There
+        are no logits."""
+        parts = []
+        for part in images.split(BATCH):
+            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
+            large = resize(colour.to(self.device), [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
+            found = self.network(normalize(large.float() / 255, list(MEAN), list(STD)))
+            parts.append(Features(found.cpu(), torch.empty(len(part), 0)))
+        return join(parts)
+
+
+load = functools.lru_cache(maxsize=1)(DinoV2)  # The network; kept, since every score in a process needs it
