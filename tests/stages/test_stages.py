@@ -232,6 +232,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "evaluation/evaluate.py": {"score"},
     "evaluation/figures.py": {"score"},
     "evaluation/grid.py": {"score"},
+    "evaluation/dinov2.py": JUDGES,
     "evaluation/inception.py": JUDGES,
     "evaluation/judges.py": JUDGES,
     "evaluation/measures.py": set(),
