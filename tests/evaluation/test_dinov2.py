@@ -46,8 +46,9 @@ def test_features_are_those_of_the_class_token_after_dgm_evals_transform(weights
     )
     coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     images = [Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC) for each in coarse]
+    inputs: list[torch.Tensor] = [prepare(image) for image in images]  # pyright: ignore[reportAssignmentType]
     with torch.no_grad():
-        tokens = network.eval().forward_features(torch.stack([prepare(image) for image in images]))
+        tokens = network.eval().forward_features(torch.stack(inputs))  # pyright: ignore[reportCallIssue]
     arrays = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     found = dinov2.load(weights, "cpu").describe(arrays)
     assert found.logits.shape == (3, 0)

@@ -26,7 +26,7 @@ def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> B
     class Absent:
         digest = "0" * 16
 
-    return Basis(row.scaled(width), made, Absent(), None, "", "", name, ())  # pyright: ignore[reportArgumentType]
+    return Basis(row.scaled(width), made, Absent(), "held-out", None, "", "", name, ())  # pyright: ignore[reportArgumentType]
 
 
 def space(of: Basis | None = None, variant: str = "sgan", **changes) -> Space:
