@@ -36,6 +36,12 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
     if "--version" in sys.argv[1:]:
         print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
         raise SystemExit(0)
+    for before, word in itertools.pairwise(sys.argv):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            named = word.removesuffix("=") or (before if before.startswith("--") else "an argument")
+            raise ConfigError(
+                f"{named} is empty, '' (is a variable of the script unset?); give it a value, or leave it out"
+            )
     told, columns = io.StringIO(), os.environ.get("COLUMNS", "")
     helps = bool({"-h", "--help"} & set(sys.argv))
     os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns) if helps else WIDE

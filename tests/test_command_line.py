@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from sgan import command_line
+from sgan.checks import ConfigError
+
 ROOT = Path(__file__).parents[1]
 COMMAND = """
 import sys
@@ -113,3 +116,10 @@ def test_a_full_disk_below_the_output_ends_nothing():
     with open("/dev/full", "w") as full:
         ended = run(lines=5000, stdout=full)
     assert (ended.returncode, ended.stderr) == (0, "done\n")
+
+
+@pytest.mark.parametrize("words", [["--data", ""], ["--data="], ["--mlflow", "", "--dry-run"]])
+def test_an_empty_value_is_named_before_it_is_read_as_a_folder(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
+    with pytest.raises(ConfigError, match=f"^{words[0].rstrip('=')} is empty"):
+        command_line.parse(lambda: None)

@@ -3,6 +3,7 @@
 import itertools
 import shlex
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -55,7 +56,8 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
             weights = " : ".join(f"{value:.3g}" for value in config["variant"]["weights"].values())
             cells = [str(number), rows[0]["base_variant"], rows[0]["cuts"].replace(",", "+"), weights]
             cells += [*(spread(numbers, score) for score in columns), str(len(rows)), config["recipe"]["name"]]
-            lines.append([*cells, f"alarm in {len(alarms)}: {alarms[0]}" if alarms else ""])
+            told = f"alarm in {len(alarms)}: {textwrap.shorten(alarms[0], 48, placeholder=' …')}" if alarms else ""
+            lines.append([*cells, told])
             span = f"--seeds {last - first + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
             commands.append(f"{number}  python sweeps/ablation.py {rows[0]['rerun']} {span}")
         title = f"{dataset}, by {SCORES[by].heading}"

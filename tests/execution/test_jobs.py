@@ -222,7 +222,7 @@ def test_a_job_has_the_environment_of_its_terminal_and_ray_shows_no_secret(toy):
         timeout=100,
         check=True,
     ).stdout
-    assert "user@127.0.0.1" in listing
+    assert "http://HIDDEN@127.0.0.1:1" in listing
     files = [path for path in Path(toy.environment["RAY_TMPDIR"]).rglob("*") if path.is_file()]
     texts = [listing, output, *(path.read_bytes().decode(errors="ignore") for path in files)]
     assert not [text for text in texts if "first-secret" in text or "second-secret" in text]

@@ -85,8 +85,8 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.save = save_and_die
-    for label, _ in run_trial(trial, make_context(Path(root))):
-        now[0] = label
+    for at, _ in run_trial(trial, make_context(Path(root))):
+        now[0] = at
 
 
 def live(*arguments) -> int:
