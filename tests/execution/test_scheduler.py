@@ -185,19 +185,15 @@ def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_o
 
 @pytest.mark.slow
 def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
+    """A folder lies where the lock of the next stage should be, so that nobody can ask whether it is held."""
     asked = trials(["dcgan-adv-cond"])
-    stage = stage_name(asked[0], "judge")
-    (tmp_path / f"hold-{stage}").touch()
+    lock = store.root / "claims" / f"{stage_name(asked[0], 'level0')}.lock"
+    lock.mkdir(parents=True)
     running = Running(ListSource(asked), job(store, tmp_path), store)
-    running.begun(stage)
-    (store.root / "claims").rename(store.root / "aside")
-    (store.root / "claims").write_text("no folder")
-    (tmp_path / f"hold-{stage}").unlink()
-    wait_for(lambda: store.has(stage))
+    wait_for(lambda: all(store.has(stage_name(asked[0], each)) for each in ("judge", "encoder")))
     time.sleep(3)
     assert running.thread.is_alive()
-    (store.root / "claims").unlink()
-    (store.root / "aside").rename(store.root / "claims")
+    lock.rmdir()
     assert running.ends() == {asked[0].title: DONE}
 
 
