@@ -111,8 +111,8 @@ def follow(client: JobSubmissionClient, job: str) -> int:
         print(f"\nIt goes on without this terminal. The same command follows it again; `ray job stop {job}` stops it.")
         return INTERRUPTED
     except (RuntimeError, OSError) as error:
-        print(f"\nThe head of the cluster does not answer any more ({error}); where it is gone, start it (`ray up`).")
-        print("Then give the same command: it goes on where it was.")
+        print(f"\nThe head of the cluster does not answer any more ({type(error).__name__}). Where it is gone, start")
+        print("it (`ray up`); then give the same command: it goes on where it was.")
         return KILLED
     if info.status == JobStatus.STOPPED:
         return INTERRUPTED

@@ -143,8 +143,8 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         changes += f"  match   by {ablation.options.match}: {factors}\n"
     return (
         f"{ablation.title}\n  why     {ablation.basis.why}\n"
-        f"  trials  {len(trials)}: {variants} variants x {seeds} seeds; {len(trials) - len(todo)} finished, "
-        f"{len(todo)} to run\n{changes}"
+        f"  trials  {len(trials)}: {variants} variant{'s' * (variants != 1)} x {seeds} seed{'s' * (seeds != 1)}; "
+        f"{len(trials) - len(todo)} finished, {len(todo)} to run\n{changes}"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
         f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
     )

@@ -148,7 +148,7 @@ class Round:
                 if driver.returncode is not None:
                     said = self.log.read_text()
                     assert driver.returncode == LOST_HEAD, said
-                    assert "`ray up`" in said.splitlines()[-2]
+                    assert "`ray up`" in said.splitlines()[-1]
                     assert now < lost, f"it took more than {WITHIN:g} s until it ended without a head"
                     struck[-1] += f" (it ended after {now - lost + WITHIN:.0f} s)"
                     self.mend()

@@ -31,6 +31,7 @@ from sgan.models import export as model
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import Plan, name
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
+from sgan.stages.run import run_stage
 from sgan.store.files import RECORD_FILE, StoreError, read_json, write_json
 from sgan.store.local import GRIDS, Store
 from sgan.training import checkpoint, loop
@@ -85,8 +86,12 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.save = save_and_die
-    for at, _ in run_trial(trial, make_context(Path(root))):
+    context = make_context(Path(root))
+    for at, stage in trial.stages:
         now[0] = at
+        if not context.store.has(name(stage)):
+            with context.store.claim(name(stage)):
+                list(run_stage(stage, trial.score.judge, context))
 
 
 def live(*arguments) -> int:
