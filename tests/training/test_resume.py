@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import (
     CLASSIFIER,
+    JUDGE,
     PAPER,
     SERVER,
     STACK,
@@ -30,6 +31,7 @@ from sgan.config import AdamRecipe, Recipe, Variant, Weights
 from sgan.models import export as model
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import Plan, name
+from sgan.stages.kinds import judge
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.run import run_stage
 from sgan.store.files import RECORD_FILE, StoreError, read_json, write_json
@@ -76,6 +78,7 @@ def _life(root: str, recipe: str, label: str, kill_at: int, seconds: float) -> N
 
         kind.step = step
 
+    deadly(judge.JudgeTask)
     deadly(train.ClassifierTask)
     deadly(train.GanTask)
     save = model.save
@@ -142,7 +145,8 @@ def test_killed_at_random_steps_of_every_stage_it_ends_with_the_same_bytes(recip
     """SIGKILL of a real process, once in each stage, with a checkpoint after every step, some or none."""
     trial, dice, killed = deep(recipe), random.Random(recipe), []
     for label, _ in trial.stages:
-        steps = CLASSIFIER.images // CLASSIFIER.batch if label in ("judge", "encoder") else STEPS
+        classifier = {"judge": JUDGE, "encoder": CLASSIFIER}.get(label)
+        steps = classifier.images // classifier.batch if classifier else STEPS
         seconds = dice.choice((0.0, 0.05, 1e9))
         killed.append(live(str(tmp_path / "store"), recipe, label, dice.randrange(steps), seconds))
     assert killed == [-signal.SIGKILL] * len(trial.stages)
