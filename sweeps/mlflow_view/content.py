@@ -127,20 +127,21 @@ class Trials:
         otherwise; config.json has the whole config. The note says in Markdown what it is, what people said of its
         images, and the command that runs it again.
         """
-        config, settings = flat(trial["config"]), self.manifest["settings"]
+        config, settings, variant = flat(trial["config"]), self.manifest["settings"], trial["config"]["variant"]
         shown = self.varied | {f"recipe.{change.partition('=')[0]}" for change in settings.get("override", ())}
         own = {name: value for name, value in config.items() if name in shown or name.startswith("variant.")}
         shared = {name: value for name, value in settings.items() if name not in ("override", "cuts", "weights")}
-        params = as_params({**shared, **own, "seed": trial["seed"]})
-        variant = [(name, value) for name, value in params.items() if name.startswith("variant.")]
-        parts = [f"{name.removeprefix('variant.')} {value}" for name, value in variant]
+        cuts, losses = variant["cuts"], [f"{name} x {value:g}" for name, value in variant["weights"].items() if value]
+        parts = [f"A stack of {len(cuts) + 1} GANs, cut at {', '.join(cuts)}" if cuts else "One GAN"]
+        parts += ["trained one by one and then jointly"] if variant["joint"] else []
+        parts += [f"losses {', '.join(losses)}", *([] if variant["labels"] else ["without labels"])]
         parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
         votes, seed = self.votes.get(trial["name"], ()), trial["seed"]
         seen = f"Visual Turing test: {votes[-1][1]}.\n\n" if votes else ""
         command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {seed}"
         again = f"Run it again:\n\n    {command} --store {shlex.quote(self.store.address)}"
         note = f"**{trial['title']}**, seed {seed}. {', '.join(parts)}.\n\n{seen}{again}"
-        return params, note
+        return as_params({**shared, **own, "seed": seed}), note
 
     def key(self, trial: Mapping[str, Any]) -> str:
         return content_key(self.about(trial))

@@ -89,7 +89,7 @@ def _compare(client: MlflowClient, run: Run, view: runs.View, held: Iterable[Met
         found = _parts(run.data.params, run.data.tags | {"status": run.info.status}, held, Path(theirs))
     names = {*expected, *(each for each in found if each.startswith(("metric", "param")))}
     pairs = [(name, found.get(name, "missing"), expected.get(name, "nothing")) for name in sorted(names)]
-    return [f"{name} is {here}, and {there} in the store" for name, here, there in pairs if here != there]
+    return [f"{name} is {here}, and {there or 'nothing'} in the store" for name, here, there in pairs if here != there]
 
 
 def _parts(
