@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sgan.command_line import grouped, parse, status
+from sweeps.execution import cluster_address, require_answer
 from sweeps.planning import config_file
 from sweeps.planning.options import ASKED, Sweep
 
@@ -23,6 +24,8 @@ def options_of() -> Sweep:
 
 def run() -> int:
     options = options_of()
+    if not options.dry_run:
+        require_answer(cluster_address())
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run import run_ablation
 

@@ -6,12 +6,15 @@ python sweeps/search.py [--help]
 import sys
 
 from sgan.command_line import grouped, parse, status
+from sweeps.execution import cluster_address, require_answer
 from sweeps.optimization.search_options import Search
 from sweeps.planning.options import ASKED
 
 
 def run() -> int:
     search = parse(lambda: grouped(Search, "python sweeps/search.py", Search()), ASKED)
+    if not search.dry_run:
+        require_answer(cluster_address())
     from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
     from sweeps.run import run_search
 

@@ -1,7 +1,14 @@
-"""Everything that runs on Ray."""
+"""Everything that runs on Ray. What stands in this file itself needs no Ray, whose import takes seconds."""
 
 import os
+import socket
 from pathlib import Path
+
+from sgan.checks import ConfigError
+
+ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
 
 def cluster_address() -> str:
@@ -12,6 +19,28 @@ def cluster_address() -> str:
     if address in ("", "auto") and left.exists():
         return left.read_text().strip()
     return "" if address == "local" else address
+
+
+def require_answer(address: str) -> None:
+    """ConfigError where nobody answers at a cluster's address, host:port; Ray itself would try for minutes."""
+    server, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (server and port.isdigit()):
+        return
+    try:
+        with socket.create_connection((server.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            connection.sendall(PREFACE)
+            connection.recv(1)
+    except OSError as error:
+        raise no_cluster(address, str(error)) from error
+
+
+def no_cluster(address: str, reason: str) -> ConfigError:
+    named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
+    origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
+    return ConfigError(
+        f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), give "
+        "its token (~/.ray/auth_token) to this user, or set RAY_ADDRESS=local to use this machine alone"
+    )
 
 
 # Ray reads them when it is imported.

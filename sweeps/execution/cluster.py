@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import signal
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -24,22 +23,17 @@ from sgan.stages.graph import code_version
 from sgan.store.files import write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
-from sweeps.execution import cluster_address
+from sweeps.execution import cluster_address, no_cluster, require_answer
 
 CONFIG = "ray_bootstrap_config.yaml"  # The cluster's configuration, which `ray up` leaves in the head's home folder
-ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
 NODE_SECONDS = 120.0  # Every node answers within so many seconds
 SILENCE = 20.0  # A head silent for so many seconds is gone; Ray gives it up later, and does not say what to do
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
 
 
 def join_cluster() -> None:
     """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
-    ConfigError where no cluster answers at its address, or Ray does not start here."""
+    ConfigError where Ray does not join the cluster, or does not start here."""
     address = cluster_address()
-    if address:
-        require_answer(address)
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -53,7 +47,7 @@ def join_cluster() -> None:
     except Exception as error:  # Ray raises Exception itself where a start takes too long
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address:
-            raise _no_cluster(address, reason) from error
+            raise no_cluster(address, reason) from error
         advice = "give the command again when the machine has less to do"
         if "AF_UNIX" in reason or (isinstance(error, OSError) and error.errno):
             place = "with a short path, such as /tmp" if "AF_UNIX" in reason else "that can be written and has room"
@@ -77,28 +71,6 @@ def tell_of_lost_head(address: str) -> None:
         f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
         "goes on where it was. Ctrl-C twice ends this one.",
         flush=True,
-    )
-
-
-def require_answer(address: str) -> None:
-    """Raise ConfigError where nobody answers at an address host:port: Ray itself would try for minutes."""
-    server, _, port = address.rpartition("://")[2].rpartition(":")
-    if not (server and port.isdigit()):
-        return
-    try:
-        with socket.create_connection((server.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
-            connection.sendall(PREFACE)
-            connection.recv(1)
-    except OSError as error:
-        raise _no_cluster(address, str(error)) from error
-
-
-def _no_cluster(address: str, reason: str) -> ConfigError:
-    named = os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
-    origin = "of RAY_ADDRESS" if named else "that `ray start` has left here"
-    return ConfigError(
-        f"no Ray cluster answers at the address {address} {origin} ({reason}); start the cluster (`ray up`), give "
-        "its token (~/.ray/auth_token) to this user, or set RAY_ADDRESS=local to use this machine alone"
     )
 
 

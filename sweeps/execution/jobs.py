@@ -21,7 +21,6 @@ from sgan.addresses import is_bucket
 from sgan.checks import ConfigError, content_key
 from sgan.command_line import INTERRUPTED
 from sweeps.execution import cluster_address
-from sweeps.execution.cluster import require_answer
 from sweeps.planning.manifest import command
 from sweeps.planning.options import Options
 
@@ -54,7 +53,6 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
 
 def _connect(cluster: str) -> JobSubmissionClient:
     logging.disable(logging.INFO)  # Ray's client would tell of its connections
-    require_answer(cluster)
     try:
         return JobSubmissionClient(cluster)
     except (RayError, OSError, RuntimeError, ValueError) as error:

@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sgan.checks import ConfigError
-from sweeps.execution import cluster, cluster_address
+from sweeps.execution import PREFACE, cluster, cluster_address, require_answer
 from sweeps.mlflow_view.connection import address_of
 from sweeps.planning.options import Options
 
@@ -85,7 +85,7 @@ def test_a_head_that_hangs_is_told_in_time():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         for given in (address, f"ray://{address}"):
             with pytest.raises(ConfigError, match=rf"no Ray cluster answers at the address {given} .*timed out"):
-                cluster.require_answer(given)
+                require_answer(given)
 
 
 def test_a_command_whose_head_is_gone_says_what_to_do():
@@ -97,7 +97,7 @@ def test_a_command_whose_head_is_gone_says_what_to_do():
         for _ in range(3):
             connection, _ = head.accept()
             with connection:
-                assert connection.recv(24) == cluster.PREFACE[:24]
+                assert connection.recv(24) == PREFACE[:24]
                 connection.sendall(b"answer")
     said, _ = command.communicate(timeout=60)
     assert command.returncode == 0
@@ -106,15 +106,24 @@ def test_a_command_whose_head_is_gone_says_what_to_do():
     )
 
 
-def test_a_cluster_that_nobody_answers_for_is_told_at_once(tmp_path):
+@pytest.mark.parametrize("command", ["sweeps/ablation.py", "sweeps/search.py"])
+def test_a_cluster_that_nobody_answers_for_is_told_before_torch_and_ray_are_imported(tmp_path, command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{free.getsockname()[1]}"
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        named, left = join({"RAY_ADDRESS": address}, {"RAY_ADDRESS": "", "RAY_TMPDIR": str(tmp_path)})
-    assert named.startswith(f"no Ray cluster answers at the address {address} of RAY_ADDRESS (")
-    assert f"at the address {address} that `ray start` has left here (" in left
+        for origin, values in {
+            "of RAY_ADDRESS": {"RAY_ADDRESS": address},
+            "that `ray start` has left here": {"RAY_ADDRESS": "", "RAY_TMPDIR": str(tmp_path)},
+        }.items():
+            words = [sys.executable, "-X", "importtime", ROOT / command, "--store", tmp_path / "store"]
+            process = subprocess.run(words, env=os.environ | values, capture_output=True, text=True, timeout=100)
+            *imported, said = process.stderr.splitlines()
+            assert (process.returncode, process.stdout) == (2, "")
+            assert said.startswith(f"error: no Ray cluster answers at the address {address} {origin} (")
+            assert {"torch", "ray"}.isdisjoint(line.rpartition("|")[2].strip() for line in imported)
+    assert not (tmp_path / "store").exists()
 
 
 def read(file: str) -> dict:
