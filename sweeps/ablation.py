@@ -17,8 +17,9 @@ def options_of() -> Sweep:
     """The options of the command line; those of --config stand where it names no others."""
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config", type=Path)
-    path = known.parse_known_args()[0].config
-    default = Sweep(**config_file.defaults(path)) if path else Sweep()
+    known.add_argument("--data", type=Path)  # which a config of an image folder is not valid without
+    given = known.parse_known_args()[0]
+    default = Sweep(**config_file.defaults(given.config), data=given.data) if given.config else Sweep()
     return parse(lambda: grouped(Sweep, "python sweeps/ablation.py", default), ASKED)
 
 

@@ -148,6 +148,6 @@ def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
             continue
         low, high = interval(best - last) if len(last) > 1 else (best - last).tolist() * 2
         if low > 0 if MEASURES[outcome].better == "lower" else high < 0:
-            digits = MEASURES[outcome].decimals
+            digits = MEASURES[outcome].decimals + 1  # a difference that is sure may be small
             found.append(f"{MEASURES[outcome].heading} {best.mean():.{digits}f} against {last.mean():.{digits}f}")
     return found

@@ -68,8 +68,9 @@ def _real(sweep: Sweep, scores: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def interval(contrast: Contrast) -> str:
     """A contrast as "difference [95% interval]", with a star where its p is below SURE."""
-    bounds = "" if contrast.n < 2 else f" [{contrast.low:.3g}, {contrast.high:.3g}]"
-    return f"{contrast.mean:+.3g}{bounds}{'*' * (contrast.holm < SURE)}"
+    digits = SCORES[contrast.outcome].decimals
+    bounds = "" if contrast.n < 2 else f" [{contrast.low:.{digits}f}, {contrast.high:.{digits}f}]"
+    return f"{contrast.mean:+.{digits}f}{bounds}{'*' * (contrast.holm < SURE)}"
 
 
 def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:

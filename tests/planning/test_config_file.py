@@ -9,11 +9,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from sgan.checks import ConfigError, as_json
 from sgan.config import Weights
 from sgan.presets import VARIANTS
 from sgan.store.local import Store
+from sweeps import ablation
 from sweeps.planning import config_file, manifest
 from sweeps.planning.ablation import Ablation, plan_ablation
 from sweeps.planning.basis import prepare
@@ -47,6 +49,23 @@ def good(written: Path) -> Ablation:
 
 def planned(path: Path) -> Ablation:
     return plan_ablation(Sweep(**config_file.defaults(path), config=path), 0)
+
+
+def test_the_config_of_an_image_folder_goes_with_the_folder_of_the_command_line(tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    for number in range(40):
+        path = images / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * number).save(path)
+    batches = ("encoder.batch=8", "judge.batch=8", "gan.batch=8", "joint.batch=8")
+    sizes: Any = {"image_size": 8, "channels": 1, "recipe": "laptop", "judge": "held-out", "override": batches}
+    chosen = Sweep(dataset="folder", data=images, **sizes)
+    config = prepare(chosen, 0).config(VARIANTS["sgan"].variant, 7)
+    path = manifest.write_best(Store(tmp_path / "store"), "sgan", chosen, config, {"study": "a study"})
+    monkeypatch.setattr("sys.argv", ["ablation.py", "--config", str(path), "--data", str(images)])
+    found = ablation.options_of()
+    assert dataclasses.replace(found, config=None) == chosen
+    assert plan_ablation(found, 0).search == {"study": "a study"}
 
 
 def test_the_ablation_runs_what_the_file_says(written: Path):

@@ -119,10 +119,10 @@ def test_weights_at_the_best_evaluation_that_are_worse_beyond_the_seeds_noise_ar
     last = {"sgan": [1.0, 3.0], "b": [2.0, 2.0], "c": [1.0, 1.0]}
     best = {"sgan": [2.0, 4.0], "b": [1.0, 2.0], "c": [3.0, 0.5]}
     sweep = make(tmp_path, fid=last, best_fid=best, recall=last, best_recall=best)
-    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.00 against 2.00"]
+    assert comparisons.worse_at_best(sweep, "sgan") == ["FID 3.000 against 2.000"]
     assert comparisons.worse_at_best(sweep, "b") == []
     assert comparisons.worse_at_best(sweep, "c") == []
     one = make(
         tmp_path, fid={"sgan": [1.0]}, best_fid={"sgan": [2.0]}, recall={"sgan": [1.0]}, best_recall={"sgan": [0.5]}
     )
-    assert comparisons.worse_at_best(one, "sgan") == ["FID 2.00 against 1.00", "Recall 0.50 against 1.00"]
+    assert comparisons.worse_at_best(one, "sgan") == ["FID 2.000 against 1.000", "Recall 0.500 against 1.000"]

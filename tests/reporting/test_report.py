@@ -157,16 +157,16 @@ def test_the_section_of_a_sweep(store):
     assert section.startswith("## digits, recipe tiny\n\nSGAN has the lowest mean FID, 12.00; DCGAN (adv+cond+ent) is")
     # On seeds 0 and 1: 13 - 10 and 14 - 12.
     assert cells(section, "SGAN") == ["12.00 ± 2.00", "–", "9.20 ± 0.20"]
-    near = ["13.50 ± 0.71", "+2.5 [2, 3]", "9.03 ± 0.04"]
+    near = ["13.50 ± 0.71", "+2.50 [2.00, 3.00]", "9.03 ± 0.04"]
     assert cells(section, "DCGAN (adv+cond+ent) (2/3) ⚠") == near
-    assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.00", "+70", "5.00"]
+    assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.00", "+70.00", "5.00"]
     assert cells(section, "Seventh (0/3)") == ["–"] * 3
     assert cells(section, "Real, held out") == ["0.70", "–", "9.80"]
     assert "- ⚠ DCGAN (adv): 2 of 3 seeds, such as level0: the noise has no effect: the entropy loss is 100%" in section
     assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds, such as diverged: g_adv is nan." in section
     assert "⚠ SGAN" not in section
     row = next(line for line in section.splitlines() if line.startswith("| DCGAN (adv+cond+ent) | FID ↓"))
-    assert [cell.strip() for cell in row.split("|")[3:8]] == ["2", "+2.5 [2, 3]", "0.5", "1", "0.00"]
+    assert [cell.strip() for cell in row.split("|")[3:8]] == ["2", "+2.50 [2.00, 3.00]", "0.5", "1", "0.00"]
     assert max(len(line) for line in section.splitlines() if line.startswith("|")) <= 100
     page = document.html(results.read(store, KEY), [], "runs")
     assert page.count("8.59 ± 0.12") == page.count("11.24 ± 0.12") == 1
@@ -229,7 +229,7 @@ def test_scores_of_different_fingerprints_are_refused(tmp_path):
 def test_one_seed_has_no_spread(store):
     section = document.markdown(results.read(store, KEY, seeds=[0]))
     assert cells(section, "SGAN") == ["10.00", "–", "9.00"]
-    assert cells(section, "DCGAN (adv+cond+ent)") == ["13.00", "+3", "9.00"]
+    assert cells(section, "DCGAN (adv+cond+ent)") == ["13.00", "+3.00", "9.00"]
     assert "With 1 paired seed no difference can reach a p below 1: no order is established." in section
 
 
