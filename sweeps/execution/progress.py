@@ -48,6 +48,7 @@ class Progress:
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
         self.began, self.ended, self.drawn = time.monotonic(), 0, 0.0
+        self.ran = 0.0  # when the first stage ran: processes that start and import torch say nothing of the rest
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
@@ -93,6 +94,7 @@ class Progress:
 
     def _row(self, trial: Trial, label: str, result: Mapping[str, Any]) -> str:
         """Bring the row of a running stage up to date; returns its losses and scores in words."""
+        self.ran = self.ran or time.monotonic()
         stages = dict(trial.plan.stages)
         self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
         stage = self.current[trial.id] = name(stages[label])
@@ -158,7 +160,7 @@ class Progress:
     def _standing(self) -> tuple[float, str, str]:
         """The share of the work that is done, the time left, and the number of trials."""
         done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
-        known, spent = max(1, len(self.trials)), time.monotonic() - self.began
+        known, spent = max(1, len(self.trials)), time.monotonic() - self.ran
         total = sum(map(cost, self.stages.values())) * max(known, self.source.expected) / known
         share = done / max(total, 1e-9)
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"

@@ -1,6 +1,7 @@
 """What a command shows: a view that lives on a terminal, lines elsewhere, and neither ends the command."""
 
 import io
+import time
 
 import pytest
 from conftest import tiny_plan, tiny_recipe
@@ -93,3 +94,22 @@ def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
         "sgan seed 0: diverged: level0: g is nan",
     ]
     assert all("%, " in line for line in lines)
+
+
+def test_the_time_left_does_not_count_the_start_of_processes(tmp_path, monkeypatch):
+    """A minute passes before the first stage runs; a quarter of the only one then takes ten seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    plan = tiny_plan(tiny_recipe(), VARIANTS["sgan"], 0)
+    trial = Trial("sgan", 0, None, plan)  # type: ignore[arg-type]
+    store = Store(tmp_path)
+    for each in plan.names[:-1]:
+        store.begin(each)
+        store.publish(each, {"status": "done", "reason": None, "kind": "level"})
+    progress = Progress(store, ListSource([trial], store), Console(file=io.StringIO(), width=100))
+    now[0] += 60
+    progress.go_on(trial, {"label": "score", "share": 0.0})
+    now[0] += 10
+    progress.go_on(trial, {"label": "score", "share": 0.25})
+    assert "25%" in shown(progress, 100)[-1]
+    assert "0:01:10, about 0:00:30 left" in shown(progress, 100)[-1]
