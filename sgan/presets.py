@@ -105,8 +105,11 @@ def _paper(dataset: Dataset, images: int) -> Recipe:
     """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. It says nothing of
     Adam's state in joint training, which here goes on."""
     epochs, adam = 200 * images, AdamRecipe(learning_rate=1e-3, beta1=0.9)
-    # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are.
-    encoder = EncoderRecipe(images=max(epochs // 10, 300_000), adam=adam, flips=dataset.flips)
+    # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are. The variance is
+    # that of the released encoders' features.
+    variance = 0.441 if dataset.channels == 3 else 0.515
+    images = max(epochs // 10, 300_000)
+    encoder = EncoderRecipe(images, adam=adam, flips=dataset.flips, feature_variance=variance)
     gan = GanRecipe(adam=_PAPER_ADAM)
     if dataset.channels == 3:
         gan = replace(gan, image_noise=0.05, feature_noise=0.2, dropout=0.1)
@@ -148,11 +151,13 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
         gan = replace(gan, image_noise=0.1, init_std=0.1)
         joint = replace(gan, adam=replace(adam, learning_rate=1.2e-3))
         return Recipe("laptop", classifier, gan, joint, 64 * 800, 64 * 3500, 64 * 1500, judge, samples=10_000)
-    classifier = replace(classifier, images=60_000, init_std=0.05, flips=dataset.flips)
+    classifier = replace(classifier, images=60_000, flips=dataset.flips, feature_variance=0.5)
     adam = replace(adam, learning_rate=1e-3)
-    gan = replace(gan, adam=adam, image_noise=0.3, init_std=0.05, discriminator_norm=True)
+    # D's adversarial loss counts little: Q, which shares its layers, would learn too slowly for z to have an effect.
+    gan = GanRecipe(64, adam, discriminator_scale=0.05, image_noise=0.05, feature_noise=0.1, init_std=0.05)
+    gan = replace(gan, discriminator_norm=True)
     joint = replace(gan, adam=replace(adam, learning_rate=5e-4))
-    lengths = (64 * 500, 64 * 6000, 64 * 400)
+    lengths = (64 * 1200, 64 * 2500, 64 * 500)
     return Recipe("laptop", classifier, gan, joint, *lengths, judge, samples=10_000, evaluations=2)
 
 

@@ -67,8 +67,8 @@ class GanShape:
     sigmoid_q: bool = False
 
 
-GAN_SIZES = ("kernel", "image_noise", "feature_noise", "mean_pool", "sigmoid_q")
-"""Fields of GanShape without hidden widths in them."""
+GAN_SIZES = ("kernel", "image_noise", "feature_noise", "noise_hidden", "mean_pool", "sigmoid_q")
+"""Fields of GanShape that no width multiplies: fewer units than z has numbers would lose a part of it."""
 
 
 @validated()
@@ -84,7 +84,8 @@ class Dataset:
     flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
-        """The same row with every hidden width multiplied by `width`, and at least 4; 1 is the row itself."""
+        """The same row with every hidden width but those of GAN_SIZES multiplied by `width`, and at least 4; 1 is the
+        row itself."""
         width = checked(Width, width, "width")
         if width == 1:  # where narrow layers stay as they are
             return self

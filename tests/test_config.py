@@ -36,6 +36,7 @@ BAD_NUMBERS: list[tuple[type, str, st.SearchStrategy]] = [
     (EncoderRecipe, "images", st.integers(max_value=0)),
     (EncoderRecipe, "batch", TOO_SMALL_BATCH),
     (EncoderRecipe, "init_std", NOT_POSITIVE),
+    (EncoderRecipe, "feature_variance", NOT_POSITIVE),
     (GanRecipe, "batch", TOO_SMALL_BATCH),
     (GanRecipe, "class_weight", NEGATIVE),
     (GanRecipe, "discriminator_scale", NOT_POSITIVE),
@@ -193,13 +194,14 @@ def test_configure_gives_a_variant_only_the_losses_and_cuts_that_it_has():
     assert made("dcgan-adv") == Variant((), Weights(2, 0, 0), joint=False, labels=False)
 
 
-def test_width_scales_every_hidden_width_and_nothing_else():
+def test_width_scales_every_hidden_width_but_those_that_z_passes_through():
     half, whole = DATASETS["cifar10"].scaled(0.5), DATASETS["cifar10"]
     assert half.encoder.maps == (32, 64)
     assert half.encoder.features == 128
     assert half.gan.maps == (128, 128, 64, 64)
     assert half.gan.vector_fc == ((256, False), (256, True))
     assert [row.maps for row in half.gan.image_convs] == [48, 48, 96, 96, 96, 96]
+    assert half.gan.noise_hidden == (128, 128)
     assert (half.gan.image_noise, half.gan.feature_noise, half.classes, half.size) == (16, 50, 10, 32)
     assert whole.scaled(1) == whole
 

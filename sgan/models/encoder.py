@@ -76,6 +76,14 @@ class Encoder(nn.Module):
         return outputs
 
     @torch.no_grad()
+    def scale_features(self, factor: float) -> None:
+        """Multiply fc3's features by a positive factor, and divide fc4's weights by it: ReLU lets it through, and the
+        logits stay."""
+        for parameter in self.layers["fc3"].parameters():
+            parameter.mul_(factor)
+        self.layers["fc4"].get_parameter("weight").div_(factor)
+
+    @torch.no_grad()
     def features(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """The outputs (n, ...) of the taps `names` for any number of uint8 images (n, channels, size, size)."""
         end, parts = max(names, key=TAPS.index), []

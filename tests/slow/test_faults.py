@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 import ray
 import torch
 from conftest import FILLER, contents, fill, finish, make_context, mount, run_trial, tiny_plan, tiny_recipe
-from test_ablation import complete, start, table, trains
+from test_ablation import complete, start, table, titles, trains
 from waiting import wait_for
 
 from sgan.data.batches import Data
@@ -128,7 +129,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     store, options = ext4.place / "runs", ("--seeds", "1", "--variants", "dcgan-adv", "--budget", "1")
     driver = start(store, *options)
     assert driver.stdout is not None
-    wait_for(lambda: any(store.glob("work/level-*")))
+    wait_for(lambda: any(path.stat().st_size for path in store.glob("work/level-*/record.jsonl")))
     workers = trains(driver)
     assert workers
     for process in workers:
@@ -141,7 +142,7 @@ def test_a_whole_sweep_waits_for_its_disk(fault, ext4):
     filler.unlink() if filler else ext4.repair()
     rest, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, rest
-    assert [line.split("|")[1].strip() for line in table(rest)] == ["Variant", "DCGAN (adv)", "Real data"]
+    assert titles(rest) == ["Variant", "DCGAN (adv)", "Real, held out", "Real, training"]
     assert table(complete(store, *options)) == table(rest)
     (key,) = manifest.keys(Store(store))
     assert not list(differences(Store(store), key, default_uri(Store(store))))
@@ -188,13 +189,14 @@ print(result["status"], result["reason"])
 
 
 def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
-    """Run a stage of the tiny trial as its Ray task does, in this process; all before it have finished or are run. The
-    store has the mark; the scheduler answers no report."""
+    """Run a stage of the tiny trial as its Ray task does, in this process, without Ray; all before it have finished or
+    are run. The store has the mark; the scheduler says of each report that the stage goes on."""
     trial = tiny_plan()
     job = Job(digits(), root, "mark", "test", Slots(1, 1, 0.0, 0, "here"), deterministic)
-    silent: Any = SimpleNamespace(report=SimpleNamespace(remote=lambda *progress: None))
+    silent, scheduler = SimpleNamespace(go_on=lambda **_: True), cast(Any, None)
     for each, stage in trial.stages:
-        result = run_stage_under_claim(job, stage, trial.score.judge, silent)
+        with mock.patch("sweeps.execution.worker._Reports", return_value=silent):
+            result = run_stage_under_claim(job, stage, trial.score.judge, scheduler)
         if each == label or result["status"] not in ("done", "held"):
             return result
     raise AssertionError(label)

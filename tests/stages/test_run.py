@@ -36,7 +36,8 @@ from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
-from sgan.stages.graph import LevelStage, Plan, name, plan
+from sgan.stages.graph import ClassifierStage, LevelStage, Plan, name, plan
+from sgan.stages.kinds import classifier
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.kinds.score import best_point
 from sgan.stages.run import processor, run_stage
@@ -225,8 +226,8 @@ def test_a_trial_killed_again_and_again_is_the_same_trial(recipe, variant, root,
 def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SPARSE", 0)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    classifier = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True)
-    trial = tiny_plan(tiny_recipe(encoder=classifier, judge=JudgeRecipe(images=40 * 32, batch=32)))
+    encoder = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, flips=True)
+    trial = tiny_plan(tiny_recipe(encoder=encoder, judge=JudgeRecipe(images=40 * 32, batch=32)))
     digests = []
     for parts in ((1000,), (7, 20, 1000)):
         root = tmp_path / str(len(parts))
@@ -240,6 +241,28 @@ def test_an_encoder_killed_and_resumed_is_the_same_encoder(tmp_path, monkeypatch
         digests.append([{key: each[key] for key in each if key != RECORD_FILE} for each in facts])
     assert digests[0] == digests[1]
     assert digests[0][0].keys() == {MODEL_FILE, "reference.safetensors"}
+
+
+@pytest.mark.parametrize("objective", ["labels", "rotation"])
+def test_an_encoder_whose_features_are_scaled_is_the_same_classifier(objective, tmp_path):
+    row = Variant(("fc3",), Weights(), joint=False, labels=objective == "labels")
+    encoders = []
+    for variance in (None, 0.5):
+        recipe = EncoderRecipe(images=40 * 32, batch=32, init_std=0.2, objective=objective, feature_variance=variance)
+        trial = tiny_plan(tiny_recipe(encoder=recipe), row)
+        events = run_trial(trial, make_context(tmp_path))
+        stage = dict(trial.stages)["encoder"]
+        assert isinstance(stage, ClassifierStage)
+        next(None for _ in events if Store(tmp_path).has(name(stage)))
+        closing(events)
+        encoders.append(classifier.load(stage, make_context(tmp_path)))
+    images = read(DATASETS["digits"], Path()).images
+    plain, scaled = (encoder.features(images, ("pool2", "fc3", "fc4")) for encoder in encoders)
+    assert scaled["fc3"][:2000].double().var(0).mean().item() == pytest.approx(0.5, rel=1e-5)
+    assert torch.equal(scaled["pool2"], plain["pool2"])
+    assert torch.allclose(scaled["fc4"], plain["fc4"], rtol=1e-4, atol=1e-4)
+    factors = scaled["fc3"][plain["fc3"] > 0.1] / plain["fc3"][plain["fc3"] > 0.1]
+    assert factors.std() < 1e-4 * factors.mean()
 
 
 def diverging() -> Recipe:

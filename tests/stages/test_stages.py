@@ -153,7 +153,8 @@ def test_every_field_of_gan_training_is_in_the_key(part):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CLASSIFIER)])
 def test_every_field_of_classifier_training_is_in_the_key(field):
     other = {"images": 9, "batch": 9, "adam": PAPER.adam, "init_std": 0.3, "pixel_mean": True, "flips": True}
-    recipe = dataclasses.replace(CLASSIFIER, **{field: (other | {"objective": "rotation"})[field]})
+    other |= {"objective": "rotation", "feature_variance": 0.5}
+    recipe = dataclasses.replace(CLASSIFIER, **{field: other[field]})
     unlabelled = dataclasses.replace(STACK, labels=False)
     assert changed(planned(unlabelled), planned(unlabelled, encoder=recipe)) == {"encoder", *GAN}
 

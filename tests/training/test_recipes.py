@@ -73,7 +73,7 @@ def test_the_two_recipes_of_cifar10_differ_in_just_the_facts_of_the_released_cod
     shared = {"gan.batch": 100, "gan.adam.learning_rate": 1e-4, "gan.adam.beta1": 0.5, "gan.adam.beta2": 0.999}
     shared |= {"gan.adam.eps": 1e-8, "image_level": 10_000_000, "feature_level": 10_000_000, "gan.init_std": 0.02}
     shared |= {"gan.image_noise": 0.05, "gan.feature_noise": 0.2, "gan.dropout": 0.1, "gan.norm_eps": 1e-6}
-    shared |= {"encoder.flips": True, "samples": 50_000, "encoder.init_std": 0.01}
+    shared |= {"encoder.flips": True, "samples": 50_000, "encoder.init_std": 0.01, "encoder.feature_variance": 0.441}
     assert {field: paper[field] for field in shared} == shared == {field: released[field] for field in shared}
 
 
@@ -85,6 +85,7 @@ def test_the_released_recipe_of_mnist():
     expected |= {"joint.convolution_std": (None, 0.01), "joint_start": (1.0, 0.0), "fresh_adam": (False, True)}
     expected |= {"feedback": (1.0, 0.0), "name": ("paper", "released")}
     assert {field: (paper[field], released[field]) for field in paper if paper[field] != released[field]} == expected
+    assert paper["encoder.feature_variance"] == 0.515
 
 
 def test_svhn_follows_cifar10_but_digits_are_not_mirrored():

@@ -1,5 +1,6 @@
 """Trains the encoder of one seed."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import ClassifierStage
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
-from sgan.training.loop import loop, marks
-from sgan.training.steps import FORMAT, ClassifierTask, role_seed
+from sgan.training.loop import Diverged, loop, marks
+from sgan.training.steps import FORMAT, VARIANCE_IMAGES, ClassifierTask, role_seed
 
 CLASSIFIER_EVALUATIONS = 4  # Test accuracies while a classifier trains, after one before it does
 
@@ -46,5 +47,10 @@ def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evalu
 
     steps = max(1, stage.recipe.images // stage.recipe.batch)
     yield from loop(task, steps, stage.recipe.batch, folder, evaluate, marks(steps, CLASSIFIER_EVALUATIONS))
+    if stage.recipe.feature_variance:
+        variance = encoder.features(data.images[:VARIANCE_IMAGES], ("fc3",))["fc3"].var(0).mean().item()
+        if not variance:
+            raise Diverged("fc3 is the same for all images")
+        encoder.scale_features(math.sqrt(stage.recipe.feature_variance / variance))
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     return {}
