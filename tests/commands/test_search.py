@@ -69,8 +69,7 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     for trial in trials:  # told what the store has
         if trial.user_attrs["outcome"] == "done":
             assert (
-                trial.value
-                == read_json(store / "stages" / trial.user_attrs["trial"] / "stage.json")["scores"]["inception_score"]
+                trial.value == read_json(store / "stages" / trial.user_attrs["trial"] / "stage.json")["scores"]["fid"]
             )
 
     found = runs(store)
@@ -93,9 +92,9 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
     content = yaml.safe_load((store / "best.yaml").read_text())
     proven, winner = content["provenance"]["confirmed"], f"config-{content['provenance']['trial']}"
     of_winner = [run for run in found if run.data.tags.get("variant") == winner]
-    scores = [run.data.metrics["inception_score"] for run in of_winner if run.data.tags["phase"] == "confirm"]
+    scores = [run.data.metrics["fid"] for run in of_winner if run.data.tags["phase"] == "confirm"]
     assert proven["seeds"] == [1001, 1002]
-    assert sorted(proven["inception_score"]) == sorted(scores)
+    assert sorted(proven["fid"]) == sorted(scores)
 
 
 @pytest.mark.slow

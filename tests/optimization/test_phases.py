@@ -81,7 +81,7 @@ def test_a_search_that_was_stopped_goes_on_as_it_would_have(searched: Path, tmp_
     }  # fmt: skip
     for trial in whole:  # told what the store has
         scores = run.store.facts(trial.user_attrs["trial"])["scores"]
-        assert trial.value == (scores["inception_score"] if trial.user_attrs["outcome"] == "done" else 1.0)
+        assert trial.value == (scores["fid"] if trial.user_attrs["outcome"] == "done" else 500.0)
 
 
 def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
@@ -98,15 +98,15 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert best
     content = yaml.safe_load(best[0].read_text())
     chosen = [one for one, row in confirmed if row["number"] == content["provenance"]["trial"]]
-    scores = [run.store.facts(one.plan.name)["scores"]["inception_score"] for one in chosen]
+    scores = [run.store.facts(one.plan.name)["scores"]["fid"] for one in chosen]
     found = content["provenance"]["confirmed"]
     assert found["seeds"] == [1001, 1002]
-    assert found["inception_score"] == scores
+    assert found["fid"] == scores
     record = manifest.read(run.store, run.key)
     assert sorted((row["phase"], row["seed"]) for row in record["trials"]) == [
         *(("confirm", one.seed) for one, _ in confirmed), *(3 * [("explore", 1000)])
     ]  # fmt: skip
-    assert (record["score"], record["importance"]) == ("inception_score", {})
+    assert (record["score"], record["importance"]) == ("fid", {})
     run.end(searcher)
     shares = manifest.read(run.store, run.key)["importance"]
     assert shares.keys() <= run.space.distributions.keys()
