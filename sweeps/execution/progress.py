@@ -1,5 +1,6 @@
 """How far a command is: on a terminal a view that lives, elsewhere a line for each trial that changes."""
 
+import math
 import statistics
 import sys
 import time
@@ -52,7 +53,7 @@ class Progress:
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
-        self.last: dict[str, tuple[str, float]] = {}
+        self.last: dict[tuple[str, str], float] = {}
         self.current: dict[str, str] = {}  # trial id -> the stage of it that runs
         self.rows: dict[str, progress.TaskID] = {}  # stage -> its bar
         self.news: dict[str, dict[str, float]] = {}  # stage -> its newest losses and scores
@@ -150,12 +151,11 @@ class Progress:
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:
-        """Whether a line differs from the last one of its kind, or that is long ago."""
-        before, when = self.last.get(of, ("", 0.0))
-        if what == before and time.monotonic() - when < SILENCE:
-            return False
-        self.last[of] = what, time.monotonic()
-        return True
+        """Whether a line about something was not there in the last SILENCE: two may alternate."""
+        now = time.monotonic()
+        news = now - self.last.get((of, what), -math.inf) > SILENCE
+        self.last[of, what] = now if news else self.last[of, what]
+        return news
 
     def _standing(self) -> tuple[float, str, str]:
         """The share of the work that is done, the time left, and the number of trials."""

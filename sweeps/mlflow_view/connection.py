@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy import URL, make_url
 
 from sgan.addresses import masked
@@ -75,7 +76,12 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
             share(Path(file))
             make_folder(Path(file).absolute().with_name(ARTIFACTS))
             place = Path(file).absolute().with_name(ARTIFACTS).as_uri()
-        return client.create_experiment(EXPERIMENT, place)
+        try:
+            return client.create_experiment(EXPERIMENT, place)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return experiment_id(client, uri)  # another command was faster
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

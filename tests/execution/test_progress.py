@@ -113,3 +113,16 @@ def test_the_time_left_does_not_count_the_start_of_processes(tmp_path, monkeypat
     progress.go_on(trial, {"label": "score", "share": 0.25})
     assert "25%" in shown(progress, 100)[-1]
     assert "0:01:10, about 0:00:30 left" in shown(progress, 100)[-1]
+
+
+def test_two_lines_that_alternate_are_told_once(tmp_path, capsys):
+    """A stage whose holder is dead is held and free in turn until its claim has expired."""
+    progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
+    capsys.readouterr()
+    for blocked in 5 * ("another process trains it", ""):
+        progress.go_on(trials["sgan-1"], {"label": "", "waiting": "encoder", "blocked": blocked})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[2] for line in lines] == [
+        "sgan seed 1: encoder: another process trains it",
+        "sgan seed 1: waits for encoder",
+    ]
