@@ -155,7 +155,7 @@ class Options(Data, Training, Places, Machine):
         """Dataset and recipe for this number of GPUs, and the reason for them."""
         dataset, recipe, reason = self.dataset, self.recipe, f"{self.dataset}, by --dataset"
         if dataset == AUTO:
-            dataset, reason = "digits", "Ray has no GPU: the embedded digits job (the paper's CIFAR-10 job needs one)"
+            dataset, reason = "digits", "Ray has no GPU: the digits job (the paper's CIFAR-10 job needs one)"
             if gpus:
                 dataset, reason = "cifar10", f"Ray has {gpus} GPU{'s' * (gpus > 1)}: the paper's CIFAR-10 job"
         if recipe == AUTO:

@@ -32,6 +32,7 @@ from handmade import (
 )
 from mlflow import MlflowClient
 from PIL import Image
+from waiting import wait_for
 
 from sgan.store import votes
 from sgan.store.files import Record, StoreError, write_json
@@ -542,7 +543,7 @@ def test_the_command_and_the_process_that_follows_hold_no_address(store):
     """Every user of a machine can read its command lines, and others the log."""
     uri = "http://me:S3CRET@127.0.0.1:9/x"
     follower = follow.start(store, KEY, uri)
-    words = Path(f"/proc/{follower.pid}/cmdline").read_text()
+    words = wait_for(lambda: Path(f"/proc/{follower.pid}/cmdline").read_text())  # empty until it is executed
     assert KEY in words
     assert "S3CRET" not in words
     assert "127.0.0.1" not in words
