@@ -154,8 +154,15 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
     classifier = replace(classifier, images=60_000, flips=dataset.flips, feature_variance=0.5)
     adam = replace(adam, learning_rate=3e-3)
     # D's adversarial loss counts little: Q, which shares its layers, would learn too slowly for z to have an effect.
-    gan = GanRecipe(64, adam, discriminator_scale=0.05, image_noise=0.05, feature_noise=0.1, init_std=0.05)
-    gan = replace(gan, discriminator_norm=True)
+    gan = GanRecipe(
+        64,
+        adam,
+        discriminator_scale=0.05,
+        image_noise=0.05,
+        feature_noise=0.1,
+        discriminator_norm=True,
+        init_std=0.05,
+    )
     joint = replace(gan, adam=replace(adam, learning_rate=1.5e-3))
     lengths = (64 * 1000, 64 * 2000, 64 * 500)
     return Recipe("laptop", classifier, gan, joint, *lengths, judge, samples=10_000, evaluations=2)

@@ -67,8 +67,9 @@ class GanShape:
     sigmoid_q: bool = False
 
 
-GAN_SIZES = ("kernel", "image_noise", "feature_noise", "noise_hidden", "mean_pool", "sigmoid_q")
-"""Fields of GanShape that no width multiplies: fewer units than z has numbers would lose a part of it."""
+UNSCALED = ("kernel", "image_noise", "feature_noise", "noise_hidden", "mean_pool", "sigmoid_q")
+"""Fields of GanShape that a width leaves as they are. noise_hidden is among them: fewer units than z has numbers would
+lose a part of it."""
 
 
 @validated()
@@ -84,7 +85,7 @@ class Dataset:
     flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
-        """The same row with every hidden width but those of GAN_SIZES multiplied by `width`, and at least 4; 1 is the
+        """The same row with every hidden width but noise_hidden multiplied by `width`, and at least 4; 1 is the
         row itself."""
         width = checked(Width, width, "width")
         if width == 1:  # where narrow layers stay as they are
@@ -100,7 +101,7 @@ class Dataset:
                     return dataclasses.replace(value, maps=scale(value.maps))
             return tuple(map(scale, value))
 
-        widths = {name: scale(value) for name, value in vars(self.gan).items() if name not in GAN_SIZES}
+        widths = {name: scale(value) for name, value in vars(self.gan).items() if name not in UNSCALED}
         layers = {name: scale(getattr(self.encoder, name)) for name in ("maps", "features")}
         encoder, gan = dataclasses.replace(self.encoder, **layers), dataclasses.replace(self.gan, **widths)
         return dataclasses.replace(self, encoder=encoder, gan=gan)

@@ -49,7 +49,7 @@ class Progress:
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
         self.began, self.ended, self.drawn = time.monotonic(), 0, 0.0
-        self.ran = 0.0  # when the first stage ran: processes that start and import torch say nothing of the rest
+        self.stages_began = 0.0  # processes that start and import torch say nothing of the time left
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
@@ -95,7 +95,7 @@ class Progress:
 
     def _row(self, trial: Trial, label: str, result: Mapping[str, Any]) -> str:
         """Bring the row of a running stage up to date; returns its losses and scores in words."""
-        self.ran = self.ran or time.monotonic()
+        self.stages_began = self.stages_began or time.monotonic()
         stages = dict(trial.plan.stages)
         self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
         stage = self.current[trial.id] = name(stages[label])
@@ -154,13 +154,14 @@ class Progress:
         """Whether a line about something was not there in the last SILENCE: two may alternate."""
         now = time.monotonic()
         news = now - self.last.get((of, what), -math.inf) > SILENCE
-        self.last[of, what] = now if news else self.last[of, what]
+        if news:
+            self.last[of, what] = now
         return news
 
     def _standing(self) -> tuple[float, str, str]:
         """The share of the work that is done, the time left, and the number of trials."""
         done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
-        known, spent = max(1, len(self.trials)), time.monotonic() - self.ran
+        known, spent = max(1, len(self.trials)), time.monotonic() - self.stages_began
         total = sum(map(cost, self.stages.values())) * max(known, self.source.expected) / known
         share = done / max(total, 1e-9)
         left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"

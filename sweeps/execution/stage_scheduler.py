@@ -17,6 +17,7 @@ from ray.exceptions import NodeDiedError, RayError
 from sgan.stages.cost import cost
 from sgan.stages.graph import KINDS, Stage, name
 from sgan.store.files import StoreError, lack
+from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import run_stage_task
@@ -60,7 +61,8 @@ class StageScheduler:
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
         self.job: Any = None
-        self.store: Any = None  # opened when it can be: the actor may be begun anew while its disk is in trouble
+        # Opened when it can be: the actor may be begun anew while its disk is in trouble.
+        self.store: Store = None  # pyright: ignore[reportAttributeAccessIssue]
         self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
@@ -215,16 +217,17 @@ class StageScheduler:
         return {"status": "waiting"}
 
     async def _look(self, stage_name: str, node: Node) -> None:
-        """Look whether a stage has finished, here or elsewhere, or is still held, or without room."""
+        """Look whether a stage has finished, here or elsewhere, or is still held."""
         try:
             if await self._io(self.store.has, stage_name):
                 facts = await self._io(self.store.facts, stage_name)
                 node.status, node.reason = facts["status"], facts["reason"] or ""
                 return
-            still = node.status == "full" and not await self._io(self.store.has_room)
-            still = still or (node.status == "held" and await self._io(self.store.held, stage_name))
-            if not still:
-                node.status, node.reason = "waiting", ""
+            if node.status != "held" or not await self._io(self.store.held, stage_name):
+                node.status, node.reason = (
+                    "waiting",
+                    "",
+                )  # of a store without room the next start says whether it has some
         except StoreError as error:
             if lack(error):
                 raise
