@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgan.checks import ConfigError, require
 from sgan.stages.graph import code_version
-from sgan.store.files import write_text
+from sgan.store.files import StoreError, write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
 from sweeps.execution import cluster_address, no_cluster, require_answer
@@ -135,8 +135,8 @@ def versions() -> str:
 
 
 def open_shared_store(address: str, mark: str, driver: str) -> Store:
-    """The store, on any node; ConfigError where the driver's mark is not in it, or this node has other versions than
-    the driver."""
+    """The store, on any node. StoreError where the driver's mark is not in it: a share may be gone for a moment.
+    ConfigError where this node has other versions than the driver."""
     node = platform.node()
     require(
         versions() == driver,
@@ -147,7 +147,7 @@ def open_shared_store(address: str, mark: str, driver: str) -> Store:
     if store:
         store.fetch(store.root / "hosts" / mark)
     if store is None or not (store.root / "hosts" / mark).exists():
-        raise ConfigError(
+        raise StoreError(
             f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "
             "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
         )
