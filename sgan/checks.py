@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+OPEN = ConfigDict(extra="allow", strict=True)
 Made = TypeVar("Made")
 WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 """Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
@@ -82,6 +83,20 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         return TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError as error:
         raise ConfigError(_message(error, name)) from error
+
+
+@functools.cache
+def _adapter(kind: type[Made]) -> TypeAdapter[Made]:
+    return TypeAdapter(kind)
+
+
+def of_kind(kind: type[Made], value: object) -> Made:
+    """JSON from outside, if it is of this TypedDict; otherwise ConfigError. It may hold more where the TypedDict has
+    `OPEN` as its __pydantic_config__."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(_message(error, "")) from error
 
 
 def from_json(kind: type[Made], value: Any, where: str = "") -> Made:

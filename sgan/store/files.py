@@ -17,9 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors.torch
+from pydantic import with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from sgan.checks import WAITED, ConfigError
+from sgan.checks import OPEN, WAITED, ConfigError, of_kind
 
 SEAL = "sha256"
 RECORD_FILE = "record.jsonl"
@@ -36,6 +38,12 @@ def inside(root: Path, name: object) -> Path:
     if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
     return root / name
+
+
+def leads_inside(name: str) -> str:
+    """A name from outside, which `inside` would take; ValueError otherwise."""
+    inside(Path("its folder"), name)
+    return name
 
 
 def is_plain(root: Path, name: str) -> bool:
@@ -121,8 +129,8 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
-    """The inverse, from the object's text; ValueError where it is not what was written."""
+def unsealed(text: str | bytes, kind: type | None = None) -> dict[str, Any]:
+    """The inverse, from the object's text; ValueError where it is not what was written, or not of this TypedDict."""
     try:
         value = json.loads(text)
         whole = isinstance(value, dict) and sealed(value) == value
@@ -130,7 +138,8 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
     if not whole:
         raise ValueError("it is not as it was written")
-    return {name: item for name, item in value.items() if name != SEAL}
+    del value[SEAL]
+    return of_kind(kind, value) if kind else value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -144,11 +153,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def read_json(path: Path, **its: Any) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written. `its`: entries
-    by which it is known from others of its kind; with other values it is another's."""
+def read_json(path: Path, kind: type | None = None, **its: Any) -> dict[str, Any]:
+    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written, or not of this
+    TypedDict. `its`: entries by which it is known from others of its kind; with other values it is another's."""
     try:
-        value = unsealed(path.read_bytes())
+        value = unsealed(path.read_bytes(), kind)
         if any(value.get(name) != item for name, item in its.items()):
             raise ValueError("it is another's")
     except (ValueError, OSError) as error:
@@ -156,13 +165,22 @@ def read_json(path: Path, **its: Any) -> dict[str, Any]:
     return value
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The sealed JSON objects of the lines in a file; a line that is not whole is left out."""
+def whole_lines(path: Path, kind: type) -> list[dict[str, Any]]:
+    """The sealed JSON objects of the lines in a file; a line that is not whole, or of another kind, is left out."""
     found = []
     for line in path.read_text(errors="replace").split("\n"):
         with suppress(ValueError):
-            found.append(unsealed(line))
+            found.append(unsealed(line, kind))
     return found
+
+
+@with_config(OPEN)
+class Point(TypedDict):
+    """A point of a stage's record: losses and scores after so many training images, at a time in unix seconds."""
+
+    images: int
+    time: float
+    metrics: dict[str, float]
 
 
 class Record:
@@ -191,7 +209,7 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     path = folder / RECORD_FILE
     try:
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [unsealed(line) for line in lines]
+        return [unsealed(line, Point) for line in lines]
     except (ValueError, OSError) as error:
         raise unreadable(path, error) from error
 

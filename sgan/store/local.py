@@ -17,17 +17,21 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, Required, TextIO
 
+from pydantic import AfterValidator, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from sgan.addresses import masked
+from sgan.checks import OPEN
 from sgan.store.files import (
     StoreError,
     atomic_write,
     inside,
     is_plain,
     lack,
+    leads_inside,
     make_folder,
     read_json,
     read_tensors,
@@ -46,6 +50,40 @@ LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders that every process may have to write
 ROOM_WAIT = 3.0  # Seconds between two writes where the disk is full
+
+
+@with_config(OPEN)
+class Event(TypedDict):
+    """An event of the ledger, at a time in unix seconds; what it says more is its own."""
+
+    time: float
+    host: str
+    process: int
+    event: str
+
+
+@with_config(OPEN)
+class Facts(TypedDict, total=False):
+    """What stage.json says; a kind of stage adds its own. `files`: path in the stage's folder -> SHA-256.
+    `images`, `seconds`: of training or of scoring. `finished`: in unix seconds."""
+
+    name: Required[str]
+    status: Required[str]
+    files: Required[dict[Annotated[str, AfterValidator(leads_inside)], str]]
+    finished: Required[float]
+    kind: str
+    reason: str | None
+    images: int
+    seconds: float
+    commit: str
+    machine: str
+    torch: str
+    scores: dict[str, float | None]
+    fingerprint: dict[str, dict[str, Any]]
+    discriminator_steps: int
+    generator_steps: int
+    generator_images: int
+    flops: float
 
 
 class LostClaim(StoreError):
@@ -93,7 +131,7 @@ class Store:
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path)]
+        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path, Event)]
         return sorted(events, key=lambda event: event["time"])
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
@@ -159,7 +197,7 @@ class Store:
     def shown(self, run: str) -> str:
         """Name of the score stage that an MLflow run shows; "" where the store does not know the run."""
         path = self._here("runs", f"{run}.json")
-        return read_json(path, run=run)["stage"] if path.exists() else ""
+        return read_json(path, run=run).get("stage", "") if path.exists() else ""
 
     def save(self, path: Path) -> None:
         """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
@@ -176,10 +214,10 @@ class Store:
 
     def facts(self, name: str) -> dict[str, Any]:
         """The content of a finished stage's stage.json."""
-        return read_json(self.stage(name) / STAGE_FILE, name=name)
+        return read_json(self.stage(name) / STAGE_FILE, Facts, name=name)
 
     def file(self, name: str, file: str) -> Path:
-        """A file of a finished stage; StoreError where it is missing, a link, or no longer has its digest."""
+        """A file of a finished stage; StoreError where it is missing, behind a link, or has another digest."""
         folder, expected = Store.stage(self, name), self.facts(name)["files"].get(file)
         path, remedy = inside(folder, file), f"delete {folder}, and the stage is trained again"
         try:
@@ -187,7 +225,8 @@ class Store:
                 return path
         except OSError as error:
             raise unreadable(path, error, remedy) from error
-        raise StoreError(f"{path} is missing or damaged; {remedy}")
+        linked = path.exists() and not is_plain(folder, file)
+        raise StoreError(f"{path} {'lies behind a symbolic link' if linked else 'is missing or damaged'}; {remedy}")
 
     def tensors(self, name: str, file: str) -> dict[str, Tensor]:
         """Tensors of a finished stage, checked as by `file`."""

@@ -29,7 +29,7 @@ from sgan.addresses import is_bucket, masked, store_address
 from sgan.checks import content_key
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
-from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Store
+from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
@@ -139,7 +139,7 @@ class BucketStore(Store):
         path = inside(self.root / "done", f"{name}.json")
         if not path.exists() and not self._get(f"done/{name}.json", path):
             raise StoreError(f"the stage {name} is not in {masked(self.address)}: its done/{name}.json was deleted")
-        return read_json(path, name=name)
+        return read_json(path, Facts, name=name)
 
     def file(self, name: str, file: str) -> Path:
         if file in self.facts(name)["files"]:
@@ -206,7 +206,7 @@ class BucketStore(Store):
     def _finish(self, name: str) -> None:
         """Upload a stage that this host finished. Where another host was faster, its stage is the one."""
         folder, upload = super().stage(name), uuid.uuid4().hex[:12]
-        facts = read_json(folder / STAGE_FILE) | {"upload": upload}
+        facts = read_json(folder / STAGE_FILE, Facts) | {"upload": upload}
         for file in facts["files"]:
             self._put(inside(folder, file), f"stages/{name}/{upload}/{file}")
         done, body = f"done/{name}.json", json.dumps(sealed(facts), indent=1).encode()

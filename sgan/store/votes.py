@@ -1,15 +1,29 @@
 """Votes of the visual Turing test (SGAN, section 4.4) in a store: turing/<voter>.jsonl, a line a vote."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pydantic import with_config
 from scipy.stats import binomtest
+from typing_extensions import TypedDict
 
+from sgan.checks import OPEN
 from sgan.store.files import inside, sealed, whole_lines, write_text
 from sgan.store.local import Store
 
 FOLDER = "turing"
+
+
+@with_config(OPEN)
+class Vote(TypedDict):
+    """A vote: the score stage of the model, the time in unix seconds, and whether the image was real and was taken for
+    real."""
+
+    stage: str
+    time: float
+    real: bool
+    answer: bool
 
 
 class Tally(NamedTuple):
@@ -30,9 +44,8 @@ class Tally(NamedTuple):
         return float(interval.low), float(interval.high)
 
 
-def keep(store: Store, voter: str, votes: Sequence[dict[str, Any]]) -> None:
-    """Write all votes of a voter: dicts with the `stage` that scored the model, `time`, whether the image was `real`,
-    and the `answer`. OSError where the disk does not take it."""
+def keep(store: Store, voter: str, votes: Sequence[Mapping[str, Any]]) -> None:
+    """Write all votes of a voter. OSError where the disk does not take it."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
     write_text(path, "".join(f"{json.dumps(sealed(vote))}\n" for vote in votes))
     store.save(path)
@@ -42,13 +55,13 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
     """All votes of a voter; a line that is not whole is left out."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
     store.fetch(path)
-    return whole_lines(path) if path.exists() else []
+    return whole_lines(path, Vote) if path.exists() else []
 
 
 def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
     """Name of a score stage -> for each vote on its model, in order, its unix seconds and the votes until then."""
     store.fetch(store.root / FOLDER)
-    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in whole_lines(path)]
+    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in whole_lines(path, Vote)]
     points: dict[str, list[tuple[float, Tally]]] = {}
     for vote in sorted(found, key=lambda vote: vote["time"]):
         own = points.setdefault(vote["stage"], [])

@@ -4,9 +4,9 @@ A node has MPS while NVIDIA's control daemon runs there: a process that begins t
 (man nvidia-cuda-mps-control). The worker that first shares a node's GPU starts the daemon, and the driver stops it.
 """
 
+import platform
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +19,8 @@ SECONDS = 30.0  # The control program answers within so many seconds
 
 
 def _owner() -> Path:
-    """The file with the sweep that has started this node's daemon."""
-    return Path(tempfile.gettempdir(), "sgan-mps")
+    """The file with the sweep that has started this node's daemon; nodes may share a home folder."""
+    return Path.home() / ".cache" / "sgan" / f"mps-{platform.node()}"
 
 
 def _control(command: str = "", *options: str) -> bool:
@@ -37,6 +37,7 @@ def start(sweep_key: str) -> bool:
     daemon runs."""
     if not shutil.which(CONTROL) or _control("get_server_list\n") or not _control("", "-d"):
         return False
+    _owner().parent.mkdir(parents=True, exist_ok=True)
     _owner().write_text(sweep_key)
     return True
 

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import TypedDict
 
 from sgan.addresses import masked
-from sgan.checks import as_json, content_key
+from sgan.checks import OPEN, as_json, content_key
 from sgan.config import Config
 from sgan.presets import Row
 from sgan.store.files import StoreError, inside, read_json, write_json, write_text
@@ -26,6 +28,58 @@ HEAD = "sweep.json"
 OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
 ROOT = Path(__file__).resolve().parents[2]
 NOTED = "clusters/COMMIT"  # The commit that a cluster has the code of, in the checkout
+
+
+@with_config(OPEN)
+class Settings(TypedDict):
+    """What a sweep was told, and more of it than this."""
+
+    dataset: str
+    recipe: str
+
+
+@with_config(OPEN)
+class Head(TypedDict):
+    """What sweep.json says, and more of a search. `started`: in unix seconds. `judges`: names of stages."""
+
+    key: str
+    title: str
+    command: str
+    commit: str
+    machine: str
+    started: float
+    settings: Settings
+    judges: list[str]
+    paper_real: str
+
+
+class TrialStage(TypedDict):
+    """A stage of a trial: its label there, and its name."""
+
+    label: str
+    name: str
+
+
+@with_config(OPEN)
+class TrialRow(TypedDict):
+    """A trial in the record of a sweep, as `trial_row` makes it."""
+
+    name: str
+    stages: Annotated[list[TrialStage], Field(min_length=1)]
+    run: str
+    variant: str
+    base_variant: str
+    title: str
+    paper: str
+    base: str
+    changes: dict[str, Any]
+    rank: int
+    seed: int
+    phase: str
+    rerun: Annotated[str, AfterValidator(lambda text: shlex.join(shlex.split(text)))]  # words, and no more of a shell
+    cuts: str
+    config: dict[str, Any]
+    config_key: str
 
 
 def folder(store: Store, key: str) -> Path:
@@ -72,18 +126,20 @@ def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
 
 def read(store: Store, key: str) -> dict[str, Any]:
     """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
-    and "variants", the name and OF_VARIANT of each row of its table. StoreError where a file of it is damaged."""
+    and "variants", the name and OF_VARIANT of each row of its table. StoreError where a file of it is damaged, or of
+    another kind."""
     place = folder(store, key)
     store.fetch(place)
-    rows = sorted(map(read_json, (place / "trials").glob("*.json")), key=lambda row: (row["rank"], row["seed"]))
+    rows = [read_json(path, TrialRow) for path in (place / "trials").glob("*.json")]
+    rows.sort(key=lambda row: (row["rank"], row["seed"]))
     variants = {row["variant"]: {"name": row["variant"], **{each: row[each] for each in OF_VARIANT}} for row in rows}
-    return read_json(place / HEAD, key=key) | {"trials": rows, "variants": list(variants.values())}
+    return read_json(place / HEAD, Head, key=key) | {"trials": rows, "variants": list(variants.values())}
 
 
 def keys(store: Store) -> list[str]:
     """The keys of all sweeps in a store, in the order in which they were started."""
     store.fetch(store.root / "sweeps")
-    heads = [read_json(path, key=path.parent.name) for path in (store.root / "sweeps").glob(f"*/{HEAD}")]
+    heads = [read_json(path, Head, key=path.parent.name) for path in (store.root / "sweeps").glob(f"*/{HEAD}")]
     return [head["key"] for head in sorted(heads, key=lambda head: head["started"])]
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
+from typing_extensions import TypedDict
+
 from sgan.config import Config
 from sgan.evaluation.alarms import latest
 from sgan.stages.cost import cost
@@ -50,6 +52,14 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
     return Trial(variant, seed, config, plan(config))
 
 
+class Failure(TypedDict):
+    """The last error of a trial, at a time in unix seconds."""
+
+    trial: str
+    error: str
+    time: float
+
+
 @dataclass(frozen=True)
 class State:
     """Where a trial stands.
@@ -77,7 +87,7 @@ def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> Stat
     if len(facts) == len(trial["stages"]):
         return State("done", "", facts, end)
     if store.failure(trial["name"]).exists():
-        failure = read_json(store.failure(trial["name"]), trial=trial["name"])
+        failure = read_json(store.failure(trial["name"]), Failure, trial=trial["name"])
         return State("failed", failure["error"], facts, max(end, failure["time"]))
     return State("running" if live else "interrupted", "", facts, end)
 

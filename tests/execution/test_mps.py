@@ -1,7 +1,6 @@
 """CUDA's MPS, with a stand-in for NVIDIA's control program that keeps its daemon in a file."""
 
 import os
-import tempfile
 
 import pytest
 
@@ -28,7 +27,7 @@ def control(tmp_path, monkeypatch):
     program.write_text(STAND_IN)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
@@ -64,7 +63,7 @@ def test_another_sweep_does_not_stop_it(control):
 
 def test_a_node_without_mps_goes_on_as_before(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert not mps.start("sweep")
     assert not mps.stop("sweep")
     assert list(tmp_path.iterdir()) == []

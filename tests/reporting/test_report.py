@@ -2,7 +2,9 @@
 
 import math
 import random
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from browser import chromium
 from command import ended
 
 from sgan.checks import ConfigError
-from sgan.store.files import Record, StoreError, write_json
+from sgan.store.files import Record, StoreError, read_json, write_json
 from sgan.store.local import Store
 from sweeps import ledger, report
 from sweeps.planning import manifest
@@ -74,7 +76,12 @@ def make(root: Path, seeds=(0, 1, 2), commit: str = "abc123", samples=lambda see
             config = {"seed": seed, "variant": {"weights": weights}}
             own = {"cuts": "fc3", "config": config, "config_key": f"c0ffee-{variant}"}
             own |= {"phase": "ablation", "rerun": f"--variants {variant}", "rank": rank, "title": TITLES[variant]}
-            own |= {"paper": "8.59 ± 0.12" if variant == "sgan" else "", "base": "sgan", "changes": {}}
+            own |= {
+                "paper": "8.59 ± 0.12" if variant == "sgan" else "",
+                "base": "sgan",
+                "changes": {},
+                "base_variant": variant,
+            }
             level = f"level-{variant}-{seed}"
             stages = [{"label": "level0", "name": level}, {"label": "score", "name": name}]
             trials.append({"name": name, "run": name, "variant": variant, "seed": seed, **own, "stages": stages})
@@ -206,8 +213,10 @@ def test_curves_go_on_through_all_stages(tmp_path):
         store.publish(f"{label}-x", facts | {"machine": "two cores", "torch": "2.11"})
     own = [{"label": label, "name": f"{label}-x"} for label in stages]
     trial = {"name": "score-x", "variant": "sgan", "seed": 0, "stages": own, "cuts": "fc3", "phase": "ablation"}
-    trial |= {"rank": 0, "title": "SGAN", "paper": "", "base": "sgan", "changes": {}}
-    manifest.write(store, {"key": KEY, "started": 1.0, "judges": [], "trials": [trial]})
+    trial |= {"rank": 0, "title": "SGAN", "paper": "", "base": "sgan", "base_variant": "sgan", "changes": {}}
+    trial |= {"run": "score-x", "rerun": "", "config": {}, "config_key": "c0ffee"}
+    head = {**manifest.read(make(tmp_path / "other"), KEY), "judges": [], "trials": [trial]}
+    manifest.write(store, head)
     found = results.curves(results.read(store, KEY), "fid")
     # Two generator steps for the first fifty images; a joint stage begins with what has been scored.
     assert found["images"].to_list() == [0, 150, 190]
@@ -297,6 +306,34 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert ended("sweeps/report.py", tmp_path / "none", "--out", tmp_path / "out.md") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "value", "message"),
+    [
+        ("sweeps/ab12/sweep.json", "judges", [7], "judges.0 must be a valid string, but got 7"),
+        ("sweeps/ab12/sweep.json", "settings", {}, "settings.dataset is missing"),
+        ("sweeps/ab12/trials/sgan-0.json", "seed", "x", "seed must be a valid integer, but got 'x'"),
+        ("sweeps/ab12/trials/sgan-0.json", "stages", [], "stages must have at least 1 item"),
+        ("sweeps/ab12/trials/sgan-0.json", "rerun", "'", "rerun: No closing quotation"),
+        ("stages/score-sgan-0/stage.json", "scores", {"fid": "x"}, "scores.fid must be a valid number, but got 'x'"),
+        ("stages/level-sgan-0/stage.json", "files", {"../../a": ""}, "'../../a' is no name of a file"),
+    ],
+)
+def test_a_whole_file_of_another_kind_is_an_error_with_its_name(file, entry, value, message, tmp_path):
+    path = make(tmp_path).root / file
+    write_json(path, read_json(path) | {entry: value})
+    with pytest.raises(StoreError, match=f"{re.escape(str(path))}.*{re.escape(message)}"):
+        document.markdown(results.read(Store(tmp_path), KEY))
+
+
+def test_a_command_of_a_hostile_record_is_words_alone(tmp_path):
+    path = make(tmp_path).root / "sweeps" / KEY / "trials" / "sgan-0.json"
+    write_json(path, read_json(path) | {"rerun": "--seeds 1; rm -rf ~ $(reboot)"})
+    row = next(row for row in manifest.read(Store(tmp_path), KEY)["trials"] if row["name"] == "score-sgan-0")
+    script = f"printf '%s\\n' {row['rerun']}"
+    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.splitlines() == ["--seeds", "1;", "rm", "-rf", "~", "$(reboot)"]
 
 
 def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):

@@ -221,8 +221,9 @@ def test_a_finished_stage_whose_files_lead_out_of_the_mirror_is_named_and_writes
 def test_no_file_outside_the_mirror_is_uploaded(host, tmp_path):
     one = host("one")
     (tmp_path / "secret").write_text("secret")
+    facts = {"name": "stage", "status": "done", "finished": 1.0}
     for secret in ("../../../../secret", str(tmp_path / "secret")):
-        write_json(one.root / "stages" / "stage" / "stage.json", {"name": "stage", "files": {secret: ""}})
+        write_json(one.root / "stages" / "stage" / "stage.json", facts | {"files": {secret: ""}})
         with pytest.raises(StoreError, match=r"secret' is no name of a file"), one.claim("stage"):
             pass
     assert not one.fs.find(f"{one.base}/stages")
