@@ -80,6 +80,17 @@ def share(path: Path) -> None:
         path.chmod(wider & 0o7777)
 
 
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Let what other code makes in this process meanwhile have the rights that `share` gives."""
+    own = os.umask(0o77)
+    os.umask(own & ~folder.stat().st_mode)
+    try:
+        yield
+    finally:
+        os.umask(own)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, if they are not there."""
     if not path.is_dir():

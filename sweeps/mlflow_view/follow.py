@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from sgan.store.files import share
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps.mlflow_view.connection import PASS_SECONDS, VARIABLE
@@ -24,7 +25,9 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
     """
     command, pipe = [sys.executable, "-m", "sweeps.mlflow_view.follow", sweep_key], subprocess.PIPE
     secrets = os.environ | {STORE: store.address, VARIABLE: uri}  # every local user can read a command line
-    with open(folder(store, sweep_key) / LOG, "a") as log:
+    path = folder(store, sweep_key) / LOG
+    with open(path, "a") as log:
+        share(path)
         return subprocess.Popen(command, stdin=pipe, stdout=log, stderr=log, env=secrets, start_new_session=True)
 
 

@@ -1,6 +1,7 @@
 """What MLflow holds after passes over hand-made stores, through real SQLite files."""
 
 import contextlib
+import os
 import re
 import shutil
 import sqlite3
@@ -411,6 +412,25 @@ def test_symbolic_links_in_a_store_are_never_followed(store, tmp_path):
     client_of(store).delete_run(trial(store, "sgan").info.run_id)
     with pytest.raises(StoreError, match="lies behind a symbolic link"):
         sync(store)
+
+
+def test_what_mlflow_writes_into_a_groups_store_is_the_groups(store):
+    """Whatever the umask of the user who sends, another one of the group can send more, with the same log."""
+    finish(store, "sgan", 0)
+    for path in (store.root, *store.root.rglob("*")):
+        path.chmod(0o2770 if path.is_dir() else 0o660)
+    own = os.umask(0o077)
+    try:
+        sync(store)
+        assert os.umask(0o077) == 0o077
+        with follow.start(store, KEY, default_uri(store)) as follower:
+            follower.communicate(timeout=60)
+    finally:
+        os.umask(own)
+    artifacts = list((store.root / "mlartifacts").rglob("*"))  # some are copies, with the rights of what they copy
+    narrow = [path for path in artifacts if ~path.stat().st_mode & (0o70 if path.is_dir() else 0o40)]
+    assert not narrow, narrow[:5]
+    assert (store.root / "sweeps" / KEY / follow.LOG).stat().st_mode & 0o60 == 0o60
 
 
 def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
