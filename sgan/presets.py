@@ -141,7 +141,7 @@ def _released(dataset: Dataset, images: int) -> Recipe:
 
 
 def _laptop(dataset: Dataset, images: int) -> Recipe:
-    """Ours, chosen on seeds 100 to 105 and reported on others: for digits, and for MNIST, which serves all larger
+    """Ours, chosen on seeds 100 and up and reported on others: for digits, and for MNIST, which serves all larger
     images."""
     adam, encoder = AdamRecipe(learning_rate=2.4e-3, beta1=0.5), AdamRecipe(learning_rate=1e-3, beta1=0.9)
     classifier = EncoderRecipe(images=64 * 600, batch=64, adam=encoder, init_std=0.1)
@@ -152,8 +152,9 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
         joint = replace(gan, adam=replace(adam, learning_rate=1.2e-3))
         return Recipe("laptop", classifier, gan, joint, 64 * 800, 64 * 3500, 64 * 1500, judge, samples=10_000)
     classifier = replace(classifier, images=60_000, flips=dataset.flips, feature_variance=0.5)
-    adam = replace(adam, learning_rate=3e-3)
+    adam = replace(adam, learning_rate=1e-3)
     # D's adversarial loss counts little: Q, which shares its layers, would learn too slowly for z to have an effect.
+    # In the joint stage, which begins with z's effect, a stronger D corrects what the weak one let pass.
     gan = GanRecipe(
         64,
         adam,
@@ -163,8 +164,8 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
         discriminator_norm=True,
         init_std=0.05,
     )
-    joint = replace(gan, adam=replace(adam, learning_rate=1.5e-3))
-    lengths = (64 * 1000, 64 * 2000, 64 * 500)
+    joint = replace(gan, discriminator_scale=0.1)
+    lengths = (64 * 1200, 64 * 2000, 64 * 750)
     return Recipe("laptop", classifier, gan, joint, *lengths, judge, samples=10_000, evaluations=2)
 
 

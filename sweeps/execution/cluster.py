@@ -1,9 +1,11 @@
 """The cluster: how a command joins it, how many stages it runs at the same time, and whether its nodes have one output
 store, between which claims hold, and the same versions."""
 
+import functools
 import logging
 import os
 import platform
+import secrets
 import signal
 import threading
 import time
@@ -34,6 +36,7 @@ def join_cluster() -> None:
     """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
     ConfigError where Ray does not join the cluster, or does not start here."""
     address = cluster_address()
+    keep_token_private(make=not address)
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -57,6 +60,23 @@ def join_cluster() -> None:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
     if address:
         threading.Thread(target=tell_of_lost_head, args=(address,), daemon=True).start()
+
+
+def keep_token_private(make: bool) -> None:
+    """Let this user alone read the file of Ray's token, with which others could run code as this user: Ray makes it
+    with the umask's rights. `make`: make it where it is not there. ConfigError where its rights cannot be narrowed."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if make and not path.exists():
+        with suppress(OSError):  # another command was faster; or Ray says itself what is wrong with the folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "x", opener=functools.partial(os.open, mode=0o600)) as file:
+                file.write(secrets.token_hex(32))  # what `ray get-auth-token --generate` writes
+    try:
+        if path.exists() and path.stat().st_mode & 0o77:
+            path.chmod(0o600)
+    except OSError as error:
+        advice = "have its owner narrow its rights (chmod 600), or name another one in RAY_AUTH_TOKEN_PATH"
+        raise ConfigError(f"other users can read Ray's token {path} ({error}); {advice}") from error
 
 
 def tell_of_lost_head(address: str) -> None:

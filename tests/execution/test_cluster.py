@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,36 @@ from sweeps.planning.options import Options
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "clusters/hosts.yaml")
+
+
+def test_rays_token_is_its_users_alone(monkeypatch):
+    """Whoever reads it runs code as the user."""
+    with tempfile.TemporaryDirectory() as folder:
+        token = Path(folder, ".ray", "auth_token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        cluster.keep_token_private(make=False)  # that of a cluster comes from its head
+        assert not token.exists()
+        before = os.umask(0)
+        try:
+            cluster.keep_token_private(make=True)
+        finally:
+            os.umask(before)
+        made = token.read_text()
+        assert re.fullmatch("[0-9a-f]{64}", made)
+        assert token.stat().st_mode & 0o777 == 0o600
+        for make in (True, False):
+            token.chmod(0o644)
+            cluster.keep_token_private(make)
+            assert (token.read_text(), token.stat().st_mode & 0o777) == (made, 0o600)
+        if os.geteuid() == 0:  # a file of another user
+            token.chmod(0o644)
+            Path(folder).chmod(0o755)
+            os.seteuid(1001)
+            try:
+                with pytest.raises(ConfigError, match=r"other users can read Ray's token .*chmod 600"):
+                    cluster.keep_token_private(make=False)
+            finally:
+                os.seteuid(0)
 
 
 @pytest.mark.parametrize(
