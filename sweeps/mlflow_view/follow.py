@@ -5,6 +5,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from sgan.store.files import share
 from sgan.store.local import Store
@@ -14,6 +15,7 @@ from sweeps.mlflow_view.sync import attempt, later
 from sweeps.planning.manifest import folder
 
 PAUSE, LONGEST_PAUSE = 5.0, 60.0  # Seconds between passes. The pause doubles while MLflow does not answer.
+TOLD_SECONDS = 5.0  # After which a command that waits for MLflow says so
 SHARE = 0.1  # Of a core, that passes may use: an expensive pass makes the next pause longer
 LOG, STORE = "mlflow.log", "SGAN_STORE"
 
@@ -40,6 +42,11 @@ def finish(
     where it takes longer than a pass may. Returns "", or one line on what went wrong and how to send the rest later.
     """
     try:
+        if seconds is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=TOLD_SECONDS)
+            if process.poll() is None:
+                print(f"waiting until MLflow has the rest, for {PASS_SECONDS / 60:g} minutes at most", flush=True)
         process.communicate(timeout=seconds or PASS_SECONDS)
     except subprocess.TimeoutExpired:
         if seconds is None:
