@@ -84,7 +84,8 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
     left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
     seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
     print(f"{run.title}\n  why      {run.basis.why}")
-    print(f"  space    {len(space.splits)} splits, losses {' or '.join(space.losses)}, {', '.join(ranges)}")
+    splits = f"{len(space.splits)} split{'s' * (len(space.splits) > 1)}"
+    print(f"  space    {splits}, losses {' or '.join(space.losses)}, {', '.join(ranges)}")
     print(f"  study    {run.name}: {searcher.ended} trials finished{left}")
     print(f"  explore  {searcher.target} configs at seed {search.seed}")
     print(f"  confirm  the best {made.best} and the default config on {seeds}")
@@ -116,9 +117,8 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
     failed = any(run.outcome(row) is None for _, row in confirmed)
     if best:
-        path, title = best
-        print(f"Best: {title}, in {path}.")
-        then = f"python sweeps/ablation.py --config {shlex.quote(str(path))}"
+        print(f"{run.chosen} It is in {best}.")
+        then = f"python sweeps/ablation.py --config {shlex.quote(str(best))}"
     elif failed:
         then = "No config was confirmed on all of its seeds; the same command tries again what failed."
     else:

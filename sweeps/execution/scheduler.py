@@ -20,7 +20,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
@@ -67,6 +66,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.live: dict[str, Trial] = {}
         self.ended: list[tuple[Trial, End]] = []
         self.stopped: ray.ObjectRef | None = None
+        self.last: ray.ObjectRef | None = None  # The last word to the scheduler of stages
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves it for a restore that nobody does
@@ -104,7 +104,7 @@ class SourceSearcher(Searcher, tune.Stopper):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
-        self.scheduler.leave.remote(trial.id)
+        self.last = self.scheduler.leave.remote(trial.id)
         if error:
             end = End("failed", f"its process on the head died more than {LOST} times")
         else:
@@ -161,9 +161,9 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
             ),
         )
         tuner.fit()
-        if searcher.stop_all() and searcher.stopped:
-            with suppress(RayError):
-                ray.get(searcher.stopped, timeout=STOP_SECONDS)
+        searcher.stop_all()
+        if said := [each for each in (searcher.stopped, searcher.last) if each]:
+            ray.wait(said, num_returns=len(said), timeout=STOP_SECONDS)
         ray.kill(scheduler)
         if 0 < job.slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
             shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")

@@ -48,6 +48,7 @@ START = 10.0  # Seconds until the first stage of a phase runs: Ray starts proces
 CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
 """Options that the record holds."""
+FLOORED = "one that diverged or collapsed counts with the worst score"
 
 
 class Plan(NamedTuple):
@@ -60,7 +61,10 @@ class Plan(NamedTuple):
 
 
 class SearchRun:
-    """A search with everything chosen, and its record; on so many slots."""
+    """A search with everything chosen, and its record; on so many slots. `chosen`: its best config in words, "" before
+    there is one."""
+
+    chosen = ""
 
     def __init__(self, search: Search, basis: Basis, store: Store, slots: int):
         self.options, self.basis, self.store, self.slots = search, basis, store, slots
@@ -165,6 +169,7 @@ class SearchRun:
             "search": None,
             "score": self.objective.score,
             "explored": searcher.ended,
+            "chosen": self.chosen,
             "importance": shares,
             "trials": [],
         }
@@ -184,9 +189,9 @@ class SearchRun:
         fresh = range(self.seed + 1, self.seed + 1 + seeds)
         return [self.trial(number, params, seed) for seed in fresh for number, params in chosen.items()]
 
-    def write_best(self, searcher: "Searcher", confirmed: Sequence[tuple[Trial, Row]]) -> tuple[Path, str] | None:
-        """Write best.yaml; returns its path and its config in words, or None where no config has ended on all of its
-        seeds, or all went wrong. A seed that diverged or collapsed counts with the floor."""
+    def write_best(self, searcher: "Searcher", confirmed: Sequence[tuple[Trial, Row]]) -> Path | None:
+        """Write best.yaml, and say in `chosen` which config it has; returns its path, or None where no config has ended
+        on all of its seeds, or all went wrong. A seed that diverged or collapsed counts with the floor."""
         configs: dict[str, list[tuple[Trial, Row, Outcome | None]]] = {}
         for one, row in confirmed:
             configs.setdefault(one.variant, []).append((one, row, self.outcome(row)))
@@ -215,7 +220,12 @@ class SearchRun:
         }
         options = self.ablation(row["params"])
         path = manifest.write_best(self.store, self.options.variant, options, one.config, provenance)
-        return path, row["title"]
+        self.chosen = f"Best: {row['title']}."
+        for seeds in configs.values():
+            bad = sum(outcome is None or outcome.tag != DONE for *_, outcome in seeds)
+            if bad and seeds is not winner:
+                self.chosen += f" {seeds[0][1]['title']} has {bad} of {len(seeds)} seeds that went wrong: {FLOORED}."
+        return path
 
 
 class Searcher:

@@ -94,7 +94,7 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
         return f"{text}. There is no other row with a common seed to compare it with."
     nearest = leading[next(name for name in means if name in leading)]
     size = f"{abs(nearest.mean):.{digits}f} {'higher' if nearest.mean > 0 else 'lower'}"
-    of = f"{titles[nearest.variant]} is {size} than {reference}"
+    of = f"{'this' if nearest.variant == leader else titles[nearest.variant]} is {size} than {reference}"
     text += f"; {of} on the same {nearest.n} seed{'s' * (nearest.n > 1)} ({said(nearest)}). "
     seeds = max(each.n for each in leading.values())
     if 2 / 2**seeds > SURE:

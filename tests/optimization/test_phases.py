@@ -96,8 +96,14 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert train(ListSource([one for one, _ in confirmed], run.store), run.store, digits)
     best = run.write_best(searcher, confirmed)
     assert best
-    content = yaml.safe_load(best[0].read_text())
-    chosen = [one for one, row in confirmed if row["number"] == content["provenance"]["trial"]]
+    content = yaml.safe_load(best.read_text())
+    number = content["provenance"]["trial"]
+    chosen = [one for one, row in confirmed if row["number"] == number]
+    outcomes = {row["title"]: run.outcome(row) for _, row in confirmed if row["number"] != number}
+    wrong = [title for title, outcome in outcomes.items() if not outcome or outcome.tag != "done"]
+    titles = {row["number"]: row["title"] for _, row in confirmed}
+    assert run.chosen.startswith(f"Best: {titles[number]}.")
+    assert [title for title in outcomes if f"{title} has " in run.chosen] == wrong
     scores = [run.store.facts(one.plan.name)["scores"]["fid"] for one in chosen]
     found = content["provenance"]["confirmed"]
     assert found["seeds"] == [1001, 1002]

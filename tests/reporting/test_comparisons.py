@@ -79,7 +79,7 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     one = make(tmp_path, fid={"sgan": [6.0], "other": [5.0]})
     told = comparisons.verdict(one, comparisons.contrasts(one))
     assert told == (
-        "OTHER has the lowest mean FID, 5.00; OTHER is 1.00 lower than SGAN on the same 1 seed (one seed: no interval)"
+        "OTHER has the lowest mean FID, 5.00; this is 1.00 lower than SGAN on the same 1 seed (one seed: no interval)"
         ". With 1 paired seed no difference can reach a p below 1: no order is established."
     )
     alone = make(tmp_path, fid={"sgan": [6.0, 7.0]})
@@ -98,7 +98,7 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
     assert [each.p for each in found][::2] == [2 / 2**10] * 2
     assert found[0].holm == pytest.approx(3 * 2 / 2**10)
     told = comparisons.verdict(sweep, found)
-    assert "BETTER is 3.00 lower than SGAN on the same 10 seeds" in told
+    assert "this is 3.00 lower than SGAN on the same 10 seeds" in told
     assert told.endswith(
         "Established by FID against SGAN (p < 0.05 after Holm's correction): WORSE worse, BETTER better; for 1 of 3 "
         "rows the seeds do not tell."
