@@ -9,7 +9,7 @@ ROUNDS ?= 1
 SYNC = $(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode
 EDITABLE = $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --no-index --editable .
 
-.PHONY: ablation test test-slow check chaos chaos-cluster bench audit commit lock clean
+.PHONY: ablation test test-lowest test-slow check chaos chaos-cluster bench audit commit lock clean
 
 ablation: $(ENV)/made
 	$(BIN)/python sweeps/ablation.py $(ARGS)
@@ -21,6 +21,14 @@ test: $(ENV)/dev
 # The rest, one after the other: they start clusters and servers, and kill them.
 test-slow: $(ENV)/dev
 	$(BIN)/python -m pytest -m "slow or cluster" $(ARGS)
+
+# The quick tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+LOWEST = $(ENV)-lowest
+test-lowest: $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
+	$(UV) pip compile --quiet --resolution lowest-direct --group dev pyproject.toml --output-file $(LOWEST)/lowest.txt
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --requirements $(LOWEST)/lowest.txt --editable .
+	$(LOWEST)/bin/python -m pytest -m "not slow and not cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(ENV)/dev
 	$(BIN)/ruff check .
