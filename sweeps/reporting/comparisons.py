@@ -84,7 +84,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     """The answer in two sentences: which row leads and by how much, and what the seeds can establish."""
     measure, titles, means = MEASURES[sweep.leading], sweep.titles, sweep.ranking
-    heading, digits, reference = measure.heading, measure.decimals, titles.get(sweep.reference, "")
+    heading, digits, reference = measure.heading, measure.decimals, sweep.reference_title
     if not means:
         return f"No trial has finished with a {heading}. There is nothing to compare."
     leader = next(iter(means))

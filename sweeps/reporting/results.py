@@ -73,6 +73,12 @@ class Sweep:
         return next((each["name"] for each in variants if not each["changes"]), next(iter(self.titles), ""))
 
     @property
+    def reference_title(self) -> str:
+        """The reference in words: a search's titles say all that is searched, and end in "(default)" for one config."""
+        title = self.titles.get(self.reference, "others")
+        return "the default" if title.endswith("(default)") else title
+
+    @property
     def leading(self) -> str:
         """The score that decides: a search's objective, or LEADING."""
         return self.manifest.get("score", LEADING)

@@ -46,7 +46,7 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
     first, *others = scores
     against = {each.variant: each for each in contrasts if each.outcome == first}
     headings = [f"{SHORT.get(score, SCORES[score].heading)}{ARROWS[SCORES[score].better]}" for score in scores]
-    rows = [["Variant", headings[0], f"against {sweep.titles.get(sweep.reference, 'others')}", *headings[1:]]]
+    rows = [["Variant", headings[0], f"against {sweep.reference_title}", *headings[1:]]]
     for name, title in sweep.titles.items():
         own, outcomes = sweep.summary[name], list(sweep.of(name)["outcome"])
         done = outcomes.count("done")

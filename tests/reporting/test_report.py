@@ -283,11 +283,13 @@ def test_a_search_shows_its_plots_and_what_was_only_explored_apart(tmp_path):
     for number, trial in enumerate(record["trials"]):
         trial |= {"number": number, "params": {"entropy": 1.0 + number, "split": f"fc{number}"}}
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
+        trial["title"] = "0: fc3, 1 : 1 : 10 (default)" if trial["variant"] == "sgan" else trial["title"]
     manifest.write(store, record)
     assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
     text = (tmp_path / "SEARCHED.md").read_text()
     assert "DCGAN (adv+cond+ent)" not in text
     assert "7 configs were explored at seed 1000" in text
+    assert "| against the default |" in " ".join(text.split())
     for name, title in (("importance", "Importance of each parameter for FID"), ("history", "FID of every explored")):
         assert f"![{title}" in text
         assert f"(SEARCHED/{KEY}/{name}.png)" in text
