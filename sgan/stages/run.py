@@ -106,10 +106,14 @@ def be_deterministic(wanted: bool) -> None:
 
 
 def processor() -> str:
-    """The CPU's model, where Linux tells it (proc_cpuinfo(5)); else its kind."""
+    """The CPU's name, with the numbers that tell kinds of one name apart, where Linux says them (proc_cpuinfo(5)); else
+    its architecture."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "") or platform.machine()
+    pairs = [line.partition(":") for line in path.read_text().splitlines()] if path.exists() else []
+    said = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in said:
+        return platform.machine()
+    return f"{said['model name']} (family {said.get('cpu family', '?')}, model {said.get('model', '?')})"
 
 
 @functools.cache
