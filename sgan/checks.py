@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-OPEN = ConfigDict(extra="allow", strict=True)
+OPEN = ConfigDict(extra="allow", strict=True)  # Of a TypedDict that names the entries which every writer must give
 Made = TypeVar("Made")
 WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 """Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
@@ -85,14 +85,11 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         raise ConfigError(_message(error, name)) from error
 
 
-@functools.cache
-def _adapter(kind: type[Made]) -> TypeAdapter[Made]:
-    return TypeAdapter(kind)
+_adapter = functools.cache(TypeAdapter)
 
 
-def of_kind(kind: type[Made], value: object) -> Made:
-    """JSON from outside, if it is of this TypedDict; otherwise ConfigError. It may hold more where the TypedDict has
-    `OPEN` as its __pydantic_config__."""
+def of_kind(kind: Any, value: object) -> Any:
+    """JSON from outside, if it is of this TypedDict; otherwise ConfigError."""
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as error:

@@ -81,8 +81,8 @@ def share(path: Path) -> None:
 
 
 @contextmanager
-def shared(folder: Path) -> Iterator[None]:
-    """Let what other code makes in this process meanwhile have the rights that `share` gives."""
+def umask_of(folder: Path) -> Iterator[None]:
+    """Give what other code makes in this process meanwhile the rights that `share` gives."""
     own = os.umask(0o77)
     os.umask(own & ~folder.stat().st_mode)
     try:

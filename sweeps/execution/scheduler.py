@@ -66,7 +66,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.live: dict[str, Trial] = {}
         self.ended: list[tuple[Trial, End]] = []
         self.stopped: ray.ObjectRef | None = None
-        self.last: ray.ObjectRef | None = None  # The last word to the scheduler of stages
+        self.last_call: ray.ObjectRef | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves it for a restore that nobody does
@@ -104,7 +104,7 @@ class SourceSearcher(Searcher, tune.Stopper):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
-        self.last = self.scheduler.leave.remote(trial.id)
+        self.last_call = self.scheduler.leave.remote(trial.id)
         if error:
             end = End("failed", f"its process on the head died more than {LOST} times")
         else:
@@ -162,8 +162,9 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
         )
         tuner.fit()
         searcher.stop_all()
-        if said := [each for each in (searcher.stopped, searcher.last) if each]:
-            ray.wait(said, num_returns=len(said), timeout=STOP_SECONDS)
+        # Ray prints a raw line for a call that meets the end of its actor.
+        if calls := [each for each in (searcher.stopped, searcher.last_call) if each]:
+            ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
         ray.kill(scheduler)
         if 0 < job.slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
             shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")

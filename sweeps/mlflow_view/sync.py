@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Run
 
 from sgan.addresses import masked
 from sgan.checks import content_key
-from sgan.store.files import StoreError, sha256, shared
+from sgan.store.files import StoreError, sha256, umask_of
 from sgan.store.local import MODELS, Store
 from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import VARIABLE, default_uri, error_line, experiment_id, limited, prepare
@@ -37,7 +37,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
         store.renew()
     prepare(store, uri)
     # Two passes at once, of two drivers, would make runs twice.
-    with shared(store.root), store.lock(f"mlflow-{sweep_key}"):
+    with umask_of(store.root), store.lock(f"mlflow-{sweep_key}"):
         manifest = manifests.read(store, sweep_key)
         return _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
 

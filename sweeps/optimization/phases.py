@@ -48,7 +48,6 @@ START = 10.0  # Seconds until the first stage of a phase runs: Ray starts proces
 CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
 """Options that the record holds."""
-FLOORED = "one that diverged or collapsed counts with the worst score"
 
 
 class Plan(NamedTuple):
@@ -224,7 +223,8 @@ class SearchRun:
         for seeds in configs.values():
             bad = sum(outcome is None or outcome.tag != DONE for *_, outcome in seeds)
             if bad and seeds is not winner:
-                self.chosen += f" {seeds[0][1]['title']} has {bad} of {len(seeds)} seeds that went wrong: {FLOORED}."
+                self.chosen += f" {seeds[0][1]['title']} has {bad} of {len(seeds)} seeds that went wrong"
+                self.chosen += ": one that diverged or collapsed counts with the worst score."
         return path
 
 

@@ -194,7 +194,8 @@ def _origin(sweep: Sweep) -> list[str]:
             f"A search: {record['explored']} configs were explored at seed {settings['seed']}. The table has what was "
             "confirmed on other seeds: the score of a seed that chose a config says nothing of it."
         )
-        lines += filter(None, [record.get("chosen")])
+        if record.get("chosen"):
+            lines.append(record["chosen"])
     devices = sorted({device for devices in done["devices"] for device in devices})
     if len(devices) > 1:
         lines.append(f"Trained on more than one device or version of torch: {'; '.join(devices)}.")
