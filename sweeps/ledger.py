@@ -6,29 +6,13 @@ python sweeps/ledger.py STORE
 import collections
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tyro
 from tyro.conf import Positional
 
-from sgan.checks import require
+from sgan.checks import ConfigError
 from sgan.command_line import later, parse, status
 from sgan.store.s3 import find_store
-
-
-def line(event: Mapping[str, Any]) -> str:
-    common = ("time", "host", "process", "event")
-    when = datetime.datetime.fromtimestamp(event["time"]).isoformat(" ", "seconds")
-    about = ", ".join(f"{name} {value}" for name, value in event.items() if name not in common and value != "")
-    return f"{when}  {event['host']}:{event['process']}  {event['event']}: {about}"
-
-
-def account(events: Sequence[Mapping[str, Any]]) -> str:
-    """What was trained more than once: its folder was deleted, or two hosts raced."""
-    published = collections.Counter(event["stage"] for event in events if event["event"] == "stage published")
-    again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
-    return f"trained more than once: {', '.join(again) or 'nothing'}"
 
 
 def main(store: Positional[str]) -> int:
@@ -38,9 +22,18 @@ def main(store: Positional[str]) -> int:
         store: The output store.
     """
     opened = find_store(store)
-    require(opened is not None, f"there is no output store {store}; name the folder that a sweep was given as --store")
-    events = opened.events() if opened else []
-    print(*map(line, events), account(events), sep="\n")
+    if opened is None:
+        raise ConfigError(f"there is no output store {store}; name the folder that a sweep was given as --store")
+    published = collections.Counter[str]()
+    for event in opened.events():
+        when = datetime.datetime.fromtimestamp(event.pop("time")).isoformat(" ", "seconds")
+        host, process, what = (event.pop(name) for name in ("host", "process", "event"))
+        about = ", ".join(f"{name} {value}" for name, value in event.items() if value != "")
+        print(f"{when}  {host}:{process}  {what}: {about}")
+        published.update([event["stage"]] if what == "stage published" else [])
+    # Its folder was deleted, or two hosts raced.
+    again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
+    print(f"trained more than once: {', '.join(again) or 'nothing'}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """The cluster: how a command joins it, how many stages it runs at the same time, and whether its nodes have one output
 store, between which claims hold, and the same versions."""
 
-import functools
 import logging
 import os
 import platform
@@ -69,8 +68,8 @@ def keep_token_private(make: bool) -> None:
     if make and not path.exists():
         with suppress(OSError):  # another command was faster; or Ray says itself what is wrong with the folder
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "x", opener=functools.partial(os.open, mode=0o600)) as file:
-                file.write(secrets.token_hex(32))  # what `ray get-auth-token --generate` writes
+            path.touch(0o600, exist_ok=False)
+            path.write_text(secrets.token_hex(32))  # what `ray get-auth-token --generate` writes
     try:
         if path.exists() and path.stat().st_mode & 0o77:
             path.chmod(0o600)
@@ -92,15 +91,6 @@ def tell_of_lost_head(address: str) -> None:
         "goes on where it was. Ctrl-C twice ends this one.",
         flush=True,
     )
-
-
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each node that Ray has or may start; of this machine where Ray has not been started."""
-    if not ray.is_initialized():
-        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    nodes, path = [node["Resources"] for node in ray.nodes() if node["Alive"]], Path.home() / CONFIG
-    more = cluster_address() and path.exists()
-    return nodes + (to_come(yaml.safe_load(path.read_text()), len(nodes)) if more else [])
 
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
@@ -126,10 +116,16 @@ class Slots:
 
 
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
-    """The slots that Ray has: one a CPU, or `trials_per_gpu` a GPU, at most `limit`.
+    """The slots of the nodes that Ray has or may start, of this machine where Ray has not been started: one a CPU, or
+    `trials_per_gpu` a GPU, at most `limit`.
 
     The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU."""
-    nodes = _nodes()
+    if not ray.is_initialized():
+        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    else:
+        nodes, path = [node["Resources"] for node in ray.nodes() if node["Alive"]], Path.home() / CONFIG
+        if cluster_address() and path.exists():
+            nodes += to_come(yaml.safe_load(path.read_text()), len(nodes))
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus
     if gpus:

@@ -12,7 +12,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -37,7 +36,15 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     cluster = cluster_address()
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
-    client = _connect(cluster)
+    logging.disable(logging.INFO)  # Ray's client would tell of its connections
+    try:
+        client = JobSubmissionClient(cluster)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"the dashboard of the Ray cluster at {cluster} does not take commands ({reason}); start the "
+            "cluster with it (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
+        ) from error
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
     key = f"sgan-{content_key([script, repr(same)])}-"  # from whatever folder it was given in
@@ -51,21 +58,18 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
     return follow(client, job)
 
 
-def _connect(cluster: str) -> JobSubmissionClient:
-    logging.disable(logging.INFO)  # Ray's client would tell of its connections
-    try:
-        return JobSubmissionClient(cluster)
-    except (RayError, OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"the dashboard of the Ray cluster at {cluster} does not take commands ({reason}); start the "
-            "cluster with it (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
-        ) from error
-
-
 def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
-    """Submit this process's command as a job; false where another terminal was faster."""
-    file = _script()
+    """Submit this process's command as a job; false where another terminal was faster.
+
+    Its environment is in a file that this user alone can read and that removes itself: Ray shows the entrypoints and
+    environments of jobs, and these may hold passwords."""
+    handle, file = tempfile.mkstemp(prefix="sgan-", suffix=".sh")
+    names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
+    words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+    lines = [f"rm -f {file}", f"cd {shlex.quote(os.getcwd())}", f"export {INSIDE}=1"]
+    lines += [f"export {name}={shlex.quote(os.environ[name])}" for name in names]
+    with open(handle, "w") as script_file:
+        script_file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
     try:
         client.submit_job(
             entrypoint=f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}",
@@ -75,24 +79,10 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
         )
         return True
     except RuntimeError as error:
-        file.unlink()
+        os.unlink(file)
         if "already exists" not in str(error):
             raise
         return False
-
-
-def _script() -> Path:
-    """A file that runs this process's command with its environment, and removes itself.
-
-    This user alone can read it. Ray shows the entrypoints and environments of jobs, and these may hold passwords."""
-    handle, path = tempfile.mkstemp(prefix="sgan-", suffix=".sh")
-    names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
-    words = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
-    lines = [f"rm -f {path}", f"cd {shlex.quote(os.getcwd())}", f"export {INSIDE}=1"]
-    lines += [f"export {name}={shlex.quote(os.environ[name])}" for name in names]
-    with open(handle, "w") as file:
-        file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
-    return Path(path)
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:

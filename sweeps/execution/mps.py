@@ -5,7 +5,6 @@ A node has MPS while NVIDIA's control daemon runs there: a process that begins t
 """
 
 import platform
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ def _owner() -> Path:
 
 def _control(command: str = "", *options: str) -> bool:
     """Run the control program with a command on its input; whether it succeeds."""
-    with suppress(subprocess.TimeoutExpired):
+    with suppress(OSError, subprocess.TimeoutExpired):  # it is not there, or hangs
         return not subprocess.run(
             [CONTROL, *options], input=command, capture_output=True, text=True, timeout=SECONDS, check=False
         ).returncode
@@ -35,7 +34,7 @@ def _control(command: str = "", *options: str) -> bool:
 def start(sweep_key: str) -> bool:
     """Start this node's daemon; whether it was this call that did. Nothing happens where the node has no MPS, or a
     daemon runs."""
-    if not shutil.which(CONTROL) or _control("get_server_list\n") or not _control("", "-d"):
+    if _control("get_server_list\n") or not _control("", "-d"):
         return False
     _owner().parent.mkdir(parents=True, exist_ok=True)
     _owner().write_text(sweep_key)
@@ -54,10 +53,8 @@ def stop(sweep_key: str) -> bool:
 def stop_everywhere(sweep_key: str) -> int:
     """Stop the daemons that a sweep has started; returns on how many of the cluster's nodes."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    task = ray.remote(num_cpus=0)(stop)
-    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    task, on = ray.remote(num_cpus=0)(stop), NodeAffinitySchedulingStrategy
+    stops = [task.options(scheduling_strategy=on(node, soft=False)).remote(sweep_key) for node in nodes]
     with suppress(RayError):  # a node that has died has no daemon
-        return sum(
-            ray.get([task.options(scheduling_strategy=each).remote(sweep_key) for each in there], timeout=SECONDS)
-        )
+        return sum(ray.get(stops, timeout=SECONDS))
     return 0

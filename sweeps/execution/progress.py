@@ -22,7 +22,7 @@ from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import lack, write_json
 from sgan.store.local import Store
-from sweeps.planning.trials import End, Trial, TrialSource, clock
+from sweeps.planning.trials import End, Trial, TrialSource, clock, missing
 
 SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
 REFRESH = 0.2  # Seconds between two pictures of the view, at least
@@ -78,17 +78,13 @@ class Progress:
             self.trials.add(trial.id)
             with suppress(OSError):
                 self.store.failure(trial.plan.name).unlink(missing_ok=True)
-            new = {name(stage): stage for _, stage in trial.plan.stages if name(stage) not in self.stages}
-            self.stages |= {each: stage for each, stage in new.items() if not self.store.has(each)}
+            self.stages |= missing([trial], self.store)
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial's stage has gone on, or waits; `result` as `StageScheduler.follow` says."""
         label, blocked, self.current[trial.id] = result["label"], result.get("blocked", ""), ""
-        if label:
-            told = self._row(trial, label, result)
-            what = label
-        else:
-            told, what = "", f"{result['waiting']}: {blocked}" if blocked else f"waits for {result['waiting']}"
+        told = self._row(trial, label, result) if label else ""
+        what = label or (f"{result['waiting']}: {blocked}" if blocked else f"waits for {result['waiting']}")
         if (blocked or not self.lives) and self._is_news(trial.id, what):
             self._line(trial, f"{what}: {told}" if told else what)
         self._draw()
@@ -119,24 +115,15 @@ class Progress:
         what = f"{end.outcome}: {end.reason}" if end.reason else end.outcome
         with suppress(OSError):  # a full disk must not end the trials that run
             if end.outcome == "done":
-                what = f"done: {self._score(trial)}"
+                scores = self.store.facts(trial.plan.name)["scores"]
+                self.scores.setdefault(trial.variant, []).append(scores)
+                shown = [(MEASURES[each], scores[each]) for each in SHOWN if scores.get(each) is not None]
+                what = f"done: {', '.join(f'{of.heading} {score:.{of.decimals}f}' for of, score in shown)}"
             if end.outcome == "failed":
                 content = {"trial": trial.plan.name, "error": end.reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
         self._draw(now=True)
-
-    def _score(self, trial: Trial) -> str:
-        """Take the scores of a finished trial in; returns them in words."""
-        facts = self.store.facts(trial.plan.name)
-        scores = facts["scores"] if facts["status"] == "done" else {}
-        if scores:
-            self.scores.setdefault(trial.variant, []).append(scores)
-        return ", ".join(
-            f"{MEASURES[each].heading} {scores[each]:.{MEASURES[each].decimals}f}"
-            for each in SHOWN
-            if scores.get(each) is not None
-        )
 
     def wait(self, error: OSError | ConfigError) -> None:
         """The store does not let the command go on now."""

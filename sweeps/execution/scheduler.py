@@ -74,9 +74,6 @@ class SourceSearcher(Searcher, tune.Stopper):
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the truth."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the truth."""
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.is_set():
             return Searcher.FINISHED
@@ -105,10 +102,9 @@ class SourceSearcher(Searcher, tune.Stopper):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
         self.last_call = self.scheduler.leave.remote(trial.id)
-        if error:
-            end = End("failed", f"its process on the head died more than {LOST} times")
-        else:
-            end = End((result or {}).get("outcome", "stopped"), (result or {}).get("reason", ""))
+        died = {"outcome": "failed", "reason": f"its process on the head died more than {LOST} times"}
+        said = died if error else result or {}
+        end = End(said.get("outcome", "stopped"), said.get("reason", ""))
         if end.outcome != "stopped" or not self.stop.is_set():
             self.progress.end(trial, end)
             self.ended.append((trial, end))

@@ -5,11 +5,9 @@ first. The actor never trains: it submits tasks, takes their results, and answer
 """
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, RayError
@@ -23,7 +21,6 @@ from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import run_stage_task
 from sweeps.planning.trials import Trial
 
-Found = TypeVar("Found")
 RETRIES = 3  # A stage that dies or raises starts again so many times without a newer checkpoint between
 MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
 TICK = 1.0  # Seconds between two looks at stages that wait, and between two answers to a trial that follows
@@ -56,14 +53,13 @@ class Node:
 
 
 class StageScheduler:
-    """The actor, for the store at `address`."""
+    """The actor, for the store at `address`. Threads ask the store: a silent one holds up no answer to a trial."""
 
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
         self.job: Any = None
         # Opened when it can be: the actor may be begun anew while its disk is in trouble.
         self.store: Store = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.io = ThreadPoolExecutor(1)  # a store that does not answer holds up no answer to a trial
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
         self.followed: set[str] = set()
@@ -146,7 +142,7 @@ class StageScheduler:
             self.changed.clear()
 
     async def _start_ready(self) -> None:
-        self.store = self.store or await self._io(open_store, self.address)
+        self.store = self.store or await asyncio.to_thread(open_store, self.address)
         for stage_name, node in list(self.nodes.items()):
             if node.status in ("unknown", "held", "full"):
                 await self._look(stage_name, node)
@@ -157,7 +153,7 @@ class StageScheduler:
         for stage_name in sorted(filter(self._is_ready, self.nodes), key=first.__getitem__):
             if len(self.running) >= self.slots.count:
                 return
-            held = await self._io(self.store.held, stage_name)
+            held = await asyncio.to_thread(self.store.held, stage_name)
             if self.stopping or not self._is_ready(stage_name):  # any more
                 continue
             node = self.nodes[stage_name]
@@ -204,7 +200,7 @@ class StageScheduler:
         if self.stopping or not node.trials:
             return {"status": "waiting"}
         with suppress(Exception):  # of the store
-            checkpoint = await self._io(self.store.checkpoint, stage_name)
+            checkpoint = await asyncio.to_thread(self.store.checkpoint, stage_name)
             if checkpoint != node.checkpoint:
                 node.checkpoint, node.attempts = checkpoint, 0
         node.starts += 1
@@ -219,22 +215,16 @@ class StageScheduler:
     async def _look(self, stage_name: str, node: Node) -> None:
         """Look whether a stage has finished, here or elsewhere, or is still held."""
         try:
-            if await self._io(self.store.has, stage_name):
-                facts = await self._io(self.store.facts, stage_name)
+            if await asyncio.to_thread(self.store.has, stage_name):
+                facts = await asyncio.to_thread(self.store.facts, stage_name)
                 node.status, node.reason = facts["status"], facts["reason"] or ""
-                return
-            if node.status != "held" or not await self._io(self.store.held, stage_name):
-                node.status, node.reason = (
-                    "waiting",
-                    "",
-                )  # of a store without room the next start says whether it has some
+            elif node.status != "held" or not await asyncio.to_thread(self.store.held, stage_name):
+                # Of a store without room the next start says whether it has some.
+                node.status, node.reason = "waiting", ""
         except StoreError as error:
             if lack(error):
                 raise
             node.status, node.reason = "failed", str(error)
-
-    async def _io(self, call: Callable[..., Found], *arguments: Any) -> Found:
-        return await asyncio.get_running_loop().run_in_executor(self.io, call, *arguments)
 
     def _wake(self) -> None:
         """Wake the followers of trials that have ended."""
