@@ -19,7 +19,7 @@ def options_of() -> Sweep:
     known.add_argument("--config", type=Path)
     known.add_argument("--data", type=Path)  # which a config of an image folder is not valid without
     given = known.parse_known_args()[0]
-    default = Sweep(**config_file.defaults(given.config), data=given.data) if given.config else Sweep()
+    default = Sweep(**vars(config_file.read(given.config).options), data=given.data) if given.config else Sweep()
     return parse(lambda: grouped(Sweep, "python sweeps/ablation.py", default), ASKED)
 
 

@@ -24,7 +24,7 @@ from sweeps.optimization.study import OUTCOME, Row, ended
 from sweeps.planning import ablation, manifest
 from sweeps.planning.basis import Basis, prepare
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.trials import ListSource, Trial, TrialSource, clock, state_of
+from sweeps.planning.trials import ListSource, Trial, clock, state_of
 from sweeps.reporting import document, results
 
 STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so many seconds
@@ -44,7 +44,7 @@ def run_ablation(options: Sweep) -> int:
     frame = Frame("ablation.py", options, store, planned.key, planned.basis, slots)
     ablation.record(planned, store, frame.origin)
     frame.start()
-    finished = frame.run(ListSource(planned.trials, store))
+    finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
     ablation.record(planned, store, frame.origin)  # again: somebody may have deleted it
     sweep = frame.end(finished, planned.rows, options.seed_range)
     outcomes = [state_of(store, trial.row).outcome for trial in planned.trials]
@@ -52,7 +52,8 @@ def run_ablation(options: Sweep) -> int:
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    frame.conclude(sweep, f"python sweeps/best.py {shlex.quote(options.store)}")
+    then = f"python sweeps/best.py {shlex.quote(options.store)}"
+    document.ending(sweep, frame.unsent or pages(frame.uri, planned.key), then)
     return 1 if left or frame.unsent else 0
 
 
@@ -100,12 +101,12 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     run.begin(searcher, frame.origin)
     frame.start()
     confirmed: list[tuple[Trial, Row]] = []
-    best, finished = None, frame.run(searcher)
+    best, finished = None, scheduler.run(searcher, frame.job, run.store)
     if finished:
         confirmed = run.confirm(searcher, made)
         if confirmed:
             print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
-            finished = frame.run(ListSource([one for one, _ in confirmed], run.store))
+            finished = scheduler.run(ListSource([one for one, _ in confirmed], run.store), frame.job, run.store)
         best = run.write_best(searcher, confirmed)
     with suppress(OSError):  # a full disk; the same command writes it again
         run.end(searcher)
@@ -129,7 +130,7 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
             f"There is no config to confirm: of the {ends.total()} that were explored, {counts}. Train longer "
             "(--budget), or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
         )
-    frame.conclude(sweep, then)
+    document.ending(sweep, frame.unsent or pages(frame.uri, run.key), then)
     return 0 if best and not failed and not frame.unsent and not searcher.failed else 1
 
 
@@ -164,9 +165,6 @@ class Frame:
         self.store.note("sweep started", sweep=self.key, command=self.origin["command"])
         self.follower = follow.start(self.store, self.key, self.uri)
 
-    def run(self, source: TrialSource) -> bool:
-        return scheduler.run(source, self.job, self.store)
-
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:
         """Write the report, and wait for MLflow, which shows it, too; returns the sweep as the store has it, None where
         the command was stopped."""
@@ -179,7 +177,3 @@ class Frame:
             self.unsent = follow.finish(self.follower, self.store, self.key, self.uri, wait)
         self.store.note("sweep ended", sweep=self.key)
         return sweep
-
-    def conclude(self, sweep: results.Sweep, then: str) -> None:
-        """Print the verdict, the table, and what to do next."""
-        document.ending(sweep, self.unsent or pages(self.uri, self.key), then)

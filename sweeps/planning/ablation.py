@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgan.addresses import masked
-from sgan.checks import ConfigError, as_json, content_key, require
-from sgan.config import IMAGE, Config
+from sgan.checks import ConfigError, as_json, content_key, difference, require
+from sgan.config import IMAGE, STAGE_IMAGES, Config
 from sgan.presets import REAL_DATA_PAPER, VARIANTS, Row
 from sgan.stages.cost import check_networks, flops, planned_steps
 from sgan.stages.graph import JointStage, LevelStage, code_version, name, plan
@@ -18,9 +18,6 @@ from sweeps.planning.basis import Basis, check_batch, prepare
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
 from sweeps.planning.rows import as_option
 from sweeps.planning.trials import Trial, ended, missing, trial
-
-MATCHES = {"images": "generator images", "flops": "FLOPs"}
-LENGTHS = ("image_level", "feature_level", "joint_images")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,13 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     best = config_file.read(options.config) if options.config else None
     if best and all(getattr(options, name) == getattr(best.options, name) for name in config_file.CHOSEN):
         row = VARIANTS[best.variant].variant
-        best.check(basis.config(row, best.config.seed, options.loss_weights, options.cuts), options.config)
+        made = basis.config(row, best.config.seed, options.loss_weights, options.cuts)
+        if found := difference(as_json(best.config), as_json(made)):
+            field, there, here = found
+            raise ConfigError(
+                f"{options.config} means another config here: {field} is {there} in the file and {here} here; use the "
+                f"data and the commit ({best.provenance.get('commit')}) of the search, or give its options by hand"
+            )
         search = best.provenance
     rows = options.all_rows
     first = {each: _config(basis, options, row, options.first_seed) for each, row in rows.items()}
@@ -66,7 +69,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     notes = [f"cuts {' '.join(options.cuts) or 'none'}"] if options.cuts != DEFAULT_CUTS else []
     notes += [f"weights {' '.join(f'{value:.3g}' for value in options.weights)}"] if options.weights else []
     notes += [f"tuned by search {search['study']}"] if search else []
-    notes += [f"equal {MATCHES[match]}"] if match != "none" else []
+    notes += [f"equal {'FLOPs' if match == 'flops' else 'generator images'}"] if match != "none" else []
     largest = [match, max(sizes.values())] if match != "none" else []
     key = content_key([*basis.shared, options.loss_weights, options.cuts, code_version(), *largest])
     title = ", ".join([basis.what, *basis.notes, *notes])
@@ -109,7 +112,7 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
     rows = []
     for each in ablation.trials:
         row, rank = ablation.rows[each.variant], ranks.index(each.variant)
-        lengths = {name: getattr(each.config.recipe, name) for name in LENGTHS if options.match != "none"}
+        lengths = {name: getattr(each.config.recipe, name) for name in STAGE_IMAGES if options.match != "none"}
         override = (*options.override, *(f"{name}={images}" for name, images in lengths.items()))
         alone: dict[str, Any] = {"variants": (each.variant,), "row": (), "override": override}
         if not row.built_in:

@@ -13,7 +13,7 @@ from sgan.data.image_folder import describe
 from sgan.evaluation.judges import INCEPTION, JUDGES
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
-from sweeps.planning.options import DEFAULT_CUTS, DEFAULT_DATA, Options
+from sweeps.planning.options import AUTO, DEFAULT_CUTS, DEFAULT_DATA, Options
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def prepare(options: Options, gpus: int) -> Basis:
     or torn, or a value does not fit the dataset or the recipe."""
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.dataset_row(dataset_name)
-    judge, folder = options.choose_judge(row, gpus), (options.data or DEFAULT_DATA).absolute()
+    judge, folder = options.judge, (options.data or DEFAULT_DATA).absolute()
+    if judge == AUTO:
+        judge = INCEPTION if options.judge_weights or (gpus > 0 and row.channels == 3) else "held-out"
     data = read(row, folder)
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
     recipe = options.build_recipe(row, recipe_name, images, judge)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from sgan.checks import ConfigError, as_json, difference, from_json, one_of, require, validated
+from sgan.checks import ConfigError, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
 from sweeps.planning.options import Options, flag
@@ -60,16 +60,6 @@ class BestConfig:
     def __post_init__(self):
         require(isinstance(self.provenance.get("study"), str), f"provenance.study is missing: {self.provenance!r:.99}")
 
-    def check(self, config: Config, path: Path | None) -> None:
-        """Raise ConfigError, with the field, where the config of the file `path` differs from the one that its options
-        make."""
-        if found := difference(as_json(self.config), as_json(config)):
-            name, there, here = found
-            raise ConfigError(
-                f"{path} means another config here: {name} is {there} in the file and {here} here; use the "
-                f"data and the commit ({self.provenance.get('commit')}) of the search, or give its options by hand"
-            )
-
 
 def read(path: Path) -> BestConfig:
     """Read a best.yaml; ConfigError, with the field and the commit, for a damaged one or another version's."""
@@ -83,8 +73,3 @@ def read(path: Path) -> BestConfig:
         commit = re.search(r"^  commit: (\S+)", text, re.MULTILINE)
         origin = f"; it was written by commit {commit[1]}: use that, or search again" if commit else ""
         raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}{origin}") from error
-
-
-def defaults(path: Path) -> dict[str, Any]:
-    """The options of a config file by their names."""
-    return dict(vars(read(path).options))

@@ -26,16 +26,13 @@ INCEPTION_SAMPLES = 50_000  # Samples of the paper's Inception scores, and of al
 
 LENGTH = "--budget 0.5 halves the training of every GAN stage, and --override image_level=N sets its images"
 GPUS = "Ray's GPUs are used as they are; CUDA_VISIBLE_DEVICES chooses, --trials-per-gpu packs several stages onto one"
-SLOTS = "--slots N, so many stages at the same time"
-RATE, BATCH = "--override gan.adam.learning_rate=X joint.adam.learning_rate=X", "--override gan.batch=N joint.batch=N"
-AGAIN = "the same command goes on where it was"
 ASKED = {
     **dict.fromkeys(("--epochs", "--steps", "--iterations"), LENGTH),
-    **dict.fromkeys(("--lr", "--learning-rate"), RATE),
-    **dict.fromkeys(("--batch-size", "--batch"), BATCH),
+    **dict.fromkeys(("--lr", "--learning-rate"), "--override gan.adam.learning_rate=X joint.adam.learning_rate=X"),
+    **dict.fromkeys(("--batch-size", "--batch"), "--override gan.batch=N joint.batch=N"),
     **dict.fromkeys(("--gpus", "--gpu", "--device"), GPUS),
-    **dict.fromkeys(("--workers", "--jobs", "--cpus"), SLOTS),
-    **dict.fromkeys(("--resume", "--continue"), AGAIN),
+    **dict.fromkeys(("--workers", "--jobs", "--cpus"), "--slots N, so many stages at the same time"),
+    **dict.fromkeys(("--resume", "--continue"), "the same command goes on where it was"),
     "--seed": "--first-seed N --seeds 1",
     "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
 }
@@ -161,12 +158,6 @@ class Options(Data, Training, Places, Machine):
         if recipe == AUTO:
             recipe = "released" if gpus else "laptop"
         return dataset, recipe, f"{reason}, recipe {recipe}"
-
-    def choose_judge(self, dataset: Dataset, gpus: int) -> str:
-        """What scores, for this number of GPUs."""
-        if self.judge != AUTO:
-            return self.judge
-        return "inception" if self.judge_weights or (gpus > 0 and dataset.channels == 3) else "held-out"
 
     def dataset_row(self, name: str) -> Dataset:
         """The row of a dataset, at full width; ConfigError for a bad image folder."""

@@ -151,11 +151,9 @@ class TrialSource(Protocol):
 
     def next(self) -> Trial | None:
         """The next trial to start; None where no trial will come any more."""
-        ...
 
     def end(self, trial: Trial, end: End) -> None:
         """Take the end of a trial."""
-        ...
 
 
 class ListSource:

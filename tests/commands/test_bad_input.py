@@ -187,13 +187,13 @@ def test_a_best_yaml_damaged_anywhere_is_options_or_named(tmp_path):
     options = Sweep(dataset="digits", recipe="laptop", weights=(1.0, 1.0, 5.0))
     path = manifest.write_best(Store(tmp_path), "sgan", options, CONFIGS[0], {"study": "s", "commit": "c"})
     held = path.read_bytes()
-    assert Sweep(**config_file.defaults(path)).weights == (1.0, 1.0, 5.0)
+    assert Sweep(**vars(config_file.read(path).options)).weights == (1.0, 1.0, 5.0)
 
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(held, data))
         try:
-            Sweep(**config_file.defaults(path))
+            Sweep(**vars(config_file.read(path).options))
         except ConfigError as error:
             named(error)
 

@@ -48,7 +48,7 @@ def good(written: Path) -> Ablation:
 
 
 def planned(path: Path) -> Ablation:
-    return plan_ablation(Sweep(**config_file.defaults(path), config=path), 0)
+    return plan_ablation(Sweep(**vars(config_file.read(path).options), config=path), 0)
 
 
 def test_the_config_of_an_image_folder_goes_with_the_folder_of_the_command_line(tmp_path, monkeypatch):
@@ -78,7 +78,8 @@ def test_the_ablation_runs_what_the_file_says(written: Path):
 
 
 def test_an_option_beside_the_file_makes_it_another_sweep(written: Path):
-    other = dataclasses.replace(Sweep(**config_file.defaults(written), config=written), weights=(1.0, 1.0, 10.0))
+    same = Sweep(**vars(config_file.read(written).options), config=written)
+    other = dataclasses.replace(same, weights=(1.0, 1.0, 10.0))
     assert plan_ablation(other, 0).search is None
 
 

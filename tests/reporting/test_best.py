@@ -160,7 +160,7 @@ def test_a_promoted_config_is_in_best_yaml_and_its_best_seeds_model_is_registere
     chosen = config_file.read(path)
     cuts, weights = [(("fc3",), (1.0, 1.0, 10.0)), (("pool1", "fc3"), (2.0, 0.5, 3.0))][number - 1]
     assert (chosen.config.variant.cuts, chosen.options.weights) == (cuts, weights)
-    assert Sweep(**config_file.defaults(path)).cuts == cuts
+    assert Sweep(**vars(config_file.read(path).options)).cuts == cuts
     client = MlflowClient(default_uri(opened))
     version = client.get_model_version_by_alias("sgan-digits", BEST)
     assert version.run_id
