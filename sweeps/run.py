@@ -2,7 +2,6 @@
 
 import collections
 import shlex
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
@@ -35,11 +34,10 @@ def run_ablation(options: Sweep) -> int:
     where it was stopped."""
     slots = join(options)
     planned = ablation.plan_ablation(options, slots.all_gpus)
-    store = find_store(options.store) if options.dry_run else open_store(options.store)
-    if store:
-        ablation.check_record(planned, store)
-    print(ablation.summary(planned, store, options.store, slots.count, slots.where), flush=True)
-    if options.dry_run or store is None:
+    store = store_of(options)
+    ablation.check_record(planned, store)
+    print(ablation.summary(planned, store, slots.count, slots.where), flush=True)
+    if options.dry_run:
         return 0
     frame = Frame("ablation.py", options, store, planned.key, planned.basis, slots)
     ablation.record(planned, store, frame.origin)
@@ -61,20 +59,15 @@ def run_search(search: Search) -> int:
     """Run a search; returns the exit status: 0, 1 where a trial failed, no config could be confirmed or MLflow does
     not have all of it, or 130 where it was stopped."""
     slots = join(search)
-    basis = prepare(search, slots.all_gpus)
-    with tempfile.TemporaryDirectory() as folder:  # a dry run makes no store
-        store = (find_store(search.store) or Store(folder)) if search.dry_run else open_store(search.store)
-        run = SearchRun(search, basis, store, slots.count)
-        with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
-            require(
-                alone,
-                f"this search runs already in another process on the store {store.address}; wait for it, stop it, or "
-                "name another store or --seed",
-            )
-            searcher, measure = run.searcher(), measured_here if search.dry_run else measured_in_a_slot
-            made = run.plan(searcher, lambda: measure(next(iter(run.templates.values())), basis.data, slots))
-            print_plan(run, searcher, made, slots)
-            return 0 if search.dry_run else both_phases(run, searcher, made, slots)
+    basis, store = prepare(search, slots.all_gpus), store_of(search)
+    run = SearchRun(search, basis, store, slots.count)
+    with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
+        running = f"this search runs already in another process on the store {store.address}"
+        require(alone, f"{running}; wait for it, stop it, or name another store or --seed")
+        searcher, measure = run.searcher(), measured_here if search.dry_run else measured_in_a_slot
+        made = run.plan(searcher, lambda: measure(next(iter(run.templates.values())), basis.data, slots))
+        print_plan(run, searcher, made, slots)
+        return 0 if search.dry_run else both_phases(run, searcher, made, slots)
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
@@ -141,6 +134,13 @@ def join(options: Options) -> Slots:
         print("starting Ray ...", flush=True)
         join_cluster()
     return count_slots(options.slots, options.trials_per_gpu)
+
+
+def store_of(options: Options) -> Store:
+    """The store; a dry run makes none that is not there."""
+    if options.dry_run:
+        return find_store(options.store) or Store(options.store, there=True)
+    return open_store(options.store)
 
 
 class Frame:

@@ -73,7 +73,6 @@ class Progress:
         self.live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self.view)
 
     def begin(self, trial: Trial) -> None:
-        """Take a trial in."""
         if trial.id not in self.trials:
             self.trials.add(trial.id)
             with suppress(OSError):
@@ -106,7 +105,6 @@ class Progress:
         return told
 
     def end(self, trial: Trial, end: End) -> None:
-        """A trial has ended."""
         self.ended += 1
         self.current.pop(trial.id, None)
         self.store.renew()  # a node has finished its stages a moment ago
@@ -134,7 +132,6 @@ class Progress:
             self.say(what)
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:

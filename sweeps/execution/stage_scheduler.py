@@ -29,18 +29,15 @@ GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score, which has no st
 
 @dataclass
 class Node:
-    """A stage in the graph.
+    """A stage in the graph, with the judge that scores it while it trains, the names of the stages that it `needs`, the
+    ids of the trials that need it, and the latest that its process has reported.
 
-    Attributes:
-        judge: scores it while it trains, if any; needs: names of the stages before it.
-        trials: ids of the trials that need it.
-        status: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
-            it), running, done, diverged or failed; reason: why it is held, full, diverged or failed.
-        attempts: starts since its checkpoint has moved last; starts: all of them.
-        progress: the latest that its process has reported."""
+    Its status is unknown (whether the store has it), waiting, held (by another process), full (the store has no room
+    for it), running, done, diverged or failed; `reason` says why it is held, full, diverged or failed. `attempts` are
+    its starts since its checkpoint has moved last."""
 
     stage: Stage
-    judge: Stage | None
+    judge: Stage
     needs: tuple[str, ...]
     trials: set[str] = field(default_factory=set)
     status: str = "unknown"
@@ -79,8 +76,7 @@ class StageScheduler:
         stages = dict(trial.plan.stages)
         for label, stage in trial.plan.stages:
             needs = tuple(name(stages[each]) for each in trial.plan.needs[label])
-            judge = trial.plan.score.judge if stage.kind in ("level", "joint") else None
-            self.nodes.setdefault(name(stage), Node(stage, judge, needs)).trials.add(trial.id)
+            self.nodes.setdefault(name(stage), Node(stage, trial.plan.score.judge, needs)).trials.add(trial.id)
         self.changed.set()
 
     async def follow(self, trial_id: str) -> dict[str, Any]:

@@ -22,13 +22,9 @@ from sweeps.planning.trials import Trial, ended, missing, trial
 
 @dataclass(frozen=True)
 class Ablation:
-    """An ablation with everything chosen.
-
-    Attributes:
-        rows: its rows by name, in order; longer: how many times longer each trains for --match.
-        key: content key of all that its trials share, so that more seeds or variants extend the same sweep.
-        title: heading of its table.
-        search: the provenance of its config file, None without one."""
+    """An ablation with everything chosen: its rows by name, how many times `longer` each trains for --match, the key of
+    all that its trials share, so that more seeds or variants extend the same sweep, and the provenance of the search
+    whose config file it runs, None without one."""
 
     options: Sweep
     basis: Basis
@@ -133,11 +129,11 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
     manifest.write(store, head | {"trials": rows})
 
 
-def summary(ablation: Ablation, store: Store | None, address: str, slots: int, where: str) -> str:
-    """The work ahead, in lines. The store is None where there is none yet; `where` names the machines."""
+def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
+    """The work ahead, in lines; `where` names the machines."""
     trials, stages = ablation.trials, sum(len(one.plan.stages) for one in ablation.trials)
-    todo = [one for one in trials if store is None or not ended(one, store)]
-    left = len(missing(todo, store)) if store else len({each for one in todo for each in one.plan.names})
+    todo = [one for one in trials if not ended(one, store)]
+    left = len(missing(todo, store))
     variants, seeds = len(ablation.rows), ablation.options.seeds
     own = len({each for one in trials for each in one.plan.names})
     changes = "".join(f"  row     {name}: {row.told}\n" for name, row in ablation.rows.items() if not row.built_in)
@@ -149,7 +145,7 @@ def summary(ablation: Ablation, store: Store | None, address: str, slots: int, w
         f"  trials  {len(trials)}: {variants} variant{'s' * (variants != 1)} x {seeds} seed{'s' * (seeds != 1)}; "
         f"{len(trials) - len(todo)} finished, {len(todo)} to run\n{changes}"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
-        f"  slots   {slots} trials at a time on {where}\n  store   {masked(address)}"
+        f"  slots   {slots} trials at a time on {where}\n  store   {masked(ablation.options.store)}"
     )
 
 

@@ -18,15 +18,9 @@ from sweeps.planning.options import AUTO, DEFAULT_CUTS, DEFAULT_DATA, Options
 
 @dataclass(frozen=True)
 class Basis:
-    """What all trials of a command share: the options with everything chosen.
-
-    Attributes:
-        dataset: the networks that are trained.
-        judge: the judge that scores.
-        judge_weights, judge_digest: file and SHA-256 of its weights; None and "" where the sweep trains it.
-        why: why this dataset and recipe, and what to beware of.
-        what: the dataset in words.
-        notes: the options that differ from their defaults, in words."""
+    """What all trials of a command share: the options with everything chosen. In words: `why` this dataset and recipe,
+    and what to beware of; `what` the dataset is; `notes` on options that are not at their default. The weights of the
+    judge are a file with its SHA-256; None and "" where the sweep trains it."""
 
     dataset: Dataset
     recipe: Recipe
@@ -50,7 +44,6 @@ class Basis:
 
     @property
     def shared(self) -> list[Any]:
-        """The parts that every trial's config has."""
         return [self.dataset, self.data.digest, self.recipe, self.judge, self.judge_digest]
 
 

@@ -161,17 +161,12 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
-    """A trial in the record of a sweep.
+    """A trial in the record of a sweep: "ablation" is its phase, or "explore" or "confirm" in a search.
 
-    Args:
-        phase: "ablation", or "explore" or "confirm" in a search.
-        options: with which sweeps/ablation.py runs its config again, whatever the seeds.
-        rank: the place of its variant in tables.
-        row: its title in tables, the paper's score, and what it changes against which variant.
-        base_variant: the row of VARIANTS that the config of a search changes; "": the trial's variant is one itself.
-    Returns:
-        `run` names its run in MLflow: under some options two variants are one and the same trial, and both have a row.
-        `config_key` is the same for all seeds of a config."""
+    With the options sweeps/ablation.py runs its config again, whatever the seeds; by their `rank` variants stand in
+    tables; `base_variant` is the row of VARIANTS that the config of a search changes, "" where the variant is one.
+    In the record `run` names its run in MLflow, since under some options two variants are one and the same trial and
+    both have a row, and `config_key` is the same for all seeds of a config."""
     return {
         **trial.row,
         "run": trial.id,

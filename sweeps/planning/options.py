@@ -237,7 +237,6 @@ class Sweep(Rows, Options):
 
     @property
     def loss_weights(self) -> Weights | None:
-        """The weights of --weights, if any."""
         return Weights(*self.weights) if self.weights else None
 
     @property
@@ -247,5 +246,4 @@ class Sweep(Rows, Options):
 
     @property
     def seed_range(self) -> range:
-        """The training seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)

@@ -32,7 +32,6 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """The trial for people."""
         return f"{self.variant} seed {self.seed}"
 
     @property
@@ -48,7 +47,6 @@ class Trial:
 
 
 def trial(variant: str, seed: int, config: Config) -> Trial:
-    """A trial with its plan."""
     return Trial(variant, seed, config, plan(config))
 
 
@@ -62,13 +60,8 @@ class Failure(TypedDict):
 
 @dataclass(frozen=True)
 class State:
-    """Where a trial stands.
-
-    Attributes:
-        outcome: done, diverged, failed, running or interrupted.
-        reason: why it diverged or failed; "" otherwise.
-        facts: stage.json of its finished stages, in order.
-        end: when the last of them ended, in unix seconds; 0 before that."""
+    """Where a trial stands: done, diverged, failed, running or interrupted; why it diverged or failed; stage.json of
+    its finished stages, in order; and when the last of them ended, in unix seconds, 0 before that."""
 
     outcome: str
     reason: str
@@ -140,11 +133,8 @@ class End:
 
 
 class TrialSource(Protocol):
-    """Where the scheduler takes trials from: an ablation's list, or a search.
-
-    Attributes:
-        expected: number of trials in all, as far as it is known.
-        ahead: trials that are known before the first one runs: their stages can be put in the best order."""
+    """Where the scheduler takes trials from: an ablation's list, or a search. So many are `expected` in all, as far as
+    is known; those `ahead` are known before the first one runs, so that their stages can be put in the best order."""
 
     expected: int
     ahead: Sequence[Trial]
@@ -153,7 +143,7 @@ class TrialSource(Protocol):
         """The next trial to start; None where no trial will come any more."""
 
     def end(self, trial: Trial, end: End) -> None:
-        """Take the end of a trial."""
+        """A trial has ended."""
 
 
 class ListSource:

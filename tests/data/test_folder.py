@@ -220,7 +220,7 @@ def test_a_store_in_the_folder_is_no_class(root, monkeypatch):
     assert class_names(Path(".")) == ("cats", "dogs")
     ablation = plan_ablation(sweep, gpus=0)
     line = "\n  data    20 images of 2 classes (cats, dogs); left out: 2 output stores (runs, other)\n"
-    assert line in summary(ablation, None, "runs", 2, "here")
+    assert line in summary(ablation, Store("runs", there=True), 2, "here")
 
 
 def test_a_phones_photo_of_several_pictures_is_its_first(root):
