@@ -148,7 +148,7 @@ class Frame:
     at the end, what MLflow did not get, in words. ConfigError where the hosts of the cluster do not share the store."""
 
     def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
-        self.options, self.store, self.key, self.slots, self.unsent = options, store, key, slots, ""
+        self.options, self.store, self.key, self.unsent = options, store, key, ""
         address, commit = address_of(options.mlflow), manifest.commit()
         self.uri = address or default_uri(store)
         machine = f"{processor()}, {slots.where}"

@@ -81,15 +81,11 @@ def _config(basis: Basis, options: Sweep, row: Row, seed: int) -> Config:
 def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> None:
     """Raise ConfigError for rows that cannot be trained, or whose scores could not stand in one table."""
     check_networks(each.config for each in trials)
-    first = trials[0]
     for each in trials:
-        recipe, title = each.config.recipe, rows[each.variant].title
-        same = each.plan.judges == first.plan.judges and recipe.samples == first.config.recipe.samples
-        require(same, f"row {title} changes what scores (judge, samples), and a table has one judge; use --override")
-        try:
-            check_batch(recipe, len(basis.data.images))
-        except ConfigError as error:
-            raise ConfigError(f"row {title}: {error}") from error
+        row = f"row {rows[each.variant].title}"
+        same = each.plan.judges == trials[0].plan.judges
+        require(same, f"{row} changes what scores (judge, samples), and a table has one judge; use --override")
+        check_batch(each.config.recipe, len(basis.data.images), f"{row}: ")
 
 
 def check_record(ablation: Ablation, store: Store) -> None:
@@ -116,16 +112,9 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
             alone = {"variants": (), "row": (as_option(each.variant, exact),)}
         again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
         rows.append(manifest.trial_row(each, "ablation", again, rank, row))
-    head = {
-        "key": ablation.key,
-        "title": ablation.title,
-        **origin,
-        "started": time.time(),
-        "settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings),
-        "judges": [name(stage) for stage in ablation.trials[0].plan.judges],
-        "paper_real": REAL_DATA_PAPER,
-        "search": ablation.search,
-    }
+    head = {"key": ablation.key, "title": ablation.title, **origin, "started": time.time(), "search": ablation.search}
+    head |= {"settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings)}
+    head |= {"judges": [name(stage) for stage in ablation.trials[0].plan.judges], "paper_real": REAL_DATA_PAPER}
     manifest.write(store, head | {"trials": rows})
 
 

@@ -75,11 +75,11 @@ def prepare(options: Options, gpus: int) -> Basis:
     return Basis(dataset, recipe, data, judge, weights_file, weights_digest, why, what, tuple(notes))
 
 
-def check_batch(recipe: Recipe, images: int) -> None:
-    """Raise ConfigError where a batch is larger than the training set."""
+def check_batch(recipe: Recipe, images: int, where: str = "") -> None:
+    """Raise ConfigError, whose message begins with `where`, for a batch that is larger than the training set."""
     batches = {part: getattr(recipe, part).batch for part in ("encoder", "judge", "gan", "joint")}
     large = [part for part, batch in batches.items() if batch > images]
     held = ", ".join(f"{part}.batch={batches[part]}" for part in large)
     fitting = " ".join(f"{part}.batch={images}" for part in large)
     enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
-    require(not large, f"{enough}, or more images")
+    require(not large, f"{where}{enough}, or more images")
