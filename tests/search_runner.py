@@ -12,14 +12,14 @@ from sgan.stages.context import Context
 from sgan.store.local import Store
 from sgan.training.loop import Diverged
 from sweeps.optimization.study import OBJECTIVES, Distributions, Outcome, Row
-from sweeps.planning.trials import End, Trial, TrialSource
+from sweeps.planning.trials import Trial, TrialSource
 
 PLAN = tiny_plan()
 
 
 def run(
     source: TrialSource,
-    end_of: Callable[[Trial], End],
+    end_of: Callable[[Trial], tuple[str, str]],
     slots: int = 1,
     stop_after: float = float("inf"),
     seed: int = 0,
@@ -38,7 +38,7 @@ def run(
         if not live:
             break
         trial = live.pop(rng.randrange(len(live)))
-        source.end(trial, end_of(trial))
+        source.end(trial, *end_of(trial))
         ended += 1
     return ended
 
@@ -71,12 +71,12 @@ class Toy:
     def outcome(self, row: Row) -> Outcome | None:
         return self.outcomes(row["params"]) if row["number"] in self.ended else None
 
-    def end(self, trial: Trial) -> End:
+    def end(self, trial: Trial) -> tuple[str, str]:
         """The end of a trial's last stage."""
         number = int(trial.variant.removeprefix("config-"))
         self.ended.add(number)
         found = self.outcomes(self.rows[number]["params"])
-        return End(found.tag if found and found.tag != "collapsed" else "done" if found else "failed", "planned")
+        return found.tag if found and found.tag != "collapsed" else "done" if found else "failed", "planned"
 
 
 def train(source: TrialSource, store: Store, data: Data, stop_after: float = float("inf")) -> bool:
@@ -85,15 +85,15 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
     while trial := source.next():
         if ended >= stop_after:
             return False
-        source.end(trial, _train(trial, store, data))
+        source.end(trial, *_train(trial, store, data))
         ended += 1
     return True
 
 
-def _train(trial: Trial, store: Store, data: Data) -> End:
+def _train(trial: Trial, store: Store, data: Data) -> tuple[str, str]:
     try:
         for _ in run_trial(trial.plan, Context(store, data, "cpu", "test")):
             pass
     except Diverged as error:
-        return End("diverged", str(error))
-    return End("done")
+        return "diverged", str(error)
+    return "done", ""

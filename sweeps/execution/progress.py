@@ -22,7 +22,7 @@ from sgan.stages.cost import cost
 from sgan.stages.graph import Stage, name
 from sgan.store.files import lack, write_json
 from sgan.store.local import Store
-from sweeps.planning.trials import End, Trial, TrialSource, clock, missing
+from sweeps.planning.trials import Trial, TrialSource, clock, missing
 
 SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
 REFRESH = 0.2  # Seconds between two pictures of the view, at least
@@ -104,21 +104,21 @@ class Progress:
         self.bars.update(self.rows[stage], completed=self.shares[stage], told=f"+{others}  {told}" if others else told)
         return told
 
-    def end(self, trial: Trial, end: End) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
         self.ended += 1
         self.current.pop(trial.id, None)
         self.store.renew()  # a node has finished its stages a moment ago
-        self.store.note(f"trial {end.outcome}", trial=trial.title, name=trial.plan.name, reason=end.reason)
+        self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
-        what = f"{end.outcome}: {end.reason}" if end.reason else end.outcome
+        what = f"{outcome}: {reason}" if reason else outcome
         with suppress(OSError):  # a full disk must not end the trials that run
-            if end.outcome == "done":
+            if outcome == "done":
                 scores = self.store.facts(trial.plan.name)["scores"]
                 self.scores.setdefault(trial.variant, []).append(scores)
                 shown = [(MEASURES[each], scores[each]) for each in SHOWN if scores.get(each) is not None]
                 what = f"done: {', '.join(f'{of.heading} {score:.{of.decimals}f}' for of, score in shown)}"
-            if end.outcome == "failed":
-                content = {"trial": trial.plan.name, "error": end.reason, "time": time.time()}
+            if outcome == "failed":
+                content = {"trial": trial.plan.name, "error": reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
         self._draw(now=True)

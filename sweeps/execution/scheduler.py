@@ -29,7 +29,7 @@ from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
 from sweeps.execution.worker import Job
-from sweeps.planning.trials import End, Trial, TrialSource
+from sweeps.planning.trials import Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
 """A share of the head node: a trial there holds no CPU, and keeps no node of an autoscaled cluster alive."""
@@ -64,7 +64,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
         self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
-        self.ended: list[tuple[Trial, End]] = []
+        self.ended: list[tuple[Trial, str, str]] = []
         self.stopped: ray.ObjectRef | None = None
         self.last_call: ray.ObjectRef | None = None
 
@@ -104,10 +104,10 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.last_call = self.scheduler.leave.remote(trial.id)
         died = {"outcome": "failed", "reason": f"its process on the head died more than {LOST} times"}
         said = died if error else result or {}
-        end = End(said.get("outcome", "stopped"), said.get("reason", ""))
-        if end.outcome != "stopped" or not self.stop.is_set():
-            self.progress.end(trial, end)
-            self.ended.append((trial, end))
+        end = (trial, said.get("outcome", "stopped"), said.get("reason", ""))
+        if "outcome" in said or not self.stop.is_set():
+            self.progress.end(*end)
+            self.ended.append(end)
             with suppress(OSError):  # `suggest` tries again
                 self._report_ends()
 

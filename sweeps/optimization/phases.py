@@ -39,7 +39,7 @@ from sweeps.optimization.study import (
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.trials import End, Trial, state_of, trial
+from sweeps.planning.trials import Trial, state_of, trial
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
@@ -278,14 +278,14 @@ class Searcher:
     def _is_new(self, params: Params) -> bool:
         return self.run.config_key(params) not in self.taken
 
-    def end(self, trial: Trial, end: End) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
         asked, row = self.live[trial.variant]
-        outcome = self.run.outcome(row)
-        if outcome and end.outcome != "stopped":
-            self._tell(asked, row, outcome)
-        elif end.outcome != "stopped":
+        found = self.run.outcome(row)
+        if found and outcome != "stopped":
+            self._tell(asked, row, found)
+        elif outcome != "stopped":
             self.failed += 1
-            asked.set_user_attr(REASON, end.reason)
+            asked.set_user_attr(REASON, reason)
             self.study.tell(asked, state=TrialState.FAIL)
             self._copy()
         del self.live[trial.variant]  # not before its outcome is read: a store may refuse it

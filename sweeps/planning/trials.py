@@ -124,14 +124,6 @@ def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
     return {each: stage for each, stage in stages.items() if not store.has(each)}
 
 
-@dataclass(frozen=True)
-class End:
-    """How a trial ended: "done", "diverged", "failed", or "stopped" with the command; and why."""
-
-    outcome: str
-    reason: str = ""
-
-
 class TrialSource(Protocol):
     """Where the scheduler takes trials from: an ablation's list, or a search. So many are `expected` in all, as far as
     is known; those `ahead` are known before the first one runs, so that their stages can be put in the best order."""
@@ -142,8 +134,8 @@ class TrialSource(Protocol):
     def next(self) -> Trial | None:
         """The next trial to start; None where no trial will come any more."""
 
-    def end(self, trial: Trial, end: End) -> None:
-        """A trial has ended."""
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+        """A trial has ended: "done", "diverged", "failed", or "stopped" with the command."""
 
 
 class ListSource:
@@ -157,7 +149,7 @@ class ListSource:
     def next(self) -> Trial | None:
         return next(self._left, None)
 
-    def end(self, trial: Trial, end: End) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
         """The store has the result."""
 
 

@@ -17,7 +17,7 @@ from sgan.store.local import Store
 from sgan.training.loop import Progress
 from sweeps.execution.cluster import Slots, leave_mark
 from sweeps.execution.worker import Job
-from sweeps.planning.trials import End, Trial, trial
+from sweeps.planning.trials import Trial, trial
 
 
 @dataclass
@@ -25,7 +25,7 @@ class ListSource:
     """Trials of a list; keeps what it is told."""
 
     ahead: Sequence[Trial]
-    ends: dict[str, End] = field(default_factory=dict)
+    ends: dict[str, tuple[str, str]] = field(default_factory=dict)
     given: int = 0
     most: int = 0
 
@@ -39,8 +39,8 @@ class ListSource:
         self.most = max(self.most, self.given - len(self.ends))
         return self.ahead[self.given - 1]
 
-    def end(self, trial: Trial, end: End) -> None:
-        self.ends[trial.title] = end
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+        self.ends[trial.title] = (outcome, reason)
 
 
 def trials(variants: Sequence[str], seeds: int = 1) -> list[Trial]:

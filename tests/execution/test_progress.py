@@ -11,7 +11,7 @@ from sgan.config import Variant, Weights
 from sgan.evaluation.measures import MEASURES
 from sgan.store.local import Store
 from sweeps.execution.progress import Progress
-from sweeps.planning.trials import End, ListSource, Trial
+from sweeps.planning.trials import ListSource, Trial
 
 VARIANTS = {"sgan": Variant(("fc3",), Weights(), joint=True), "dcgan-adv-cond-ent": Variant((), Weights(), joint=False)}
 LOSSES = {"level0/d_adversarial": 1.214, "level0/g_adversarial": 0.933, "level1/d_adversarial": 9.0}
@@ -55,9 +55,9 @@ def shown(progress: Progress, width: int) -> list[str]:
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: int, tmp_path):
     progress, trials = started(tmp_path, terminal(width))
-    progress.end(trials["dcgan-adv-cond-ent-0"], End("done"))
+    progress.end(trials["dcgan-adv-cond-ent-0"], "done", "")
     finish(progress.store, trials["dcgan-adv-cond-ent-1"], 33.0)
-    progress.end(trials["dcgan-adv-cond-ent-1"], End("done"))
+    progress.end(trials["dcgan-adv-cond-ent-1"], "done", "")
     heading, leader, *stages, total = lines = shown(progress, width)
     assert max(map(len, lines)) <= width
     assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
@@ -77,7 +77,7 @@ def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys)
     console = terminal(100)
     progress, trials = started(tmp_path, console)
     with progress.live:
-        progress.end(trials["sgan-0"], End("failed", "no memory"))
+        progress.end(trials["sgan-0"], "failed", "no memory")
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "sgan seed 0: failed: no memory" in text
     assert "\x1b[" in text
@@ -85,7 +85,7 @@ def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys)
 
 def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
     progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
-    progress.end(trials["sgan-0"], End("diverged", "level0: g is nan"))
+    progress.end(trials["sgan-0"], "diverged", "level0: g is nan")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[2] for line in lines] == [
         "sgan seed 0: joint",

@@ -24,9 +24,8 @@ from waiting import wait_for
 from sgan.store.local import Store
 from sweeps.execution import scheduler, stage_scheduler
 from sweeps.execution.worker import Job
-from sweeps.planning.trials import End
 
-DONE = End("done")
+DONE = ("done", "")
 QUICK = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
@@ -64,7 +63,7 @@ class Running:
         self.thread = threading.Thread(target=scheduler.run, args=(source, job, store))
         self.thread.start()
 
-    def ends(self) -> dict[str, End]:
+    def ends(self) -> dict[str, tuple[str, str]]:
         self.thread.join(120)
         assert not self.thread.is_alive()
         return self.source.ends
@@ -125,7 +124,7 @@ def test_a_stage_that_always_raises_fails_its_trials_alone(processes, store, tmp
     stage = stage_name(asked[0], "level1")
     (tmp_path / f"raise-{stage}").touch()
     running = Running(ListSource(asked), job(store, tmp_path), store)
-    failed = End("failed", "ValueError: the stage raises")
+    failed = ("failed", "ValueError: the stage raises")
     assert running.ends() == {asked[0].title: failed, asked[1].title: failed, asked[2].title: DONE}
     assert len(running.work.begun(stage)) == stage_scheduler.RETRIES + 1
     assert [store.failure(trial.plan.name).exists() for trial in asked] == [True, True, False]

@@ -15,7 +15,6 @@ from search_runner import Toy, run
 from sgan.checks import content_key
 from sweeps.optimization.phases import Searcher
 from sweeps.optimization.study import Distributions, Outcome
-from sweeps.planning.trials import End
 
 SPACE: Distributions = {"x": FloatDistribution(0.1, 10.0, log=True), "split": CategoricalDistribution(["a", "b"])}
 GRID: Distributions = {"x": FloatDistribution(1.0, 1.0), "kind": CategoricalDistribution(list(range(12)))}
@@ -90,7 +89,7 @@ def test_a_study_that_is_made_again_from_the_record_suggests_the_same_next_confi
         assert fresh.next() == trial
         assert toy.rows[number]["params"] == suggested[-1]
         toy.rows = rows
-        source.end(trial, toy.end(trial))
+        source.end(trial, *toy.end(trial))
     assert len(suggested) == 17
     assert suggested[0] == FIRST
     assert len({content_key(params) for params in suggested}) == 17
@@ -160,7 +159,7 @@ def test_a_trial_that_was_stopped_with_the_command_is_asked_again():
     source = searcher(toy)
     trial = source.next()
     assert trial
-    source.end(trial, End("stopped"))
+    source.end(trial, "stopped", "")
     assert source.failed == 0
     again = searcher(toy)
     assert again.next() == trial

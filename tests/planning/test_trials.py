@@ -8,7 +8,7 @@ from sgan.stages.graph import name
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import End, ListSource, Trial, ended, missing
+from sweeps.planning.trials import ListSource, Trial, ended, missing
 
 
 def trials(seeds: int, *variants: str) -> list[Trial]:
@@ -48,7 +48,7 @@ def test_a_list_skips_trials_that_are_done_or_have_diverged(tmp_path: Path):
     source = ListSource([done, diverged, fresh], store)
     assert (source.expected, source.ahead) == (1, [fresh])
     assert source.next() is fresh
-    source.end(fresh, End("done"))
+    source.end(fresh, "done", "")
     assert source.next() is None
 
 

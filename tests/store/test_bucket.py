@@ -47,7 +47,6 @@ from sgan.store.local import Store
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
 from sweeps.optimization.study import StudyFile
-from sweeps.planning.trials import End
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
@@ -114,7 +113,7 @@ def test_a_driver_that_hears_of_an_end_sees_what_another_host_finished(host, mon
     one.begin(plan.name)
     one.publish(plan.name, {"status": "done", "scores": {"inception_score": 1.0, "fid": 2.0}})
     assert not other.has(plan.name)
-    progress.end(trial, End("done"))
+    progress.end(trial, "done", "")
     assert other.has(plan.name)
 
 
