@@ -70,13 +70,10 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
     lines += [f"export {name}={shlex.quote(os.environ[name])}" for name in names]
     with open(handle, "w") as script_file:
         script_file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
+    entry = f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}"
+    about = {"command": command(script)}
     try:
-        client.submit_job(
-            entrypoint=f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}",
-            submission_id=job,
-            runtime_env={"env_vars": SUPERVISOR},
-            metadata={"command": command(script)},
-        )
+        client.submit_job(entrypoint=entry, submission_id=job, runtime_env={"env_vars": SUPERVISOR}, metadata=about)
         return True
     except RuntimeError as error:
         os.unlink(file)

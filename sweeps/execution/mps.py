@@ -24,10 +24,9 @@ def _owner() -> Path:
 
 def _control(command: str = "", *options: str) -> bool:
     """Run the control program with a command on its input; whether it succeeds."""
-    with suppress(OSError, subprocess.TimeoutExpired):  # it is not there, or hangs
-        return not subprocess.run(
-            [CONTROL, *options], input=command, capture_output=True, text=True, timeout=SECONDS, check=False
-        ).returncode
+    with suppress(OSError, subprocess.SubprocessError):  # it is not there, fails or hangs
+        subprocess.run([CONTROL, *options], input=command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        return True
     return False
 
 
