@@ -45,8 +45,7 @@ def run_ablation(options: Sweep) -> int:
     finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
     ablation.record(planned, store, frame.origin)  # again: somebody may have deleted it
     sweep = frame.end(finished, planned.rows, options.seed_range)
-    outcomes = [state_of(store, trial.row).outcome for trial in planned.trials]
-    left = outcomes.count("interrupted") + outcomes.count("failed")
+    left = sum(state_of(store, trial.row).outcome in ("interrupted", "failed") for trial in planned.trials)
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED

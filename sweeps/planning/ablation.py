@@ -1,6 +1,7 @@
 """An ablation with everything chosen: its trials, and its record in the store."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
-from sweeps.planning.rows import as_option
 from sweeps.planning.trials import Trial, ended, missing, trial
 
 
@@ -108,8 +108,9 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
         override = (*options.override, *(f"{name}={images}" for name, images in lengths.items()))
         alone: dict[str, Any] = {"variants": (each.variant,), "row": (), "override": override}
         if not row.built_in:
-            exact = dataclasses.replace(row, changes=row.changes | lengths)
-            alone = {"variants": (), "row": (as_option(each.variant, exact),)}
+            fields = {"base": row.base, "title": row.title, **row.changes, **lengths}
+            told = [f"{field}={item if isinstance(item, str) else json.dumps(item)}" for field, item in fields.items()]
+            alone = {"variants": (), "row": ((each.variant, *told),)}
         again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
         rows.append(manifest.trial_row(each, "ablation", again, rank, row))
     head = {"key": ablation.key, "title": ablation.title, **origin, "started": time.time(), "search": ablation.search}

@@ -61,10 +61,3 @@ def _add(found: dict[str, Row], name: str, fields: Mapping[str, Any], where: str
     same = built_in is None or (row.variant == built_in.variant and changes.keys() <= row.of_variant.keys())
     require(same, f"{where}: row {name} is not the built-in variant of that name; give it another name")
     found[name] = built_in or row
-
-
-def as_option(name: str, row: Row) -> tuple[str, ...]:
-    """A row as the words of --row."""
-    fields = {"base": row.base, "title": row.title, **row.changes}
-    told = [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in fields.items()]
-    return name, *told
