@@ -18,7 +18,7 @@ NETWORK = "DINOv2"
 SIZE = 224  # dgm-eval's, 16 x 16 patches of 14 pixels
 RESIZE = f"bicubic with antialiasing, to {SIZE}x{SIZE}"
 BATCH = 50
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """Of ImageNet's pixels, by which the network's inputs are normalised."""
 MODELS = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 """Features -> size of the vision transformer. dgm-eval's is the large one."""
@@ -86,10 +86,10 @@ class DinoV2:
         are no logits."""
         parts = []
         for part in images.split(BATCH):
-            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
-            large = resize(colour.to(self.device), [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
-            found = self.network(normalize(large.float() / 255, list(MEAN), list(STD)))
-            parts.append(Features(found.cpu(), torch.empty(len(part), 0)))
+            colour = part.expand(-1, 3, -1, -1).to(self.device)
+            large = resize(colour, [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
+            found = self.network(normalize(large.float() / 255, MEAN, STD))
+            parts.append(Features(found, found[:, :0]))
         return join(parts)
 
 

@@ -11,7 +11,7 @@ from sgan.data.batches import Data, to_pixels
 from sgan.evaluation import grid
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.judges import HELD_OUT, Judges
-from sgan.models.encoder import PART, Encoder
+from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.store.local import grid_file
 
@@ -41,13 +41,21 @@ class Evaluation:
     judges: Judges
 
     def __post_init__(self) -> None:
-        self.top, self.low, self.classes = self.levels[-1], self.levels[0].low, self.judges.classes
+        self.top, self.low = self.levels[-1], self.levels[0].low
+        self.classes = self.judges.rows[HELD_OUT].real.logits.shape[1]
         if self.low != IMAGE:
             self.real = metrics.statistics(self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu())
 
     def __call__(self, images: int, folder: Path) -> dict[str, float]:
-        """Scores for the record, and a grid in `folder`, after `images` training images."""
-        self.draw(grid_file(folder, images))
+        """Scores for the record after `images` training images, and in `folder` a grid with a row of samples a class;
+        for features, of the training images that lie nearest to them."""
+        made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
+        if self.low != IMAGE:
+            some = self.data.images[:EVALUATION_SAMPLES]
+            made = some[grid.nearest(made, self._features(some, self.low))]
+        named = self.top.labels or self.top.high != LABEL
+        words = grid.Words(rows=[str(label) for label in range(self.classes) if named])
+        grid.save(made, grid_file(folder, images), GRID_COLUMNS, words)
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
     def score(self, samples: int, seed: int) -> dict[str, float]:
@@ -57,16 +65,13 @@ class Evaluation:
         features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
+        taps = self.encoder.features(made, ("fc3", "fc4"), self.low) if self.encoder else {}
         if self.low == IMAGE:
-            wanted = labels if self.top.labels else None
-            values = self.judges.scores(made, wanted)
-            answers = self._features(made, "fc4") if self.encoder and self.top.labels else None
+            values = self.judges.scores(made, labels if self.top.labels else None)
         else:
-            features = self._encoded(made)
-            values = {"feature_fid": metrics.frechet_distance(features.features, self.real)}
-            answers = features.logits if self.top.labels else None
-        if answers is not None:
-            values["accuracy"] = metrics.accuracy(answers, labels)
+            values = {"feature_fid": metrics.frechet_distance(taps["fc3"].cpu(), self.real)}
+        if taps and self.top.labels:
+            values["accuracy"] = metrics.accuracy(taps["fc4"], labels)
         return values
 
     def distance(self) -> float:
@@ -81,15 +86,6 @@ class Evaluation:
         """Coverage of the training images of each class by so many samples, in the held-out judge's features."""
         judge = self.judges.rows[HELD_OUT]
         return judge.class_coverage(judge.describe(self.made(balanced_labels(samples, self.classes), seed)).features)
-
-    def draw(self, path: Path) -> None:
-        """A grid with a row of samples a class; for features, the training images that lie nearest to them."""
-        made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
-        if self.low != IMAGE:
-            some = self.data.images[:EVALUATION_SAMPLES]
-            made = some[grid.nearest(made, self._features(some, self.low))]
-        named = self.top.labels or self.top.high != LABEL
-        grid.save(made, path, GRID_COLUMNS, grid.Words(rows=[str(label) for label in range(self.classes) if named]))
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """The lowest level's output for these labels (n,): uint8 images, or features."""
@@ -111,10 +107,3 @@ class Evaluation:
         """The encoder's features of uint8 images at a tap."""
         assert self.encoder is not None
         return self.encoder.features(images, (tap,))[tap]
-
-    @torch.no_grad()
-    def _encoded(self, features: Tensor) -> metrics.Features:
-        """The encoder's fc3 and logits of features at this stack's lowest tap."""
-        assert self.encoder is not None
-        taps = [self.encoder.taps(part, self.low) for part in features.split(PART)]
-        return metrics.Features(*(torch.cat([part[tap].cpu() for part in taps]) for tap in ("fc3", "fc4")))

@@ -69,12 +69,8 @@ class Inception:
     @torch.no_grad()
     def describe(self, images: Tensor) -> Features:
         """Features (n, 2048) and logits (n, 1008), on the CPU, of uint8 images (n, 1 or 3, height, width)."""
-        parts = []
-        for part in images.split(BATCH):
-            colour = part.expand(-1, 3, -1, -1) if part.shape[1] == 1 else part
-            features, logits = self.network(colour.to(self.device).contiguous())
-            parts.append(Features(features.cpu(), logits.cpu()))
-        return join(parts)
+        parts = (part.expand(-1, 3, -1, -1).to(self.device) for part in images.split(BATCH))
+        return join(Features(*self.network(part.contiguous())) for part in parts)
 
 
 load = functools.lru_cache(maxsize=1)(Inception)  # The network; kept, since every score in a process needs it

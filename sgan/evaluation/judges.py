@@ -4,8 +4,6 @@ Legend: n images, m training images, F features, K classes. Images are uint8 (n,
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +22,8 @@ COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
 NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
 PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
+GIVEN = {INCEPTION: inception, DINOV2: dinov2}  # The judges that are networks of a given weights file
 Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
-
-
-class Row(NamedTuple):
-    """A judge: its network and how images are brought to its size, in words. Of a network that is given: what finds its
-    weights file, what returns the SHA-256 of one that is checked, and what makes it of a file and a device. And the
-    subsets of its KID, and images of each."""
-
-    network: str
-    resize: str = "none"
-    find: Callable[[Path | None], Path] | None = None
-    check: Callable[[Path], str] | None = None
-    load: Callable[[Path, str], Any] | None = None
-    kid: tuple[int, int] = (1, metrics.SUBSET)
-
-
-JUDGES = {
-    PIXELS: Row("principal components of the pixels"),
-    HELD_OUT: Row("held-out judge"),
-    **{
-        name: Row(
-            network.NETWORK, network.RESIZE, network.find_weights, network.check_weights, network.load, metrics.KID
-        )
-        for name, network in ((INCEPTION, inception), (DINOV2, dinov2))
-    },
-}
 
 
 def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -88,7 +62,6 @@ class HeldOut(nn.Module):
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
         width = WIDTHS[size >= SMALL]
-        self.classes = classes
         self.stem = nn.Conv2d(channels, width, 3, 1 + (size >= SMALL), 1, bias=False)
         self.blocks = nn.ModuleList([_Block(width, width, 1), _Block(width, 2 * width, 2)])
         self.blocks += [_Block(2 * width, 2 * width, 1)]
@@ -107,8 +80,7 @@ class HeldOut(nn.Module):
     def describe(self, images: Tensor) -> Features:
         """Features and logits, on the CPU, of uint8 images."""
         device = self.last.weight.device
-        found = [self(part.to(device).float() / 255) for part in images.split(PART)]
-        return join([Features(each.features.cpu(), each.logits.cpu()) for each in found])
+        return join(self(part.to(device).float() / 255) for part in images.split(PART))
 
 
 def components(images: Tensor) -> dict[str, Tensor]:
@@ -143,7 +115,7 @@ class Judge:
         self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
     ):
         self.describe, self.real, self.held, self.held_labels = describe, real, held, held_labels
-        self.kid, self.classes = JUDGES[name].kid, name == HELD_OUT
+        self.kid, self.classes = metrics.KID if name in GIVEN else (1, metrics.SUBSET), name == HELD_OUT
         some = metrics.subset(len(labels))
         self.labels, self.neighbourhoods = labels[some], metrics.Neighbourhoods(real.features[some])
         self.statistics = metrics.statistics(real.features)
@@ -202,11 +174,6 @@ class Judges:
         }
         if axes:
             self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features).quantile(NEAR).item()
-
-    @property
-    def classes(self) -> int:
-        """K."""
-        return self.rows[HELD_OUT].real.logits.shape[1]
 
     def scores(self, images: Tensor, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
         """Scores of images: plain names by the leading judge, "pixels/" before those that need no training, as

@@ -4,6 +4,7 @@ Legend: n images, m real ones, F features, K classes.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,10 @@ class Features:
     logits: Tensor
 
 
-def join(parts: list[Features]) -> Features:
-    """The outputs for parts of a set of images as those for the whole set."""
-    return Features(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+def join(parts: Iterable[Features]) -> Features:
+    """The outputs for parts of a set of images as those for the whole set, on the CPU."""
+    features, logits = zip(*((part.features.cpu(), part.logits.cpu()) for part in parts), strict=True)
+    return Features(torch.cat(features), torch.cat(logits))
 
 
 def fingerprint(network: str, weights: str, resize: str, samples: int, reference: str) -> dict[str, str | int]:

@@ -40,12 +40,11 @@ class Encoder(nn.Module):
     """conv1-pool1-conv2-pool2-fc3-fc4 with a ReLU after conv1, conv2 and fc3; fc4 gives logits.
 
     Attributes:
-        classes: width of fc4.
         mean: the image that is subtracted from images in [0, 1], (1, channels, size, size)."""
 
     def __init__(self, dataset: Dataset, init_std: float, classes: int | None = None):
         super().__init__()
-        shape, sizes, self.classes = dataset.encoder, tap_shapes(dataset), classes or dataset.classes
+        shape, sizes = dataset.encoder, tap_shapes(dataset)
         (first, second), pooled = shape.maps, math.prod(sizes["pool2"])
         self.layers = nn.ModuleDict(
             {
@@ -56,7 +55,7 @@ class Encoder(nn.Module):
                 "conv2": nn.Sequential(nn.Conv2d(first, second, shape.kernel, padding=shape.padding), nn.ReLU()),
                 "pool2": nn.MaxPool2d(2),
                 "fc3": nn.Sequential(nn.Flatten(), nn.Linear(pooled, shape.features), nn.ReLU()),
-                "fc4": nn.Linear(shape.features, self.classes),
+                "fc4": nn.Linear(shape.features, classes or dataset.classes),
             }
         )
         for parameter in self.parameters():
@@ -84,10 +83,11 @@ class Encoder(nn.Module):
         self.layers["fc4"].get_parameter("weight").div_(factor)
 
     @torch.no_grad()
-    def features(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """The outputs (n, ...) of the taps `names` for any number of uint8 images (n, channels, size, size)."""
+    def features(self, inputs: Tensor, names: Collection[str], start: str = IMAGE) -> dict[str, Tensor]:
+        """The outputs (n, ...) of the taps `names` for any number of uint8 images (n, channels, size, size), or of
+        features at the tap `start`."""
         end, parts = max(names, key=TAPS.index), []
-        for part in images.split(PART):
-            taps = self.taps(to_input(part, self.mean), end=end)
+        for part in inputs.split(PART):
+            taps = self.taps(to_input(part, self.mean) if start == IMAGE else part, start, end)
             parts.append([taps[name] for name in names])
         return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
