@@ -1,6 +1,5 @@
 """Image grids with words around them as PNG files, and the real images that are nearest to samples."""
 
-import functools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +22,15 @@ PART = 2000  # Candidates that distances are computed to at once
 
 @dataclass(frozen=True)
 class Words:
-    """What stands around a grid; each may be absent. Above it its `title` and what changes `along` a row, a heading
-    of each column and a label of each row, and below it a caption: what to look for. Pillow's own font has Latin
-    letters alone."""
+    """What stands around a grid; each may be absent. Above it its `title` and what changes `along` a row, below it a
+    caption: what to look for; a heading of each column and a label of each row. Pillow's own font has Latin letters
+    alone."""
 
     title: str = ""
     along: str = ""
+    caption: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[str] = ()
-    caption: str = ""
 
 
 NO_WORDS = Words()
@@ -45,7 +44,7 @@ def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side
     scale = max(1, round(side / pixels.shape[1]))
     enlarged = pixels.repeat(scale, 1).repeat(scale, 2)
     step, rows = enlarged.shape[1] + GAP, -(-len(images) // columns)
-    text, heading = _font(15), _font(22)
+    text, heading = ImageFont.load_default(15), ImageFont.load_default(22)
     left = MARGIN + round(max((text.getlength(row) + 8 for row in words.rows), default=0))
     top = MARGIN + 34 * bool(words.title) + 22 * bool(words.along) + 20 * bool(words.columns)
     right, bottom = left + columns * step - GAP, top + rows * step - GAP
@@ -76,11 +75,6 @@ def unlabelled(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         left, top, right, bottom = map(int, picture.info.get(BOX, f"0,0,{picture.width},{picture.height}").split(","))
         return picture.crop((left, top, right, bottom))
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def nearest(samples: Tensor, candidates: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from PIL import Image
 from sgan.evaluation import grid
 
 SCALES = {8: 10, 28: 3, 32: 2, 128: 1}
-WORDS = grid.Words("Title", "along", ("one", "two", "three"), ("first", "second"), "Look for this. " * 9)
+WORDS = grid.Words("Title", "along", "Look for this. " * 9, ("one", "two", "three"), ("first", "second"))
 
 
 @pytest.mark.parametrize("words", [grid.NO_WORDS, WORDS])

@@ -41,8 +41,10 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
         model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
         if title == model.LAST:
             coverage = evaluation.class_coverage(min(stage.samples, SUBSET), seed)
-            seen = (figures.class_names(first.dataset), context.data, known.rows[HELD_OUT])
-            for figure, drawn in figures.draw_all(levels, stage.sampling, *seen).items():
+            stack = levels, stage.sampling, figures.class_names(first.dataset)
+            pictures = figures.samples(*stack) | {"real": figures.real(context.data, stack[-1])}
+            pictures["neighbours"] = figures.neighbours(*stack, context.data.images, known.rows[HELD_OUT])
+            for figure, drawn in pictures.items():
                 drawn.save(folder / FIGURES / f"{figure}.png")
     facts = [context.facts(each)["fingerprint"] for each in (stage.judge, stage.network) if each]
     yield Progress(stage.samples, stage.samples)
