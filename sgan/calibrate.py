@@ -7,7 +7,6 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -53,18 +52,9 @@ class Options:
     """Images a set."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A set of images with their labels; `repeats` are as in `sgan.evaluation.judges.Judge.scores`."""
-
-    images: Tensor
-    labels: Tensor
-    repeats: Tensor | None = None
-
-
-def sets(data: Data, draw: int, count: int) -> dict[str, Sample]:
+def sets(data: Data, draw: int, count: int) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """Known sets of so many images by title: prototypes of each class repeated, held-out images with a missing class
-    and with noise (standard deviation in [0, 1]), and real images as they are."""
+    and with noise (standard deviation in [0, 1]), and real images as they are. Each is what `Judges.scores` takes."""
     generator = torch.Generator().manual_seed(draw)
     held, held_labels = parts(data)[1]
     classes = int(data.labels.max()) + 1
@@ -81,18 +71,18 @@ def sets(data: Data, draw: int, count: int) -> dict[str, Sample]:
         members = [(data.labels == label).nonzero().flatten() for label in range(classes)]
         chosen = [each[some(len(each), number)] for each in members]
         index = torch.tensor([int(chosen[k][i // classes % len(chosen[k])]) for i, k in enumerate(wanted.tolist())])
-        found[f"{number} prototype{'s' * (number > 1)} a class"] = Sample(data.images[index], wanted)
+        found[f"{number} prototype{'s' * (number > 1)} a class"] = data.images[index], wanted, None
     keep = (held_labels != draw % classes).nonzero().flatten()
-    found["without one class"] = Sample(held[keep], held_labels[keep], drawn(len(keep)))
+    found["without one class"] = held[keep], held_labels[keep], drawn(len(keep))
     for strength in NOISE:
         index = drawn(len(held))
         noise = strength * 255 * torch.randn(count, *held.shape[1:], generator=generator)
         noisy = (held[index] + noise).round().clamp(0, 255).to(torch.uint8)
-        found[f"noise of {strength}"] = Sample(noisy, held_labels[index])
+        found[f"noise of {strength}"] = noisy, held_labels[index], None
     keep = some(len(held), round(KEPT * len(held)))
-    found["held-out"] = Sample(held[keep], held_labels[keep], drawn(len(keep)))
+    found["held-out"] = held[keep], held_labels[keep], drawn(len(keep))
     keep = some(len(data.images), count)
-    found["training"] = Sample(data.images[keep], data.labels[keep], drawn(len(keep)))
+    found["training"] = data.images[keep], data.labels[keep], drawn(len(keep))
     return found
 
 
@@ -114,7 +104,7 @@ def main(options: Options) -> int:
     made, values, fired = trained(dataset, data), defaultdict(list), defaultdict(int)
     for draw in track(range(options.draws), "scoring", console=Console(stderr=True)):
         for title, sample in sets(data, draw, options.samples).items():
-            found = made.scores(sample.images, sample.labels, sample.repeats)
+            found = made.scores(*sample)
             values[title].append(found)
             for word, name in ALARMS.items():
                 fired[title, word] += bool(alarms({name: found[name]}))

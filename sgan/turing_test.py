@@ -65,21 +65,23 @@ class Options:
 
 @dataclass
 class Page:
-    """Nine images of one model and of its training set, in random order; whether each is real; the answers so far."""
+    """What is in front of a voter, who has given `votes`: nine images of one model and of its training set, in random
+    order; whether each is real; the answers so far."""
 
+    votes: list[dict[str, Any]]
     stage: str
     images: list[str]
     real: list[bool]
     answers: list[bool | None] = field(default_factory=lambda: [None] * IMAGES)
     token: str = field(default_factory=secrets.token_urlsafe)
 
-
-@dataclass
-class Voter:
-    """All that a voter has answered, and the page in front of them."""
-
-    votes: list[dict[str, Any]]
-    page: Page
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that the browser may know: of an image without an answer, nothing."""
+        pairs = zip(self.real, self.answers, strict=True)
+        known = [None if answer is None else {"answer": answer, "right": real == answer} for real, answer in pairs]
+        errors = sum(vote["real"] != vote["answer"] for vote in self.votes)
+        return {"page": self.token, "answers": known, "votes": len(self.votes), "errors": errors}
 
 
 class TuringTest:
@@ -91,33 +93,31 @@ class TuringTest:
 
     def __init__(self, store: Store, pools: dict[str, tuple[Tensor, Tensor]]):
         self.store, self.pools = store, pools
-        self.voters: dict[str, Voter] = {}
+        self.pages: dict[str, Page] = {}  # by the voter's name
         self.lock = threading.Lock()  # the server answers in threads
 
     def page(self, name: str) -> dict[str, Any]:
         """The page in front of a voter, the same until all of it is answered, with its images as PNG in base64."""
         with self.lock:
-            voter = self.voters.get(name)
-            if voter is None or None not in voter.page.answers:
-                known = voter.votes if voter else votes.read(self.store, name)
-                voter = self.voters[name] = Voter(known, self._draw(known))
-            return {"images": voter.page.images, **self._state(voter)}
+            page = self.pages.get(name)
+            if page is None or None not in page.answers:
+                page = self.pages[name] = self._draw(page.votes if page else votes.read(self.store, name))
+            return {"images": page.images, **page.state}
 
     def vote(self, name: str, token: str, place: int, answer: bool) -> dict[str, Any]:
         """Keep a vote; a second one on the same image changes nothing. LookupError where the page is not the voter's,
         OSError or StoreError where the vote cannot be kept."""
         with self.lock:
-            voter = self.voters[name]
-            page = voter.page
+            page = self.pages[name]
             if page.token != token:
                 raise LookupError(token)
             if page.answers[place] is None:
                 about = {"time": time.time(), "stage": page.stage, "page": token, "place": place}
                 line = {**about, "real": page.real[place], "answer": answer}
-                votes.keep(self.store, name, [*voter.votes, line])
-                voter.votes.append(line)
+                votes.keep(self.store, name, [*page.votes, line])
+                page.votes.append(line)
                 page.answers[place] = answer
-            return self._state(voter)
+            return page.state
 
     def _draw(self, known: list[dict[str, Any]]) -> Page:
         """A page of the model that a voter has seen least. Each image is real with probability 1/2."""
@@ -125,16 +125,7 @@ class TuringTest:
         stage = min(self.pools, key=lambda name: (seen[name], RANDOM.random()))
         real = [RANDOM.random() < 0.5 for _ in range(IMAGES)]
         drawn = [RANDOM.choice(self.pools[stage][kind]) for kind in real]
-        return Page(stage, [png(image) for image in drawn], real)
-
-    @staticmethod
-    def _state(voter: Voter) -> dict[str, Any]:
-        """All that the browser may know: of an image without an answer, nothing."""
-        page = voter.page
-        pairs = zip(page.real, page.answers, strict=True)
-        known = [None if answer is None else {"answer": answer, "right": real == answer} for real, answer in pairs]
-        errors = sum(vote["real"] != vote["answer"] for vote in voter.votes)
-        return {"page": page.token, "answers": known, "votes": len(voter.votes), "errors": errors}
+        return Page(known, stage, [png(image) for image in drawn], real)
 
 
 def png(image: Tensor) -> str:

@@ -62,7 +62,7 @@ def test_nothing_but_the_pixels_tells_real_from_generated(tmp_path):
         assert len({len(image) for image in page["images"]}) == 1
         assert test.page(VOTERS[0]) == page
         real.append([white(image) for image in page["images"]])
-        test.voters[VOTERS[0]].page.answers = [True] * IMAGES  # on to the next one, without 9 writes
+        test.pages[VOTERS[0]].answers = [True] * IMAGES  # on to the next one, without 9 writes
     shown = np.array(real)
     assert abs(shown.mean(0) - 0.5).max() < 6 * math.sqrt(0.25 / 400)
     same = (shown[:, 1:] == shown[:, :-1]).mean()

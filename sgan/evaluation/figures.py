@@ -8,8 +8,7 @@ Legend: n images, K classes, R rows (at most 10), F features; images uint8 (n, c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,16 +16,16 @@ from torch.nn import functional as F
 
 from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
-from sgan.evaluation import grid
 from sgan.evaluation.grid import Words, nearest
 from sgan.evaluation.judges import Judge
 from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
 from sgan.shapes import Dataset
 
+Figure = tuple[Tensor, Words]  # Images, and the words around them: a row for each of their labels
 SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
 TRIPLES = 3  # Samples a row of the figure of neighbours, each followed by its two neighbours
-SIDE = 84  # Pixels to which small images are enlarged, about
+SIDE = 84  # Pixels to which small images are enlarged, about: figures are about 900 pixels wide
 DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
 STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -63,18 +62,6 @@ _COLUMNS = dict.fromkeys(("interpolation_noise", "interpolation_labels", "contin
 _COLUMNS |= {"neighbours": ("sample", "pixels", "features") * TRIPLES}
 WORDS = {name: Words(*text.split(" | "), columns=_COLUMNS.get(name, DRAWS)) for name, text in _TEXTS.items()}
 """Name of a figure -> the words around it, but for the labels of its rows. `classes` without labels is "unlabelled"."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Images, a row for each label in `words`."""
-
-    images: Tensor
-    words: Words
-
-    def save(self, path: Path) -> None:
-        """Write it as a PNG file, about 900 pixels wide."""
-        grid.save(self.images, path, len(self.words.columns), self.words, SIDE)
 
 
 def class_names(dataset: Dataset) -> tuple[str, ...]:
@@ -123,7 +110,7 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
             named = [f"code {value}" for value in range(rows)]
         if name == "interpolation_labels":
             named = [f"{names[row]} to {names[(row + 1) % classes]}" for row in range(rows)]
-        drawn[name] = Figure(_images(levels, statistics, *given), replace(words, rows=named))
+        drawn[name] = _images(levels, statistics, *given), replace(words, rows=named)
     return drawn
 
 
@@ -137,7 +124,7 @@ def neighbours(levels: list[Level], statistics: str, names: Sequence[str], image
     alike = images[nearest(made, images)]
     akin = images[nearest(judge.describe(made).features, judge.real.features).to(images.device)]
     words = replace(WORDS["neighbours"], rows=_rows(levels, names))
-    return Figure(torch.stack([made, alike, akin], 1).flatten(0, 1), words)
+    return torch.stack([made, alike, akin], 1).flatten(0, 1), words
 
 
 def real(data: Data, names: Sequence[str]) -> Figure:
@@ -148,7 +135,7 @@ def real(data: Data, names: Sequence[str]) -> Figure:
         if len(members):
             rows.append(data.images[members[torch.arange(COLUMNS, device=members.device) % len(members)]])
             named.append(name)
-    return Figure(torch.cat(rows), replace(WORDS["real"], rows=named))
+    return torch.cat(rows), replace(WORDS["real"], rows=named)
 
 
 def _rows(levels: list[Level], names: Sequence[str]) -> Sequence[str]:

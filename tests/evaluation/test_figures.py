@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgan.config import IMAGE, LABEL, Codes
 from sgan.evaluation import grid
-from sgan.evaluation.figures import COLUMNS, WORDS, Figure, class_names, neighbours, real, samples
+from sgan.evaluation.figures import COLUMNS, SIDE, WORDS, Figure, class_names, neighbours, real, samples
 from sgan.evaluation.grid import nearest
 from sgan.evaluation.judges import HELD_OUT, HeldOut, Judge
 from sgan.models.discriminator import Discriminator
@@ -49,7 +49,8 @@ def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[L
 
 def cells(figure: Figure) -> np.ndarray:
     """Pixel values in [0, 1], (rows, columns, 64)."""
-    return figure.images.float().div(255).reshape(-1, len(figure.words.columns), 64).numpy()
+    images, words = figure
+    return images.float().div(255).reshape(-1, len(words.columns), 64).numpy()
 
 
 def constant(values: np.ndarray, axis: int) -> bool:
@@ -122,7 +123,7 @@ def test_a_chained_generator_is_drawn_as_its_levels():
     assert [(level.low, level.high) for level in unfolded([chain])] == [(IMAGE, "fc3"), ("fc3", LABEL)]
     ours, theirs = (samples(levels, "running", NAMES) for levels in ([chain], plain))
     assert set(ours) == set(theirs)
-    assert all(torch.equal(ours[name].images, theirs[name].images) for name in ours)
+    assert all(torch.equal(ours[name][0], theirs[name][0]) for name in ours)
     condition = label_condition(chain, torch.arange(6), K)
     noise = [torch.rand(6, part.noise) for part in parts]
     for part in parts:
@@ -143,7 +144,7 @@ def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
     second = samples(levels, statistics, NAMES)
-    assert all(torch.equal(first[name].images, second[name].images) for name in first)
+    assert all(torch.equal(first[name][0], second[name][0]) for name in first)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert generator.training
 
@@ -155,9 +156,9 @@ def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
     real, labels = network.describe(some), digits.labels[:300]
     judge = Judge(HELD_OUT, network.describe, real, labels, real, labels)
     levels = [Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))]
-    figure = neighbours(levels, "running", NAMES, some, judge)
-    triples = figure.images.reshape(-1, 3, 1, 8, 8)
-    assert len(figure.words.columns) == 9
+    images, words = neighbours(levels, "running", NAMES, some, judge)
+    triples = images.reshape(-1, 3, 1, 8, 8)
+    assert len(words.columns) == 9
     assert len(triples) == 30
     with torch.no_grad():
         views = [lambda x: x.float().flatten(1), lambda x: network(x.float() / 255).features]
@@ -174,9 +175,9 @@ def test_an_image_is_its_own_nearest_neighbour(digits):
 
 
 def test_real_images_come_by_class(digits):
-    figure = real(digits, NAMES)
+    images, _ = real(digits, NAMES)
     known = {image.numpy().tobytes(): int(label) for image, label in zip(digits.images, digits.labels, strict=True)}
-    found = [known[image.numpy().tobytes()] for image in figure.images]
+    found = [known[image.numpy().tobytes()] for image in images]
     assert found == [label for label in range(K) for _ in range(COLUMNS)]
 
 
@@ -185,18 +186,18 @@ def test_every_figure_says_what_it_shows_and_what_to_look_for(digits, tmp_path):
     words = {"unlabelled"}
     for levels in (stack(*TAPS[2]), stack(*TAPS[2], labels=False), stack(*TAPS[1], labels=False, codes=Codes(10, 2))):
         drawn = samples(levels, "running", NAMES) | {"real": real(digits, NAMES)}
-        for name, figure in drawn.items():
-            assert all((figure.words.title, figure.words.along, figure.words.caption))
-            assert len(figure.words.rows) * len(figure.words.columns) == len(figure.images)
-            figure.save(tmp_path / f"{name}.png")
+        for name, (images, around) in drawn.items():
+            assert all((around.title, around.along, around.caption))
+            assert len(around.rows) * len(around.columns) == len(images)
+            grid.save(images, tmp_path / f"{name}.png", len(around.columns), around, SIDE)
             with Image.open(tmp_path / f"{name}.png") as picture:
                 assert 840 <= picture.width <= 960
         words |= set(drawn)
     assert words | {"neighbours"} == set(WORDS)
     named = samples(stack(*TAPS[2]), "running", NAMES)
-    assert named["classes"].words.rows == NAMES
-    assert named["interpolation_labels"].words.rows[8:] == ["i to j", "j to a"]
-    unnamed = samples(stack(*TAPS[2], labels=False), "running", NAMES)["classes"].words
+    assert named["classes"][1].rows == NAMES
+    assert named["interpolation_labels"][1].rows[8:] == ["i to j", "j to a"]
+    unnamed = samples(stack(*TAPS[2], labels=False), "running", NAMES)["classes"][1]
     assert unnamed.rows[0] == "row 1"
     assert unnamed.title == WORDS["unlabelled"].title
     assert class_names(DATASETS["cifar10"])[9] == "truck"

@@ -130,7 +130,7 @@ def test_alarms_fire_on_known_sets_and_never_on_held_out_images(made, digits):
         for title, sample in calibrate.sets(digits, draw, 300).items():
             if not title.startswith(("held-out", "1 ", "2 ", "3 ", "5 ", "20 ", "without")):
                 continue
-            said = " ".join(alarms(made.scores(sample.images, sample.labels, sample.repeats)))
+            said = " ".join(alarms(made.scores(*sample)))
             if title == "held-out":
                 assert said == "", draw
             if title[0].isdigit():

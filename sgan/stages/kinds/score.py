@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgan.evaluation import figures
+from sgan.evaluation import figures, grid
 from sgan.evaluation.evaluate import Evaluation
 from sgan.evaluation.judges import HELD_OUT
 from sgan.evaluation.scores import SUBSET
@@ -44,8 +44,8 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
             stack = levels, stage.sampling, figures.class_names(first.dataset)
             pictures = figures.samples(*stack) | {"real": figures.real(context.data, stack[-1])}
             pictures["neighbours"] = figures.neighbours(*stack, context.data.images, known.rows[HELD_OUT])
-            for figure, drawn in pictures.items():
-                drawn.save(folder / FIGURES / f"{figure}.png")
+            for figure, (images, words) in pictures.items():
+                grid.save(images, folder / FIGURES / f"{figure}.png", len(words.columns), words, figures.SIDE)
     facts = [context.facts(each)["fingerprint"] for each in (stage.judge, stage.network) if each]
     yield Progress(stage.samples, stage.samples)
     best_images = {name(trained): images for trained, images in zip(stage.trained, best, strict=True)}
