@@ -20,7 +20,7 @@ from sgan.data.batches import Data
 from sgan.models.discriminator import Discriminator
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level
-from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.training import checkpoint
 from sgan.training.loop import loop
 from sgan.training.steps import GanTask, Networks
@@ -33,7 +33,7 @@ def task(name: str) -> GanTask:
     dataset, images = DATASETS[name], 1000
     shape = (images, dataset.channels, dataset.size, dataset.size)
     pixels, labels = torch.randint(256, shape, dtype=torch.uint8), torch.randint(dataset.classes, (images,))
-    recipe = recipe_row("released", dataset, TRAINING_IMAGES[name]).gan
+    recipe = RECIPES["released"](dataset, TRAINING_IMAGES[name]).gan
     level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None), True)
     discriminator = Discriminator(dataset, recipe, IMAGE, (), None)
     data = Data(pixels, labels, pixels[:10], labels[:10], "")

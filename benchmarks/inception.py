@@ -27,7 +27,7 @@ from sgan.evaluation import inception
 from sgan.evaluation.scores import Features, join, network_scores
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
-from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 
 CHUNK = 1000  # Images between two looks at the clock
 
@@ -54,7 +54,7 @@ def write_random_weights(path: Path) -> Path:
 def draw(samples: int, device: str) -> torch.Tensor:
     """So many uint8 images of an untrained DCGAN of CIFAR-10's size."""
     dataset = DATASETS["cifar10"]
-    recipe = recipe_row("released", dataset, TRAINING_IMAGES["cifar10"]).gan
+    recipe = RECIPES["released"](dataset, TRAINING_IMAGES["cifar10"]).gan
     level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None).to(device), True)
     conditions = label_condition(level, balanced_labels(samples, dataset.classes).to(device), dataset.classes)
     mean = level.generator.mean

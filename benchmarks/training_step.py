@@ -39,7 +39,7 @@ from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
 from sgan.models.stack import Level, label_condition
-from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.training.cuda_graphs import EAGER
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
 from sgan.training.steps import FORMAT, GanTask, Networks
@@ -132,7 +132,7 @@ def new_task(
     random images (the same for every seed)."""
     dataset = DATASETS[name]
     layout: dict[str, Any] = {"device": device, "memory_format": FORMAT}
-    recipe = recipe_row("paper", dataset, TRAINING_IMAGES[name]).gan
+    recipe = RECIPES["paper"](dataset, TRAINING_IMAGES[name]).gan
     recipe = dataclasses.replace(recipe, precision=precision, batch=batch)
     torch.manual_seed(0)
     images = torch.randint(256, (IMAGES, dataset.channels, dataset.size, dataset.size), dtype=torch.uint8)

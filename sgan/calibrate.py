@@ -24,7 +24,7 @@ from sgan.data.datasets import read
 from sgan.evaluation.alarms import COLLAPSED, COPIED, alarms
 from sgan.evaluation.judges import Judges, parts
 from sgan.evaluation.measures import MEASURES
-from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.shapes import Dataset
 from sgan.stages.context import Context
 from sgan.stages.graph import judge_stage
@@ -88,7 +88,7 @@ def sets(data: Data, draw: int, count: int) -> dict[str, tuple[Tensor, Tensor, T
 
 def trained(dataset: Dataset, data: Data) -> Judges:
     """The judges that need no weights, trained anew as in the dataset's trials."""
-    recipe = recipe_row("laptop", dataset, TRAINING_IMAGES[dataset.name])
+    recipe = RECIPES["laptop"](dataset, TRAINING_IMAGES[dataset.name])
     stage = judge_stage(dataset, data.digest, recipe)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(Store(folder), data, "cpu", "")

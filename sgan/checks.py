@@ -77,23 +77,15 @@ def _message(error: ValidationError, where: str, names: Sequence[str] = (), labe
     return f"{path or error.title}{rule if rule != first['msg'] else f': {rule}'}, but got {first['input']!r:.200}"
 
 
-def checked(kind: Any, value: Any, name: str) -> Any:
-    """The value, if it is of this annotated type; otherwise ConfigError with the name."""
-    try:
-        return TypeAdapter(kind, config=STRICT).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(_message(error, name)) from error
-
-
 _adapter = functools.cache(TypeAdapter)
 
 
-def of_kind(kind: Any, value: object) -> Any:
-    """JSON from outside, if it is of this TypedDict; otherwise ConfigError."""
+def checked(kind: Any, value: Any, name: str = "") -> Any:
+    """The value, if it is of this annotated type or TypedDict; otherwise ConfigError with the name."""
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        raise ConfigError(_message(error, "")) from error
+        raise ConfigError(_message(error, name)) from error
 
 
 def from_json(kind: type[Made], value: Any, where: str = "") -> Made:

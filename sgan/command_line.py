@@ -69,10 +69,7 @@ def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
 def _in_one_line(box: str, asked: dict[str, str]) -> str:
     """The first message in a box of tyro, with what to do instead."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-
-    def is_rule(line: str) -> bool:
-        return bool(line) and set(line) <= set("─-")
-
+    is_rule = re.compile("[─-]+").fullmatch
     if "╭" not in box and is_rule("".join(lines[1:2])):  # where the output has no boxes: a title
         lines = lines[2:]
     message = list(itertools.takewhile(lambda line: not is_rule(line), lines))

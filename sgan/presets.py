@@ -156,13 +156,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
     # D's adversarial loss counts little: Q, which shares its layers, would learn too slowly for z to have an effect.
     # In the joint stage, which begins with z's effect, a stronger D corrects what the weak one let pass.
     gan = GanRecipe(
-        64,
-        adam,
-        discriminator_scale=0.05,
-        image_noise=0.05,
-        feature_noise=0.1,
-        discriminator_norm=True,
-        init_std=0.05,
+        64, adam, discriminator_scale=0.05, image_noise=0.05, feature_noise=0.1, discriminator_norm=True, init_std=0.05
     )
     joint = replace(gan, discriminator_scale=0.1)
     lengths = (64 * 1200, 64 * 2000, 64 * 750)
@@ -170,6 +164,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
 
 
 RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
+"""Name -> the recipe for a dataset with so many training images."""
 
 
 @validated()
@@ -243,12 +238,6 @@ VARIANTS: dict[str, Row] = {  # paper, table 1 and section 4.4
     "infogan": Row("InfoGAN", _UNLABELLED | {"weights.entropy": 1.0, "codes": as_json(Codes())}),
 }
 REAL_DATA_PAPER = "11.24 ± 0.12"
-
-
-def recipe_row(name: str, dataset: Dataset, images: int) -> Recipe:
-    """The recipe `name` for a dataset with so many training images; ConfigError where there is none."""
-    require(name in RECIPES, f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name](dataset, images)
 
 
 def configure(

@@ -20,7 +20,7 @@ from hypothesis import settings
 from sgan.config import AdamRecipe, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
-from sgan.presets import DATASETS, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.shapes import Dataset
 from sgan.stages.context import Context
 from sgan.stages.graph import Plan, name, plan
@@ -113,7 +113,7 @@ def tiny_plan(recipe: Recipe | None = None, variant: Variant = STACK, seed: int 
 
 def named_recipe(name: str, dataset: str) -> Recipe:
     """A recipe of presets.py for a dataset of known size."""
-    return recipe_row(name, DATASETS[dataset], TRAINING_IMAGES[dataset])
+    return RECIPES[name](DATASETS[dataset], TRAINING_IMAGES[dataset])
 
 
 def make_context(root: Path) -> Context:

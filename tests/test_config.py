@@ -176,11 +176,6 @@ def test_every_preset_makes_a_config_that_json_can_carry(recipe, dataset, varian
     assert plain["variant"]["cuts"] == list(config.variant.cuts)
 
 
-def test_a_recipe_that_a_dataset_does_not_have_is_refused():
-    with pytest.raises(ConfigError, match=r"'fast'.*released"):
-        named_recipe("fast", "digits")
-
-
 def test_configure_gives_a_variant_only_the_losses_and_cuts_that_it_has():
     def made(variant: str) -> Variant:
         chosen = VARIANTS[variant].variant

@@ -21,7 +21,7 @@ from pydantic import with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from sgan.checks import OPEN, WAITED, ConfigError, of_kind
+from sgan.checks import OPEN, WAITED, ConfigError, checked
 
 SEAL = "sha256"
 RECORD_FILE = "record.jsonl"
@@ -150,7 +150,7 @@ def unsealed(text: str | bytes, kind: type | None = None) -> dict[str, Any]:
     if not whole:
         raise ValueError("it is not as it was written")
     del value[SEAL]
-    return of_kind(kind, value) if kind else value
+    return checked(kind, value) if kind else value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from sgan.addresses import store_address
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
 from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
-from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row, recipe_row
+from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row
 from sgan.shapes import Dataset, Width
 from sweeps.planning.rows import assignment, own_rows
 
@@ -173,7 +173,7 @@ class Options(Data, Training, Places, Machine):
         """The recipe's row with --budget, the samples of Inception scores and --override."""
         fields: dict[str, Any] = {"samples": INCEPTION_SAMPLES} if judge == "inception" else {}
         fields |= dict(assignment(change, "--override") for change in self.override)
-        return with_fields(recipe_row(recipe, dataset, images).budget(self.budget), fields, "--override")
+        return with_fields(RECIPES[recipe](dataset, images).budget(self.budget), fields, "--override")
 
 
 @dataclass(frozen=True)

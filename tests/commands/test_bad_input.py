@@ -25,7 +25,7 @@ from sgan.config import Codes, Config, Variant, Weights
 from sgan.data import image_folder as folder
 from sgan.evaluation.inception import check_weights
 from sgan.models import export as model
-from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES, recipe_row
+from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.store.files import Record, StoreError, read_json, read_record, read_tensors, write_json, write_tensors
 from sgan.store.local import Store
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
@@ -45,7 +45,7 @@ CONFIGS = [
     Config(TINY, "0f", tiny_recipe(), Variant(("pool2", "fc3"), Weights(), joint=True), 0),
     Config(TINY, "0f", released_recipe(), Variant((), Weights(1, 0, 1), joint=False, codes=Codes()), 3),
     *(
-        Config(DATASETS[name], "0f", recipe_row(recipe, DATASETS[name], 1000), CONFIGURED, 7)
+        Config(DATASETS[name], "0f", RECIPES[recipe](DATASETS[name], 1000), CONFIGURED, 7)
         for CONFIGURED in [Variant(("fc3",), Weights(), joint=True)]
         for name in DATASETS
         for recipe in RECIPES

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sgan.checks import ConfigError, content_key
 from sgan.config import INNER_TAPS, TAPS, Config
-from sgan.presets import DATASETS, VARIANTS, recipe_row
+from sgan.presets import DATASETS, RECIPES, VARIANTS
 from sgan.stages.cost import check_networks
 from sgan.stages.graph import plan
 from sweeps.optimization.search_options import SPLITS, Search, parse_varied, splits_of
@@ -21,7 +21,7 @@ from sweeps.planning.basis import Basis
 
 def basis(name: str = "digits", width: float = 1.0, recipe: str = "laptop") -> Basis:
     """A basis without the data's files."""
-    row, made = DATASETS[name], recipe_row(recipe, DATASETS[name], 1347)
+    row, made = DATASETS[name], RECIPES[recipe](DATASETS[name], 1347)
 
     class Absent:
         digest = "0" * 16

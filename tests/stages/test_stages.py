@@ -196,7 +196,7 @@ def test_a_name_says_the_kind_and_is_the_same_in_every_process():
         assert set(key) <= set("0123456789abcdef")
     script = (
         "from sgan.presets import *; from sgan.stages.graph import plan\n"
-        "base = DATASETS['cifar10']; row = recipe_row('released', base, 50_000)\n"
+        "base = DATASETS['cifar10']; row = RECIPES['released'](base, 50_000)\n"
         "print(plan(configure(base, 'x', row, VARIANTS['sgan'].variant, 3, Weights(), ('fc3',))).name)"
     )
     command = [sys.executable, "-c", script]
