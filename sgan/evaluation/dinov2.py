@@ -3,6 +3,7 @@ distances agree best with people. It needs timm, an optional extra, and a file o
 """
 
 import functools
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, require
 from sgan.evaluation.scores import Features, join
 from sgan.store.files import sha256
 
@@ -28,16 +29,11 @@ URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
 
 def find_weights(given: Path | None) -> Path:
     """The given weights file; ConfigError where there is none, or no timm."""
-    try:
-        import timm  # noqa: F401 - an optional extra
-    except ImportError as error:
-        raise ConfigError(
-            "--judge dinov2 needs timm; install it: .uv/bin/uv pip install --python .venv/bin/python timm"
-        ) from error
+    install = ".uv/bin/uv pip install --python .venv/bin/python timm"
+    require(bool(find_spec("timm")), f"--judge dinov2 needs timm; install it: {install}")
     if given is None:
         raise ConfigError(f"--judge dinov2 needs a file of its weights; get {URL} and name it with --judge-weights")
-    if not given.is_file():
-        raise ConfigError(f"there are no weights of DINOv2 at {given}; --judge-weights names a file such as {FILE}")
+    require(given.is_file(), f"there are no weights of DINOv2 at {given}; --judge-weights names a file such as {FILE}")
     return given.absolute()
 
 
@@ -67,15 +63,11 @@ class DinoV2:
     def __init__(self, weights: Path, device: str):
         import timm
 
-        self.weights, self.device = check_weights(weights), device
+        name = f"vit_{MODELS[_features(weights)]}_patch14_dinov2.lvd142m"
+        options = {"pretrained_cfg_overlay": {"file": str(weights)}, "num_classes": 0, "img_size": SIZE}
+        self.weights, self.device = sha256(weights), device
         try:
-            network = timm.create_model(
-                f"vit_{MODELS[_features(weights)]}_patch14_dinov2.lvd142m",
-                pretrained=True,
-                pretrained_cfg_overlay={"file": str(weights)},
-                num_classes=0,
-                img_size=SIZE,
-            )
+            network = timm.create_model(name, pretrained=True, **options)
         except RuntimeError as error:  # torch's error for names and shapes that do not fit
             raise ConfigError(f"{weights} does not fit the network; it must be a file as {FILE}") from error
         self.network = network.to(device).eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from sgan.checks import ConfigError
+from sgan.checks import ConfigError, require
 from sgan.evaluation.scores import Features, join
 from sgan.store.files import sha256
 
@@ -26,16 +26,14 @@ def find_weights(given: Path | None) -> Path:
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if path.is_file():
         return path.absolute()
-    if given:
-        raise ConfigError(f"there are no Inception weights at {given}; --judge-weights names the file {FILE}")
+    require(given is None, f"there are no Inception weights at {given}; --judge-weights names the file {FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), DIGEST, progress=False)
     except Exception as error:  # a download raises almost anything; the advice is the same
         raise ConfigError(
-            f"the Inception weights cannot be downloaded ({error!r:.200}); "
-            f"get {URL_INCEPTION_V3} on a machine with a network and name the file with --judge-weights, "
-            "or score with --judge held-out, which needs none"
+            f"the Inception weights cannot be downloaded ({error!r:.200}); get {URL_INCEPTION_V3} on a machine with a "
+            "network and name the file with --judge-weights, or score with --judge held-out, which needs none"
         ) from error
     return path
 
@@ -49,8 +47,7 @@ def check_weights(path: Path) -> str:
             fits = tuple(torch.load(path, map_location="cpu", weights_only=True)["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise ConfigError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
-    if not fits:
-        raise ConfigError(f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
+    require(fits, f"{path} holds weights of another network; it must be {FILE} of torch-fidelity")
     return sha256(path)
 
 
