@@ -21,6 +21,7 @@ from sgan.models.discriminator import Discriminator
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
+from sgan.store import files
 from sgan.training import checkpoint
 from sgan.training.loop import loop
 from sgan.training.steps import GanTask, Networks
@@ -43,7 +44,7 @@ def task(name: str) -> GanTask:
 def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:
     """Train for so many seconds; the result in words, and the share of the time that checkpoints took."""
     spent: list[float] = []
-    write = checkpoint.write_json
+    write, plain = files.write_json, checkpoint.Checkpoints
 
     def slow_write(*arguments) -> None:
         time.sleep(slower)
@@ -54,7 +55,7 @@ def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:
             super().save(*arguments)
             spent.append(self.cost)
 
-    checkpoint.write_json, loop.__globals__["Checkpoints"] = slow_write, Timed
+    files.write_json, checkpoint.Checkpoints = slow_write, Timed
     try:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
@@ -66,7 +67,7 @@ def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:
                     break
             size = max((path.stat().st_size for path in work.rglob("*.safetensors")), default=0)
     finally:
-        checkpoint.write_json, loop.__globals__["Checkpoints"] = write, checkpoint.Checkpoints
+        files.write_json, checkpoint.Checkpoints = write, plain
     wall, spent = last - began, spent[: len(spent) - 1]  # the last one is that of stopping
     each = sum(spent) / len(spent) if spent else 0.0
     said = (

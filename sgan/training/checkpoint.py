@@ -5,30 +5,17 @@ checkpoints/<step>/record.jsonl        the record so far
 checkpoints/<step>/checkpoint.json     the SHA-256 of both, and of every other file that the stage has written so far
 """
 
-import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sgan.store.files import (
-    RECORD_FILE,
-    StoreError,
-    inside,
-    make_folder,
-    read_json,
-    remove,
-    sha256,
-    share,
-    sync,
-    write_json,
-)
+from sgan.store import files
+from sgan.store.files import RECORD_FILE, StoreError, read_tensors, remove, sha256
 from sgan.store.local import CHECKPOINTS
 from sgan.training.optimizers import in_layout_of
 
@@ -119,24 +106,13 @@ class Checkpoints:
 
         Raises OSError where the disk is full or cannot be written."""
         began = time.monotonic()
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        if all(tensor.isfinite().all() for tensor in state.values()):
-            own = {STATE_FILE: safetensors.torch.save(state), RECORD_FILE: checkpoint.record.encode()}
-            folder = self.folder / f"{checkpoint.step:09d}"
-            temporary = self.folder / f".{folder.name}"
-            try:
-                make_folder(temporary)
-                for name, content in own.items():
-                    (temporary / name).write_bytes(content)
-                    share(temporary / name)
-                    sync(temporary / name)
-                digests = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+        if all(tensor.isfinite().all() for tensor in checkpoint.tensors.values()):
+            with files.atomic_write(self.folder / f"{checkpoint.step:09d}") as temporary:
+                files.write_tensors(temporary / STATE_FILE, checkpoint.tensors)
+                files.write_text(temporary / RECORD_FILE, checkpoint.record)
                 head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
-                write_json(temporary / HEAD_FILE, {**head, "own": digests, "files": dict(checkpoint.files)})
-                os.rename(temporary, folder)
-                sync(self.folder)
-            finally:
-                remove(temporary)
+                own = {name: sha256(temporary / name) for name in (STATE_FILE, RECORD_FILE)}
+                files.write_json(temporary / HEAD_FILE, {**head, "own": own, "files": dict(checkpoint.files)})
             for old in self._folders()[KEPT:]:
                 remove(old)
         self.last = time.monotonic()
@@ -148,10 +124,10 @@ class Checkpoints:
         checkpoint = Checkpoint()
         for folder in self._folders():
             try:
-                head = read_json(folder / HEAD_FILE, stage=self.work.name)
+                head = files.read_json(folder / HEAD_FILE, stage=self.work.name)
                 check(folder, head["own"])
                 check(self.work, head["files"])
-                record, tensors = (folder / RECORD_FILE).read_text(), safetensors.torch.load_file(folder / STATE_FILE)
+                record, tensors = (folder / RECORD_FILE).read_text(), read_tensors(folder / STATE_FILE)
                 checkpoint = Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
                 break
             except (OSError, StoreError):  # a part of it is missing, damaged or another stage's
@@ -170,15 +146,12 @@ class Checkpoints:
 def check(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise StoreError, or OSError, unless each file has its SHA-256."""
     for file, digest in digests.items():
-        if sha256(inside(folder, file)) != digest:
+        if sha256(files.inside(folder, file)) != digest:
             raise StoreError(f"{folder / file} is not as it was written; the same command makes the stage anew")
 
 
 def new_files(work: Path, known: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of the files in a work folder, but for record, checkpoints and those that are known."""
     paths = {path.relative_to(work).as_posix(): path for path in (*work.glob("[!.]*"), *work.glob("[!.]*/[!.]*"))}
-    return {
-        file: sha256(path)
-        for file, path in paths.items()
-        if path.is_file() and file not in known and file != RECORD_FILE
-    }
+    new = {file: path for file, path in paths.items() if path.is_file() and file not in (*known, RECORD_FILE)}
+    return {file: sha256(path) for file, path in new.items()}

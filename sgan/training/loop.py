@@ -16,17 +16,8 @@ import torch
 from torch import Tensor
 
 from sgan.store.files import Record, write_text
-from sgan.training.checkpoint import (
-    Checkpoint,
-    Checkpoints,
-    Task,
-    check,
-    load_modules,
-    load_optimisers,
-    module_tensors,
-    new_files,
-    task_tensors,
-)
+from sgan.training import checkpoint
+from sgan.training.checkpoint import Checkpoint, Task, check, load_modules, module_tensors, new_files, task_tensors
 
 POINTS, LONGEST = 40, 250  # A loss curve has about so many points, and one at least every so many steps
 SILENCE = 1.0  # Longest time in seconds between two yields, unless a step takes longer
@@ -74,12 +65,12 @@ def loop(
         Diverged: a loss is not finite; the last checkpoint stays.
         StoreError: somebody has changed a file in `folder` while the stage trained."""
     began = heard = time.monotonic()
-    checkpoints = Checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder)
     start = checkpoints.load()
     window = defaultdict[str, list[Tensor]](list)  # losses since the record's last point
     if start.tensors:
         load_modules(task.modules, start.tensors)
-        load_optimisers(task, start.tensors)
+        checkpoint.load_optimisers(task, start.tensors)
         window |= {name[7:]: list(losses) for name, losses in start.tensors.items() if name.startswith("window/")}
     record, files = Record(folder, start.record), dict(start.files)
     number = saved = start.step
