@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +17,9 @@ MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
 """In a finished stage: its weights, and of a judge what it sees of the real images."""
 Running = Generator[Progress, None, dict[str, Any]]
 """A stage that runs: yields its progress, and returns facts for its stage.json."""
+Evaluator = Callable[[list[Level], Encoder | None], tuple[str, Callable[[int], dict[str, float]]]]
+"""Handed in, so that levels do not depend on its code: levels and their encoder -> the name of the stage that scores
+them while they train, and a function from images seen to scores."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,3 @@ class Context:
     def facts(self, stage: Any) -> dict[str, Any]:
         """The stage.json of a finished stage."""
         return self.store.facts(name(stage))
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Scores levels while they train; handed in, so that levels do not depend on its code. `judge`: the stage's name.
-    `prepare`: levels, their encoder and a folder for grids -> a function from images seen to scores."""
-
-    judge: str
-    prepare: Callable[[list[Level], Encoder | None, Path], Callable[[int], dict[str, float]]]

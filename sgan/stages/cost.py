@@ -23,7 +23,7 @@ from sgan.models.encoder import Encoder, tap_shapes
 from sgan.stages.graph import ClassifierStage, JointStage, JudgeStage, LevelStage, ScoreStage, Stage, name, plan
 from sgan.stages.kinds.level import build
 from sgan.store.local import Store
-from sgan.training.steps import GanTask, Networks
+from sgan.training.steps import GanTask
 
 STEPS, IMAGES = 40, 1000  # A unit's seconds are measured in so many steps, on about so many images
 BATCH = 2  # Batch normalisation takes no fewer
@@ -57,7 +57,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
     recipe, few = level.recipe, slice(max(IMAGES, level.recipe.batch))
     some = Data(data.images[few], data.labels[few], data.test_images[few], data.test_labels[few], data.digest)
     encoder = Encoder(config.dataset, 1.0).to(device).requires_grad_(False)
-    networks = Networks(*build((level,), recipe, some, device), encoder, config.dataset.classes)
+    networks = build((level,), recipe, some, device, encoder)
     task, times = GanTask(networks, some, recipe, level.weights, 0), [time.perf_counter()]
     for step in range(STEPS):
         next(iter(task.step(step).values())).item()  # waits for the GPU
@@ -83,7 +83,8 @@ def _step_flops(stages: tuple[LevelStage, ...], recipe: GanRecipe, feedback: flo
         sizes = tap_shapes(dataset)
         real = [torch.empty(BATCH, *sizes[level.low]) for level in stages]
         empty = torch.empty(BATCH, dataset.channels, dataset.size, dataset.size)
-        levels, judges = build(stages, recipe, Data(empty, empty, empty, empty, ""), "meta")
+        networks = build(stages, recipe, Data(empty, empty, empty, empty, ""), "meta")
+        levels, judges = networks.levels, networks.discriminators
         encoder = Encoder(dataset, 1.0).requires_grad_(False)
         ends = (dataset.classes * top.labels,) if top.high == LABEL else sizes[top.high]
         fakes = [torch.empty(BATCH, *ends)]  # above all levels, what the top one is given

@@ -224,24 +224,12 @@ def plan(config: Config) -> Plan:
         )
         for low, high in pairwise(variant.bounds)
     )
-    shared: dict[str, Any] = {"levels": levels, "sampling": recipe.sampling}
+    scratch, images = recipe.joint_start == 0, recipe.joint_images
     joint = JointStage(
-        scratch=recipe.joint_start == 0,
-        recipe=recipe.joint,
-        feedback=recipe.feedback,
-        fresh_adam=recipe.fresh_adam,
-        images=recipe.joint_images,
-        evaluations=recipe.evaluations,
-        **shared,
+        levels, scratch, recipe.joint, recipe.feedback, recipe.fresh_adam, images, recipe.evaluations, recipe.sampling
     )
-    score = ScoreStage(
-        joint=joint if variant.joint else None,
-        encoder=encoder if variant.labels else None,
-        judge=judge,
-        network=network,
-        samples=recipe.samples,
-        **shared,
-    )
+    trained, known = joint if variant.joint else None, encoder if variant.labels else None
+    score = ScoreStage(levels, trained, known, judge, network, recipe.samples, recipe.sampling)
     numbered = reversed(list(enumerate(levels)))
     stages = [("judge", judge), ("network", network), ("encoder", encoder)]
     stages += [*((f"level{index}", level) for index, level in numbered), ("joint", joint)]

@@ -15,12 +15,11 @@ from sgan.config import IMAGE
 from sgan.evaluation.evaluate import Evaluation
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
-from sgan.stages.context import Context, Evaluator, Running
+from sgan.stages.context import Context, Running
 from sgan.stages.cost import flops
 from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.files import read_record
-from sgan.store.local import CHECKPOINTS
 from sgan.training.loop import Diverged, Progress
 
 RUN: dict[str, Callable[..., Running]] = {
@@ -46,13 +45,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
     folder = store.begin(stage_name)
     evaluator = None
     if scored_by and isinstance(stage, LevelStage | JointStage):
-        sampling = stage.sampling
-
-        def prepare(levels: list[Level], encoder: Encoder | None, folder: Path) -> Callable[[int], dict[str, float]]:
-            known = judge.load(scored_by, None, context)
-            return functools.partial(Evaluation(levels, sampling, context.data, encoder, known), folder=folder)
-
-        evaluator = Evaluator(name(scored_by), prepare)
+        evaluator = functools.partial(_evaluator, stage.sampling, scored_by, context, folder)
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
     progress = Progress(0, 0)
@@ -92,7 +85,14 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
             "generator_images": batch * round(updates) if makes_images else 0,
             "flops": flops(stage, progress.images // batch, round(updates)),
         }
-    store.publish(stage_name, facts, drop=(CHECKPOINTS,) if facts["status"] == "done" else ())
+    store.publish(stage_name, facts)
+
+
+def _evaluator(
+    sampling: str, scored_by: JudgeStage, context: Context, folder: Path, levels: list[Level], encoder: Encoder | None
+) -> tuple[str, Callable[[int], dict[str, float]]]:
+    known = judge.load(scored_by, None, context)
+    return name(scored_by), functools.partial(Evaluation(levels, sampling, context.data, encoder, known), folder=folder)
 
 
 def be_deterministic(wanted: bool) -> None:

@@ -40,12 +40,6 @@ def inside(root: Path, name: object) -> Path:
     return root / name
 
 
-def leads_inside(name: str) -> str:
-    """A name from outside, which `inside` would take; ValueError otherwise."""
-    inside(Path("its folder"), name)
-    return name
-
-
 def is_plain(root: Path, name: str) -> bool:
     """Whether `root / name` is a regular file that is reached from `root` without a symbolic link."""
     path = inside(root, name)
@@ -118,8 +112,8 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file that is made there is renamed to `path`, whole and on the disk, unless the block
-    raises an error."""
+    """Yield a temporary path; the file or folder that is made there is renamed to `path`, whole and on the disk, unless
+    the block raises an error."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

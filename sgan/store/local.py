@@ -25,25 +25,8 @@ from typing_extensions import TypedDict
 
 from sgan.addresses import masked
 from sgan.checks import OPEN
-from sgan.store.files import (
-    StoreError,
-    atomic_write,
-    inside,
-    is_plain,
-    lack,
-    leads_inside,
-    make_folder,
-    read_json,
-    read_tensors,
-    remove,
-    sealed,
-    sha256,
-    share,
-    sync,
-    unreadable,
-    whole_lines,
-    write_json,
-)
+from sgan.store import files
+from sgan.store.files import StoreError, inside, read_json, remove, sealed, sync, write_json
 
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
@@ -69,7 +52,7 @@ class Facts(TypedDict, total=False):
 
     name: Required[str]
     status: Required[str]
-    files: Required[dict[Annotated[str, AfterValidator(leads_inside)], str]]
+    files: Required[dict[Annotated[str, AfterValidator(lambda name: inside(Path("its folder"), name) and name)], str]]
     finished: Required[float]
     kind: str
     reason: str | None
@@ -109,7 +92,7 @@ class Store:
         self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
         try:
             for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
-                make_folder(folder)
+                files.make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
         except OSError as error:
@@ -122,16 +105,16 @@ class Store:
         line = json.dumps(sealed({**origin, "event": event, **about}))
         path = self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
         with suppress(OSError):
-            make_folder(path.parent)
+            files.make_folder(path.parent)
             with open(path, "ab", buffering=0) as file:
-                share(path)
+                files.share(path)
                 file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
         return path
 
     def events(self) -> list[dict[str, Any]]:
         """All events of the ledger, the earliest first; a line that is not whole is left out."""
         self.fetch(self.root / LEDGER)
-        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in whole_lines(path, Event)]
+        events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in files.whole_lines(path, Event)]
         return sorted(events, key=lambda event: event["time"])
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
@@ -141,7 +124,7 @@ class Store:
             try:
                 return write()
             except (OSError, StoreError) as error:
-                if not (trouble := lack(error)):
+                if not (trouble := files.lack(error)):
                     raise
                 if not told:
                     print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
@@ -183,7 +166,7 @@ class Store:
         """Copy Inception weights into the store, where every node finds them."""
         kept = self.weights(digest)
         if not kept.exists():
-            with atomic_write(kept) as temporary:
+            with files.atomic_write(kept) as temporary:
                 shutil.copyfile(path, temporary)
             self.save(kept)
 
@@ -221,16 +204,16 @@ class Store:
         folder, expected = Store.stage(self, name), self.facts(name)["files"].get(file)
         path, remedy = inside(folder, file), f"delete {folder}, and the stage is trained again"
         try:
-            if expected and is_plain(folder, file) and sha256(path) == expected:
+            if expected and files.is_plain(folder, file) and files.sha256(path) == expected:
                 return path
         except OSError as error:
-            raise unreadable(path, error, remedy) from error
-        linked = path.exists() and not is_plain(folder, file)
+            raise files.unreadable(path, error, remedy) from error
+        linked = path.exists() and not files.is_plain(folder, file)
         raise StoreError(f"{path} {'lies behind a symbolic link' if linked else 'is missing or damaged'}; {remedy}")
 
     def tensors(self, name: str, file: str) -> dict[str, Tensor]:
         """Tensors of a finished stage, checked as by `file`."""
-        return read_tensors(self.file(name, file))
+        return files.read_tensors(self.file(name, file))
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -251,7 +234,7 @@ class Store:
     def alone(self, name: str) -> Iterator[bool]:
         """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
         path = self._lock_file(name)
-        make_folder(path.parent)
+        files.make_folder(path.parent)
         with open(path, "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,7 +242,7 @@ class Store:
                 yield False
                 return
             with suppress(OSError):  # it is another user's, or was deleted a moment ago
-                share(path)
+                files.share(path)
             self.locks[name] = file
             try:
                 yield True
@@ -290,7 +273,7 @@ class Store:
         folder = self.work(name)
         _remove_foreign(folder)
         self.note("stage resumed" if folder.exists() else "stage begun", stage=name)
-        make_folder(folder / GRIDS)
+        files.make_folder(folder / GRIDS)
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
@@ -300,20 +283,21 @@ class Store:
         if now:
             self.note("stage stopped", stage=name)
 
-    def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
-        """Turn the work folder into the finished stage in one rename, without the files and folders in `drop`.
+    def publish(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Turn the work folder into the finished stage in one rename, without the checkpoints of one that is done.
         LostClaim where its claim was deleted: then somebody else may write there."""
         self._require_claim(name)
         folder, finished = self.work(name), Store.stage(self, name)
         _remove_foreign(folder)
-        for file in (*drop, STAGE_FILE):
-            remove(folder / file)
+        remove(folder / STAGE_FILE)
+        if facts["status"] == "done":
+            remove(folder / CHECKPOINTS)
         paths = sorted(folder.rglob("*"))
-        digests = {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
+        digests = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
         for path in (*paths, folder):
             sync(path)  # a power cut leaves the whole stage or none
-        make_folder(finished.parent)
+        files.make_folder(finished.parent)
         remove(finished)  # damaged: it has no stage.json, or it would not have been trained again
         os.rename(folder, finished)
         sync(finished.parent)

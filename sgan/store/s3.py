@@ -83,9 +83,8 @@ class BucketStore(Store):
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             trouble = masked(f"the output store {address} cannot be written ({error!r:.200})")
-            raise StoreError(
-                f"{trouble}; name a bucket that is there and that this host's credentials may write with --store"
-            ) from error
+            advice = "name a bucket that is there and that this host's credentials may write with --store"
+            raise StoreError(f"{trouble}; {advice}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.address,)
@@ -188,19 +187,18 @@ class BucketStore(Store):
         folder = self.work(name)
         with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
             files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            files = [file for file in files if "/." not in f"/{file}"]  # a dot begins the name of what is being written
             for file in sorted(files, key=lambda file: (file.startswith(CHECKPOINTS), file.endswith(".json"), file)):
                 key, identity = f"work/{name}/{file}", _identity(folder / file)
-                if self.kept.get(key) != identity:
+                if self.kept.get(key) != identity and "/." not in key:  # a dot begins what is being written
                     self.fs.put_file(str(folder / file), f"{self.base}/{key}")
                     self.kept[key] = identity
             for key in [key for key in self.kept if not (self.root / key).exists()]:
                 self.fs.rm_file(f"{self.base}/{key}")
                 del self.kept[key]
 
-    def publish(self, name: str, facts: Mapping[str, Any], drop: tuple[str, ...] = ()) -> None:
+    def publish(self, name: str, facts: Mapping[str, Any]) -> None:
         self.upload.result()
-        super().publish(name, facts, drop)
+        super().publish(name, facts)
         self._finish(name)
 
     def _finish(self, name: str) -> None:
@@ -268,21 +266,19 @@ class BucketStore(Store):
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
-        number = 0
-        while True:
+        for number, pause in enumerate((*PAUSES, None)):
             try:
                 return call()
             except (FileNotFoundError, StoreError):
                 raise
             except Exception as error:  # botocore's, aiohttp's, the file system's
                 trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
-                if number == len(PAUSES) or isinstance(error, PermissionError):
+                if pause is None or isinstance(error, PermissionError):
                     advice = "what is finished stays there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
                 if number == 2:  # short trouble is not worth a word
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
-                time.sleep(PAUSES[number])
-                number += 1
+                time.sleep(pause)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -191,7 +191,7 @@ def test_two_users_share_a_store_whatever_their_umasks(umasks, shared):
             assert Checkpoints(work).load().tensors.keys() == TENSORS.keys()
             Record(work).add(1, {"loss": 1.0})
             Checkpoints(work).save(Checkpoint(2, tensors=TENSORS))
-            store.publish("two", {"status": "done"}, drop=(CHECKPOINTS,))
+            store.publish("two", {"status": "done"})
         store.failure("three").unlink()
         write_json(shared / "store" / "sweeps" / "key" / "trials" / "sgan-0.json", {"a": 2})
         assert store.shown("run") == "one"
@@ -357,7 +357,7 @@ def test_a_stage_is_there_once_it_is_whole(tmp_path):
     (folder / GRIDS / "000000010.png").write_bytes(b"an image")
     assert not store.has("stage")
     assert not store.stage("stage").exists()
-    store.publish("stage", {"status": "done", "reason": None}, drop=("checkpoints", "absent"))
+    store.publish("stage", {"status": "done", "reason": None})
     assert store.has("stage")
     assert not folder.exists()
     assert {path.name for path in store.stage("stage").iterdir()} == {

@@ -188,7 +188,7 @@ def test_a_joint_stage_from_scratch_needs_no_level_and_starts_with_weights_of_it
     monkeypatch.setattr(joint, "train", train)
     trial = tiny_plan(recipe)
     assert finish(trial, root) == ["joint", "score"]
-    built, _ = build(trial.score.levels, recipe.joint, read(DATASETS["digits"], Path()), "cpu")
+    built = build(trial.score.levels, recipe.joint, read(DATASETS["digits"], Path()), "cpu").levels
     wanted = torch.nn.ModuleList(level.generator for level in built).state_dict()
     assert begun[0].keys() == wanted.keys()
     assert all(torch.equal(value, wanted[key]) for key, value in begun[0].items())

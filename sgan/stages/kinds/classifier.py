@@ -21,8 +21,10 @@ def _build(stage: ClassifierStage) -> Encoder:
     return Encoder(stage.dataset, stage.recipe.init_std, 4 if stage.recipe.objective == "rotation" else None)
 
 
-def load(stage: ClassifierStage, context: Context) -> Encoder:
-    """The trained classifier, frozen."""
+def load(stage: ClassifierStage | None, context: Context) -> Encoder | None:
+    """The trained classifier, frozen; None for None."""
+    if stage is None:
+        return None
     encoder = _build(stage).to(context.device)
     load_modules({"encoder": encoder}, context.tensors(stage))
     return encoder.eval().requires_grad_(False).to(memory_format=FORMAT)

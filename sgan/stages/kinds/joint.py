@@ -6,22 +6,22 @@ from torch import nn
 
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage
-from sgan.stages.kinds.level import START_FILE, build, generators, load_encoder, train
+from sgan.stages.kinds import classifier
+from sgan.stages.kinds.level import START_FILE, build, generators, train
 from sgan.store.files import write_tensors
 from sgan.training.checkpoint import load_modules, load_optimisers, module_tensors
-from sgan.training.steps import GanTask, Networks, role_seed
+from sgan.training.steps import GanTask, role_seed
 
 
 def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the stack from new weights, or from its levels', and from their Adam states where the recipe says so."""
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
-    levels, discriminators = build(stage.levels, recipe, data, context.device)
+    networks = build(stage.levels, recipe, data, context.device, classifier.load(first.encoder, context))
     states = [] if stage.scratch else [context.tensors(level, file) for level in stage.levels]
-    begun = list(zip(levels, discriminators, states, strict=not stage.scratch))
+    begun = list(zip(networks.levels, networks.discriminators, states, strict=not stage.scratch))
     for level, discriminator, tensors in begun:
         load_modules(generators([level]) | {"discriminator": nn.ModuleList([discriminator])}, tensors)
-    networks = Networks(levels, discriminators, load_encoder(first, context), first.dataset.classes)
     task = GanTask(networks, data, recipe, first.weights, role_seed(first.seed, "joint"), stage.feedback)
     if not stage.fresh_adam:
         place = dict.fromkeys(task.modules, 0)

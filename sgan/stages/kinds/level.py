@@ -25,8 +25,8 @@ WEIGHTS = "weights"  # Folder of the generators' weights at each evaluation but 
 
 
 def build(
-    stages: Sequence[LevelStage], recipe: GanRecipe, data: Data, device: str
-) -> tuple[list[Level], list[Discriminator]]:
+    stages: Sequence[LevelStage], recipe: GanRecipe, data: Data, device: str, encoder: Encoder | None = None
+) -> Networks:
     """Fresh levels with their discriminators, each initialised from its stage's seed."""
     levels, discriminators = [], []
     for stage in stages:
@@ -39,7 +39,7 @@ def build(
         generator = generator.to(memory_format=FORMAT)
         levels.append(Level(stage.low, stage.high, generator, stage.labels, stage.codes, stage.through))
         discriminators.append(discriminator.to(memory_format=FORMAT))
-    return levels, discriminators
+    return Networks(levels, discriminators, encoder, stages[0].dataset.classes)
 
 
 def generators(levels: Sequence[Level]) -> dict[str, nn.Module]:
@@ -47,16 +47,10 @@ def generators(levels: Sequence[Level]) -> dict[str, nn.Module]:
     return {"generator": nn.ModuleList(level.generator for level in levels)}
 
 
-def load_encoder(stage: LevelStage, context: Context) -> Encoder | None:
-    """The encoder of a level, if it has one."""
-    return classifier.load(stage.encoder, context) if stage.encoder else None
-
-
 def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Train the level; its weights and, in the middle, the state for the joint stage are kept."""
     recipe, data = stage.recipe, context.data
-    built = build((stage,), recipe, data, context.device)
-    networks = Networks(*built, load_encoder(stage, context), stage.dataset.classes)
+    networks = build((stage,), recipe, data, context.device, classifier.load(stage.encoder, context))
     task = GanTask(networks, data, recipe, stage.weights, role_seed(stage.seed, stage.low))
     steps = max(1, stage.images // recipe.batch)
     start = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else 0
@@ -71,7 +65,7 @@ def train(
     """Train a level or a stack, and keep the generators' weights at each evaluation but the last. `start`: the step
     after which the state for the joint stage is kept; 0: it is not."""
     steps, batch = max(1, stage.images // stage.recipe.batch), stage.recipe.batch
-    score = evaluator.prepare(task.levels, task.encoder, folder) if evaluator else lambda images: {}
+    judge, score = evaluator(task.levels, task.encoder) if evaluator else ("", lambda images: {})
 
     def evaluate(images: int) -> dict[str, float]:
         if 0 < images < steps * batch:
@@ -82,4 +76,4 @@ def train(
         return score(images)
 
     evaluations = marks(steps, stage.evaluations) | ({start} if start else set())
-    yield from loop(task, steps, batch, folder, evaluate, evaluations, evaluator.judge if evaluator else "")
+    yield from loop(task, steps, batch, folder, evaluate, evaluations, judge)

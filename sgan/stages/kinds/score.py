@@ -13,7 +13,7 @@ from sgan.models.stack import Level
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage, ScoreStage, name
 from sgan.stages.kinds import classifier, judge
-from sgan.stages.kinds.level import WEIGHTS, build, generators, load_encoder
+from sgan.stages.kinds.level import WEIGHTS, build, generators
 from sgan.store.local import FIGURES, MODELS
 from sgan.training.checkpoint import load_modules
 from sgan.training.loop import Progress
@@ -23,9 +23,9 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     """Score the last and the best weights; both become models in the stage's folder."""
     yield Progress(0, stage.samples)
     first, recipe = stage.levels[0], stage.joint.recipe if stage.joint else stage.levels[0].recipe
-    levels, _ = build(stage.levels, recipe, context.data, context.device)
+    levels = build(stage.levels, recipe, context.data, context.device).levels
     parts = [levels] if stage.joint else [[level] for level in levels]
-    encoder = classifier.load(stage.encoder, context) if stage.encoder else None
+    encoder = classifier.load(stage.encoder, context)
     known = judge.load(stage.judge, stage.network, context)
     evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
     last = [context.facts(trained)["images"] for trained in stage.trained]
@@ -61,7 +61,8 @@ def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Leve
         return facts["images"]
     lowest = stage.levels[0] if isinstance(trained, JointStage) else trained
     known = judge.load(stage.judge, stage.network, context)
-    evaluation = Evaluation(levels, stage.sampling, context.data, load_encoder(lowest, context), known)
+    encoder = classifier.load(lowest.encoder, context)
+    evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
     values = {}
     for images in (*kept, facts["images"]):
         _load(trained, levels, images, context)
