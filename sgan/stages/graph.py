@@ -1,7 +1,4 @@
-"""A trial as a graph of stages.
-
-judge ------------------------------------------------+
-encoder -> level N-1, ..., level 0 -> [joint] -> score
+"""A trial as a graph of stages (docs/architecture.md draws it).
 
 A stage is a frozen dataclass of all that its result depends on, its parents included. Its name is the hash of its
 fields, in which parents stand by their names, and of the code that its result depends on: the files in COUNTED that the

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,8 @@ class BucketStore(Store):
     def alone(self, name: str) -> Iterator[bool]:
         with super().alone(name) as here:
             token = self._patiently(lambda: self.leases.take(name)) if here else None
-            if token is None:
-                yield False
-                return
-            with self.leases.kept(name, token):
-                yield True
+            with self.leases.kept(name, token) if token else nullcontext():
+                yield bool(token)
 
     def begin(self, name: str) -> Path:
         remove(self.work(name))  # another host may have gone on with it
