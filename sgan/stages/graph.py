@@ -221,12 +221,25 @@ def plan(config: Config) -> Plan:
         )
         for low, high in pairwise(variant.bounds)
     )
-    scratch, images = recipe.joint_start == 0, recipe.joint_images
     joint = JointStage(
-        levels, scratch, recipe.joint, recipe.feedback, recipe.fresh_adam, images, recipe.evaluations, recipe.sampling
+        levels=levels,
+        scratch=recipe.joint_start == 0,
+        recipe=recipe.joint,
+        feedback=recipe.feedback,
+        fresh_adam=recipe.fresh_adam,
+        images=recipe.joint_images,
+        evaluations=recipe.evaluations,
+        sampling=recipe.sampling,
     )
-    trained, known = joint if variant.joint else None, encoder if variant.labels else None
-    score = ScoreStage(levels, trained, known, judge, network, recipe.samples, recipe.sampling)
+    score = ScoreStage(
+        levels=levels,
+        joint=joint if variant.joint else None,
+        encoder=encoder if variant.labels else None,
+        judge=judge,
+        network=network,
+        samples=recipe.samples,
+        sampling=recipe.sampling,
+    )
     numbered = reversed(list(enumerate(levels)))
     stages = [("judge", judge), ("network", network), ("encoder", encoder)]
     stages += [*((f"level{index}", level) for index, level in numbered), ("joint", joint)]
