@@ -19,23 +19,10 @@ from sgan.config import Config
 from sgan.stages.cost import check_networks, cost, recorded_rate
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.local import Store
+from sweeps.optimization import study
 from sweeps.optimization.search_options import SPLITS, Search
 from sweeps.optimization.space import Params, Space
-from sweeps.optimization.study import (
-    DONE,
-    OBJECTIVES,
-    REASON,
-    Outcome,
-    Row,
-    StudyFile,
-    ask,
-    best_first,
-    ended,
-    importance,
-    outcome_of,
-    replay,
-    tell,
-)
+from sweeps.optimization.study import DONE, OBJECTIVES, REASON, Outcome, Row, StudyFile
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
@@ -73,12 +60,9 @@ class SearchRun:
         self.key = content_key(parts)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
         self.name = f"{basis.what}, {search.variant} by {search.objective} ({self.key})"
+        self.study_path = manifest.folder(store, self.key) / STUDY
         self.templates = {split: self._template(split, search.seed) for split in self.space.splits}
         check_networks(self.templates.values())
-
-    @property
-    def study_path(self) -> Path:
-        return manifest.folder(self.store, self.key) / STUDY
 
     def _template(self, split: str, seed: int) -> Config:
         return self.space.config(self.space.known_good() | {"split": split}, seed)
@@ -116,7 +100,7 @@ class SearchRun:
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
-        return outcome_of(state_of(self.store, row), self.objective)
+        return study.outcome_of(state_of(self.store, row), self.objective)
 
     def plan(self, searcher: "Searcher", probe: Callable[[], float]) -> Plan:
         """Work out the second phase, and the time of what is still to run. `probe` measures the seconds of a unit of
@@ -145,7 +129,7 @@ class SearchRun:
 
     def end(self, searcher: "Searcher") -> None:
         """Write the record's head and study as they are at the command's end."""
-        self._write_head(searcher, importance(searcher.study))
+        self._write_head(searcher, study.importance(searcher.study))
         if self.study_path.exists():
             self.store.save(self.study_path)
 
@@ -183,8 +167,8 @@ class SearchRun:
 
     def best(self, searcher: "Searcher", best: int, seeds: int) -> list[tuple[Trial, Row]]:
         """The trials that confirm the best configs and, beside them, the default; none where it has not ended."""
-        chosen = {each.number: each.params for each in best_first(searcher.study)[:best]}
-        chosen |= {each.number: each.params for each in ended(searcher.study) if each.number == DEFAULT}
+        chosen = {each.number: each.params for each in study.best_first(searcher.study)[:best]}
+        chosen |= {each.number: each.params for each in study.ended(searcher.study) if each.number == DEFAULT}
         fresh = range(self.seed + 1, self.seed + 1 + seeds)
         return [self.trial(number, params, seed) for seed in fresh for number, params in chosen.items()]
 
@@ -241,22 +225,22 @@ class Searcher:
         self.study = optuna.create_study(direction=run.objective.direction)
         found = {row["number"]: run.outcome(row) for row in rows}
         outcomes = {each: outcome for each, outcome in found.items() if outcome}
-        self.waiting = replay(self.study, run.space.distributions, rows, outcomes)
+        self.waiting = study.replay(self.study, run.space.distributions, rows, outcomes)
         self.ended, self.failed = len(outcomes), 0
         self.taken = {row["config_key"] for row in rows}
         if not rows:
             self.study.enqueue_trial(run.space.known_good())
         self.live: dict[str, tuple[optuna.Trial, Row]] = {}
         self.file: StudyFile | None = None
-        self.over, self.expected = False, len(self.waiting) + max(0, target - len(rows))
+        self.expected = len(self.waiting) + max(0, target - len(rows))
         self.ahead: Sequence[Trial] = [run.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
 
     def next(self) -> Trial | None:
-        while not self.exhausted():
+        while self.waiting or len(self.taken) < self.target:
             if not self.waiting:
-                asked = ask(self.study, self.run.space.distributions, self.run.seed, self._is_new)
-                if asked is None:
-                    self.over = True
+                asked = study.ask(self.study, self.run.space.distributions, self.run.seed, self._is_new)
+                if asked is None:  # the space is used up
+                    self.target = len(self.taken)
                     break
                 self.waiting[asked.number] = asked
             number = min(self.waiting)
@@ -272,30 +256,24 @@ class Searcher:
             self._tell(asked, row, outcome)
         return None
 
-    def exhausted(self) -> bool:
-        return not self.waiting and (self.over or len(self.taken) >= self.target)
-
     def _is_new(self, params: Params) -> bool:
         return self.run.config_key(params) not in self.taken
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
         asked, row = self.live[trial.variant]
-        found = self.run.outcome(row)
-        if found and outcome != "stopped":
-            self._tell(asked, row, found)
-        elif outcome != "stopped":
-            self.failed += 1
-            asked.set_user_attr(REASON, reason)
-            self.study.tell(asked, state=TrialState.FAIL)
-            self._copy()
+        if outcome != "stopped":
+            self._tell(asked, row, self.run.outcome(row), reason)
         del self.live[trial.variant]  # not before its outcome is read: a store may refuse it
 
-    def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome) -> None:
-        tell(self.study, asked, row, outcome)
-        self.ended += 1
-        self._copy()
-
-    def _copy(self) -> None:
+    def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome | None, why: str = "") -> None:
+        for attribute, value in (study.attributes(row, outcome) if outcome else {REASON: why}).items():
+            asked.set_user_attr(attribute, value)
+        if outcome:
+            self.study.tell(asked, outcome.value)
+            self.ended += 1
+        else:
+            self.study.tell(asked, state=TrialState.FAIL)
+            self.failed += 1
         if self.file:
             self.file.update()
 

@@ -44,10 +44,8 @@ class Space:
     def known_good(self) -> dict[str, Any]:
         """The paper's point, or the point of this space nearest to it."""
         default = "+".join(DEFAULT_CUTS)
-        params: dict[str, Any] = {
-            "split": default if default in self.splits else self.splits[0],
-            "losses": next(iter(self.losses)),
-        }
+        split = default if default in self.splits else self.splits[0]
+        params: dict[str, Any] = {"split": split, "losses": next(iter(self.losses))}
         for name, (low, high) in self.ranges.items():
             params[name] = min(max(getattr(self.variant.weights, name), low), high)
         for field, ends in self.varied.items():

@@ -110,19 +110,13 @@ def replay(
             study.enqueue_trial(row["params"])
             waiting[number] = study.ask(distributions)
         else:
-            about = {"params": row["params"], "distributions": distributions, "user_attrs": _attributes(row, outcome)}
+            about = {"params": row["params"], "distributions": distributions, "user_attrs": attributes(row, outcome)}
             study.add_trial(create_trial(value=outcome.value, **about))
     return waiting
 
 
-def _attributes(row: Row, outcome: Outcome) -> dict[str, str]:
+def attributes(row: Row, outcome: Outcome) -> dict[str, str]:
     return {"config": row["title"], "trial": row["name"], OUTCOME: outcome.tag, REASON: outcome.reason}
-
-
-def tell(study: optuna.Study, trial: optuna.Trial, row: Row, outcome: Outcome) -> None:
-    for name, value in _attributes(row, outcome).items():
-        trial.set_user_attr(name, value)
-    study.tell(trial, outcome.value)
 
 
 class StudyFile:
