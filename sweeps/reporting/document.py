@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
-from rich.table import Table, box
+from rich.table import Column, Table, box
 from rich.text import Text
 
 from sgan.store.files import write_text
@@ -27,35 +27,21 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
     found, loader = comparisons.contrasts(sweep), FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    return environment.get_template("report.html.j2").render(
-        title=sweep.manifest["title"],
-        verdict=comparisons.verdict(sweep, found),
-        headline=tables.headline(sweep, found),
-        caption=tables.caption(sweep),
-        alarms=tables.alarms(sweep),
-        plots=pictures,
-        contrasts=tables.comparison(sweep, found),
-        method=comparisons.METHOD,
-        everything=tables.everything(sweep),
-        facts=tables.facts(sweep),
-        explored=tables.explored(sweep),
-        changes=tables.changes(sweep),
-        commands=tables.commands(sweep, store),
-    )
+    environment.globals.update(tables=tables, comparisons=comparisons)
+    template = environment.get_template("report.html.j2")
+    return template.render(sweep=sweep, found=found, plots=pictures, store=store)
 
 
 def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> str:
     """The section of a sweep: verdict, tables that fit 100 columns, plots, which lie in the folder as <name>.png, and
     what to know about them."""
-    found = comparisons.contrasts(sweep)
+    found, record = comparisons.contrasts(sweep), sweep.manifest
     lines = [*tables.alarms(sweep), tables.caption(sweep), *tables.facts(sweep)]
-    parts = [comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
+    parts = [f"## {record['title']}", comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]
     parts.append("\n".join(f"- {line}" for line in lines))
     parts += [f"![{plot.title}]({folder}/{plot.name}.png)\n\n*{plot.title}. {plot.caption}*" for plot in pictures]
-    if found:
-        parts += [tables.aligned(tables.comparison(sweep, found)), comparisons.METHOD]
-    command = f"```\n{sweep.manifest['command']}\n```"
-    return "\n\n".join([f"## {sweep.manifest['title']}", *parts, command]) + "\n"
+    parts += [tables.aligned(tables.comparison(sweep, found)), comparisons.METHOD] if found else []
+    return "\n\n".join([*parts, f"```\n{record['command']}\n```\n"])
 
 
 def keep(store: Store, key: str, address: str, variants: Collection[str], seeds: Collection[int]) -> Sweep:
@@ -67,15 +53,13 @@ def keep(store: Store, key: str, address: str, variants: Collection[str], seeds:
     return sweep
 
 
-def ending(sweep: Sweep, link: str, then: str, console: Console | None = None) -> None:
+def ending(sweep: Sweep, link: str, then: str) -> None:
     """Print the verdict, the table of five columns no wider than the terminal, and three lines: the report, how to open
     MLflow (`link`), and the next step (`then`)."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
     found = comparisons.contrasts(sweep)
     headings, *rows = tables.headline(sweep, found)
-    table = Table(box=box.MARKDOWN)
-    for heading in headings:
-        table.add_column(Text(heading))
+    table = Table(*(Column(Text(heading)) for heading in headings), box=box.MARKDOWN)
     for row in rows:
         table.add_row(*map(Text, row))
     marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]

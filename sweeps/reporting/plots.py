@@ -1,6 +1,7 @@
 """The plots of a sweep: pandas -> matplotlib -> PNG. Each is made to be read on a phone: one panel, 5 inches wide."""
 
 import io
+import itertools
 import textwrap
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from sweeps.reporting.results import Sweep, curves, known
 
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's palette for the colour-blind, without its yellow, which white paper swallows."""
-MARKERS = "osD^vPX*"
+STYLES = [*zip(COLOURS, "osD^vPX*", strict=True)]
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
 SAMPLES = {
     "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
@@ -31,9 +32,8 @@ SAMPLES = {
 }  # fmt: skip
 """Figures of a trial: title, and what to look for."""
 DIVERSITY = ("recall", "coverage", "diversity")
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True} | {
-    "grid.alpha": 0.25
-}
+SETTINGS: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
+SETTINGS |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
 class Plot(NamedTuple):
@@ -48,7 +48,7 @@ class Plot(NamedTuple):
 def draw(sweep: Sweep) -> list[Plot]:
     """The plots of a sweep that the store allows: samples, curves, seeds, diversity against quality, and a search's
     configs."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(SETTINGS):
         plots = [*_curves(sweep), _seeds(sweep), *_tradeoff(sweep)] if known(sweep.trials, sweep.leading) else []
         return [*_samples(sweep), *plots, *_history(sweep), *_importance(sweep)]
 
@@ -81,21 +81,18 @@ def _curves(sweep: Sweep) -> list[Plot]:
         return []
     equal = "At equal images, which curve is better, and do bands overlap?"
     late = "A stack begins late: what lies above its image level comes first."
-    for name, column, label, what in (
-        ("images", "images", "generator images", equal),
-        ("compute", "flops", "FLOPs", late),
-    ):
+    kinds = [("images", "images", "generator images", "", equal), ("compute", "flops", "FLOPs", ", all stages", late)]
+    for name, column, label, of, what in kinds:
         figure, axes = _axes()
-        for index, (variant, title) in enumerate(sweep.titles.items()):
+        for (variant, title), (colour, marker) in zip(sweep.titles.items(), itertools.cycle(STYLES), strict=False):
             # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
-            groups = [group for _, group in points[points["variant"] == variant].groupby("point")]
-            at, bounds = [group[column].mean() for group in groups], (0.25, 0.5, 0.75)
-            low, middle, high = np.reshape([np.quantile(group["value"], bounds) for group in groups], (-1, 3)).T
-            colour, marker = _style(index)
+            groups = points[points["variant"] == variant].groupby("point")
+            low, middle, high = (groups["value"].quantile(share) for share in (0.25, 0.5, 0.75))
+            at = groups[column].mean()
             axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         _score_axis(axes, sweep.leading)
-        axes.set_xlabel(f"{label} so far" + ", all stages" * (name == "compute"))
+        axes.set_xlabel(f"{label} so far{of}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         caption = f"While training, on fewer samples. Line: median over seeds; band: their middle half. {what}"
         title = f"{MEASURES[sweep.leading].heading} over {label}"
@@ -107,8 +104,8 @@ def _seeds(sweep: Sweep) -> Plot:
     """A dot a seed for every variant, with the mean and its interval; lines join a seed's dots in a search."""
     titles, search = sweep.titles, not sweep.explored.empty
     figure, axes = _axes(max(2.2, 0.9 + 0.42 * len(titles)))
-    for index, variant in enumerate(titles):
-        values, (colour, _) = sweep.values(variant, sweep.leading), _style(index)
+    for index, (variant, colour) in enumerate(zip(titles, itertools.cycle(COLOURS), strict=False)):
+        values = sweep.values(variant, sweep.leading)
         if len(values):
             axes.scatter(values, [index] * len(values), s=22, color=colour, alpha=0.5, linewidths=0)
             axes.hlines(index, *interval(values), color=colour, linewidth=1.5)
@@ -131,8 +128,8 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
     if diversity is None:
         return []
     figure, axes = _axes()
-    for index, (variant, title) in enumerate(sweep.titles.items()):
-        own, (colour, marker) = sweep.of(variant), _style(index)
+    for (variant, title), (colour, marker) in zip(sweep.titles.items(), itertools.cycle(STYLES), strict=False):
+        own = sweep.of(variant)
         axes.scatter(own[sweep.leading], own[diversity], s=16, alpha=0.45, linewidths=0, color=colour, marker=marker)
         means = (sweep.summary[variant][name, "mean"] for name in (sweep.leading, diversity))
         axes.scatter(*means, s=52, label=title, edgecolors="white", color=colour, marker=marker)
@@ -177,10 +174,6 @@ def _importance(sweep: Sweep) -> list[Plot]:
     caption = "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart."
     title = f"Importance of each parameter for {MEASURES[sweep.leading].heading}"
     return [Plot("importance", title, caption, _png(figure))]
-
-
-def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
 def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:

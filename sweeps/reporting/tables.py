@@ -30,11 +30,13 @@ PAPERS = (
 
 def spread(statistics: Statistics, score: str) -> str:
     """A score's mean ± standard deviation, without what is NaN."""
-    mean, std = statistics[score, "mean"], statistics[score, "std"]
-    return ABSENT if math.isnan(mean) else number(score, mean) + ("" if math.isnan(std) else f" ± {number(score, std)}")
+    mean, std = (number(score, statistics[score, name]) for name in ("mean", "std"))
+    return mean if std == ABSENT else f"{mean} ± {std}"
 
 
 def number(score: str, value: float) -> str:
+    if math.isnan(value):
+        return ABSENT
     digits = SCORES[score].decimals
     return f"{value:,.{digits}f}" if digits >= 0 else f"{value:.2e}"
 
@@ -44,26 +46,22 @@ def headline(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
     the other outcomes; real data last."""
     scores = [score for score in sweep.outcomes if score in sweep.columns] or [sweep.leading]
     first, *others = scores
-    against = {each.variant: each for each in contrasts if each.outcome == first}
+    against = {each.variant: interval(each) for each in contrasts if each.outcome == first}
     headings = [f"{SHORT.get(score, SCORES[score].heading)}{ARROWS[SCORES[score].better]}" for score in scores]
     rows = [["Variant", headings[0], f"against {sweep.reference_title}", *headings[1:]]]
     for name, title in sweep.titles.items():
         own, outcomes = sweep.summary[name], list(sweep.of(name)["outcome"])
         done = outcomes.count("done")
-        few = [f"({done}/{len(outcomes)})"] if done < len(outcomes) else []
-        words = [title, *few, *_notes(sweep, name)]
-        difference = interval(against[name]) if name in against else ABSENT
-        rows.append([" ".join(words), spread(own, first), difference, *(spread(own, score) for score in others)])
-    return [*rows, *([title, cells[0], ABSENT, *cells[1:]] for title, cells in _real(sweep, scores))]
+        words = [title, *[f"({done}/{len(outcomes)})"] * (done < len(outcomes)), *_notes(sweep, name)]
+        cells = [spread(own, first), against.get(name, ABSENT), *(spread(own, score) for score in others)]
+        rows.append([" ".join(words), *cells])
+    return [*rows, *([title, leading, ABSENT, *cells] for title, leading, *cells in _real(sweep, scores))]
 
 
-def _real(sweep: Sweep, scores: Sequence[str]) -> list[tuple[str, list[str]]]:
-    found = []
-    for prefix, title in (("", "Real, held out"), ("train/", "Real, training")):
-        values = [sweep.real.get(prefix + score) for score in scores]
-        cells = [ABSENT if value is None else number(score, value) for score, value in zip(scores, values, strict=True)]
-        found += [(title, cells)] if set(cells) != {ABSENT} else []
-    return found
+def _real(sweep: Sweep, scores: Sequence[str]) -> Rows:
+    kinds = (("", "Real, held out"), ("train/", "Real, training"))
+    rows = [[title, *(number(score, sweep.real.get(of + score, math.nan)) for score in scores)] for of, title in kinds]
+    return [row for row in rows if set(row[1:]) != {ABSENT}]
 
 
 def interval(contrast: Contrast) -> str:
@@ -91,10 +89,8 @@ def everything(sweep: Sweep) -> Rows:
         counts = {score: own[score, "count"] for score in columns}
         cells = [spread(own, score) + f" ({count:.0f})" * bool(0 < count < n) for score, count in counts.items()]
         rows.append([variant["title"], str(n), *cells, variant["paper"] or ABSENT])
-    papers = [sweep.manifest["paper_real"], ABSENT]
-    rows += [
-        [title, ABSENT, *cells, paper] for (title, cells), paper in zip(_real(sweep, columns), papers, strict=False)
-    ]
+    real = zip(_real(sweep, columns), [sweep.manifest["paper_real"], ABSENT], strict=False)
+    rows += [[title, ABSENT, *cells, paper] for (title, *cells), paper in real]
     return rows if any(variant["paper"] for variant in sweep.manifest["variants"]) else [row[:-1] for row in rows]
 
 
@@ -103,7 +99,7 @@ def explored(sweep: Sweep) -> Rows:
     scores = [score for score in sweep.outcomes if known(sweep.explored, score)]
     rows = [["Config", *(SCORES[score].heading + ARROWS[SCORES[score].better] for score in scores), "Outcome"]]
     for row in sweep.explored.to_dict("records"):
-        cells = [ABSENT if math.isnan(row[score]) else number(score, row[score]) for score in scores]
+        cells = [number(score, row[score]) for score in scores]
         rows.append([row["title"], *cells, ": ".join(filter(None, (row["outcome"], row["reason"] or row["alarm"])))])
     return rows
 
