@@ -73,12 +73,8 @@ def ending(sweep: Sweep, link: str, then: str) -> None:
 
 def write(stores: Sequence[str], out: Path) -> None:
     """Write the report of all sweeps in the stores: the Markdown file `out`, and beside it for each sweep a folder
-    with its plots and its HTML.
-
-    Raises:
-        ConfigError: a store holds no sweep, something in it is damaged, or its scores cannot be compared.
-        OSError: a file cannot be written.
-    """
+    with its plots and its HTML. ConfigError where a store holds no sweep, something in it is damaged, or its scores
+    cannot be compared; OSError where a file cannot be written."""
     # Paths of this machine and addresses of its servers mean nothing to a reader.
     paths = (*stores, str(out))
     *names, name = [Path(path).name if Path(path).is_absolute() else path.partition("?")[0] for path in paths]

@@ -21,14 +21,10 @@ LIST = ["dataset", "fingerprint"]
 
 
 def ranked(store: Store, by: str) -> list[pd.DataFrame]:
-    """For each dataset and way of scoring the best TOP configs by the mean of a score, one list after the other.
-
-    Each config is a table of its finished seeds but those that chose it: as `results.table` has them, and "dataset",
-    "config", "sweep", and "row" (in the sweep's record). A seed that several sweeps have counts once.
-
-    Raises:
-        StoreError: a record in the store is damaged.
-    """
+    """For each dataset and way of scoring the best TOP configs by the mean of a score, one list after the other. Each
+    config is a table of its finished seeds but those that chose it: as `results.table` has them, and "dataset",
+    "config", "sweep", and "row" (in the sweep's record). A seed that several sweeps have counts once. StoreError where
+    a record in the store is damaged."""
     rows = [(key, row) for key in manifest.keys(store) for row in manifest.read(store, key)["trials"]]
     rows = [(key, row) for key, row in rows if row["phase"] != "explore"]
     about = {"sweep": [key for key, _ in rows], "row": [row for _, row in rows]}

@@ -88,7 +88,7 @@ def _curves(sweep: Sweep) -> list[Plot]:
             # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
             groups = points[points["variant"] == variant].groupby("point")
             low, middle, high = (groups["value"].quantile(share) for share in (0.25, 0.5, 0.75))
-            at = groups[column].mean()
+            at: Any = groups[column].mean()
             axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         _score_axis(axes, sweep.leading)
@@ -145,14 +145,13 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
 
 def _history(sweep: Sweep) -> list[Plot]:
     score = sweep.leading
-    rows = [row for row in sweep.explored.to_dict("records") if not np.isnan(row[score])]
+    rows = sweep.explored.dropna(subset=[score])
     if len(rows) < 2:
         return []
-    values, numbers = np.array([row[score] for row in rows]), [row["number"] for row in rows]
     figure, axes = _axes()
-    best = (np.minimum if MEASURES[score].better == "lower" else np.maximum).accumulate(values)
-    axes.scatter(numbers, values, s=18, color=COLOURS[2], label="an explored config")
-    axes.step(numbers, best, where="post", color=COLOURS[5], label="the best so far")
+    best = rows[score].cummin() if MEASURES[score].better == "lower" else rows[score].cummax()
+    axes.scatter(rows["number"], rows[score], s=18, color=COLOURS[2], label="an explored config")
+    axes.step(rows["number"], best, where="post", color=COLOURS[5], label="the best so far")
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

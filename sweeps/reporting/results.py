@@ -46,8 +46,7 @@ class Sweep:
         trials: as `table` has them.
         explored: of a search, the same of the configs of its first phase, with their numbers and titles.
         real: scores of real data: held-out images, and after "train/" training images.
-        fingerprint: what the scores were computed with, for each judge; empty before anything is scored.
-    """
+        fingerprint: what the scores were computed with, for each judge; empty before anything is scored."""
 
     store: Store
     manifest: dict[str, Any]
@@ -119,12 +118,8 @@ def known(rows: pd.DataFrame, score: str) -> bool:
 def read(
     store: Store, key: str, variants: Collection[str] | None = None, seeds: Collection[int] | None = None
 ) -> Sweep:
-    """Read a sweep, or the named variants and seeds of it.
-
-    Raises:
-        StoreError: a file of it is missing or damaged.
-        ConfigError: its scores were computed in different ways, and cannot stand in one column.
-    """
+    """Read a sweep, or the named variants and seeds of it. StoreError where a file of it is missing or damaged;
+    ConfigError where its scores were computed in different ways, and cannot stand in one column."""
     record = manifest.read(store, key)
     # A score of the seed that chose a config says nothing of it: only confirmed ones stand in tables.
     rows = [row for row in record["trials"] if row["phase"] != "explore"]
@@ -146,11 +141,8 @@ def read(
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
     """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
-    flops, value.
-
-    The joint stage goes on with the image level, so its images are added to those of the level. FLOPs are those of all
-    stages so far: a stack has trained its encoder and its levels above before its first image.
-    """
+    flops, value. The joint stage goes on with the image level, so its images are added to those of the level. FLOPs are
+    those of all stages so far: a stack has trained its encoder and its levels above before its first image."""
     rows, done = [], set(sweep.done["trial"])
     for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
         records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}

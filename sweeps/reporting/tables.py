@@ -131,11 +131,37 @@ def caption(sweep: Sweep) -> str:
 
 
 def facts(sweep: Sweep) -> list[str]:
-    """What to know about the scores, a line each."""
-    trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in sweep.manifest["trials"]}
+    """What to know about the scores, a line each: what people and other judges said, how they were computed, what a
+    reader could take them for, and where they come from."""
+    record, done, lines = sweep.manifest, sweep.done, disagreements(sweep)
+    trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in record["trials"]}
     told = {stage: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
-    people = [f"Visual Turing test: {trials[stage]}: {tally}." for stage, tally in told.items()]
-    return [*disagreements(sweep), *people, *_scored(sweep), *_origin(sweep)]
+    lines += [f"Visual Turing test: {trials[stage]}: {tally}." for stage, tally in told.items()]
+    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
+    if held < samples:
+        lines.append(
+            f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and "
+            "lower coverage, so a generator of new images can pass this row."
+        )
+    judges: dict[str, list[str]] = {}
+    for part, each in sweep.fingerprint.items():
+        words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
+        judges.setdefault(words, []).append(part)
+    lines += [f"Judge of {' and '.join(parts)}: {words}." for words, parts in judges.items()]
+    lines += [PAPERS] if any(variant["paper"] for variant in record["variants"]) else []
+    if "explored" in record:
+        lines.append(
+            f"A search: {record['explored']} configs were explored at seed {record['settings']['seed']}. The table has "
+            "what was confirmed on other seeds: the score of a seed that chose a config says nothing of it."
+        )
+    lines += [record["chosen"]] if record.get("chosen") else []
+    devices = sorted({device for devices in done["devices"] for device in devices})
+    if len(devices) > 1:
+        lines.append(f"Trained on more than one device or version of torch: {'; '.join(devices)}.")
+    commits = list(done["commit"].unique()) or [record["commit"]]
+    origin = f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {record['machine']}"
+    date = datetime.datetime.fromtimestamp(record["started"], datetime.UTC).date()
+    return [*lines, f"{origin}; {date}; sweep {record['key']}."]
 
 
 def changes(sweep: Sweep) -> Rows:
@@ -165,39 +191,3 @@ def aligned(rows: Rows) -> str:
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
-
-
-def _scored(sweep: Sweep) -> list[str]:
-    """How the scores were computed, and what a reader could take them for."""
-    held, samples = sweep.real.get("held_out_images", math.inf), sweep.fingerprint.get("scores", {}).get("samples", 0)
-    lines: dict[str, list[str]] = {}
-    for part, each in sweep.fingerprint.items():
-        words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
-        lines.setdefault(words, []).append(part)
-    repeats = (
-        f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and lower "
-        "coverage, so a generator of new images can pass this row."
-    )
-    compared = any(variant["paper"] for variant in sweep.manifest["variants"])
-    told = [f"Judge of {' and '.join(parts)}: {words}." for words, parts in lines.items()]
-    return [*([repeats] * (held < samples)), *told, *([PAPERS] * compared)]
-
-
-def _origin(sweep: Sweep) -> list[str]:
-    record, settings, done, lines = sweep.manifest, sweep.manifest["settings"], sweep.done, []
-    if "explored" in record:
-        lines.append(
-            f"A search: {record['explored']} configs were explored at seed {settings['seed']}. The table has what was "
-            "confirmed on other seeds: the score of a seed that chose a config says nothing of it."
-        )
-        if record.get("chosen"):
-            lines.append(record["chosen"])
-    devices = sorted({device for devices in done["devices"] for device in devices})
-    if len(devices) > 1:
-        lines.append(f"Trained on more than one device or version of torch: {'; '.join(devices)}.")
-    commits = list(done["commit"].unique()) or [record["commit"]]
-    date = datetime.datetime.fromtimestamp(record["started"], datetime.UTC).date()
-    origin = (
-        f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {record['machine']}; {date}; sweep {record['key']}."
-    )
-    return [*lines, origin]
