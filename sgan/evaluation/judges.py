@@ -4,6 +4,8 @@ Legend: n images, m training images, F features, K classes. Images are uint8 (n,
 """
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,25 @@ COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and the training images from which they are taken, at most."""
 NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
 PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
-GIVEN = {INCEPTION: inception, DINOV2: dinov2}  # The judges that are networks of a given weights file
 Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
+
+
+class Row(NamedTuple):
+    """A judge: its network and how images are brought to its size, in words; the module of a network that is given as a
+    file of weights; the subsets of its KID, and images of each."""
+
+    network: str
+    resize: str = "none"
+    given: ModuleType | None = None
+    kid: tuple[int, int] = (1, metrics.SUBSET)
+
+
+JUDGES = {
+    PIXELS: Row("principal components of the pixels"),
+    HELD_OUT: Row("held-out judge"),
+    INCEPTION: Row(inception.NETWORK, inception.RESIZE, inception, metrics.KID),
+    DINOV2: Row(dinov2.NETWORK, dinov2.RESIZE, dinov2, metrics.KID),
+}
 
 
 def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -115,7 +134,7 @@ class Judge:
         self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
     ):
         self.describe, self.real, self.held, self.held_labels = describe, real, held, held_labels
-        self.kid, self.classes = metrics.KID if name in GIVEN else (1, metrics.SUBSET), name == HELD_OUT
+        self.kid, self.classes = JUDGES[name].kid, name == HELD_OUT
         some = metrics.subset(len(labels))
         self.labels, self.neighbourhoods = labels[some], metrics.Neighbourhoods(real.features[some])
         self.statistics = metrics.statistics(real.features)

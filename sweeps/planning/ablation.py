@@ -113,9 +113,16 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
             alone = {"variants": (), "row": ((each.variant, *told),)}
         again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
         rows.append(manifest.trial_row(each, "ablation", again, rank, row))
-    head = {"key": ablation.key, "title": ablation.title, **origin, "started": time.time(), "search": ablation.search}
-    head |= {"settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings)}
-    head |= {"judges": [name(stage) for stage in ablation.trials[0].plan.judges], "paper_real": REAL_DATA_PAPER}
+    head = {
+        "key": ablation.key,
+        "title": ablation.title,
+        **origin,
+        "started": time.time(),
+        "settings": as_json({"dataset": basis.dataset.name, "recipe": basis.recipe.name} | settings),
+        "judges": [name(stage) for stage in ablation.trials[0].plan.judges],
+        "paper_real": REAL_DATA_PAPER,
+        "search": ablation.search,
+    }
     manifest.write(store, head | {"trials": rows})
 
 

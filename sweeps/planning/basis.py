@@ -10,7 +10,7 @@ from sgan.config import Config, Recipe, Taps, Variant, Weights
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.data.image_folder import describe
-from sgan.evaluation.judges import GIVEN, INCEPTION
+from sgan.evaluation.judges import INCEPTION, JUDGES
 from sgan.presets import FOLDER, TRAINING_IMAGES, configure
 from sgan.shapes import Dataset
 from sweeps.planning.options import AUTO, DEFAULT_CUTS, DEFAULT_DATA, Options
@@ -59,7 +59,7 @@ def prepare(options: Options, gpus: int) -> Basis:
     images = TRAINING_IMAGES.get(dataset_name, len(data.images))
     recipe = options.build_recipe(row, recipe_name, images, judge)
     weights_file, weights_digest = None, ""
-    if given := GIVEN.get(judge):
+    if given := JUDGES[judge].given:
         weights_file = given.find_weights(options.judge_weights)
         weights_digest = given.check_weights(weights_file)
     check_batch(recipe, len(data.images))

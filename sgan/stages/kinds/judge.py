@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sgan.config import JudgeRecipe
 from sgan.evaluation import scores as metrics
-from sgan.evaluation.judges import GIVEN, HELD_OUT, Describe, HeldOut, Judges, parts
+from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, parts
 from sgan.evaluation.judges import components as principal
 from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JudgeStage
@@ -106,15 +106,15 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
             scores |= {f"{prefix}{name}": found[name] for name in found if name in kept}
     yield Progress(total, total)
     weights = stage.weights or sha256(folder / MODEL_FILE)
-    given = GIVEN.get(stage.judge)
-    network, resize = (given.NETWORK, given.RESIZE) if given else ("held-out judge", "none")
-    reference = f"{stage.dataset}, training images ({stage.data})"
-    judged = metrics.fingerprint(network, weights, resize, total, reference)
+    row, reference = JUDGES[stage.judge], f"{stage.dataset}, training images ({stage.data})"
+    judged = metrics.fingerprint(row.network, weights, row.resize, total, reference)
     return {"scores": scores, "fingerprint": {"scores": judged} | ({} if stage.weights else {"classes": judged})}
 
 
 def _given(stage: JudgeStage, context: Context) -> Describe:
-    return GIVEN[stage.judge].load(context.store.weights(stage.weights), context.device).describe
+    given = JUDGES[stage.judge].given
+    assert given is not None
+    return given.load(context.store.weights(stage.weights), context.device).describe
 
 
 def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Features, metrics.Features]:
