@@ -30,37 +30,41 @@ DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
 STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _TEXTS = {
-    "classes": "Samples, a row a class | ten draws of all noise | Look for rows that show their class, and for images "
-    "of a row that differ. A row of equal images has collapsed: there the noise is ignored.",
-    "unlabelled": "Samples of a stack without labels | each image has its own noise; rows mean nothing | Look for "
-    "variety: all kinds of images should be there. Equal images have collapsed.",
-    "interpolation_noise": "From one draw of the noise to another | all noise moves in a straight line; a categorical "
-    "code stays | Look for small steps and for images that stay plausible on the way. A jump, or a blur in the middle, "
-    "is a region of the noise that the stack has not learned.",
-    "interpolation_labels": "From one class to the next | the label moves in a straight line, and the noise stays | "
-    "Look for a smooth change from one class to the other in the same style. The labels in between were never seen in "
-    "training.",
-    "fixed_condition": "One condition of the image level, its own noise varies | ten draws of z0 for the same "
-    "condition | A row has one condition, such as one generated fc3 feature. Look for differences in a row: they are "
-    "what the last generator adds by itself. Without entropy loss a row tends to repeat one image.",
-    "fixed_noise": "One noise of the image level, the levels above vary | ten draws of the noise of all levels above, "
-    "for the same z0 | Look for what changes in a row, such as the shape, and for what stays, such as the stroke: this "
-    "is how the levels share the work.",
-    "codes": "Categorical code | ten draws of all other noise | A row has one value of the code, which is learned "
-    "without labels. Look for rows of one class each; two classes in a row, or one class in two rows, are where the "
-    "code is not the class.",
-    "continuous_code": "First continuous code | the code goes from 0 to 1, and all else stays | Look for one property "
-    "that changes steadily, such as slant or width, in the same way in every row.",
-    "neighbours": "Nearest training images | three times: a sample, the training image nearest in pixels, and the one "
-    "nearest in the judge's features | Look for samples that differ from both neighbours. A sample that equals one was "
-    "learned by heart.",
-    "real": "Training images, a row a class | ten images of each class | What samples should look like: compare the "
-    "variety in a row with that of the samples.",
-}
+    "classes": ("Samples, a row a class", "ten draws of all noise",
+        "Look for rows that show their class, and for images of a row that differ. A row of equal images has "
+        "collapsed: there the noise is ignored."),
+    "unlabelled": ("Samples of a stack without labels", "each image has its own noise; rows mean nothing",
+        "Look for variety: all kinds of images should be there. Equal images have collapsed."),
+    "interpolation_noise": ("From one draw of the noise to another",
+        "all noise moves in a straight line; a categorical code stays",
+        "Look for small steps and for images that stay plausible on the way. A jump, or a blur in the middle, is a "
+        "region of the noise that the stack has not learned."),
+    "interpolation_labels": ("From one class to the next", "the label moves in a straight line, and the noise stays",
+        "Look for a smooth change from one class to the other in the same style. The labels in between were never "
+        "seen in training."),
+    "fixed_condition": ("One condition of the image level, its own noise varies",
+        "ten draws of z0 for the same condition",
+        "A row has one condition, such as one generated fc3 feature. Look for differences in a row: they are what "
+        "the last generator adds by itself. Without entropy loss a row tends to repeat one image."),
+    "fixed_noise": ("One noise of the image level, the levels above vary",
+        "ten draws of the noise of all levels above, for the same z0",
+        "Look for what changes in a row, such as the shape, and for what stays, such as the stroke: this is how the "
+        "levels share the work."),
+    "codes": ("Categorical code", "ten draws of all other noise",
+        "A row has one value of the code, which is learned without labels. Look for rows of one class each; two "
+        "classes in a row, or one class in two rows, are where the code is not the class."),
+    "continuous_code": ("First continuous code", "the code goes from 0 to 1, and all else stays",
+        "Look for one property that changes steadily, such as slant or width, in the same way in every row."),
+    "neighbours": ("Nearest training images",
+        "three times: a sample, the training image nearest in pixels, and the one nearest in the judge's features",
+        "Look for samples that differ from both neighbours. A sample that equals one was learned by heart."),
+    "real": ("Training images, a row a class", "ten images of each class",
+        "What samples should look like: compare the variety in a row with that of the samples."),
+}  # fmt: skip
 """Name of a figure -> its title, what changes along a row, and its caption."""
 _COLUMNS = dict.fromkeys(("interpolation_noise", "interpolation_labels", "continuous_code"), STEPS)
 _COLUMNS |= {"neighbours": ("sample", "pixels", "features") * TRIPLES}
-WORDS = {name: Words(*text.split(" | "), columns=_COLUMNS.get(name, DRAWS)) for name, text in _TEXTS.items()}
+WORDS = {name: Words(*texts, columns=_COLUMNS.get(name, DRAWS)) for name, texts in _TEXTS.items()}
 """Name of a figure -> the words around it, but for the labels of its rows. `classes` without labels is "unlabelled"."""
 
 
