@@ -110,7 +110,8 @@ def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
     StoreError as from `records_of`."""
     final = state.facts[-1]["scores"] if state.outcome == "done" else None
     alarms = latest(records_of(store, trial), final)
-    return "; ".join(f"{label}: {text}" for label, texts in alarms.items() for text in texts)
+    lines = [(label, text) for label, texts in alarms.items() for text in texts]
+    return "; ".join(text if label == "score" else f"{label}: {text}" for label, text in lines)
 
 
 def ended(trial: Trial, store: Store) -> bool:

@@ -115,7 +115,7 @@ def _notes(sweep: Sweep, variant: str) -> dict[str, str]:
     own = sweep.of(variant).to_dict("records")
     wrong = [row["alarm"] for row in own if row["alarm"]]
     wrong += [f"{row['outcome']}: {row['reason']}" for row in own if row["reason"]]
-    found = {ALARM: f"{len(wrong)} of {len(own)} seeds, such as {wrong[0]}"} if wrong else {}
+    found = {ALARM: f"{len(wrong)} of {len(own)} seeds; one of them: {wrong[0]}"} if wrong else {}
     worse = worse_at_best(sweep, variant)
     return found | ({AT_BEST: f"{MARKS[AT_BEST]} ({'; '.join(worse)})"} if worse else {})
 
@@ -123,10 +123,10 @@ def _notes(sweep: Sweep, variant: str) -> dict[str, str]:
 def caption(sweep: Sweep) -> str:
     n = [len(sweep.values(name, sweep.leading)) for name in sweep.titles] or [0]
     seeds = f"{max(n)} seed{'s' * (max(n) != 1)}" + " or fewer" * (min(n) < max(n))
-    few = "(k/n): k of n trials have finished. " if len(sweep.done) < len(sweep.trials) else ""
+    few = " (k/n): k of n trials have finished." if len(sweep.done) < len(sweep.trials) else ""
     return (
         f"Mean ± standard deviation over {seeds}, of the weights at the end of training. Difference: paired by seed, "
-        f"with 95% bootstrap interval; * p < {SURE} after Holm's correction. {few}"
+        f"with 95% bootstrap interval; * p < {SURE} after Holm's correction.{few}"
     )
 
 

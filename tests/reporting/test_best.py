@@ -130,7 +130,7 @@ def test_the_commands_run_all_seeds_again_in_one(store: Path, capsys):
 def test_an_alarm_is_noted(store: Path, capsys):
     (rows,) = [rows for rows in listed(store, capsys) if len(rows) > 1]
     (note,) = [note for note in column(rows, -1) if note]
-    assert note == "alarm in 1: score: collapse: 50% of the classes are missed …"
+    assert note == "alarm in 1: collapse: 50% of the classes are missed or …"
 
 
 def test_nothing_that_has_finished_says_what_to_do(store: Path, capsys):

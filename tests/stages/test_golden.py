@@ -72,7 +72,8 @@ def test_a_tiny_trial_ends_as_recorded(title, shared):
     expected, found = recorded["trials"][title], outcome(CONFIGS[title], shared)
     if recorded["machine"] == machine():
         assert found == expected
-    assert found["sizes"] == pytest.approx(expected["sizes"], rel=0.02)
+    # Where a gradient is nothing but rounding, Adam makes steps of it all the same: small biases differ.
+    assert found["sizes"] == pytest.approx(expected["sizes"], rel=0.02, abs=1e-3)
 
 
 if __name__ == "__main__":
