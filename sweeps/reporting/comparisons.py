@@ -104,7 +104,8 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     sure = {name: (each.mean > 0) == (measure.better == "higher") for name, each in leading.items() if each.holm < SURE}
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"
-    return f"{text}{told}; for {len(leading) - len(sure)} of {len(leading)} rows the seeds do not tell."
+    open_rows = len(leading) - len(sure)
+    return f"{text}{told}{f'; for {open_rows} of {len(leading)} rows the seeds do not tell' * (open_rows > 0)}."
 
 
 def said(contrast: Contrast) -> str:
