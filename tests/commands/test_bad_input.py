@@ -230,7 +230,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
     write_tensors(work / "model.safetensors", {"a": torch.ones(2)})
     Record(work).add(1, {"loss": 1.0})
     Checkpoints(work).save(Checkpoint(1, tensors={"a": torch.ones(2)}))
-    store.publish("level-1", {"status": "done"})
+    store.publish("level-1", {"status": "diverged"})  # which keeps its checkpoints
     sweep = store.root / "sweeps" / "ab" / "sweep.json"
     write_json(sweep, {"key": "ab"})
     stage = store.stage("level-1")

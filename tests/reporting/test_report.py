@@ -169,7 +169,10 @@ def test_the_section_of_a_sweep(store):
     assert cells(section, "DCGAN (adv) (1/3) ⚠") == ["80.00", "+70.00", "5.00"]
     assert cells(section, "Seventh (0/3)") == ["–"] * 3
     assert cells(section, "Real, held out") == ["0.70", "–", "9.80"]
-    assert "- ⚠ DCGAN (adv): 2 of 3 seeds; one of them: level0: the noise has no effect: the entropy loss is 100%" in section
+    assert (
+        "- ⚠ DCGAN (adv): 2 of 3 seeds; one of them: level0: the noise has no effect: the entropy loss is 100%"
+        in section
+    )
     assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds; one of them: diverged: g_adv is nan." in section
     assert "⚠ SGAN" not in section
     row = next(line for line in section.splitlines() if line.startswith("| DCGAN (adv+cond+ent) | FID ↓"))
