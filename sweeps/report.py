@@ -20,9 +20,10 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
         stores: Output stores.
         out: The Markdown file to write; one that is there is replaced.
     """
+    require(len(stores) > 0, "name at least one output store, such as runs")
+    require(out.parent.is_dir(), f"there is no folder for {out}; --out must name a file in a folder that is there")
     from sweeps.reporting import document  # pandas takes a second to import
 
-    require(len(stores) > 0, "name at least one output store, such as runs")
     try:
         document.write(stores, out)
     except OSError as error:
