@@ -1,4 +1,4 @@
-"""Everything that runs on Ray. What stands in this file itself needs no Ray, whose import takes seconds."""
+"""Everything that runs on Ray. This file itself does not import Ray, which takes seconds."""
 
 import os
 import socket
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from sgan.checks import ConfigError
 
-ANSWER_SECONDS = 5.0  # A cluster's head answers within so many seconds
+ANSWER_SECONDS = 5.0  # Time limit for an answer of a cluster's head node
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of gRPC says first (RFC 9113, section 3.4). Every server answers something; a dead process does not."""
+"""The first bytes that a gRPC client sends (RFC 9113, section 3.4). Every live server answers them."""
 
 
 def cluster_address() -> str:
-    """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else what
-    `ray start` has left on this machine."""
+    """The address of the cluster that `ray.init` would join here, "" where there is none: RAY_ADDRESS, or else the
+    file that `ray start` leaves on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
     left = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
     if address in ("", "auto") and left.exists():
@@ -22,7 +22,7 @@ def cluster_address() -> str:
 
 
 def require_answer(address: str) -> None:
-    """ConfigError where nobody answers at a cluster's address, host:port; Ray itself would try for minutes."""
+    """Raise ConfigError if no server answers at a cluster's address, host:port. Ray itself would try for minutes."""
     server, _, port = address.rpartition("://")[2].rpartition(":")
     if not (server and port.isdigit()):
         return
@@ -43,9 +43,9 @@ def no_cluster(address: str, reason: str) -> ConfigError:
     )
 
 
-# Ray reads them when it is imported.
+# Ray reads these variables when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # the nodes have the environment already
-if not cluster_address():  # Ray of one command listens on the loopback address alone
+if not cluster_address():  # a Ray that serves one command listens only on the loopback address
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

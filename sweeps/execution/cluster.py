@@ -1,5 +1,5 @@
-"""The cluster: how a command joins it, how many stages it runs at the same time, and whether its nodes have one output
-store, between which claims hold, and the same versions."""
+"""The cluster: joins it, counts its slots (how many stages run at the same time), and checks its nodes. They must share
+one output store, in which claims (locks of stages) work between nodes, and have the same versions."""
 
 import logging
 import os
@@ -27,13 +27,13 @@ from sgan.store.s3 import find_store
 from sweeps.execution import cluster_address, no_cluster, require_answer
 
 CONFIG = "ray_bootstrap_config.yaml"  # The cluster's configuration, which `ray up` leaves in the head's home folder
-NODE_SECONDS = 120.0  # Every node answers within so many seconds
-SILENCE = 20.0  # A head silent for so many seconds is gone; Ray gives it up later, and does not say what to do
+NODE_SECONDS = 120.0  # Time limit for an answer of a node
+SILENCE = 20.0  # Seconds of silence after which a head counts as gone; Ray waits longer, and does not say what to do
 
 
 def join_cluster() -> None:
-    """Join the cluster, where there is one; otherwise start Ray on this machine, for this process alone.
-    ConfigError where Ray does not join the cluster, or does not start here."""
+    """Join the cluster if there is one; otherwise start Ray on this machine, for this process only. ConfigError if Ray
+    does not join the cluster, or does not start here."""
     address = cluster_address()
     keep_token_private(make=not address)
     terminated = signal.getsignal(signal.SIGTERM)
@@ -62,11 +62,11 @@ def join_cluster() -> None:
 
 
 def keep_token_private(make: bool) -> None:
-    """Let this user alone read the file of Ray's token, with which others could run code as this user: Ray makes it
-    with the umask's rights. `make`: make it where it is not there. ConfigError where its rights cannot be narrowed."""
+    """Let only this user read the file of Ray's token: whoever has it can run code as this user, and Ray creates it
+    with the umask's rights. `make`: create a missing file. ConfigError if its rights cannot be narrowed."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if make and not path.exists():
-        with suppress(OSError):  # another command was faster; or Ray says itself what is wrong with the folder
+        with suppress(OSError):  # another command was faster; or Ray itself reports what is wrong with the folder
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600, exist_ok=False)
             path.write_text(secrets.token_hex(32))  # what `ray get-auth-token --generate` writes
@@ -87,16 +87,16 @@ def tell_of_lost_head(address: str) -> None:
             require_answer(address)
             heard = time.monotonic()
     print(
-        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same command: it "
-        "goes on where it was. Ctrl-C twice ends this one.",
+        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and run the same command: it "
+        "goes on where it was. Press Ctrl-C twice to end this one.",
         flush=True,
     )
 
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
-    """The resources of the workers that a cluster of this configuration may still start, as if all were of the type
-    that it starts first. Those of a local cluster are not known before they are there. `nodes`: number of nodes, the
-    head among them."""
+    """The resources of each worker node that a cluster of this configuration may still start, as if all were of the
+    type with the highest priority. Those of a local cluster are unknown until they join. `nodes`: number of running
+    nodes, including the head."""
     types = [row for name, row in config["available_node_types"].items() if name != config["head_node_type"]]
     types = [row for row in types if row.get("resources") and row.get("max_workers", 0) > 0]
     types.sort(key=lambda row: -row.get("priority", 0))
@@ -105,8 +105,8 @@ def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Slots:
-    """Stages that run at the same time: `count` slots, each with so many `cpus` (and torch threads) and `gpus` (a
-    fraction packs several onto one). `all_gpus` are there in all; `where` says what there is in words."""
+    """Stages that run at the same time: `count` slots, each with `cpus` CPUs (and torch threads) and `gpus` GPUs (with
+    a fraction, several share one). `all_gpus`: number of all GPUs. `where`: the hardware in words."""
 
     count: int
     cpus: int
@@ -116,10 +116,10 @@ class Slots:
 
 
 def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
-    """The slots of the nodes that Ray has or may start, of this machine where Ray has not been started: one a CPU, or
-    `trials_per_gpu` a GPU, at most `limit`.
+    """The slots of all nodes that Ray has or may start, or of this machine if Ray has not been started: one per CPU or,
+    with GPUs, `trials_per_gpu` per GPU; at most `limit`.
 
-    The CPUs of a slot are those that the node with the fewest a GPU can give, so that a stage fits on every GPU."""
+    The node with the fewest CPUs per GPU sets the CPUs of a slot, so that a stage fits on every GPU."""
     if not ray.is_initialized():
         nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
     else:
@@ -139,33 +139,33 @@ def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
 
 
 def leave_mark(store: Store, mark: str) -> None:
-    """Leave a mark in the store for the other nodes."""
+    """Write a mark into the store, by which other nodes recognise it."""
     path = store.root / "hosts" / mark
     write_text(path, mark)
     store.save(path)
 
 
 def versions() -> str:
-    """What results depend on beside their configs."""
+    """The versions that results depend on, besides their configs, in words."""
     return f"Python {platform.python_version()}, torch {torch.__version__}, code {code_version()}"
 
 
 def open_shared_store(address: str, mark: str, driver: str) -> Store:
-    """The store, on any node. StoreError where the driver's mark is not in it: a share may be gone for a moment.
-    ConfigError where this node has other versions than the driver."""
+    """Open the store on any node. StoreError if the driver's mark is not in it: a network share may be gone for a
+    moment. ConfigError if this node has other versions than the `driver`."""
     node = platform.node()
     require(
         versions() == driver,
-        f"the node {node} has {versions()}, but the driver {driver}; make the same environment and checkout on all "
-        "nodes (`ray up`), since their results stand in one table, and give the command again",
+        f"the node {node} has {versions()}, but the driver {driver}; install the same environment and checkout on "
+        "all nodes (`ray up`), since one table compares their results, and run the command again",
     )
     store = find_store(address)
     if store:
         store.fetch(store.root / "hosts" / mark)
     if store is None or not (store.root / "hosts" / mark).exists():
         raise StoreError(
-            f"the output store {address} is not shared: the node {node} does not see there what the driver wrote; "
-            "name a folder that all of them share under one path (NFS, say), or s3://bucket/folder, with --store"
+            f"the output store {address} is not shared: the node {node} does not see the driver's file in it; "
+            "name a folder that all nodes share under one path (such as NFS), or s3://bucket/folder, with --store"
         )
     return store
 
@@ -178,13 +178,13 @@ def answer(address: str, mark: str, driver: str) -> bool:
 
 
 def require_shared_store(store: Store, mark: str) -> None:
-    """Have every node read the driver's mark, and try a claim that the driver holds. ConfigError where a node has
-    another store or other versions, or could train what another one trains; the message names it."""
+    """Check that every node reads the driver's mark, and is refused a claim that the driver holds. ConfigError, which
+    names the node, if it has another store or other versions, or could train the same stage as another node."""
     leave_mark(store, mark)
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
-    with store.alone(f"sharing-{mark}"):  # where another driver holds it, it is held as well
+    with store.alone(f"sharing-{mark}"):  # if another driver holds the claim, the nodes are refused just as well
         there = [answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
         answers = [each.remote(store.address, mark, versions()) for each in there]
         for (node, name), refused in zip(nodes.items(), answers, strict=True):
@@ -192,7 +192,7 @@ def require_shared_store(store: Store, mark: str) -> None:
                 require(
                     ray.get(refused, timeout=NODE_SECONDS),
                     f"claims in the output store {store.address} do not hold between the driver and the node {name}, "
-                    "so both might train one stage; mount it with locks (NFS version 4, without nolock), or name "
+                    "so both might train the same stage; mount it with locks (NFS version 4, without nolock), or name "
                     "s3://bucket/folder with --store",
                 )
             except RayTaskError as error:
@@ -200,6 +200,6 @@ def require_shared_store(store: Store, mark: str) -> None:
             except RayError as error:
                 if any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
                     raise ConfigError(
-                        f"the node {name} did not say within {NODE_SECONDS:g} s whether it sees the output store "
-                        f"{store.address}; look at `ray status`, or give the command again"
+                        f"the node {name} did not report within {NODE_SECONDS:g} s whether it sees the output store "
+                        f"{store.address}; look at `ray status`, or run the command again"
                     ) from error

@@ -1,7 +1,7 @@
-"""Where there is a cluster, a command outlives the terminal that it was given in: it runs as a Ray job.
+"""On a cluster, a command runs as a Ray job, so that it outlives the terminal in which it was started.
 
-The command line submits the job and follows its output. Given again, it follows the job that runs. A job's id is the
-key of the command and the number of its attempt, since Ray takes an id once.
+The command submits the job and prints its output. The same command, started again, follows the running job. A job's id
+is the key of the command and the number of the attempt, since Ray accepts an id only once.
 """
 
 import asyncio
@@ -25,29 +25,29 @@ from sweeps.planning.options import Options
 
 INSIDE = "SGAN_JOB"  # Set in the environment of a job
 KILLED = 137  # Exit status of a command that was killed
-# Environment of the process of Ray that runs the job; the seconds are for checkpoints, and for the last pass to MLflow.
+# Environment of Ray's process that runs the job; the seconds are for checkpoints, and for the last pass to MLflow.
 SUPERVISOR = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def run(main: Callable[[], int], options: Options, script: str) -> int:
-    """Run a command here; on a cluster run its job, or follow the one that runs, and return its exit status.
+    """Run a command and return its exit status: here, or on a cluster as a job. A job that already runs is followed.
 
-    Ctrl-C, or the end of the terminal, ends the following alone. ConfigError where the cluster does not answer."""
+    Ctrl-C or the end of the terminal ends only the following. ConfigError if the cluster does not answer."""
     cluster = cluster_address()
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
         return main()
-    logging.disable(logging.INFO)  # Ray's client would tell of its connections
+    logging.disable(logging.INFO)  # Ray's client would log its connections
     try:
         client = JobSubmissionClient(cluster)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"the dashboard of the Ray cluster at {cluster} does not take commands ({reason}); start the "
-            "cluster with it (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
+            f"the dashboard of the Ray cluster at {cluster} accepts no jobs ({reason}); start the "
+            "cluster with its dashboard (`ray up`), or set RAY_ADDRESS=local to use this machine alone"
         ) from error
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
-    key = f"sgan-{content_key([script, repr(same)])}-"  # from whatever folder it was given in
+    key = f"sgan-{content_key([script, repr(same)])}-"  # the same from any folder
     jobs = {job.submission_id or "": job.status for job in client.list_jobs()}
     mine = [job for job in jobs if job.startswith(key)]
     running = [job for job in mine if jobs[job] in (JobStatus.PENDING, JobStatus.RUNNING)]
@@ -59,9 +59,9 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
 
 
 def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
-    """Submit this process's command as a job; false where another terminal was faster.
+    """Submit this process's command as a job; returns False if another terminal was faster.
 
-    Its environment is in a file that this user alone can read and that removes itself: Ray shows the entrypoints and
+    Its environment is in a file that only this user can read and that deletes itself: Ray shows the entrypoints and
     environments of jobs, and these may hold passwords."""
     handle, file = tempfile.mkstemp(prefix="sgan-", suffix=".sh")
     names = [name for name in os.environ if name.isidentifier() and not name.startswith("RAY_")]
@@ -70,7 +70,7 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
     lines += [f"export {name}={shlex.quote(os.environ[name])}" for name in names]
     with open(handle, "w") as script_file:
         script_file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
-    entry = f"[ -r {file} ] || echo 'A command is given on the head of its cluster (ray attach)'; . {file}"
+    entry = f"[ -r {file} ] || echo 'Run the command on the head of its cluster (ray attach)'; . {file}"
     about = {"command": command(script)}
     try:
         client.submit_job(entrypoint=entry, submission_id=job, runtime_env={"env_vars": SUPERVISOR}, metadata=about)
@@ -93,15 +93,15 @@ def follow(client: JobSubmissionClient, job: str) -> int:
         asyncio.run(tail())
         info = client.get_job_info(job)
     except KeyboardInterrupt:
-        print(f"\nIt goes on without this terminal. The same command follows it again; `ray job stop {job}` stops it.")
+        print(f"\nThe job goes on without this terminal. The same command follows it; `ray job stop {job}` stops it.")
         return INTERRUPTED
     except (RuntimeError, OSError) as error:
-        print(f"\nThe head of the cluster does not answer any more ({type(error).__name__}). Where it is gone, start")
-        print("it (`ray up`); then give the same command: it goes on where it was.")
+        print(f"\nThe head of the cluster no longer answers ({type(error).__name__}). If it is gone, start")
+        print("it (`ray up`); then run the same command: it goes on where it was.")
         return KILLED
     if info.status == JobStatus.STOPPED:
         return INTERRUPTED
     if info.driver_exit_code is None or info.driver_exit_code < 0:
-        print("The command was killed, or its machine went down; give it again, and it goes on where it was.")
+        print("The command was killed, or its machine went down; run it again, and it goes on where it was.")
         return KILLED
     return info.driver_exit_code

@@ -1,4 +1,4 @@
-"""A trial as Tune sees it: a small process without CPU or GPU that follows its stages. It imports Ray alone."""
+"""A trial as Tune sees it: a small process without CPU or GPU that waits for its stages. It imports only Ray."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from ray.actor import ActorHandle
 
 
 class LightTrial(tune.Trainable):
-    """Asks the scheduler of stages where a trial stands until it has ended. It keeps nothing, and has no checkpoints.
+    """Asks the `StageScheduler` for the state of its trial until the trial ends. It has no state and no checkpoints.
 
-    A class, so that one process serves many trials. Results are what `StageScheduler.follow` answers."""
+    It is a class, so that one process serves many trials. Its results are those of `StageScheduler.follow`."""
 
     def setup(self, config: dict[str, Any], scheduler: ActorHandle) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.scheduler, self.trial = scheduler, config["trial"]

@@ -1,4 +1,4 @@
-"""How far a command is: on a terminal a view that lives, elsewhere a line for each trial that changes."""
+"""The progress of a command: a live view on a terminal, otherwise a line for each change of a trial."""
 
 import math
 import statistics
@@ -24,8 +24,8 @@ from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import Trial, TrialSource, clock, missing
 
-SILENCE = 60.0  # Seconds after which a trial that goes on has a line again
-REFRESH = 0.2  # Seconds between two pictures of the view, at least
+SILENCE = 60.0  # Seconds between two lines on the same state of a trial, at least
+REFRESH = 0.2  # Seconds between two updates of the view, at least
 LEADERS = 12  # Rows of the leaderboard
 SHOWN = (LEADING, "inception_score")  # Measures of the leaderboard
 NEWS = {
@@ -37,19 +37,19 @@ NEWS = {
     "fid": "FID",
     "inception_score": "IS",
 }
-"""Losses and scores that a running stage shows, in this order."""
+"""Losses and scores that a running stage shows, in this order, and their short names."""
 
 
 class Progress:
-    """Shows the progress, and writes a file into the store for a trial that failed.
+    """Shows the progress, and writes a failure file into the store for each failed trial.
 
-    Trials that are still to come count as much as the mean of those known. `live` is the view on a terminal, and
-    nothing elsewhere."""
+    Each trial that is still to come counts as much work as the mean of the known ones. `live` is the view on a
+    terminal, and shows nothing elsewhere."""
 
     def __init__(self, store: Store, source: TrialSource, console: Console | None = None):
         self.store, self.source = store, source
         self.began, self.ended, self.drawn = time.monotonic(), 0, 0.0
-        self.stages_began = 0.0  # processes that start and import torch say nothing of the time left
+        self.stages_began = 0.0  # when the first stage began: the time left is estimated from then
         self.stages: dict[str, Stage] = {}
         self.shares: dict[str, float] = {}
         self.trials: set[str] = set()
@@ -80,7 +80,7 @@ class Progress:
             self.stages |= missing([trial], self.store)
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """A trial's stage has gone on, or waits; `result` as `StageScheduler.follow` says."""
+        """Show that a trial's stage has made progress, or waits; `result` is one of `StageScheduler.follow`."""
         label, blocked, self.current[trial.id] = result["label"], result.get("blocked", ""), ""
         told = self._row(trial, label, result) if label else ""
         what = label or (f"{result['waiting']}: {blocked}" if blocked else f"waits for {result['waiting']}")
@@ -89,7 +89,7 @@ class Progress:
         self._draw()
 
     def _row(self, trial: Trial, label: str, result: Mapping[str, Any]) -> str:
-        """Bring the row of a running stage up to date; returns its losses and scores in words."""
+        """Update the row of a running stage; returns its losses and scores in words."""
         self.stages_began = self.stages_began or time.monotonic()
         stages = dict(trial.plan.stages)
         self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
@@ -97,7 +97,7 @@ class Progress:
         if stage not in self.rows:
             self.rows[stage] = self.bars.add_task(f"{label} {trial.title}", total=1.0, told="")
         self.shares[stage], news = result.get("share", 0.0), self.news.setdefault(stage, {})
-        # Of a joint stage those of the image level are shown.
+        # A joint stage shows the values of its image level.
         news |= {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
         told = "  ".join(f"{word} {news[each]:.3g}" for each, word in NEWS.items() if each in news)
         others = list(self.current.values()).count(stage) - 1
@@ -107,11 +107,11 @@ class Progress:
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
         self.ended += 1
         self.current.pop(trial.id, None)
-        self.store.renew()  # a node has finished its stages a moment ago
+        self.store.renew()  # another node may just have finished its stages
         self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
         what = f"{outcome}: {reason}" if reason else outcome
-        with suppress(OSError):  # a full disk must not end the trials that run
+        with suppress(OSError):  # a full disk must not end the running trials
             if outcome == "done":
                 scores = self.store.facts(trial.plan.name)["scores"]
                 self.scores.setdefault(trial.variant, []).append(scores)
@@ -124,8 +124,8 @@ class Progress:
         self._draw(now=True)
 
     def wait(self, error: OSError | ConfigError) -> None:
-        """The store does not let the command go on now."""
-        what = f"the store is in the way: {error}"
+        """Say that the command waits, because the store has this error."""
+        what = f"waiting because of the store: {error}"
         if trouble := lack(error):
             what = f"waiting for the store {masked(self.store.address)} ({trouble.strerror})"
         if self._is_news("", what):
@@ -135,7 +135,7 @@ class Progress:
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
 
     def _is_news(self, of: str, what: str) -> bool:
-        """Whether a line about something was not there in the last SILENCE: two may alternate."""
+        """Whether this line about a trial was not printed in the last SILENCE seconds; two lines may alternate."""
         now = time.monotonic()
         news = now - self.last.get((of, what), -math.inf) > SILENCE
         if news:
@@ -143,7 +143,7 @@ class Progress:
         return news
 
     def _standing(self) -> tuple[float, str, str]:
-        """The share of the work that is done, the time left, and the number of trials."""
+        """The finished share of the work, and in words the time left and the number of trials."""
         done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
         known, spent = max(1, len(self.trials)), time.monotonic() - self.stages_began
         total = sum(map(cost, self.stages.values())) * max(known, self.source.expected) / known
@@ -161,7 +161,7 @@ class Progress:
             self.live.refresh()
 
     def view(self) -> Group:
-        """The leaderboard, a row a running stage, and a bar for all."""
+        """The leaderboard, a row for each running stage, and a bar for all work."""
         now, (share, left, count) = time.monotonic(), self._standing()
         for each in self.rows.keys() - self.current.values():
             self.bars.remove_task(self.rows.pop(each))

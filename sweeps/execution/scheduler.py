@@ -1,8 +1,8 @@
 """Runs the trials of an ablation or a search on Ray Tune.
 
 Tune lists, starts and stops the trials, which are light (`LightTrial`); their stages run as Ray tasks, each once
-(`StageScheduler`). Everything that has finished lies in the store, so that a worker, the scheduler, the driver or all
-of Tune's state may be lost.
+(`StageScheduler`). All finished work is in the store: a worker, the scheduler, the driver or Tune's whole state
+may be lost.
 """
 
 import os
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `stop_flag` has the one handler
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `stop_flag` has the only handler
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # nobody restores Tune's state, whose size grows
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
@@ -32,9 +32,9 @@ from sweeps.execution.worker import Job
 from sweeps.planning.trials import Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
-"""A share of the head node: a trial there holds no CPU, and keeps no node of an autoscaled cluster alive."""
-LOST = 20  # A trial's light process is begun anew this many times
-STOP_SECONDS = 90.0  # Seconds within which all stages have stopped
+"""A trial's resources: it is on the head node, holds no CPU, and keeps no node of an autoscaled cluster alive."""
+LOST = 20  # A trial's light process is restarted this many times
+STOP_SECONDS = 90.0  # The longest wait until all stages have stopped
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def stop_flag() -> Iterator[threading.Event]:
 
 
 class SourceSearcher(Searcher, tune.Stopper):
-    """Takes trials for Tune from a source, hears every result, and tells the source what becomes of the trials."""
+    """Gives Tune the trials of a source, passes on every result, and tells the source how its trials end."""
 
     def __init__(self, source: TrialSource, scheduler: Any, job: Job, stop: threading.Event, progress: Progress):
         super().__init__()
@@ -69,10 +69,10 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.last_call: ray.ObjectRef | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves it for a restore that nobody does
+        return {}  # Tune saves this for a restore, which never happens
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the truth."""
+        """Do nothing: the state is in the store."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.is_set():
@@ -91,7 +91,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         return {"trial": trial.id}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take a result; whether its trial is to be stopped."""
+        """Take a result of a trial. Returns False: Tune need not stop the trial, since it ends by itself."""
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
             self.scheduler.add.remote(trial, self.job)
@@ -112,25 +112,25 @@ class SourceSearcher(Searcher, tune.Stopper):
                 self._report_ends()
 
     def _report_ends(self) -> None:
-        """Tell the source how trials ended; OSError where the disk does not let it now."""
+        """Tell the source how trials ended; OSError if the disk does not allow it now."""
         while self.ended:
             try:
                 self.source.end(*self.ended[0])
-            except ConfigError as error:  # of a damaged file: the next command's source reads it anew
+            except ConfigError as error:  # a damaged file: the source of the next command reads it again
                 self.progress.wait(error)
             self.ended.pop(0)
 
     def stop_all(self) -> bool:
-        """Whether the command is stopped; then all stages are, at once."""
+        """Whether the command is stopped; if so, the first call stops all stages."""
         if self.stop.is_set() and self.stopped is None:
             self.stopped = self.scheduler.stop.remote()
         return self.stopped is not None
 
 
 def run(source: TrialSource, job: Job, store: Store) -> bool:
-    """Run every trial of a source; what one could not finish for is in its failure file in the store.
+    """Run every trial of a source. The store has a failure file with the reason for each trial that failed.
 
-    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. False where it was stopped."""
+    Ctrl-C or SIGTERM stops all: every stage ends its step and leaves a checkpoint. Returns False if it was stopped."""
     shown = Progress(store, source)
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, shown.live:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
@@ -158,10 +158,10 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
         )
         tuner.fit()
         searcher.stop_all()
-        # Ray prints a raw line for a call that meets the end of its actor.
+        # Ray prints a raw line for a call that is open when its actor ends.
         if calls := [each for each in (searcher.stopped, searcher.last_call) if each]:
             ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
         ray.kill(scheduler)
         if 0 < job.slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
-            shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this, and is stopped")
+            shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this sweep, and is stopped now")
     return not stop.is_set()

@@ -1,7 +1,7 @@
 """Runs each stage of a sweep once: an actor holds the graph of stages, and Ray runs those that are ready as tasks.
 
-A stage is ready when all that it needs has finished. Of the ready ones the stage with the longest way to go starts
-first. The actor never trains: it submits tasks, takes their results, and answers the trials that follow it.
+A stage is ready when all stages that it needs have finished. The one with the most work left in its trial starts first.
+The actor never trains: it submits tasks, takes their results, and answers the trials that follow it.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from sweeps.execution.cluster import Slots
 from sweeps.execution.worker import run_stage_task
 from sweeps.planning.trials import Trial
 
-RETRIES = 3  # A stage that dies or raises starts again so many times without a newer checkpoint between
-MOST_STARTS = 20  # A stage starts this many times at most, also where its nodes die
-TICK = 1.0  # Seconds between two looks at stages that wait, and between two answers to a trial that follows
-GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score, which has no steps, and another stage have to end
+RETRIES = 3  # Restarts of a stage that dies or raises, without a newer checkpoint between them
+MOST_STARTS = 20  # A stage starts this many times at most, even if its nodes die
+TICK = 1.0  # Seconds between two checks of waiting stages, and between two answers to a trial
+GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score stage (it has no steps), and any other, have to end
 
 
 @dataclass
 class Node:
-    """A stage in the graph, with the judge that scores it while it trains, the names of the stages that it `needs`, the
-    ids of the trials that need it, and the latest that its process has reported.
+    """A stage in the graph, with the judge (the stage that scores it while it trains), the names of the stages that it
+    `needs`, the ids of the `trials` that need it, and the last `progress` that its process reported.
 
-    Its status is unknown (whether the store has it), waiting, held (by another process), full (the store has no room
-    for it), running, done, diverged or failed; `reason` says why it is held, full, diverged or failed. `attempts` are
-    its starts since its checkpoint has moved last."""
+    `status`: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
+    it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed. `attempts` are its
+    starts since its checkpoint last moved."""
 
     stage: Stage
     judge: Stage
@@ -50,12 +50,12 @@ class Node:
 
 
 class StageScheduler:
-    """The actor, for the store at `address`. Threads ask the store: a silent one holds up no answer to a trial."""
+    """The actor, for the store at `address`. Threads access the store: a slow one delays no answer to a trial."""
 
     def __init__(self, address: str, slots: Slots):
         self.address, self.slots = address, slots
         self.job: Any = None
-        # Opened when it can be: the actor may be begun anew while its disk is in trouble.
+        # Opened as soon as possible: the actor may be restarted while its disk is in trouble.
         self.store: Store = None  # pyright: ignore[reportAttributeAccessIssue]
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
@@ -67,8 +67,8 @@ class StageScheduler:
         self.loop = asyncio.ensure_future(self._schedule())
 
     async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
-        """Take a trial into the graph. `job`: one reference, to what every stage is given; in a list, so that Ray
-        passes the reference, and here, since an actor that is begun anew might not find it any more."""
+        """Add a trial to the graph. `job`: a list with one reference to the `Job` of every stage; in a list Ray passes
+        the reference itself. Every call has it, since a restarted actor might no longer find it."""
         (self.job,) = job
         if trial.id in self.trials:
             return
@@ -80,12 +80,12 @@ class StageScheduler:
         self.changed.set()
 
     async def follow(self, trial_id: str) -> dict[str, Any]:
-        """Where a trial stands, within TICK or as soon as it ends.
+        """The state of a trial, after TICK seconds or as soon as it ends.
 
         Returns:
-            `label` and `share` of the stage that runs, with the `scores` of its last evaluation; or `waiting`,
-            the stage that it waits for, and why that is `blocked`; at the end `outcome` and `reason`; or `lost` where
-            the trial is not known, since the actor was begun anew."""
+            `label` and `share` (0 to 1) of the running stage, with the `scores` of its last evaluation; or `waiting`,
+            the label of the stage that the trial waits for, and `blocked`, why it cannot start; at the end `outcome`
+            and `reason`; or `lost` if a restarted actor does not know the trial."""
         if trial_id in self.trials:
             self.followed.add(trial_id)
             with suppress(TimeoutError):
@@ -95,7 +95,7 @@ class StageScheduler:
         return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
 
     async def leave(self, trial_id: str) -> None:
-        """Forget a trial that has ended or is stopped, and stop what it alone needs."""
+        """Forget a trial that has ended or is stopped, and stop the stages that only it needs."""
         self.trials.pop(trial_id, None)
         self.followed.discard(trial_id)
         self.ends.pop(trial_id, None)
@@ -106,7 +106,7 @@ class StageScheduler:
         self.changed.set()
 
     async def report(self, stage_name: str, progress: dict[str, Any]) -> bool:
-        """Take what a stage's process reports; returns whether it goes on."""
+        """Take the progress that a stage's process reports; returns whether the stage is to go on."""
         node = self.nodes.get(stage_name)
         if node is None or self.stopping or not node.trials:
             return False
@@ -131,7 +131,7 @@ class StageScheduler:
         while not self.stopping:
             try:
                 await self._start_ready()
-            except Exception as error:  # of the store: what cannot be known now is looked for again
+            except Exception as error:  # of the store: it is asked again
                 print(f"the scheduler waits for the store: {error}", flush=True)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), TICK)
@@ -144,13 +144,13 @@ class StageScheduler:
                 await self._look(stage_name, node)
         self._wake()
         ways = self._ways()
-        # Trials that somebody follows come first: they end, and others take their places.
+        # Trials that Tune has started come first: they end, and others take their places.
         first = {each: (not node.trials & self.followed, -ways[each]) for each, node in self.nodes.items()}
         for stage_name in sorted(filter(self._is_ready, self.nodes), key=first.__getitem__):
             if len(self.running) >= self.slots.count:
                 return
             held = await asyncio.to_thread(self.store.held, stage_name)
-            if self.stopping or not self._is_ready(stage_name):  # any more
+            if self.stopping or not self._is_ready(stage_name):  # both may have changed
                 continue
             node = self.nodes[stage_name]
             if held:
@@ -169,7 +169,7 @@ class StageScheduler:
         return bool(node and waits and all(self.nodes[need].status == "done" for need in node.needs))
 
     def _ways(self) -> dict[str, float]:
-        """Cost of each stage and of the longest way from it to the end of a trial. Stages come after what they need."""
+        """Cost of each stage and of the costliest path from it to a trial's end. Stages come after their needs."""
         ways = dict.fromkeys(self.nodes, 0.0)
         for stage_name, node in reversed(self.nodes.items()):
             ways[stage_name] += cost(node.stage)
@@ -178,7 +178,7 @@ class StageScheduler:
         return ways
 
     async def _finish(self, stage_name: str, node: Node) -> None:
-        """Wait for the end of a stage's task, and take it in."""
+        """Wait for the end of a stage's task, and record its result."""
         assert node.task is not None
         try:
             result = await node.task
@@ -191,8 +191,8 @@ class StageScheduler:
         self.changed.set()
 
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
-        """What a stage is whose process died or raised: it starts again where its checkpoint has moved, its node died,
-        or it has failed less than RETRIES times."""
+        """Status and reason of a stage whose process died or raised. It starts again if its checkpoint has moved, its
+        node died, or it has failed less than RETRIES times."""
         if self.stopping or not node.trials:
             return {"status": "waiting"}
         with suppress(Exception):  # of the store
@@ -209,13 +209,13 @@ class StageScheduler:
         return {"status": "waiting"}
 
     async def _look(self, stage_name: str, node: Node) -> None:
-        """Look whether a stage has finished, here or elsewhere, or is still held."""
+        """Check whether a stage has finished, here or elsewhere, or is still held by another process."""
         try:
             if await asyncio.to_thread(self.store.has, stage_name):
                 facts = await asyncio.to_thread(self.store.facts, stage_name)
                 node.status, node.reason = facts["status"], facts["reason"] or ""
             elif node.status != "held" or not await asyncio.to_thread(self.store.held, stage_name):
-                # Of a store without room the next start says whether it has some.
+                # If the store had no room, the next start shows whether it has some now.
                 node.status, node.reason = "waiting", ""
         except StoreError as error:
             if lack(error):
@@ -229,7 +229,7 @@ class StageScheduler:
                 self.ends[trial_id].set()
 
     def _standing(self, trial: Trial) -> dict[str, Any]:
-        """Where a trial stands, as `follow` says."""
+        """The state of a trial, as `follow` returns it."""
         waiting: dict[str, str] = {}
         for label, stage in trial.plan.stages:
             node = self.nodes[name(stage)]

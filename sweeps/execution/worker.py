@@ -1,4 +1,4 @@
-"""The process that runs one stage. It knows nothing of trials: it takes the stage's claim, runs it, and reports."""
+"""The process that runs one stage. It does not know trials: it takes the stage's claim (lock), runs it, and reports."""
 
 import functools
 import time
@@ -23,15 +23,15 @@ from sgan.training.loop import Progress
 from sweeps.execution import mps
 from sweeps.execution.cluster import Slots, open_shared_store, versions
 
-SILENCE = 20.0  # Seconds without a word from the scheduler after which a worker stops its stage
+SILENCE = 20.0  # Seconds without an answer of the scheduler after which a worker stops its stage
 CONTEXT = 2**29  # Bytes of CUDA's own context in each process
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a sweep is given: `data`, of which the workers of a node share one copy, the address of the
-    `store`, the driver's `mark` in it, the `commit` that is noted with every stage, the driver's `versions`, whether
-    GPUs sum in one order (`deterministic`), and what runs a stage: `run`; benchmarks have one that sleeps."""
+    """The input of every worker of a sweep: the `data`, one copy on each node; the address of the `store`; the driver's
+    `mark` in it; the `commit` that is recorded with every stage; the driver's `versions`; whether GPUs sum in one order
+    (`deterministic`); and the function that runs a stage (`run`; benchmarks have one that sleeps)."""
 
     data: Data
     store: str
@@ -43,7 +43,7 @@ class Job:
     versions: str = field(default_factory=versions)
 
     def context(self) -> Context:
-        """What a stage runs with in this process; ConfigError where it cannot run what the driver has planned."""
+        """The context in which a stage runs here. ConfigError if this process cannot run the driver's plan."""
         store = open_shared_store(self.store, self.mark, self.versions)
         be_deterministic(self.deterministic)
         torch.set_num_threads(self.slots.cpus)
@@ -55,16 +55,16 @@ class Job:
 
 
 def cap_memory(share: float) -> None:
-    """Let this process have its share of the GPU's memory and no more: Ray only counts shares, so one trial could take
-    what its neighbours need."""
+    """Limit this process to its share of the GPU's memory: Ray only counts shares, so one stage could take the memory
+    that its neighbours need."""
     if 0 < share < 1:
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction(max(0.01, share - CONTEXT / total))
 
 
 def out_of_memory(error: BaseException, stage: Stage) -> str:
-    """One line about the stage that lacked memory in this process, and what to do."""
-    said = ". ".join(str(error).split(". ")[:3]) or type(error).__name__  # what was asked for, and what is there
+    """An error message in one line for a stage that ran out of memory in this process, with advice."""
+    said = ". ".join(str(error).split(". ")[:3]) or type(error).__name__  # requested and free memory
     return (
         f"out of memory in {stage.kind} ({said}): run fewer at a time (--trials-per-gpu, or --slots on a CPU), or "
         "change the config with --override: a smaller gan.batch, joint.batch or samples"
@@ -72,16 +72,16 @@ def out_of_memory(error: BaseException, stage: Stage) -> str:
 
 
 class _Reports:
-    """What a worker tells the scheduler while its stage runs. At most one report is on its way, so that a step never
-    waits for the network; without an answer for SILENCE the machine may be off it, and another one goes on with the
-    stage."""
+    """Sends a worker's progress to the scheduler while its stage runs. At most one report is on its way, so that a step
+    never waits for the network. Without an answer for SILENCE seconds the stage stops: the machine may be offline, and
+    another one continues the stage."""
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
         self.send = functools.partial(scheduler.report.remote, stage_name)
         self.answer, self.sent, self.news = self.send({"share": 0.0}), time.monotonic(), dict[str, Any]()
 
     def go_on(self, **progress: Any) -> bool:
-        """Report progress; whether the stage is to go on."""
+        """Report progress; returns whether the stage is to go on."""
         self.news |= progress
         if not ray.wait([self.answer], timeout=0)[0]:
             return time.monotonic() - self.sent < SILENCE
@@ -95,12 +95,12 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     """Run a stage whose parents are finished.
 
     Returns:
-        `status`: done, diverged or failed; waiting, where it was stopped and left a checkpoint; held, where another
-        process trains it or has finished it; or full, where the store has no room; and the `reason`."""
+        `status`: done, diverged or failed; waiting, if it was stopped and left a checkpoint; held, if another process
+        trains it or has finished it; or full, if the store has no room or cannot be opened; and the `reason`."""
     reports = _Reports(name(stage), scheduler)
     try:
         context = job.context()
-    except StoreError as error:  # a store that cannot be opened now may be there again in a moment
+    except StoreError as error:  # a store that cannot be opened now may be back in a moment
         return {"status": "full", "reason": str(error)}
     except ConfigError as error:
         return {"status": "failed", "reason": str(error)}
@@ -112,7 +112,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
             for progress in steps:
                 news = {"scores": progress.metrics} if progress.metrics else {}
                 if not reports.go_on(share=progress.images / max(1, progress.total), **news):
-                    steps.close()  # leaves a checkpoint
+                    steps.close()  # the stage leaves a checkpoint
                     return {"status": "waiting"}
         facts = context.store.facts(name(stage))
         return {"status": facts["status"], "reason": facts["reason"] or ""}
@@ -121,7 +121,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
             return {"status": "full", "reason": f"waiting for the store {job.store} ({trouble.strerror})"}
         if isinstance(error, LostClaim):
             return {"status": "held", "reason": str(error)}
-        if isinstance(error, ConfigError | PermissionError):  # it would be the same again
+        if isinstance(error, ConfigError | PermissionError):  # a retry would fail in the same way
             return {"status": "failed", "reason": str(error)}
         raise
     except (RuntimeError, MemoryError) as error:
@@ -134,13 +134,13 @@ run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)
 
 
 def measured_here(config: Config, data: Data, slots: Slots) -> float:
-    """Seconds of a unit of cost in this process."""
+    """Seconds of one unit of cost (`sgan.stages.cost`), measured in this process."""
     torch.set_num_threads(slots.cpus)
     device = "cuda" if slots.gpus and torch.cuda.is_available() else "cpu"
     return seconds_per_unit(config, data.to(device), device)
 
 
 def measured_in_a_slot(config: Config, data: Data, slots: Slots) -> float:
-    """The same where stages run: the machine of the driver may be another, without a GPU."""
+    """The same, measured where stages run: the driver's machine may be another one, without a GPU."""
     task = ray.remote(max_retries=1)(measured_here).options(num_cpus=slots.cpus, num_gpus=slots.gpus)
     return ray.get(task.remote(config, data, slots))

@@ -151,7 +151,7 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(cluster: Cluster):
     command = f". ~/.sgan.env; {BIN / 'python'} {script} {' '.join(SWEEP)} --store /tmp/mine"
     done = cluster.head.run("bash", "-c", command, timeout=100, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(r"error: the output store /tmp/mine is not shared: the node \w+ does not see there", done.stdout)
+    assert re.search(r"error: the output store /tmp/mine is not shared: the node \w+ does not see the", done.stdout)
     assert not list(Path("/tmp/mine").glob("*"))
 
 

@@ -133,7 +133,7 @@ def test_a_command_whose_head_is_gone_says_what_to_do():
     said, _ = command.communicate(timeout=60)
     assert command.returncode == 0
     assert said.startswith(
-        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and give the same"
+        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and run the same"
     )
 
 

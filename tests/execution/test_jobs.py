@@ -170,7 +170,7 @@ def test_ctrl_c_ends_the_following_and_rays_own_stop_the_command(toy):
     os.killpg(follower.pid, signal.SIGINT)
     output, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130
-    assert "It goes on without this terminal" in output
+    assert "The job goes on without this terminal" in output
     os.kill(driver, 0)
     again = toy.start()
     read_until(again, "began\n")

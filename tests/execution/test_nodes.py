@@ -18,7 +18,7 @@ def test_a_node_with_other_versions_or_another_store_is_named_before_it_computes
     assert open_shared_store(str(tmp_path), "mark", versions()).root == tmp_path
     with pytest.raises(ConfigError, match=r"the node .* has Python .*, torch .*, but the driver Python 2.7, torch 1;"):
         open_shared_store(str(tmp_path), "mark", "Python 2.7, torch 1")
-    with pytest.raises(ConfigError, match=r"is not shared: the node .* does not see there what the driver wrote"):
+    with pytest.raises(ConfigError, match=r"is not shared: the node .* does not see the driver's file in it"):
         open_shared_store(str(tmp_path), "other", versions())
 
 
@@ -59,5 +59,5 @@ def test_nodes_of_one_name_answer_each_and_a_dead_one_need_not(tmp_path, monkeyp
 def test_a_node_that_lives_and_says_nothing_is_named(tmp_path, monkeypatch):
     store = Store(tmp_path)
     Answers(store, monkeypatch, dies=False)
-    with pytest.raises(ConfigError, match="the node twin did not say within"):
+    with pytest.raises(ConfigError, match="the node twin did not report within"):
         require_shared_store(store, "mark")
