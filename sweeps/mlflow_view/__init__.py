@@ -6,13 +6,13 @@ import warnings
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # at MLflow's defaults a call to an absent server takes minutes to fail
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a kept connection writes on into a database that was deleted
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a kept connection goes on writing into a deleted database
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""MLflow reads some of them when it is imported."""
+"""Environment variables of MLflow, which reads some of them when it is imported."""
 
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)

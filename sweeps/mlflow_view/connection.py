@@ -21,14 +21,14 @@ EXPERIMENT = "sgan"
 SQLITE, ARTIFACTS, HOME = "sqlite", "mlartifacts", "store"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 VARIABLE = "MLFLOW_TRACKING_URI"
-VIEW = "mlflow.sharedViewState."  # Beginning of the experiment's tags that hold saved views
-ANSWER_SECONDS = 15.0  # For which a command waits for MLflow before it trains
-PASS_SECONDS = 300.0  # The longest that a pass takes
+VIEW = "mlflow.sharedViewState."  # Prefix of the experiment's tags that hold saved views
+ANSWER_SECONDS = 15.0  # The longest wait for MLflow before a command trains
+PASS_SECONDS = 300.0  # Time limit of a pass, which sends what MLflow lacks of a sweep
 
 
 def address_of(given: str | None) -> str:
-    """The tracking URI that --mlflow gives, else $MLFLOW_TRACKING_URI; "" where neither is set. The address of one of
-    MLflow's pages will do; ConfigError where it is none that MLflow takes."""
+    """The tracking URI from --mlflow, or else from $MLFLOW_TRACKING_URI; "" if neither is set. The address of one of
+    MLflow's pages is accepted, too. ConfigError for an address that MLflow does not accept."""
     origin, address = ("--mlflow", given) if given else (f"${VARIABLE}", os.environ.get(VARIABLE) or "")
     if re.match(r"[\w.-]+:\d+(/|$)", address):
         address = f"http://{address}"
@@ -36,14 +36,14 @@ def address_of(given: str | None) -> str:
     require(
         not address or (scheme.partition("+")[0] in SCHEMES and bool(rest)),
         f"{origin} is {masked(address)!r}, which is no address of MLflow; give one like http://127.0.0.1:5000, "
-        "postgresql+psycopg://host/name or sqlite:////folder/mlflow.db, or none, for a file in the store",
+        "postgresql+psycopg://host/name or sqlite:////folder/mlflow.db, or leave it out to use a file in the store",
     )
     return re.split("[?#]", address)[0].rstrip("/") if scheme.startswith("http") else address
 
 
 def default_uri(store: Store) -> str:
-    """Tracking URI of the SQLite file inside the store. Where a character of its path means something in an address,
-    that names the driver, too: MLflow makes a folder of the quoted name otherwise."""
+    """Tracking URI of the SQLite file inside the store. If its path must be quoted in an address, the address also
+    names the driver: MLflow makes a folder of the quoted name otherwise."""
     path = str(store.root / "mlflow.db")
     plain = f"{SQLITE}:///{path}"
     quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
@@ -51,9 +51,9 @@ def default_uri(store: Store) -> str:
 
 
 def prepare(store: Store, uri: str) -> None:
-    """Remove the store's own database and its artifacts where these are not of this place: MLflow's addresses of files
-    are absolute, so that a store which was moved or copied shows none. All is sent again. It must come before
-    the first call of this process to that database."""
+    """Remove the store's own database and its artifacts if the store was moved or copied: MLflow's addresses of files
+    are absolute, so that it would show none. Everything is sent again. Call it before this process first uses that
+    database."""
     if uri != default_uri(store):
         return
     database, home = store.root / "mlflow.db", store.root / ARTIFACTS / HOME
@@ -68,11 +68,11 @@ def prepare(store: Store, uri: str) -> None:
 
 
 def experiment_id(client: MlflowClient, uri: str) -> str:
-    """Id of the experiment, which is made, or restored, if need be. With SQLite its artifacts lie beside it."""
+    """Id of the experiment, which is created or restored if needed. With SQLite its artifacts lie beside it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         file, place = make_url(uri).database if uri.startswith(SQLITE) else None, None
-        if file:  # whoever may write the folder may write both
+        if file:  # all users who may write the folder may write both
             share(Path(file))
             make_folder(Path(file).absolute().with_name(ARTIFACTS))
             place = Path(file).absolute().with_name(ARTIFACTS).as_uri()
@@ -88,11 +88,11 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
 
 
 def pages(uri: str, view: str = "") -> str:
-    """How to open MLflow: the address of the page with the runs, after the command that serves a database. It opens
-    with the saved view of this key, if MLflow has it."""
+    """How to open MLflow: the address of the page with the runs, for a database after the command that serves it. The
+    page opens with the saved view of the key `view`, if MLflow has it."""
     # Without a workflow in the address MLflow 3 opens pages for language models, which show none of the runs.
     page = "#/experiments?workflowType=machine_learning"
-    with suppress(Exception):  # it does not answer, or nonsense
+    with suppress(Exception):  # no answer, or nonsense
         found = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
         if found:
             page = page.replace("?", f"/{found.experiment_id}/runs?")
@@ -104,13 +104,13 @@ def pages(uri: str, view: str = "") -> str:
 
 
 class Late(Exception):
-    """Something took longer than it may."""
+    """A block took longer than its time limit."""
 
 
 @contextmanager
 def limited(seconds: float = 0.0) -> Iterator[None]:
-    """Raise Late in a block of the main thread that takes longer than so many seconds, or PASS_SECONDS. MLflow limits
-    single reads alone, and an answer that trickles never ends one."""
+    """Raise Late in a block of the main thread that takes longer than `seconds`, by default PASS_SECONDS. MLflow only
+    limits single reads, so an answer that trickles in never times out."""
     seconds = seconds or PASS_SECONDS
 
     def end(*_: object) -> None:
@@ -125,12 +125,12 @@ def limited(seconds: float = 0.0) -> Iterator[None]:
 
 
 def warn_if_away(uri: str) -> None:
-    """Say so, after ANSWER_SECONDS at most, where MLflow does not answer. Training does not need it."""
+    """Print a warning if MLflow does not answer within ANSWER_SECONDS. Training does not need it."""
     try:
         with limited(ANSWER_SECONDS):
             MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:  # whatever MLflow's client makes of an answer
-        away = f"MLflow at {masked(uri)} cannot be reached ({error_line(error)}); it gets everything once it can be"
+    except Exception as error:  # MLflow's client raises many types
+        away = f"MLflow at {masked(uri)} cannot be reached ({error_line(error)}); it gets all results once it answers"
         print(away, flush=True)
 
 

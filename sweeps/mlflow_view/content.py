@@ -1,5 +1,5 @@
-"""What the runs of a sweep and its trials show: metrics, params, tags and files, all read from the output store; and
-the saved views of MLflow's page that the link to a sweep opens."""
+"""The content of the MLflow runs of a sweep and its trials: metrics, params, tags and files, all from the output store.
+Also the saved views of MLflow's page that the link to a sweep opens."""
 
 import base64
 import json
@@ -33,29 +33,29 @@ from sweeps.planning.manifest import flat
 from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
-"""Scores that are curves over all images that the generator of images has seen; the rest stands in groups."""
+"""Scores that are curves over all images that the image generator has seen; other scores are in groups."""
 FINAL = "final/"  # Group of the other scores of a finished trial
 TAGS = ("variant", "seed", "cuts", "phase")
-CHARTS = "-charts"  # End of the key of the view with charts
+CHARTS = "-charts"  # Suffix of the key of the view with charts
 RUN_NAME = "attributes.`Run Name`"
 COLUMNS = (*HEADLINES, f"{FINAL}diversity")
-SHARED = ("judge", "network", "encoder")  # Stages that many trials wait for
+SHARED = ("judge", "network", "encoder")  # Labels of stages that many trials share
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
 DATA = f"data/{MODELS}"  # Where the folders `last` and `best` lie in the MLflow model
 REPORT, TEXT = "report.html", "report.md"
-"""Files of a sweep in the store, beside its record: the report, and its verdict and tables alone."""
+"""Files of a sweep in the store, beside its record: the report, and only its verdict and tables."""
 Files = dict[str, tuple[str, str]]
-"""Path in a run -> stage, and file in it."""
+"""Path in a run -> (name of a stage, path of a file in the stage's folder)."""
 
 
 def sweep_view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
-    """What the run of a sweep shows, but for its files: settings, means over seeds, the verdict and the tables."""
+    """The content of a sweep's run except for its files: settings, means over seeds, the verdict and the tables."""
     folder, metrics = manifests.folder(store, manifest["key"]), {}
-    for judge in filter(store.has, manifest["judges"]):  # a later one's scores stand
+    for judge in filter(store.has, manifest["judges"]):  # a later judge's scores replace earlier ones
         facts = store.facts(judge)
         scores = {f"real/{name}": value for name, value in facts["scores"].items()}
         metrics |= {metric.key: metric for metric in as_metrics(scores, facts["finished"])}
-    # Over the finished seeds that did not choose the config.
+    # Scores of the finished seeds that did not choose the config.
     found: dict[tuple[str, str], list[float]] = {}
     for trial in manifest["trials"]:
         known = trial["phase"] != "explore" and store.has(trial["name"])
@@ -88,7 +88,7 @@ def sweep_files(store: Store, manifest: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def chosen(store: Store, sweep_key: str) -> BestConfig | None:
-    """The store's best.yaml, if it is of this sweep, and whole."""
+    """The store's best.yaml, if it is from this sweep and undamaged; otherwise None."""
     store.fetch(store.root / BEST)
     with suppress(ConfigError):
         best = config_file.read(store.root / BEST) if is_plain(store.root, BEST) else None
@@ -103,7 +103,7 @@ def _origin(manifest: Mapping[str, Any], commit: str) -> dict[str, str]:
 
 
 def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
-    """Whether a trial has ended, or has a point in a stage that not all trials share: it has a run from then on."""
+    """Whether a trial has an MLflow run: it has ended, or has a point in a stage of its own (not in SHARED)."""
     own = [stage["name"] for stage in trial["stages"] if stage["label"] not in SHARED]
     return state.outcome not in ("running", "interrupted") or any(
         (store.look(name) / RECORD_FILE).exists() for name in own
@@ -111,7 +111,7 @@ def begun(store: Store, trial: Mapping[str, Any], state: State) -> bool:
 
 
 class Trials:
-    """What the runs of a sweep's trials show."""
+    """The content of the MLflow runs of a sweep's trials."""
 
     def __init__(self, store: Store, manifest: Mapping[str, Any]):
         self.store, self.manifest, self.votes = store, manifest, curves(store)
@@ -121,11 +121,11 @@ class Trials:
         self.varied = {name for name in names if any(config.get(name) != first.get(name) for config in configs)}
 
     def about(self, trial: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-        """The params and the note of a trial: what may change after it has ended.
+        """The params and the note of a trial, which may change after it has ended.
 
-        Params are the options of its sweep, its variant, and what the sweep's --override or another trial has
-        otherwise; config.json has the whole config. The note says in Markdown what it is, what people said of its
-        images, and the command that runs it again.
+        Params are the options of its sweep, its variant, and the fields that --override names or in which the sweep's
+        trials differ; config.json has the whole config. The note (Markdown) describes the trial, the votes of people on
+        its images, and the command that runs it again.
         """
         config, settings, variant = flat(trial["config"]), self.manifest["settings"], trial["config"]["variant"]
         shown = self.varied | {f"recipe.{change.partition('=')[0]}" for change in settings.get("override", ())}
@@ -147,13 +147,13 @@ class Trials:
         return content_key(self.about(trial))
 
     def view(self, trial: Mapping[str, Any], state: State) -> View:
-        """All that the run of a trial shows, but for its files.
+        """The content of a trial's run except for its files.
 
         Raises:
             StoreError: the record of a finished stage is damaged.
         """
         store, metrics, records = self.store, list[Metric](), records_of(self.store, trial)
-        before = 0  # images that the generator of images saw in earlier stages
+        before = 0  # images that the image generator saw in earlier stages
         for stage in trial["stages"]:
             label, done = stage["label"], store.has(stage["name"])
             for line in records.get(label, ()):
@@ -161,10 +161,10 @@ class Trials:
                 for key, value in line["metrics"].items():
                     if key not in HEADLINES:
                         metrics += as_metrics({f"{label}/{key}": value}, line["time"], images)
-                    elif images or not before:  # else the last point of the stage before says it
+                    elif images or not before:  # else it repeats the last point of the stage before
                         metrics += as_metrics({key: value}, line["time"], before + images)
             if not done and label not in SHARED:
-                break  # a stage that was deleted: where the next one begins is not known
+                break  # the stage was deleted: the first step of the next one is unknown
             before += store.facts(stage["name"]).get("generator_images", 0) if done else 0
         for seconds, tally in self.votes.get(trial["name"], ()):
             errors = {"turing_error": tally.errors / tally.votes, "turing_votes": tally.votes}
@@ -173,10 +173,10 @@ class Trials:
         tags = {name: str(trial[name]) for name in TAGS}
         tags |= {name: str(self.manifest["settings"][name]) for name in ("dataset", "recipe")}
         tags |= {runs.NAME: f"{trial['variant']} seed {trial['seed']}", runs.NOTE: note, "outcome": state.outcome}
-        tags |= {"alarm": alarm_of(store, trial, state) or "none", "mlflow.loggedImages": "True"}  # or none is shown
+        tags |= {"alarm": alarm_of(store, trial, state) or "none", "mlflow.loggedImages": "True"}  # shows the images
         tags |= _origin(self.manifest, state.facts[-1]["commit"] if state.facts else self.manifest["commit"])
         scores = []
-        # The last values stand one image further: those of the last evaluation are of fewer samples.
+        # Final scores are one image after the last evaluation, which has fewer samples.
         for key, value in (scores_of(state) if state.outcome == "done" else {}).items():
             name, step = (key, before + 1) if key in HEADLINES else (f"{FINAL}{key}", 0)
             scores += as_metrics({name: value}, state.end, step)
@@ -184,7 +184,7 @@ class Trials:
         return View(metrics, params, tags, scores, times)
 
     def files(self, trial: Mapping[str, Any]) -> Files:
-        """The grids of a trial, and of a finished one the figures and models."""
+        """The sample grids of a trial, and the figures and models of its finished stages."""
         found = {}
         for stage in trial["stages"]:
             label, name = stage["label"], stage["name"]
@@ -197,7 +197,7 @@ class Trials:
         return found
 
     def _whole(self, name: str) -> list[str]:
-        """The grids of a stage in progress that are whole: it adds a point after each."""
+        """The complete grids of a stage in progress: a stage writes each grid before its point."""
         folder, points = self.store.look(name), []
         with suppress(StoreError):
             points = read_record(folder)
@@ -206,18 +206,18 @@ class Trials:
 
 
 def image_file(label: str, images: int) -> str:
-    """Path in a run of the grid that a stage drew after so many images. `MlflowClient.log_image` writes the same files
-    under a random name; MLflow's image slider reads this name, and a grid that is sent again lands on itself."""
+    """Path in a run of the grid that a stage drew after this number of images. MLflow's image slider reads this form of
+    name. `MlflowClient.log_image` writes a random part into it; here a grid that is sent again replaces itself."""
     key = f"{label}+step+{images}"
     return f"{IMAGES}/{key}+timestamp+0+{uuid.uuid5(uuid.NAMESPACE_OID, key)}.png"
 
 
 def lay_out(store: Store, trial: Mapping[str, Any], files: Files, folder: Path) -> None:
-    """Lay files of a trial out as they are in its run, and beside them its config.json; a model's lie in the folder
-    model/data/, as MLflow has them.
+    """Put files of a trial into `folder`, under their paths in its run, with its config.json. Files of models go to the
+    folder model/data/, as in an MLflow model.
 
     Raises:
-        StoreError: one of a finished stage is damaged.
+        StoreError: a file of a finished stage is damaged.
     """
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(trial["config"], indent=1))
@@ -234,7 +234,7 @@ def lay_out(store: Store, trial: Mapping[str, Any], files: Files, folder: Path) 
 
 
 def lacking(client: MlflowClient, run: Run, store: Store, files: Files) -> Files:
-    """Those of the files that MLflow does not list, or with another size."""
+    """The files that MLflow does not list, or lists with another size."""
     listed = [file for part in (IMAGES, FIGURES) for file in client.list_artifacts(run.info.run_id, part)]
     there, model = {file.path: file.file_size for file in listed}, logged_model(client, run)
     if model:
@@ -243,7 +243,7 @@ def lacking(client: MlflowClient, run: Run, store: Store, files: Files) -> Files
 
     def shown(name: str, stage: str, file: str) -> bool:
         path = store.look(stage) / file
-        size = path.stat().st_size if path.exists() else None  # a bucket's weights are not fetched for that
+        size = path.stat().st_size if path.exists() else None  # a bucket's weights are not fetched to compare
         small = f"{name.removesuffix('.png')}{SMALL}"
         return name in there and size in (None, there[name]) and (not name.startswith(IMAGES) or small in there)
 
@@ -251,7 +251,7 @@ def lacking(client: MlflowClient, run: Run, store: Store, files: Files) -> Files
 
 
 def log_dataset(client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> None:
-    """Say what a trial was trained on, if its run does not say it yet."""
+    """Log the dataset of a trial to its run, unless the run has one."""
     if not (run.inputs and run.inputs.dataset_inputs):
         name, source = trial["config"]["dataset"]["name"], json.dumps({"digest": trial["config"]["data"]})
         dataset = Dataset(name, trial["config"]["data"][:36], "local", source)
@@ -259,10 +259,10 @@ def log_dataset(client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> Non
 
 
 def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, Any]) -> None:
-    """Save the views of a sweep, unless the experiment has them as they are.
+    """Save the views of a sweep, unless the experiment already has them unchanged.
 
-    Each is a tag of the experiment that MLflow's page reads, in the form in which its button "Save view" writes it;
-    another version that does not know it shows all runs.
+    Each view is a tag of the experiment, in the form that the button "Save view" of MLflow's page writes. A version of
+    MLflow that does not know this form shows all runs.
     """
     held = client.get_experiment(experiment).tags
     for end, name in (("", manifest["title"]), (CHARTS, f"{manifest['title']}: charts")):
@@ -275,7 +275,7 @@ def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, An
 
 
 def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
-    """The trials of a sweep, a group a variant: means over seeds, the best by the leading score first."""
+    """The state of the page for a sweep: a group per variant, means over seeds, the best by the leading score first."""
     confirmed = "" if all(row["phase"] == "explore" for row in manifest["trials"]) else " AND tags.phase != 'explore'"
     return {
         "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",

@@ -1,4 +1,4 @@
-"""The process that keeps MLflow level with a sweep while it runs, so that a slow or absent server holds nothing up."""
+"""The process that sends a running sweep to MLflow, so that a slow or absent server delays no training."""
 
 import os
 import select
@@ -15,13 +15,13 @@ from sweeps.mlflow_view.sync import attempt, later
 from sweeps.planning.manifest import folder
 
 PAUSE, LONGEST_PAUSE = 5.0, 60.0  # Seconds between passes. The pause doubles while MLflow does not answer.
-TOLD_SECONDS = 5.0  # After which a command that waits for MLflow says so
-SHARE = 0.1  # Of a core, that passes may use: an expensive pass makes the next pause longer
+TOLD_SECONDS = 5.0  # Seconds after which a command prints that it waits for MLflow
+SHARE = 0.1  # The share of a core that passes may use: an expensive pass makes the next pause longer
 LOG, STORE = "mlflow.log", "SGAN_STORE"
 
 
 def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
-    """Start the process that follows a sweep. It ends when its standard input does, as when its parent dies.
+    """Start the process that follows a sweep. It ends when its standard input closes, also if its parent dies.
 
     Ctrl-C in the parent's terminal does not reach its session. It writes to mlflow.log in the sweep's folder.
     """
@@ -36,10 +36,10 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 def finish(
     process: "subprocess.Popen[bytes]", store: Store, sweep_key: str, uri: str, seconds: float | None = None
 ) -> str:
-    """Wait until the process has sent what is left; if it was killed, or could not, send it from here.
+    """Wait until the process has sent the rest; if it was killed or failed, send the rest from here.
 
-    With `seconds`, wait no longer, and send nothing from here: the process then ends by itself. Without, it is killed
-    where it takes longer than a pass may. Returns "", or one line on what went wrong and how to send the rest later.
+    With `seconds`, wait at most that long and send nothing from here: the process then ends by itself. Without it, the
+    process is killed after PASS_SECONDS. Returns "", or one line: what went wrong and how to send the rest later.
     """
     try:
         if seconds is None:
@@ -56,14 +56,14 @@ def finish(
 
 
 def main(sweep_key: str) -> int:
-    """Keep MLflow level with a sweep until standard input ends; returns 1 where not all could be sent. The addresses of
-    the store and of MLflow are in the environment."""
+    """Send new content of a sweep to MLflow until standard input closes; returns 1 if something could not be sent. The
+    addresses of the store and of MLflow are in the environment."""
     store, uri, pause, trouble = open_store(os.environ[STORE]), os.environ[VARIABLE], 0.0, ""
     while not select.select([sys.stdin], [], [], pause)[0]:
         began, before = time.process_time(), trouble
         trouble = attempt(store, [sweep_key], uri, live=True)
         if bool(before) != bool(trouble):
-            print(f"trying again: {trouble}" if trouble else "MLflow takes what is sent again", flush=True)
+            print(f"trying again: {trouble}" if trouble else "MLflow accepts results again", flush=True)
         used = time.process_time() - began
         pause = min(max(PAUSE, 2 * pause if trouble else used / SHARE), LONGEST_PAUSE)
     trouble = attempt(store, [sweep_key], uri)

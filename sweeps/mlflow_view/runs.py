@@ -1,5 +1,5 @@
-"""The MLflow runs of a sweep, one for the sweep and below it one for each trial, and their models. They are found by
-tags. `mlflow.pyfunc.load_model("runs:/<run id>/model").predict(labels)` samples."""
+"""The MLflow runs of a sweep, one for the sweep and below it one for each trial, and their models. Tags identify them.
+`mlflow.pyfunc.load_model("runs:/<run id>/model").predict(labels)` returns sampled images."""
 
 import tempfile
 import warnings
@@ -22,7 +22,7 @@ from sgan.store.local import MODELS
 from sweeps.mlflow_view.connection import EXPERIMENT
 
 SWEEP, TRIAL, SENT = "sgan.sweep", "sgan.trial", "sgan.sent"
-"""Tags by which a run is found, and the one that says how much of the store it has."""
+"""The tags that identify a run, and the tag that records how much of the store it has."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
 LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 6000, 8000, 50_000  # MLflow's limits
@@ -40,8 +40,8 @@ SIGNATURE = ModelSignature(
 
 @dataclass(frozen=True)
 class View:
-    """What a run shows, but for its files: metrics, params and tags as in MLflow, the scores of a finished trial, which
-    are its model's too, and the times of all points (unix seconds)."""
+    """The content of a run except for its files: metrics, params and tags as in MLflow; the `scores` of a finished
+    trial, which its model has, too; and the `times` of all points (unix seconds)."""
 
     metrics: list[Metric]
     params: dict[str, str]
@@ -64,7 +64,7 @@ def find(client: MlflowClient, sweep_key: str) -> tuple[Run | None, dict[str, Ru
 
 
 def as_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Params as MLflow holds them: lists in words, without what is absent."""
+    """Params as MLflow holds them: lists as words, and no params without a value."""
     texts = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in params.items()}
     return {name: str(value)[:LONGEST_PARAM] for name, value in texts.items() if value not in (None, "")}
 
@@ -75,7 +75,7 @@ def as_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_metrics(values: Mapping[str, float | None], seconds: float, step: int = 0) -> list[Metric]:
-    """A metric for each value that is known, at a time in unix seconds."""
+    """A metric for each value that is not None, at a time in unix seconds."""
     return [Metric(name, value, milliseconds(seconds), step) for name, value in values.items() if value is not None]
 
 
@@ -84,8 +84,8 @@ def milliseconds(seconds: float) -> int:
 
 
 def log(client: MlflowClient, run: Run, metrics: list[Metric], view: View, more: Mapping[str, str]) -> None:
-    """Log to a run: metrics, the params of its view that it lacks (they cannot be changed), and tags that differ, those
-    of its view and more. The tags come last, since they say what the run has."""
+    """Log metrics to a run, the params of its view that it lacks (they cannot be changed), and the tags of its view and
+    of `more` that differ. The tags come last, since they record what the run has."""
     new = [Param(name, value) for name, value in view.params.items() if name not in run.data.params]
     tags = as_tags({**view.tags, **more})
     changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]

@@ -30,5 +30,5 @@ class Sampler:
 
 
 def _load_pyfunc(data_path: str) -> Sampler:
-    """MLflow's entry: a folder with the models `last` and `best`."""
+    """MLflow's entry point. `data_path`: a folder with the models `last` and `best`."""
     return Sampler({which: load(data_path, which=which) for which in (LAST, BEST)})

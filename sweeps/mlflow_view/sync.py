@@ -1,4 +1,4 @@
-"""Brings MLflow level with the output store. Each pass may be cut off anywhere, and be made again at any time."""
+"""Sends to MLflow what it lacks of the output store. A pass may be interrupted anywhere, and repeated at any time."""
 
 import json
 import shlex
@@ -27,8 +27,8 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     """One pass: send what the store has of a sweep and MLflow lacks; returns whether every trial has ended.
 
     Args:
-        live: the sweep runs. Trials that have not ended are RUNNING then, otherwise KILLED; and files that were sent
-            are not looked for again.
+        live: whether the sweep is running. Trials that have not ended are then RUNNING, otherwise KILLED. Files that
+            were sent are not checked again in a running sweep.
     Raises:
         StoreError: a file of the sweep is damaged. All trials but those that need it have been sent.
         Exception: MLflow cannot be reached, answers nonsense, or takes too long.
@@ -36,7 +36,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     if not live:
         store.renew()
     prepare(store, uri)
-    # Two passes at once, of two drivers, would make runs twice.
+    # Two passes at once, of two drivers, would create runs twice.
     with umask_of(store.root), store.lock(f"mlflow-{sweep_key}"):
         manifest = manifests.read(store, sweep_key)
         return _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
@@ -81,7 +81,7 @@ class _Pass:
         return outcome in ("done", "failed")
 
     def has_all(self, run: Run, trial: Mapping[str, Any], parent: Run) -> bool:
-        """Whether the run of a trial that is done has all of it."""
+        """Whether the run of a finished trial has all of it."""
         tags = run.data.tags
         sent = json.loads(tags.get(runs.SENT, "{}")).get("about") == self.trials.key(trial)
         whole = sent and tags.get("outcome") == "done" and tags.get(runs.PARENT) == parent.info.run_id
@@ -108,12 +108,12 @@ class _Pass:
         runs.log(self.client, run, metrics, view, {"outcome": outcome, runs.SENT: sent})
 
     def send_trial(self, trial: Mapping[str, Any], state: State, parent: Run, run: Run | None) -> Run:
-        """Send what is new of a trial; returns its run, which is made if there is none."""
+        """Send to MLflow what it lacks of a trial; returns its run, which is created if there is none."""
         client, store, view, files = self.client, self.store, self.trials.view(trial, state), self.trials.files(trial)
         held, done = run.data.tags if run else {}, state.outcome == "done"
-        # Of a run that was done before, something is not as it was: all is sent.
+        # A run that was done before differs from the store now: everything is sent.
         sent = {} if held.get("outcome") == "done" else json.loads(held.get(runs.SENT, "{}"))
-        # A resumed stage repeats the points after its checkpoint: the first ones stand.
+        # A resumed stage repeats the points after its checkpoint: the first ones are kept.
         metrics = [metric for metric in view.metrics if metric.step > sent.get(_group(metric), -1)]
         end = max([state.end, *view.times]) or time.time()
         changed = done or not sent or bool(metrics)
@@ -145,20 +145,20 @@ class _Pass:
 
 
 def _group(metric: Metric) -> str:
-    """The metrics that a point has together: those of a stage's level, or one score."""
+    """The group of a metric, whose values come at the same points: those of a stage's level, or one score."""
     return metric.key.rpartition("/")[0] or metric.key
 
 
 def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = False) -> str:
-    """Send sweeps as `sync` does; returns one line that says what went wrong and what to do, "" where all was sent."""
+    """Send sweeps as `sync` does; returns one line with the error and what to do, or "" if everything was sent."""
     trouble = ""
     for key in sweep_keys:
         try:
             with limited():
                 sync(store, key, uri, live)
-        except StoreError as error:  # a sweep that is damaged holds no other up
+        except StoreError as error:  # a damaged sweep does not stop the others
             trouble = trouble or str(error)
-        except Exception as error:  # whatever MLflow's client makes of an answer
+        except Exception as error:  # MLflow's client raises many types
             trouble = error_line(error)
             break
     return trouble and later(store, uri, trouble)

@@ -1,4 +1,4 @@
-"""Compares what MLflow shows of a sweep with the output store: every value, param, tag, file and model."""
+"""Compares the MLflow runs of a sweep with the output store: every value, param, tag, file and model."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ INSIDE = f"{MODELS}/data/"  # The models of a stack in an MLflow model, whose ot
 
 
 def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
-    """The differences, a line each; and the files in the store's stages that their records do not list.
+    """A line for each difference, and for each file in a stage's folder that the stage's record does not list.
 
     Raises:
         StoreError: the store itself is damaged.
@@ -41,7 +41,7 @@ def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
         with limited(), tempfile.TemporaryDirectory() as ours:
             for name, path in content.sweep_files(store, manifest).items():
                 shutil.copyfile(path, Path(ours, name))
-            # The means over fewer seeds are there, too: MLflow shows the last.
+            # MLflow has the means over fewer seeds, too, and shows the last ones.
             view, held = content.sweep_view(store, manifest, run), runs.as_metrics(run.data.metrics, 0)
             last = runs.as_metrics({metric.key: metric.value for metric in view.metrics}, 0)
             lines = _compare(client, run, dataclasses.replace(view, metrics=last), held, Path(ours))
@@ -77,7 +77,7 @@ def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _compare(client: MlflowClient, run: Run, view: runs.View, held: Iterable[Metric], files: Path) -> list[str]:
-    """Lines about what a run has otherwise than its view and the files in a folder; `held` are its metrics."""
+    """A line for each difference of a run to its view and to the files in a folder; `held` are the run's metrics."""
     expected = _parts(view.params, runs.as_tags(view.tags), [*view.metrics, *view.scores], files)
     with tempfile.TemporaryDirectory() as theirs:
         client.download_artifacts(run.info.run_id, "", theirs)

@@ -142,5 +142,5 @@ def test_a_server_that_is_away_is_told_before_training(odd, monkeypatch, capsys)
     address = odd.replace("//", "//HIDDEN@")
     told = capsys.readouterr().out
     assert told.startswith(f"MLflow at {address} cannot be reached (")
-    assert told.endswith("it was not done within 1 s); it gets everything once it can be\n")
+    assert told.endswith("it was not done within 1 s); it gets all results once it answers\n")
     assert "S3CRET" not in told

@@ -116,7 +116,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     follower = follow.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
     server.start()
-    wait_for(lambda: "takes what is sent again" in log.read_text())
+    wait_for(lambda: "accepts results again" in log.read_text())
     assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
     server.kill()
     train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
@@ -125,7 +125,7 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     finish(store, "sgan-no-joint", 0)
     wait_for(lambda: log.read_text().count("trying again") == 2)
     server.start()
-    wait_for(lambda: log.read_text().count("takes what is sent again") == 2)
+    wait_for(lambda: log.read_text().count("accepts results again") == 2)
     assert follower.stdin is not None
     follower.stdin.close()
     assert follower.wait(60) == 0
