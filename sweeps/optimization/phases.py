@@ -1,5 +1,5 @@
-"""A search in two phases. Explore: many configs at one seed, which Optuna suggests. Confirm: the best of them on seeds
-that the first phase never saw."""
+"""A search in two phases. Explore: Optuna suggests many configs, which train with one seed. Confirm: the best of them
+train with seeds that the first phase never saw."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from sweeps.planning.trials import Trial, state_of, trial
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
-EXPLORE = 0.7  # Share of the trials that explores; the rest confirms on seeds that the search never saw
+EXPLORE = 0.7  # Share of the trials that explore; the rest confirm on seeds that the search never saw
 START = 10.0  # Seconds until the first stage of a phase runs: Ray starts processes, and these import torch
 CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
@@ -38,8 +38,8 @@ SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entro
 
 
 class Plan(NamedTuple):
-    """How many configs are confirmed, on how many seeds each, and the wall time in seconds of what is still to run,
-    where every config takes as long as the mean of all splits."""
+    """The plan of the work that is left: the number of configs to confirm (`best`), of `seeds` for each, and the wall
+    time in `seconds`, where every config takes as long as the mean of all splits."""
 
     best: int
     seeds: int
@@ -47,8 +47,8 @@ class Plan(NamedTuple):
 
 
 class SearchRun:
-    """A search with everything chosen, and its record; on so many slots. `chosen`: its best config in words, "" before
-    there is one."""
+    """A search with all options resolved, and its record. `slots`: how many stages run at the same time. `chosen`: its
+    best config in words, "" before there is one."""
 
     chosen = ""
 
@@ -68,17 +68,17 @@ class SearchRun:
         return self.space.config(self.space.known_good() | {"split": split}, seed)
 
     def searcher(self) -> "Searcher":
-        """The first phase, with all that the record holds of it."""
+        """The first phase, with the trials that the record already has."""
         there = self.key in manifest.keys(self.store)
         rows = manifest.read(self.store, self.key)["trials"] if there else []
         return Searcher(self, [row for row in rows if row["phase"] == "explore"], explored(self.options.trials))
 
     def config_key(self, params: Params) -> str:
-        """The key of a config, whatever its seed: weights of losses that are left out are no part of it."""
+        """The key of a config without its seed: the weights of losses that are left out do not change it."""
         return content_key(self.space.config(params, 0))
 
     def trial(self, number: int, params: Params, seed: int | None = None) -> tuple[Trial, Row]:
-        """The trial of a config, and its row; without a seed that of the first phase."""
+        """The trial of a config, and its row in the record; without a seed it belongs to the first phase."""
         phase, seed = ("explore", self.seed) if seed is None else ("confirm", seed)
         one = trial(f"config-{number}", seed, self.space.config(params, seed))
         title = f"{number}: {self.space.title(params)}" + " (default)" * (number == DEFAULT)
@@ -103,8 +103,8 @@ class SearchRun:
         return study.outcome_of(state_of(self.store, row), self.objective)
 
     def plan(self, searcher: "Searcher", probe: Callable[[], float]) -> Plan:
-        """Work out the second phase, and the time of what is still to run. `probe` measures the seconds of a unit of
-        cost, where the store has no stages of this search."""
+        """Plan the second phase, and predict the time of the work that is left. `probe` measures the seconds per unit
+        of cost, if the store has no stages of this search."""
         recent = [plan(self.space.config(row["params"], self.seed)).stages for row in searcher.rows[-20:]]
         rate = recorded_rate(self.store, [stage for stages in recent for _, stage in stages]) or probe()
         own = [stage for config in self.templates.values() for _, stage in plan(config).stages]
@@ -122,13 +122,13 @@ class SearchRun:
         return Plan(best, seeds, seconds)
 
     def begin(self, searcher: "Searcher", origin: Mapping[str, str]) -> None:
-        """Write the search's head into the record, with command, commit and machine, and begin the study's copy."""
+        """Write the head of the search's record, with command, commit and machine, and begin the study's copy."""
         self.origin = dict(origin)
         self._write_head(searcher, {})
         searcher.file = StudyFile(searcher.study, self.name, self.objective.score, self.study_path)
 
     def end(self, searcher: "Searcher") -> None:
-        """Write the record's head and study as they are at the command's end."""
+        """Write the head of the record and save the study at the end of the command."""
         self._write_head(searcher, study.importance(searcher.study))
         if self.study_path.exists():
             self.store.save(self.study_path)
@@ -166,15 +166,15 @@ class SearchRun:
         return chosen
 
     def best(self, searcher: "Searcher", best: int, seeds: int) -> list[tuple[Trial, Row]]:
-        """The trials that confirm the best configs and, beside them, the default; none where it has not ended."""
+        """The trials that confirm the best configs and, if it has ended, the default config."""
         chosen = {each.number: each.params for each in study.best_first(searcher.study)[:best]}
         chosen |= {each.number: each.params for each in study.ended(searcher.study) if each.number == DEFAULT}
         fresh = range(self.seed + 1, self.seed + 1 + seeds)
         return [self.trial(number, params, seed) for seed in fresh for number, params in chosen.items()]
 
     def write_best(self, searcher: "Searcher", confirmed: Sequence[tuple[Trial, Row]]) -> Path | None:
-        """Write best.yaml, and say in `chosen` which config it has; returns its path, or None where no config has ended
-        on all of its seeds, or all went wrong. A seed that diverged or collapsed counts with the floor."""
+        """Write best.yaml, and describe its config in `chosen`. Returns its path, or None if no config has ended on all
+        of its seeds, at least one of them well. A seed that diverged or collapsed counts with the floor."""
         configs: dict[str, list[tuple[Trial, Row, Outcome | None]]] = {}
         for one, row in confirmed:
             configs.setdefault(one.variant, []).append((one, row, self.outcome(row)))
@@ -208,16 +208,16 @@ class SearchRun:
             bad = sum(outcome is None or outcome.tag != DONE for *_, outcome in seeds)
             if bad and seeds is not winner:
                 self.chosen += f" {seeds[0][1]['title']} has {bad} of {len(seeds)} seeds that went wrong"
-                self.chosen += ": one that diverged or collapsed counts with the worst score."
+                self.chosen += "; a seed that diverged or collapsed counts with the worst score."
         return path
 
 
 class Searcher:
-    """The first phase as a `TrialSource`: Optuna suggests configs, and is told how they end.
+    """The first phase as a `TrialSource`: Optuna suggests configs, and gets their scores.
 
-    A trial that diverged or collapsed is told with the floor. One that failed has no value, and the next command runs
-    it again under the same number, as one that was stopped with the command. `rows` are what earlier commands have
-    asked for, and `target` is the number of configs in all.
+    For a trial that diverged or collapsed it gets the objective's floor. A failed trial has no value: the next command
+    runs it again under the same number, like one that was stopped. `rows`: the trials of earlier commands. `target`:
+    the number of configs in all.
     """
 
     def __init__(self, run: SearchRun, rows: Sequence[Row], target: int):
@@ -239,7 +239,7 @@ class Searcher:
         while self.waiting or len(self.taken) < self.target:
             if not self.waiting:
                 asked = study.ask(self.study, self.run.space.distributions, self.run.seed, self._is_new)
-                if asked is None:  # the space is used up
+                if asked is None:  # the space has no more new configs
                     self.target = len(self.taken)
                     break
                 self.waiting[asked.number] = asked
@@ -248,7 +248,7 @@ class Searcher:
             trial, row = self.run.trial(number, asked.params)
             self.taken.add(row["config_key"])
             self.run.write(row)
-            del self.waiting[number]  # not before it is written: a full disk may refuse it
+            del self.waiting[number]  # only after it is written: a full disk may refuse it
             outcome = self.run.outcome(row)
             if outcome is None:
                 self.live[trial.variant] = asked, row
@@ -263,7 +263,7 @@ class Searcher:
         asked, row = self.live[trial.variant]
         if outcome != "stopped":
             self._tell(asked, row, self.run.outcome(row), reason)
-        del self.live[trial.variant]  # not before its outcome is read: a store may refuse it
+        del self.live[trial.variant]  # only after its outcome is read: a store may refuse it
 
     def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome | None, why: str = "") -> None:
         for attribute, value in (study.attributes(row, outcome) if outcome else {REASON: why}).items():
@@ -279,19 +279,19 @@ class Searcher:
 
 
 def explored(trials: int) -> int:
-    """How many configs are explored at most: at least two trials are left, which confirm one config."""
+    """The number of configs to explore, at most: at least two trials are left, which confirm one config."""
     return max(1, min(round(EXPLORE * trials), trials - 2))
 
 
 def confirmations(trials: int, configs: int) -> tuple[int, int]:
-    """How many of the best configs are confirmed and on how many seeds each, with about `trials` trials: at least one
-    config on two seeds, at most five on five."""
+    """How many of the best configs to confirm, and on how many seeds each, with about `trials` trials: at least one
+    config on two seeds, at most five on five. `configs`: the number of explored configs."""
     seeds = min(5, max(2, round(math.sqrt(trials))))
     return min(5, max(1, trials // seeds), configs), seeds
 
 
 def wall(trials: int, shared: Sequence[float], seconds: float, slots: int) -> float:
-    """Seconds of wall time of a phase on so many slots: trials of `seconds` each, and those of the stages that all
-    wait for."""
+    """Wall time of a phase in seconds on this number of slots: `trials` trials of `seconds` each, and before them the
+    `shared` stages (seconds each) that all trials wait for."""
     waiting = max(sum(shared) / slots, max(shared, default=0.0))
     return (START if trials else 0.0) + waiting + math.ceil(trials / slots) * seconds

@@ -1,4 +1,4 @@
-"""The options of a search, and what they let it choose: weights, the split of the stack, fields of the recipe."""
+"""The options of a search and of its space: weights of losses, the split of the stack, fields of the recipe."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ NONE, ALL = "none", "all"
 SPLITS = {
     "+".join(taps) or NONE: taps for size in range(len(INNER_TAPS) + 1) for taps in combinations(INNER_TAPS, size)
 }
-"""Every valid subset of taps, from the image up, by name."""
+"""Every valid subset of taps (layers at which the stack can be cut), from the image up, by name."""
 
 
 def splits_of(variant: str) -> tuple[str, ...]:
@@ -29,13 +29,13 @@ def splits_of(variant: str) -> tuple[str, ...]:
     row = VARIANTS[variant].variant
     if not (row.cuts or row.through):
         return (NONE,)
-    # A chain of generators has at least two; without labels only the features above give a level its condition.
+    # A chain has at least two generators; without labels, only the features above condition a level.
     return tuple(name for name in SPLITS if name != NONE or (row.labels and not row.through))
 
 
 def parse_varied(text: str, recipe: Recipe) -> tuple[str, FloatDistribution | IntDistribution]:
-    """The dotted name and the range of FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; ConfigError where it is no numeric field
-    of the recipe, or the recipe is not valid at an end."""
+    """The dotted name and the range of FIELD=LOW:HIGH or FIELD=LOW:HIGH:log. ConfigError if it is no numeric field of
+    the recipe, or the recipe is not valid at an end of the range."""
     parts = re.fullmatch(r"([^=]*)=([^:]*):([^:]*)(:log)?", text)
     if parts is None:
         raise ConfigError(f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}")
@@ -62,42 +62,42 @@ Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
 
 @dataclass(frozen=True)
 class Space(Group):
-    """What may be chosen."""
+    """The space to search."""
 
     variant: Annotated[str, *choice(*VARIANTS)] = "sgan"
     """The variant whose config is searched."""
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL,)
     """Splits to choose from, such as none, fc3 or pool1+fc3; all: every subset of the taps."""
     adversarial: Range = (0.1, 10.0)
-    """Range of the adversarial loss's weight, sampled on a log scale; twice the same number pins it."""
+    """Range of the adversarial loss's weight, sampled on a log scale; the same number twice fixes it."""
     conditional: Range = (0.1, 10.0)
     """Range of the conditional loss's weight."""
     entropy: Range = (1.0, 100.0)
     """Range of the entropy loss's weight."""
     zeros: tuple[Annotated[str, one_of(*WEIGHTS)], ...] = ("conditional", "entropy")
-    """Weights that may be zero as well, at most one of them in a config."""
+    """Weights that may also be zero, at most one of them in a config."""
     vary: tuple[str, ...] = ()
     """Numeric fields of the recipe to search too: FIELD=LOW:HIGH, or FIELD=LOW:HIGH:log."""
 
 
 @dataclass(frozen=True)
 class Budgets(Group):
-    """What is best, and how much may be tried."""
+    """The objective, and the number of trials."""
 
     objective: Literal["fid", "inception-score"] = "fid"
-    """What is best: the lowest FID, which orders the tables, or the highest Inception score, the paper's."""
+    """The score to optimise: lowest FID, which orders the tables, or highest Inception score, as in the paper."""
     trials: Annotated[int, Field(ge=3)] = 20
-    """Trials in all: about 70 % explore, the rest confirm the best configs and, beside them, the default one."""
+    """Number of all trials: about 70 % explore, the rest confirm the best configs and the default config."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
-    """The seed that explores; the next ones confirm. Another one is another search."""
+    """The seed for exploring; the next seeds confirm. Another seed is another search."""
 
 
 @validated(flag)
 class Search(Space, Budgets, Options):
     """Search loss weights and stack splits: explore many configs at one seed, then confirm the best on fresh seeds.
 
-    It ends in best.yaml in the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
-    with more --trials a finished search is extended.
+    It writes best.yaml into the store, which sweeps/ablation.py --config runs. The same command goes on where it was;
+    with more --trials it extends a finished search.
 
     Examples:
 
@@ -117,5 +117,5 @@ class Search(Space, Budgets, Options):
 
     @property
     def chosen_splits(self) -> tuple[str, ...]:
-        """The splits by name, each once, also where all are chosen."""
+        """The names of the chosen splits, each once; `all` stands for every split of the variant."""
         return splits_of(self.variant) if self.splits == (ALL,) else tuple(dict.fromkeys(self.splits))

@@ -1,7 +1,7 @@
-"""What a search may choose, and the configs that its choices mean.
+"""The space of a search, and the config of each of its points.
 
-A split is one categorical over the subsets of taps, since lambdas that are shared by all splits are learned faster than
-lambdas of each. Weights are on a log scale; that a loss is left out (weight 0) is a choice of the categorical `losses`.
+The split is one categorical over the subsets of taps: weights that all splits share are learned faster than weights of
+each split. Weights are on a log scale. The categorical `losses` chooses which loss, if any, has weight 0.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Params = Mapping[str, Any]
 
 class Space:
     """The search space of one variant: the ranges of the weights that it has, the varied fields of the recipe by their
-    dotted names, the choices of losses (name -> weights that are not zero), and Optuna's distribution of each param."""
+    dotted names, the choices of losses (name -> non-zero weights), and Optuna's distribution of each param."""
 
     def __init__(self, search: Search, basis: Basis):
         self.name, self.variant, self.basis = search.variant, VARIANTS[search.variant].variant, basis
@@ -42,7 +42,7 @@ class Space:
         }
 
     def known_good(self) -> dict[str, Any]:
-        """The paper's point, or the point of this space nearest to it."""
+        """The params of the paper's config, or the nearest ones in this space."""
         default = "+".join(DEFAULT_CUTS)
         split = default if default in self.splits else self.splits[0]
         params: dict[str, Any] = {"split": split, "losses": next(iter(self.losses))}
@@ -63,18 +63,18 @@ class Space:
         return basis.config(self.variant, seed, self.loss_weights(params), SPLITS[params["split"]])
 
     def kind(self, params: Params) -> str:
-        """The variant that a config is: a stack without cuts is a DCGAN with these losses."""
+        """The name of a config's variant: a stack without cuts is a DCGAN with these losses."""
         single = bool(self.variant.cuts) and params["split"] == NONE
         return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.name
 
     def fields(self, params: Params) -> dict[str, Any]:
-        """What params choose, as plain JSON by the dotted names of a row's changes."""
+        """The fields that params set, as plain JSON by the dotted names of a row's changes."""
         weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(params)).items()}
         cuts = "through" if self.variant.through else "cuts"
         return {cuts: list(SPLITS[params["split"]]), **weights, **{field: params[field] for field in self.varied}}
 
     def title(self, params: Params) -> str:
-        """A config in words; without cuts it is no stack."""
+        """A config in words; without cuts it is a DCGAN, not a stack."""
         weights = " : ".join(f"{value:.3g}" for value in vars(self.loss_weights(params)).values())
         more = "".join(f", {field} {params[field]:.3g}" for field in self.varied)
         return f"{'DCGAN' if params['split'] == NONE else params['split']}, {weights}{more}"

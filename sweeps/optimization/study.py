@@ -1,4 +1,4 @@
-"""Optuna's study of a search. It is a view: made from the search's record in the store, at any time."""
+"""Optuna's study of a search: a view that is made from the search's record in the store, at any time."""
 
 import math
 import random
@@ -26,14 +26,14 @@ Row = Mapping[str, Any]
 Distributions = dict[str, BaseDistribution]
 DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
 OUTCOME, REASON = "outcome", "reason"  # User attributes of a trial: how it ended, and why
-RESAMPLES = 100  # Bootstrap samples of the trials: how sure an importance is
-DRAWS = 20  # A sampler is asked so often for a config that is new; then ten times as often for a random one
+RESAMPLES = 100  # Bootstrap samples of the trials, for the interval of an importance
+DRAWS = 20  # Draws of TPE for a new config; then ten times as many random draws
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Objective(NamedTuple):
-    """The score that a search is for, its direction, and its floor: the worst value, told for a trial that diverged or
-    collapsed."""
+    """The score that a search optimises, its direction, and its floor: the worst value, which Optuna gets for a trial
+    that diverged or collapsed."""
 
     score: str
     direction: Literal["maximize", "minimize"]
@@ -44,12 +44,12 @@ OBJECTIVES = {
     "inception-score": Objective("inception_score", "maximize", 1.0),
     "fid": Objective("fid", "minimize", 500.0),
 }
-"""1 is the least Inception score there is; an FID has no worst value, and 500 is beyond what noise scores."""
+"""1 is the lowest possible Inception score; FID has no worst value, and 500 is worse than the FID of noise."""
 
 
 class Outcome(NamedTuple):
-    """How a config ended: done, diverged or collapsed; its score, no worse than the floor, or the floor where it went
-    wrong; and why it went wrong."""
+    """The end of a config. `tag`: done, diverged or collapsed. `value`: its score, no worse than the floor, or the
+    floor if it went wrong. `reason`: why it went wrong."""
 
     tag: str
     value: float
@@ -66,7 +66,7 @@ def outcome_of(state: State, objective: Objective) -> Outcome | None:
     if state.outcome != "done":
         return None
     scores = state.facts[-1]["scores"]
-    # Inception score does not see that a class repeats itself: searched by it alone, such configs would win.
+    # The Inception score does not notice a class that repeats one image: by it alone such configs would win.
     collapsed = alarms({COLLAPSED_CLASSES: scores.get(COLLAPSED_CLASSES, 0.0)})
     if collapsed:
         return Outcome(COLLAPSED, objective.floor, collapsed[0])
@@ -79,11 +79,11 @@ def outcome_of(state: State, objective: Objective) -> Outcome | None:
 def ask(
     study: optuna.Study, distributions: Distributions, seed: int, new: Callable[[dict[str, Any]], bool]
 ) -> optuna.Trial | None:
-    """A trial with a config that is new; None where the space is used up.
+    """A trial with a config that is `new`; None if the draws find none.
 
-    Each draw has a sampler of its own, whose seed is made of the search's seed and the trial's number. So a suggestion
-    depends only on what the study holds, and a search that was interrupted goes on as it would have. A draw that is not
-    new stays in the study as failed.
+    Each draw has its own sampler, seeded with the search's seed and the trial's number. So a suggestion depends only on
+    the study's content, and an interrupted search goes on as if it had never stopped. A draw that is not new stays in
+    the study as failed.
     """
     for draw in range(11 * DRAWS):
         number = len(study.get_trials(deepcopy=False))
@@ -99,8 +99,8 @@ def ask(
 def replay(
     study: optuna.Study, distributions: Distributions, rows: Sequence[Row], outcomes: Mapping[int, Outcome]
 ) -> dict[int, optuna.Trial]:
-    """Fill an empty study from the rows of a search's record, and the outcomes by number of those that have ended;
-    returns by number the trials of the others: each asked for again with its params, under its number."""
+    """Fill an empty study from the rows of a search's record, and the outcomes by number of those that have ended.
+    Returns the trials of the others by number: each is asked for again with its params, under its number."""
     numbered, waiting = {row["number"]: row for row in rows}, dict[int, optuna.Trial]()
     for number in range(max(numbered, default=-1) + 1):
         row, outcome = numbered.get(number), outcomes.get(number)
@@ -121,7 +121,7 @@ def attributes(row: Row, outcome: Outcome) -> dict[str, str]:
 
 class StudyFile:
     """The copy of a study that optuna-dashboard reads: all trials up to the first one that has not ended, in a journal
-    file. Each command makes it anew; ConfigError where it cannot be written. `score` is the name of its values."""
+    file. Each command writes it anew; ConfigError if it cannot be written. `score`: the name of the trials' values."""
 
     def __init__(self, study: optuna.Study, name: str, score: str, path: Path):
         self.study, self.path, self.count = study, path, 0
@@ -137,7 +137,7 @@ class StudyFile:
         self.update()
 
     def update(self) -> None:
-        """Add the trials that have ended since. Where the file cannot be written, the copy stays as it is."""
+        """Add the trials that have ended since the last call. If the file cannot be written, the copy is kept."""
         try:
             for trial in self.study.get_trials(deepcopy=False)[self.count :]:
                 if self.copy is None or not trial.state.is_finished():
@@ -149,7 +149,7 @@ class StudyFile:
             self.copy = None
 
     def _reason(self, error: Exception) -> str:
-        return f"Optuna's study cannot be kept at {self.path} ({' '.join(str(error).split())[:300]})"
+        return f"Optuna's study cannot be written to {self.path} ({' '.join(str(error).split())[:300]})"
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
@@ -158,13 +158,13 @@ def best_first(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have ended, those that went wrong among them."""
+    """The trials that have ended, including those that diverged or collapsed."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
-    """Name of each param that varies -> the share of the values' variance that it explains (PED-ANOVA), and the ends of
-    the 90 % interval over resampled trials: a search of few trials says little. Empty where nothing can be told."""
+    """Name of each param that varies -> the share of the values' variance that it explains (PED-ANOVA), and the lower
+    and upper end of the 90 % interval over resampled trials, since few trials say little. Empty if nothing varies."""
     trials, rng = ended(study), random.Random(0)
     names = [name for name in (trials[0].params if trials else ()) if len({trial.params[name] for trial in trials}) > 1]
     if not names or len({trial.value for trial in trials}) < 2:
@@ -175,7 +175,7 @@ def importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
         drawn.add_trials(create_trial(value=t.value, params=t.params, distributions=t.distributions) for t in chosen)
         return get_param_importances(drawn, params=names) if len({trial.value for trial in chosen}) > 1 else {}
 
-    with warnings.catch_warnings(action="ignore"):  # Optuna's are for those who choose a method
+    with warnings.catch_warnings(action="ignore"):  # Optuna's warnings are about the choice of its method
         found = shares(trials)
         again = [shares(rng.choices(trials, k=len(trials))) for _ in range(RESAMPLES)]
     ends = {name: np.quantile([each.get(name, 0.0) for each in again if each], (0.05, 0.95)) for name in names}
