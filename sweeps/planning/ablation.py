@@ -1,4 +1,4 @@
-"""An ablation with everything chosen: its trials, and its record in the store."""
+"""The plan of an ablation: its trials, and its record in the store."""
 
 import dataclasses
 import json
@@ -22,9 +22,9 @@ from sweeps.planning.trials import Trial, ended, missing, trial
 
 @dataclass(frozen=True)
 class Ablation:
-    """An ablation with everything chosen: its rows by name, how many times `longer` each trains for --match, the key of
-    all that its trials share, so that more seeds or variants extend the same sweep, and the provenance of the search
-    whose config file it runs, None without one."""
+    """An ablation with all options resolved: its `rows` by name; the factor by which each trains `longer` for --match;
+    the `key` of all that its trials share, so that more seeds or variants extend the same sweep; and the provenance of
+    the `search` whose config file it runs, None without one."""
 
     options: Sweep
     basis: Basis
@@ -38,7 +38,7 @@ class Ablation:
 
 def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     """Choose dataset and recipe for this number of GPUs, read the data, and plan every trial. ConfigError as in
-    `prepare`, and where the file of --config means another config here than on the machine of the search."""
+    `prepare`, and if the file of --config gives another config here than on the machine of the search."""
     basis, search = prepare(options, gpus), None
     best = config_file.read(options.config) if options.config else None
     if best and all(getattr(options, name) == getattr(best.options, name) for name in config_file.CHOSEN):
@@ -84,7 +84,7 @@ def _check(rows: Mapping[str, Row], trials: Sequence[Trial], basis: Basis) -> No
     for each in trials:
         row = f"row {rows[each.variant].title}"
         same = each.plan.judges == trials[0].plan.judges
-        require(same, f"{row} changes what scores (judge, samples), and a table has one judge; use --override")
+        require(same, f"{row} changes the scoring (judge, samples), but a table has one judge; use --override")
         check_batch(each.config.recipe, len(basis.data.images), f"{row}: ")
 
 
@@ -127,7 +127,7 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
 
 
 def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
-    """The work ahead, in lines; `where` names the machines."""
+    """The plan of the work in lines of text; `where` names the machines."""
     trials, stages = ablation.trials, sum(len(one.plan.stages) for one in ablation.trials)
     todo = [one for one in trials if not ended(one, store)]
     left = len(missing(todo, store))
@@ -147,8 +147,8 @@ def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
 
 
 def size(config: Config, match: str) -> float:
-    """Images that the generator of images is updated on, or FLOPs of both kinds of steps, through all stages; 1
-    without a match. Generator steps are planned by the middle of the recipe's rule; training decides."""
+    """The training work of all stages: images that the image generator is updated on, or FLOPs of both kinds of steps;
+    1 without a match. Generator steps are an estimate, the middle of the recipe's rule; training decides."""
     if match == "none":
         return 1.0
     stages = [stage for _, stage in plan(config).stages if isinstance(stage, LevelStage | JointStage)]
@@ -159,7 +159,7 @@ def size(config: Config, match: str) -> float:
 
 
 def lengthened(config: Config, match: str, factor: float) -> Config:
-    """A config that trains so many times longer; by images, only in the stages that make some."""
+    """A config that trains `factor` times longer; with match "images" only in the stages that make images."""
     if factor == 1:
         return config
     longer = config.recipe.budget(factor)

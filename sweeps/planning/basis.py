@@ -18,9 +18,9 @@ from sweeps.planning.options import AUTO, DEFAULT_CUTS, DEFAULT_DATA, Options
 
 @dataclass(frozen=True)
 class Basis:
-    """What all trials of a command share: the options with everything chosen. In words: `why` this dataset and recipe,
-    and what to beware of; `what` the dataset is; `notes` on options that are not at their default. The weights of the
-    judge are a file with its SHA-256; None and "" where the sweep trains it."""
+    """The values that all trials of a command share, with all options resolved. In words: `why` this dataset and recipe
+    were chosen, with warnings on the data; `what` the dataset is; `notes` on options that are not at their default. The
+    judge's weights are a file with its SHA-256; None and "" if the sweep trains the judge."""
 
     dataset: Dataset
     recipe: Recipe
@@ -39,7 +39,7 @@ class Basis:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The options that may be left to the hardware, as they were chosen."""
+        """The options that may be left to the hardware, with the chosen values."""
         return {"dataset": self.dataset.name, "recipe": self.recipe.name, "judge": self.judge}
 
     @property
@@ -48,8 +48,8 @@ class Basis:
 
 
 def prepare(options: Options, gpus: int) -> Basis:
-    """Choose dataset and recipe for hardware with this many GPUs, and read the data. ConfigError where they are absent
-    or torn, or a value does not fit the dataset or the recipe."""
+    """Choose dataset and recipe for hardware with this many GPUs, and read the data. ConfigError if data are missing or
+    damaged, or a value does not fit the dataset or the recipe."""
     dataset_name, recipe_name, why = options.choose(gpus)
     row = options.dataset_row(dataset_name)
     judge, folder = options.judge, (options.data or DEFAULT_DATA).absolute()

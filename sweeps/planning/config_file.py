@@ -1,4 +1,4 @@
-"""best.yaml, the file that a search leaves, and a config as words of sweeps/ablation.py's command line."""
+"""best.yaml, the file that a search writes, and a config as words of sweeps/ablation.py's command line."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from sweeps.planning.options import Options, flag
 
 @validated()
 class ChosenOptions:
-    """The options that a config consists of, beside variant and seed; fields as in `Options` and `Sweep`."""
+    """The options that define a config, besides variant and seed; fields as in `Options` and `Sweep`."""
 
     dataset: str
     image_size: int | None
@@ -49,8 +49,8 @@ def words(options: Options) -> str:
 
 @validated()
 class BestConfig:
-    """The content of best.yaml: the variant of a search, the complete config, of one of its seeds, and in `provenance`
-    study, trial, commit and confirmed scores."""
+    """The content of best.yaml: the variant of a search, its options, the complete config of one of its seeds, and the
+    `provenance`: study, trial, commit and confirmed scores."""
 
     variant: Annotated[str, one_of(*VARIANTS)]
     options: ChosenOptions
@@ -62,7 +62,7 @@ class BestConfig:
 
 
 def read(path: Path) -> BestConfig:
-    """Read a best.yaml; ConfigError, with the field and the commit, for a damaged one or another version's."""
+    """Read a best.yaml. ConfigError, with the field and the commit, if it is damaged or from another version."""
     text = ""
     try:
         text = path.read_text()
@@ -71,5 +71,5 @@ def read(path: Path) -> BestConfig:
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
         commit = re.search(r"^  commit: (\S+)", text, re.MULTILINE)
-        origin = f"; it was written by commit {commit[1]}: use that, or search again" if commit else ""
+        origin = f"; it was written by commit {commit[1]}: use that commit, or search again" if commit else ""
         raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}{origin}") from error

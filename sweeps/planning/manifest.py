@@ -1,4 +1,4 @@
-"""The record of a sweep or a search in the store: what it consists of. Every view of it is made from this."""
+"""The record of a sweep or a search in the store: its settings and trials. Every view of it is made from this."""
 
 import dataclasses
 import shlex
@@ -27,12 +27,12 @@ from sweeps.planning.trials import Trial
 HEAD = "sweep.json"
 OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
 ROOT = Path(__file__).resolve().parents[2]
-NOTED = "clusters/COMMIT"  # The commit that a cluster has the code of, in the checkout
+NOTED = "clusters/COMMIT"  # The file in the checkout with the commit of a cluster's code
 
 
 @with_config(OPEN)
 class Settings(TypedDict):
-    """What a sweep was told, and more of it than this."""
+    """The settings of a sweep; its record has more than these."""
 
     dataset: str
     recipe: str
@@ -40,7 +40,7 @@ class Settings(TypedDict):
 
 @with_config(OPEN)
 class Head(TypedDict):
-    """What sweep.json says, and more of a search. `started`: in unix seconds. `judges`: names of stages."""
+    """The content of sweep.json; that of a search has more. `started`: in unix seconds. `judges`: names of stages."""
 
     key: str
     title: str
@@ -54,7 +54,7 @@ class Head(TypedDict):
 
 
 class TrialStage(TypedDict):
-    """A stage of a trial: its label there, and its name."""
+    """A stage of a trial: its label in the trial, and its name."""
 
     label: str
     name: str
@@ -76,19 +76,19 @@ class TrialRow(TypedDict):
     rank: int
     seed: int
     phase: str
-    rerun: Annotated[str, AfterValidator(lambda text: shlex.join(shlex.split(text)))]  # words, and no more of a shell
+    rerun: Annotated[str, AfterValidator(lambda text: shlex.join(shlex.split(text)))]  # words, no other shell syntax
     cuts: str
     config: dict[str, Any]
     config_key: str
 
 
 def folder(store: Store, key: str) -> Path:
-    """Where the record of a sweep lies: sweep.json, a file a trial in trials/, a search's plots/, and mlflow.log."""
+    """The folder of a sweep's record: sweep.json, a file per trial in trials/, a search's plots/, and mlflow.log."""
     return inside(store.root / "sweeps", key)
 
 
 def write_best(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
-    """Write a store's best.yaml, whole or not at all; returns its path."""
+    """Write a store's best.yaml, completely or not at all; returns its path."""
     path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
     text = (
         "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
@@ -101,8 +101,8 @@ def write_best(store: Store, variant: str, options: Sweep, config: Config, prove
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Write the record of a sweep, as `read` returns it but for "variants": its head, and every trial that is new or
-    has changed. Earlier trials stay."""
+    """Write the record of a sweep, in the form that `read` returns, without "variants": its head, and every trial that
+    is new or has changed. Earlier trials stay."""
     key, path = manifest["key"], folder(store, manifest["key"]) / HEAD
     head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
@@ -117,7 +117,7 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
 
 
 def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
-    """Write a trial of a sweep, unless the record has it as it is."""
+    """Write a trial of a sweep, unless the record already has it unchanged."""
     path = inside(folder(store, key) / "trials", f"{row['variant']}-{row['seed']}.json")
     if not path.exists() or read_json(path) != row:
         write_json(path, row)
@@ -126,7 +126,7 @@ def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
 
 def read(store: Store, key: str) -> dict[str, Any]:
     """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
-    and "variants", the name and OF_VARIANT of each row of its table. StoreError where a file of it is damaged, or of
+    and "variants", the name and OF_VARIANT of each row of its table. StoreError if one of its files is damaged or of
     another kind."""
     place = folder(store, key)
     store.fetch(place)
@@ -161,12 +161,12 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
-    """A trial in the record of a sweep: "ablation" is its phase, or "explore" or "confirm" in a search.
+    """A trial as a row in the record of a sweep. `phase`: "ablation", or in a search "explore" or "confirm".
 
-    With the options sweeps/ablation.py runs its config again, whatever the seeds; by their `rank` variants stand in
-    tables; `base_variant` is the row of VARIANTS that the config of a search changes, "" where the variant is one.
-    In the record `run` names its run in MLflow, since under some options two variants are one and the same trial and
-    both have a row, and `config_key` is the same for all seeds of a config."""
+    `options`: with them sweeps/ablation.py runs its config again, at any seed. `rank`: the place of the variant in
+    tables. `base_variant`: the row of VARIANTS that a search's config changes, "" if the variant is one itself. In the
+    record, `run` names its MLflow run: under some options two variants are the same trial, and both have a row.
+    `config_key` is the same for all seeds of a config."""
     return {
         **trial.row,
         "run": trial.id,
@@ -184,7 +184,7 @@ def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, bas
 
 
 def command(script: str) -> str:
-    """The command line of this process, without passwords; given elsewhere than in the checkout, with its folder."""
+    """The command line of this process, without passwords; started outside the checkout, it includes the folder."""
     words = ["python", f"sweeps/{script}", *map(masked, sys.argv[1:])]
     if Path.cwd() == ROOT:
         return shlex.join(words)
@@ -193,8 +193,8 @@ def command(script: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" where tracked files differ from it; without a git folder what `make
-    commit` has noted, or "unknown"."""
+    """The commit of this checkout, with "-dirty" if tracked files differ from it. Without a git folder, the commit that
+    `make commit` has written, or "unknown"."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True).strip()

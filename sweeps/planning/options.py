@@ -31,12 +31,12 @@ ASKED = {
     **dict.fromkeys(("--lr", "--learning-rate"), "--override gan.adam.learning_rate=X joint.adam.learning_rate=X"),
     **dict.fromkeys(("--batch-size", "--batch"), "--override gan.batch=N joint.batch=N"),
     **dict.fromkeys(("--gpus", "--gpu", "--device"), GPUS),
-    **dict.fromkeys(("--workers", "--jobs", "--cpus"), "--slots N, so many stages at the same time"),
+    **dict.fromkeys(("--workers", "--jobs", "--cpus"), "--slots N runs at most N stages at the same time"),
     **dict.fromkeys(("--resume", "--continue"), "the same command goes on where it was"),
     "--seed": "--first-seed N --seeds 1",
     "--seeds": "--seeds is their number: --seeds 3 runs 0, 1 and 2, with --first-seed 5 it runs 5, 6 and 7",
 }
-"""Words that people try, and the option that does it."""
+"""Options that people try -> the option that does it."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -46,24 +46,24 @@ def flag(field: str) -> str:
 
 
 def choice(*choices: str) -> tuple[Any, Any]:
-    """Metadata of a text option that takes these values alone, and shows them in --help."""
+    """Metadata of a text option that takes only these values, and shows them in --help."""
     return one_of(*choices), tyro.conf.arg(metavar=f"{{{','.join(choices)}}}")
 
 
 @dataclass(frozen=True)
 class Data(Group):
-    """What to train on."""
+    """The training data."""
 
     dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
-    """What to train on: auto, digits, mnist, svhn, cifar10, or folder: the images in --data."""
+    """Dataset: auto (by the hardware), digits, mnist, svhn, cifar10, or folder (the images in --data)."""
     data: DirectoryPath | None = None
-    """Folder with the dataset's files, as torchvision lays them out. Without it they are downloaded into ./data;
-    digits need none. For an image folder: the folder whose sub-folders are the classes, or that has such a folder
-    train and one test."""
+    """Folder with the dataset's files, as torchvision lays them out; by default they are downloaded into ./data, and
+    digits need none. With --dataset folder: a folder with a sub-folder for each class, or with two such folders, train
+    and test."""
     image_size: int | None = None
-    """Of an image folder: images are brought to so many pixels square, a multiple of 4; without it 32."""
+    """With --dataset folder: height and width of the images in pixels, a multiple of 4; by default 32."""
     channels: int | None = None
-    """Of an image folder: 1 for grey or 3 for colour; without it 3."""
+    """With --dataset folder: 1 for grey or 3 for colour images; by default 3."""
 
 
 @dataclass(frozen=True)
@@ -81,47 +81,47 @@ class Training(Group):
     """Fields of the recipe to change, as gan.image_noise=0.1 or joint.adam.learning_rate=1e-4."""
 
     judge: Annotated[str, *choice(AUTO, "held-out", "inception", "dinov2")] = AUTO
-    """What scores: held-out (a classifier of another architecture than the encoder, trained on test images that nothing
-    else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow without a
-    GPU), dinov2 (needs timm and --judge-weights) or auto: inception for colour images on a GPU. Pixels score in any
-    case."""
+    """The network that scores: held-out (a classifier of another architecture than the encoder, trained on test images
+    that nothing else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow
+    without a GPU), dinov2 (needs timm and --judge-weights) or auto: inception for colour images on a GPU. Scores in
+    pixels are always computed, too."""
     judge_weights: FilePath | None = None
-    """Weights file of the network that scores; without it torch-fidelity's is downloaded for inception."""
+    """Weights file of the network that scores; by default torch-fidelity's file is downloaded for inception."""
 
 
 @dataclass(frozen=True)
 class Places(Group):
-    """Where results go."""
+    """The places of results."""
 
     store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(
         default_factory=lambda: os.environ.get("SGAN_STORE") or "runs"
     )
-    """Output store: every finished stage, the MLflow record, the table. A folder, on a cluster one that all its hosts
-    share, or s3://bucket/folder. Without it, $SGAN_STORE or runs."""
+    """Output store for every finished stage, the MLflow record and the report. A folder (on a cluster, one that all
+    hosts share) or s3://bucket/folder; by default $SGAN_STORE or runs."""
     mlflow: str | None = None
-    """Address of an MLflow server, as http://127.0.0.1:5000. Without it, $MLFLOW_TRACKING_URI or an SQLite file in the
-    store."""
+    """Address of an MLflow server, such as http://127.0.0.1:5000; by default $MLFLOW_TRACKING_URI or an SQLite file in
+    the store."""
 
 
 @dataclass(frozen=True)
 class Machine(Group):
-    """What runs, and how much at the same time."""
+    """The machine, and how many stages run at the same time."""
 
     dry_run: Flag = False
     """Print the plan and stop."""
 
     slots: PositiveInt | None = None
-    """At most this many stages at the same time; without it, one a CPU or as many as the GPUs carry."""
+    """Maximum of stages that run at the same time; by default one per CPU, or as many as the GPUs carry."""
     trials_per_gpu: Annotated[int, Field(ge=1, le=100)] = 1
-    """Stages that share one GPU."""
+    """Number of stages that share one GPU."""
     deterministic: Flag = False
-    """On a GPU, compute every sum in one order: slower, and a run that is repeated or resumed there is the same bit for
+    """On a GPU, compute every sum in one order: this is slower, but a repeated or resumed run is then equal bit for
     bit. On CPUs it always is."""
 
 
 @validated(flag)
 class Options(Data, Training, Places, Machine):
-    """The options that ablation and search share: data, training, scores and places of results."""
+    """The options that ablation and search share: data, training, scores, and places of results."""
 
     def __post_init__(self):
         fits = self.judge_weights is None or self.judge != "held-out"
@@ -134,8 +134,8 @@ class Options(Data, Training, Places, Machine):
         self.some_recipe()
 
     def some_recipe(self) -> Recipe:
-        """The recipe without a GPU, or the one with a GPU where only that is valid: an error of both shows before the
-        hardware is known. For an image folder of unknown size it is that of a thousand images."""
+        """The recipe without a GPU, or the one with a GPU if only that is valid: an error of both shows before the
+        hardware is known. For an image folder of unknown size, the recipe for a thousand images."""
 
         def made(gpus: int) -> Recipe:
             dataset, recipe, _ = self.choose(gpus)
@@ -149,7 +149,7 @@ class Options(Data, Training, Places, Machine):
             raise error
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
-        """Dataset and recipe for this number of GPUs, and the reason for them."""
+        """Names of dataset and recipe for this number of GPUs, and the reason for them in words."""
         dataset, recipe, reason = self.dataset, self.recipe, f"{self.dataset}, by --dataset"
         if dataset == AUTO:
             dataset, reason = "digits", "Ray has no GPU: the digits job (the paper's CIFAR-10 job needs one)"
@@ -183,32 +183,32 @@ class Rows(Group):
     variants: Annotated[tuple[Annotated[str, one_of(*VARIANTS)], ...], tyro.conf.arg(metavar="NAME ...")] = tuple(
         name for name, row in VARIANTS.items() if row.default
     )
-    """Rows of the ablation: the paper's six, and sgan-no-entropy, full-gan, sgan-unsupervised, infogan. Without a name:
-    those of --rows and --row alone."""
+    """Variants to train, each a row of the table: by default the paper's six; also sgan-no-entropy, full-gan,
+    sgan-unsupervised, infogan. Without a name: only the rows of --rows and --row."""
     rows: Annotated[tuple[FilePath, ...], tyro.conf.arg(metavar="FILE ...")] = ()
-    """Files of rows of one's own beside them, such as sweeps/rows/released.yaml: each a base variant and the fields of
-    the variant or the recipe that it changes."""
+    """YAML files with custom rows, such as sweeps/rows/released.yaml: each row has a base variant and the fields of the
+    variant or the recipe that it changes."""
     row: Annotated[
         tyro.conf.UseAppendAction[tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]],
         tyro.conf.arg(metavar="NAME FIELD=VALUE ..."),
     ] = ()
-    """One row of one's own: NAME base=sgan FIELD=VALUE ..., with fields such as weights.entropy, cuts, joint or
+    """One custom row: NAME base=sgan FIELD=VALUE ..., with fields such as weights.entropy, cuts, joint or
     gan.fresh_noise."""
     seeds: PositiveInt = 3
-    """Number of training seeds a variant: 3 are the seeds 0, 1, 2."""
+    """Number of training seeds per variant: 3 gives the seeds 0, 1, 2."""
     first_seed: Seed = 0
-    """The first of those seeds."""
+    """The first of these seeds."""
     cuts: Taps = DEFAULT_CUTS
-    """Where the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make N + 1
-    levels."""
+    """Layers at which the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make
+    N + 1 levels."""
     weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
-    """Weights of the adversarial, conditional and entropy loss; a variant without one of them keeps 0 there. Without
-    this option they are the paper's 1 1 10, and 1 0 1 for infogan."""
+    """Weights of the adversarial, conditional and entropy loss; a loss that a variant does not have keeps weight 0. By
+    default the paper's 1 1 10, and 1 0 1 for infogan."""
     match: Literal["none", "images", "flops"] = "none"
-    """Equal compute: every row's GAN training is lengthened to that of the largest, by the images that its generator of
-    images is trained with, or by FLOPs; none: the paper's protocol."""
+    """Equal compute: every row's GAN training is lengthened to that of the largest, measured in images that its image
+    generator is trained with, or in FLOPs; none: the paper's protocol."""
     config: Path | None = None
-    """The best.yaml of a search: what it says of the options stands, where the command line says nothing else."""
+    """The best.yaml of a search: it sets the options that the command line does not name."""
 
 
 @validated(flag)
@@ -217,7 +217,7 @@ class Sweep(Rows, Options):
 
     With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,
     otherwise the digits that come with scikit-learn. The same command again trains nothing; more seeds or variants
-    train only what is new.
+    train only the new ones.
 
     Examples:
 
@@ -241,7 +241,7 @@ class Sweep(Rows, Options):
 
     @property
     def all_rows(self) -> dict[str, Row]:
-        """The rows of the ablation by name: the variants, and one's own."""
+        """The rows of the ablation by name: the variants, and the custom rows."""
         return {name: VARIANTS[name] for name in self.variants} | own_rows(self.rows, self.row)
 
     @property

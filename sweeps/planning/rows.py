@@ -1,6 +1,6 @@
-"""Rows of one's own beside the built-in variants: a base variant, and what a row changes against it.
+"""Custom rows beside the built-in variants: each has a base variant, and fields that it changes.
 
-A file of rows is YAML, a mapping a row (sweeps/rows/ has two):
+A file of rows is YAML, with a mapping for each row (sweeps/rows/ has two):
 
     no-entropy: {base: sgan, weights.entropy: 0}
     fresh-noise: {base: sgan, title: "Fresh noise", gan.fresh_noise: true, joint.fresh_noise: true}
@@ -32,7 +32,7 @@ def assignment(text: str, option: str) -> tuple[str, Any]:
 
 def own_rows(files: Sequence[Path], given: Sequence[Sequence[str]]) -> dict[str, Row]:
     """The rows of --rows and --row by name. ConfigError for a file that cannot be read, and for a row without a base,
-    or with another's name."""
+    or with the name of another row."""
     found: dict[str, Row] = {}
     for path in files:
         try:
@@ -53,7 +53,7 @@ def own_rows(files: Sequence[Path], given: Sequence[Sequence[str]]) -> dict[str,
 def _add(found: dict[str, Row], name: str, fields: Mapping[str, Any], where: str) -> None:
     wanted = "the name of a row has letters, digits and . _ + -, at most 60"
     require(bool(NAME.fullmatch(name)), f"{where}: {wanted}, but got {name!r}")
-    require(name not in found, f"{where}: there are two rows of the name {name!r}; give one of them another")
+    require(name not in found, f"{where}: two rows have the name {name!r}; give one of them another name")
     base = str(fields.get("base"))
     require(base in VARIANTS, f"{where}: row {name} needs base, one of {', '.join(VARIANTS)}, but got {base!r}")
     changes = {field: value for field, value in fields.items() if field not in ("base", "title")}

@@ -1,4 +1,4 @@
-"""Trials, where each of them stands by the store, and the sources that the scheduler takes them from."""
+"""Trials, their state in the store, and the sources from which the scheduler takes them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -17,7 +17,7 @@ from sgan.store.local import Store
 
 JUDGING = ("judge", "score")  # Kinds of stages that train no part of a variant
 TRAINING = ("train_seconds", "generator_images", "discriminator_steps", "generator_steps", "flops")
-"""What a trial's training took: seconds, images that the generator of images was updated on (steps x batch), steps of
+"""The cost of a trial's training: seconds, images that the image generator was updated on (steps x batch), steps of
 both kinds, and FLOPs of these steps."""
 
 
@@ -36,12 +36,12 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """The trial among all of its sweep: under some options two variants have one and the same plan."""
+        """The unique name of the trial in its sweep: under some options two variants have the same plan."""
         return f"{self.variant}-{self.seed}-{self.plan.name}"
 
     @property
     def row(self) -> dict[str, Any]:
-        """The name of the trial and its stages, as in the record of its sweep: `state_of` takes it."""
+        """The name of the trial and its stages, as in the record of its sweep; the argument of `state_of`."""
         stages = [{"label": label, "name": name(stage)} for label, stage in self.plan.stages]
         return {"name": self.plan.name, "stages": stages}
 
@@ -51,7 +51,7 @@ def trial(variant: str, seed: int, config: Config) -> Trial:
 
 
 class Failure(TypedDict):
-    """The last error of a trial, at a time in unix seconds."""
+    """The last error of a trial, with its time in unix seconds."""
 
     trial: str
     error: str
@@ -60,8 +60,8 @@ class Failure(TypedDict):
 
 @dataclass(frozen=True)
 class State:
-    """Where a trial stands: done, diverged, failed, running or interrupted; why it diverged or failed; stage.json of
-    its finished stages, in order; and when the last of them ended, in unix seconds, 0 before that."""
+    """The state of a trial. `outcome`: done, diverged, failed, running or interrupted. `reason`: why it diverged or
+    failed. `facts`: stage.json of its finished stages, in order. `end`: unix seconds of the last one's end, else 0."""
 
     outcome: str
     reason: str
@@ -70,8 +70,8 @@ class State:
 
 
 def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> State:
-    """Where a trial stands; one that has not ended is running with `live`, otherwise interrupted. One of whose
-    stages was deleted has not ended: its seconds and images would be too few."""
+    """The state of a trial; one that has not ended is running with `live`, otherwise interrupted. A trial with a
+    deleted stage has not ended: its seconds and images would be too few."""
     facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
     end = max((fact["finished"] for fact in facts), default=0.0)
     for fact in facts:
@@ -86,15 +86,15 @@ def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> Stat
 
 
 def scores_of(state: State) -> dict[str, float | None]:
-    """The scores of a finished trial, and of all of its stages TRAINING; a joint stage comes on top of the levels."""
+    """The scores of a finished trial, and TRAINING summed over all of its stages, including the joint stage."""
     seconds = sum(fact["seconds"] for fact in state.facts if fact["kind"] not in JUDGING)
     work = {name: sum(fact.get(name, 0) for fact in state.facts) for name in TRAINING[1:]}
     return state.facts[-1]["scores"] | {"train_seconds": seconds} | work
 
 
 def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The record of each stage of a trial, by label. One in progress that is damaged is left out: its stage makes it
-    good when it goes on. StoreError where that of a finished stage is damaged."""
+    """The record of each stage of a trial, by label. A damaged record of a stage in progress is left out: the stage
+    repairs it when it goes on. StoreError if the record of a finished stage is damaged."""
     records = {}
     for stage in trial["stages"]:
         done = store.has(stage["name"])
@@ -106,8 +106,8 @@ def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[st
 
 
 def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
-    """What is wrong with a trial by its newest evaluations, in words (`sgan.evaluation.alarms`); "" where all is well.
-    StoreError as from `records_of`."""
+    """The alarms of a trial's newest evaluations in words (`sgan.evaluation.alarms`), "" if there are none. StoreError
+    as from `records_of`."""
     final = state.facts[-1]["scores"] if state.outcome == "done" else None
     alarms = latest(records_of(store, trial), final)
     lines = [(label, text) for label, texts in alarms.items() for text in texts]
@@ -120,27 +120,27 @@ def ended(trial: Trial, store: Store) -> bool:
 
 
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
-    """The stages that trials which have not ended still need, each once."""
+    """The stages of these trials that the store does not have yet, each once, by name."""
     stages = {name(stage): stage for each in trials for _, stage in each.plan.stages}
     return {each: stage for each, stage in stages.items() if not store.has(each)}
 
 
 class TrialSource(Protocol):
-    """Where the scheduler takes trials from: an ablation's list, or a search. So many are `expected` in all, as far as
-    is known; those `ahead` are known before the first one runs, so that their stages can be put in the best order."""
+    """The source of the scheduler's trials: an ablation's list, or a search. `expected`: the number of all trials as
+    far as known. `ahead`: those known before the first one runs, so that their stages can be put in order."""
 
     expected: int
     ahead: Sequence[Trial]
 
     def next(self) -> Trial | None:
-        """The next trial to start; None where no trial will come any more."""
+        """The next trial to start; None if there are no more."""
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
-        """A trial has ended: "done", "diverged", "failed", or "stopped" with the command."""
+        """Take the outcome of a trial: "done", "diverged", "failed", or "stopped" with the command."""
 
 
 class ListSource:
-    """A list of trials as a TrialSource: hands out those that have not ended, the longest way to go first."""
+    """A list of trials as a TrialSource: returns those that have not ended, the one with the most work first."""
 
     def __init__(self, trials: Sequence[Trial], store: Store):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
@@ -151,7 +151,7 @@ class ListSource:
         return next(self._left, None)
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
-        """The store has the result."""
+        """Do nothing: the store has the result."""
 
 
 def clock(seconds: float) -> str:

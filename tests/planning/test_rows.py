@@ -97,7 +97,7 @@ def test_the_record_says_what_a_row_changes_and_how_to_run_it_again(tmp_path: Pa
         (("base=sgan", "cuts=fc3+pool1"), "row x: .*order"),
         (("base=dcgan-adv", "weights.conditional=1"), "row x: .*conditional weight must be 0"),
         (("base=sgan", "gan.pixel_mean=true"), "row x: .*pixel_mean must be the same"),
-        (("base=sgan", "judge.images=300"), "row x changes what scores"),
+        (("base=sgan", "judge.images=300"), "row x changes the scoring"),
         (("base=sgan", "gan.batch=3000", "joint.batch=3000"), "row x: .*1347 .*gan.batch=3000, joint.batch=3000"),
         (("base=gan",), "row x needs base, one of sgan.*'gan'"),
         (("weights.entropy=1",), "row x needs base"),
