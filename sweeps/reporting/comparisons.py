@@ -1,7 +1,7 @@
-"""What the seeds of a sweep can tell: differences to a reference, paired by seed, and how sure they are.
+"""Differences of each variant of a sweep to a reference, paired by seed, and their uncertainty.
 
-Contrasts are named before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`.
-Sources: Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
+Contrasts are fixed before any run is made: every variant against the sweep's reference, by `results.OUTCOMES`. Sources:
+Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from sweeps.reporting.results import OUTCOMES, Sweep
 
 PIXELS = "pixels/"
 SURE = 0.05
-FLIPS = 9_999  # The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws so many
+FLIPS = 9_999  # The sign-flip test is exact up to 13 seeds, with 2^13 flips; beyond that it draws this many
 METHOD = (
     "Differences are paired by seed. Interval: 95% percentile bootstrap of the mean; with fewer than about ten seeds "
     "it is too narrow. p: two-sided sign-flip test of the mean difference (exact up to 13 seeds, beyond that 9,999 "
@@ -58,7 +58,7 @@ def contrasts(sweep: Sweep) -> list[Contrast]:
 
 
 def sign_flip(differences: np.ndarray) -> float:
-    """Two-sided p of the mean of paired differences (n,): whether their signs could have fallen either way."""
+    """Two-sided p of the mean of paired differences (n,), by flipping their signs; 1 for a single difference."""
     if len(differences) < 2:
         return 1.0
     options: Any = {"permutation_type": "samples", "n_resamples": FLIPS, "rng": 0}
@@ -66,7 +66,7 @@ def sign_flip(differences: np.ndarray) -> float:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of values (n,), the same each time; NaN for one value."""
+    """95% percentile bootstrap interval of the mean of values (n,), deterministic; NaN for one value."""
     if len(values) < 2:
         return float("nan"), float("nan")
     found = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
@@ -105,7 +105,7 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"
     open_rows = len(leading) - len(sure)
-    return f"{text}{told}{f'; for {open_rows} of {len(leading)} rows the seeds do not tell' * (open_rows > 0)}."
+    return f"{text}{told}{f'; for {open_rows} of {len(leading)} rows the seeds establish nothing' * (open_rows > 0)}."
 
 
 def said(contrast: Contrast) -> str:
@@ -123,7 +123,7 @@ def p_value(p: float) -> str:
 
 
 def disagreements(sweep: Sweep) -> list[str]:
-    """Where the judge that needs no training orders two rows the other way: a line an outcome."""
+    """A line for each outcome by which pixels, the judge that needs no training, order two rows the other way."""
     lines = []
     for outcome in (each for each in OUTCOMES if PIXELS + each in MEASURES):
         names = (outcome, PIXELS + outcome)
@@ -133,15 +133,15 @@ def disagreements(sweep: Sweep) -> list[str]:
         if swapped:
             few = ", ".join(swapped[:4]) + ", …" * (len(swapped) > 4)
             lines.append(
-                f"The judges disagree: by {MEASURES[outcome].heading} in features and in pixels, {len(swapped)} of "
-                f"{len(pairs)} pairs of rows stand the other way round ({few})."
+                f"The judges disagree: {MEASURES[outcome].heading} orders {len(swapped)} of {len(pairs)} pairs of rows "
+                f"differently in features and in pixels ({few})."
             )
     return lines
 
 
 def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
-    """The outcomes by which a variant's weights at the best evaluation are worse than its last, in words: where the 95%
-    interval of the difference, paired by seed, leaves 0 out."""
+    """The outcomes, in words, by which a variant's weights at the best evaluation are worse than its last: those whose
+    95% interval of the difference, paired by seed, excludes 0."""
     found = []
     for outcome in OUTCOMES:
         last, best = sweep.of(variant)[[outcome, BEST + outcome]].dropna().to_numpy(float).T
@@ -149,6 +149,6 @@ def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
             continue
         low, high = interval(best - last) if len(last) > 1 else (best - last).tolist() * 2
         if low > 0 if MEASURES[outcome].better == "lower" else high < 0:
-            digits = MEASURES[outcome].decimals + 1  # a difference that is sure may be small
+            digits = MEASURES[outcome].decimals + 1  # an established difference may be small
             found.append(f"{MEASURES[outcome].heading} {best.mean():.{digits}f} against {last.mean():.{digits}f}")
     return found

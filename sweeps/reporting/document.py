@@ -19,7 +19,7 @@ from sweeps.reporting.plots import Plot
 from sweeps.reporting.results import Sweep
 
 HTML, TEXT = "report.html", "report.md"
-"""In the folder of a sweep's record: the report, and its table and words alone."""
+"""Files in the folder of a sweep's record: the report, and only its verdict, tables and notes."""
 
 
 def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
@@ -33,8 +33,7 @@ def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
 
 
 def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> str:
-    """The section of a sweep: verdict, tables that fit 100 columns, plots, which lie in the folder as <name>.png, and
-    what to know about them."""
+    """The section of a sweep: verdict, tables of at most 100 columns, plots (in `folder` as <name>.png), and notes."""
     found, record = comparisons.contrasts(sweep), sweep.manifest
     lines = [*tables.alarms(sweep), tables.caption(sweep), *tables.facts(sweep)]
     parts = [f"## {record['title']}", comparisons.verdict(sweep, found), tables.aligned(tables.headline(sweep, found))]

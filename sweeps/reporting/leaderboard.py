@@ -21,10 +21,10 @@ LIST = ["dataset", "fingerprint"]
 
 
 def ranked(store: Store, by: str) -> list[pd.DataFrame]:
-    """For each dataset and way of scoring the best TOP configs by the mean of a score, one list after the other. Each
-    config is a table of its finished seeds but those that chose it: as `results.table` has them, and "dataset",
-    "config", "sweep", and "row" (in the sweep's record). A seed that several sweeps have counts once. StoreError where
-    a record in the store is damaged."""
+    """The best TOP configs by the mean of a score, for each dataset and way of scoring, one list after the other. Each
+    config is a table of its finished seeds except those that chose it. Columns are those of `results.table`, and
+    "dataset", "config", "sweep", and "row" (in the sweep's record). A seed that several sweeps have counts once.
+    StoreError if a record in the store is damaged."""
     rows = [(key, row) for key in manifest.keys(store) for row in manifest.read(store, key)["trials"]]
     rows = [(key, row) for key, row in rows if row["phase"] != "explore"]
     about = {"sweep": [key for key, _ in rows], "row": [row for _, row in rows]}
@@ -40,7 +40,7 @@ def ranked(store: Store, by: str) -> list[pd.DataFrame]:
 
 
 def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
-    """The configs that `ranked` returns as tables, each with the commands that run its configs again."""
+    """The configs of `ranked` as tables, each table with the commands that run its configs again."""
     columns, tables = list(dict.fromkeys((by, *COLUMNS))), {}
     for (dataset, scored), configs in itertools.groupby(enumerate(best, 1), lambda each: tuple(each[1][LIST].iloc[0])):
         headings = ["", "Variant", "Split", "Weights", *(SCORES[name].heading for name in columns)]

@@ -20,16 +20,16 @@ from sweeps.reporting.comparisons import interval
 from sweeps.reporting.results import Sweep, curves, known
 
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F")
-"""Okabe and Ito's palette for the colour-blind, without its yellow, which white paper swallows."""
+"""Okabe and Ito's palette for the colour-blind, without its yellow, which is hard to see on white."""
 STYLES = [*zip(COLOURS, "osD^vPX*", strict=True)]
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
 SAMPLES = {
-    "classes": ("Samples", "A row a class (0, 1, ...; mixed for variants without labels), the same noise for every "
+    "classes": ("Samples", "One row per class (0, 1, ...; mixed for variants without labels), the same noise for every "
     "variant. Look for blur, wrong classes and repeats."),
-    "fixed_condition": ("One condition, the noise varies", "A row has one condition of the image level. Where images "
+    "fixed_condition": ("One condition, different noise", "A row has one condition of the image level. If its images "
     "are equal, the noise has no effect."),
     "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
-    "features. A sample that equals one was learned by heart."),
+    "features. A sample that equals a training image was memorised."),
 }  # fmt: skip
 """Figures of a trial: title, and what to look for."""
 DIVERSITY = ("recall", "coverage", "diversity")
@@ -67,7 +67,7 @@ def _samples(sweep: Sweep) -> list[Plot]:
         figure = Figure((WIDTH, 2.7 * -(-len(there) // 2)), layout="constrained")
         for place, (heading, trial, file) in enumerate(there):
             axes = figure.add_subplot(-(-len(there) // 2), 2, place + 1)
-            # Without its words, which cannot be read where it is small.
+            # Without its text, which is too small to read here.
             axes.imshow(np.asarray(unlabelled(sweep.store.file(trial, file)).convert("RGB")))
             axes.set_title(textwrap.shorten(heading, 34), fontsize=9)
             axes.set_axis_off()
@@ -81,7 +81,7 @@ def _curves(sweep: Sweep) -> list[Plot]:
     if points.empty:
         return []
     equal = "At equal images, which curve is better, and do bands overlap?"
-    late = "A stack begins late: what lies above its image level comes first."
+    late = "A stack's curve begins later: its encoder and upper levels train first."
     kinds = [("images", "images", "generator images", "", equal), ("compute", "flops", "FLOPs", ", all stages", late)]
     for name, column, label, of, what in kinds:
         figure, axes = _axes()
@@ -95,14 +95,14 @@ def _curves(sweep: Sweep) -> list[Plot]:
         _score_axis(axes, sweep.leading)
         axes.set_xlabel(f"{label} so far{of}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        caption = f"While training, on fewer samples. Line: median over seeds; band: their middle half. {what}"
+        caption = f"Scores during training, on fewer samples. Line: median over seeds; band: middle half. {what}"
         title = f"{MEASURES[sweep.leading].heading} over {label}"
         found.append(Plot(name, title, caption, _png(figure, axes)))
     return found
 
 
 def _seeds(sweep: Sweep) -> Plot:
-    """A dot a seed for every variant, with the mean and its interval; lines join a seed's dots in a search."""
+    """A dot per seed for every variant, with the mean and its interval; in a search, lines join the dots of a seed."""
     titles, search = sweep.titles, not sweep.explored.empty
     figure, axes = _axes(max(2.2, 0.9 + 0.42 * len(titles)))
     for index, (variant, colour) in enumerate(zip(titles, itertools.cycle(COLOURS), strict=False)):
@@ -120,7 +120,7 @@ def _seeds(sweep: Sweep) -> Plot:
     axes.set_ylim(len(titles) - 0.5, -0.5)
     _score_axis(axes, sweep.leading, "x")
     lines = " Grey lines join the scores of a seed." * search
-    caption = f"A dot a seed, a bar the mean, a line its 95% bootstrap interval.{lines} Do the dots of two rows mix?"
+    caption = f"Dot: a seed; bar: the mean; line: its 95% bootstrap interval.{lines} Do the dots of two rows overlap?"
     return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure, axes))
 
 
@@ -139,7 +139,7 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
         axes.scatter(*at, marker="*", s=180, color="gold", edgecolors="black", label="real held-out images")
     _score_axis(axes, sweep.leading, "x")
     _score_axis(axes, diversity)
-    caption = "Small: seeds; large: means. How far is each from the star, in quality and in diversity?"
+    caption = "Small marks: seeds; large marks: means. How far is each from the star in quality and diversity?"
     title = f"{MEASURES[diversity].heading} against {MEASURES[sweep.leading].heading}"
     return [Plot("diversity", title, caption, _png(figure, axes))]
 
@@ -156,7 +156,7 @@ def _history(sweep: Sweep) -> list[Plot]:
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = "On the one seed that chose among them, so the best of many is lucky. Is the line still improving?"
+    caption = "All on the seed that chose among them, so the best score is partly luck. Is the line still improving?"
     return [Plot("history", f"{MEASURES[score].heading} of every explored config", caption, _png(figure, axes))]
 
 
@@ -171,7 +171,7 @@ def _importance(sweep: Sweep) -> list[Plot]:
     axes.set_yticks(range(len(shares)), [name for name, _ in shares])
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the variance explained; line: 90% of resampled searches")
-    caption = "How much of the scores' variance each parameter explains. Bars that overlap cannot be told apart."
+    caption = "The share of the scores' variance that each parameter explains. Overlapping lines give no clear order."
     title = f"Importance of each parameter for {MEASURES[sweep.leading].heading}"
     return [Plot("importance", title, caption, _png(figure))]
 
@@ -182,7 +182,7 @@ def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
 
 
 def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
-    """Label a score's axis; one that falls towards 0 is shown by its logarithm, so that good rows are told apart."""
+    """Label a score's axis; if lower is better, it is logarithmic, so that good rows can be told apart."""
     measure = MEASURES[score]
     label = f"{measure.heading} ({measure.better} is better)" if measure.better else measure.heading
     getattr(axes, f"set_{axis}label")(label + ", log scale" * (measure.better == "lower"))

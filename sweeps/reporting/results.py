@@ -1,4 +1,4 @@
-"""What the store has of a sweep, a row a trial: store -> pandas."""
+"""The results of a sweep, a row per trial: store -> pandas."""
 
 import functools
 import json
@@ -33,18 +33,18 @@ OUTCOMES = (LEADING, "recall", "inception_score")
 diversity, and the paper's score."""
 Fingerprint = dict[str, dict[str, Any]]
 Statistics = Mapping[tuple[str, str], float]
-"""Of one variant or config: (score, "mean" | "std" | "count") -> value, NaN where there is none. The std is that of a
-sample (ddof=1), NaN with one trial."""
+"""Statistics of one variant or config: (score, "mean" | "std" | "count") -> value, NaN if there is none. The std is
+that of a sample (ddof=1), NaN with one trial."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as the store has it.
+    """A sweep with its results from the store.
 
     Attributes:
-        manifest: the sweep's record, its variants and trials restricted to those asked for.
-        trials: as `table` has them.
-        explored: of a search, the same of the configs of its first phase, with their numbers and titles.
+        manifest: the sweep's record, with only the requested variants and trials.
+        trials: the table of its trials, as from `table`.
+        explored: the same for the configs of a search's first phase, with their numbers and titles.
         real: scores of real data: held-out images, and after "train/" training images.
         fingerprint: what the scores were computed with, for each judge; empty before anything is scored."""
 
@@ -73,13 +73,13 @@ class Sweep:
 
     @property
     def reference_title(self) -> str:
-        """The reference in words: a search's titles say all that is searched, and end in "(default)" for one config."""
+        """The title of the reference, or "the default" in a search, where that title is long."""
         title = self.titles.get(self.reference, "others")
         return "the default" if title.endswith("(default)") else title
 
     @property
     def leading(self) -> str:
-        """The score that decides: a search's objective, or LEADING."""
+        """The score that orders the variants: a search's objective, or LEADING."""
         return self.manifest.get("score", LEADING)
 
     @property
@@ -92,13 +92,13 @@ class Sweep:
 
     @functools.cached_property
     def summary(self) -> dict[str, Statistics]:
-        """The statistics of each variant over its finished trials; those that diverged or failed enter nothing."""
+        """The statistics of each variant over its finished trials; those that diverged or failed are left out."""
         statistics = self.done.groupby("variant")[list(SCORES)].agg(["mean", "std", "count"])
         return pd.DataFrame(statistics.reindex(list(self.titles))).to_dict("index")
 
     @property
     def ranking(self) -> dict[str, float]:
-        """Mean of the score that decides of each variant that has one, the best first."""
+        """Mean of the leading score of each variant that has one, the best first."""
         means = {name: each[self.leading, "mean"] for name, each in self.summary.items()}
         found = {name: mean for name, mean in means.items() if not math.isnan(mean)}
         return dict(sorted(found.items(), key=lambda item: item[1], reverse=SCORES[self.leading].better == "higher"))
@@ -121,7 +121,7 @@ def read(
     """Read a sweep, or the named variants and seeds of it. StoreError where a file of it is missing or damaged;
     ConfigError where its scores were computed in different ways, and cannot stand in one column."""
     record = manifest.read(store, key)
-    # A score of the seed that chose a config says nothing of it: only confirmed ones stand in tables.
+    # A score of the seed that chose a config is biased: tables have only confirmed scores.
     rows = [row for row in record["trials"] if row["phase"] != "explore"]
     explored = [row for row in record["trials"] if row["phase"] == "explore"]
     rows = [row for row in rows if variants is None or row["variant"] in variants]
@@ -140,9 +140,9 @@ def read(
 
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
-    """A score while training, a row an evaluation of a finished trial: variant, seed, point (its number), images,
-    flops, value. The joint stage goes on with the image level, so its images are added to those of the level. FLOPs are
-    those of all stages so far: a stack has trained its encoder and its levels above before its first image."""
+    """A score during training, a row for each evaluation of a finished trial: variant, seed, point (its number),
+    images, flops, value. The joint stage continues the image level, so its images are added to those of the level.
+    FLOPs are those of all stages so far: a stack trains its encoder and upper levels before its first image."""
     rows, done = [], set(sweep.done["trial"])
     for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
         records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}
@@ -182,7 +182,7 @@ def table(store: Store, trials: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
-    """The fingerprint that all finished trials have, and real data but for the number of their images."""
+    """The fingerprint that all finished trials have, and real data, too, except for the number of their images."""
     fingerprints = [json.loads(text) for text in dict.fromkeys(texts)]
     first = fingerprints[0] if fingerprints else {}
     for other in (*fingerprints, *([real] if real else [])):

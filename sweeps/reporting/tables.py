@@ -20,16 +20,16 @@ MARKS = {
     ALARM: "an alarm, or a trial that went wrong",
     AT_BEST: "the weights at the best evaluation are worse than those at the end",
 }
-"""Marks of rows."""
+"""Marks of rows, and their meaning."""
 SHORT = {"inception_score": "IS"}
 PAPERS = (
-    "The paper's column was scored by an Inception network, on CIFAR-10. Where the judge or the images are others, "
-    "its order can be compared, its numbers never."
+    "The paper's column was scored by an Inception network, on CIFAR-10. With another judge or dataset, compare only "
+    "the order of the rows, not the numbers."
 )
 
 
 def spread(statistics: Statistics, score: str) -> str:
-    """A score's mean ± standard deviation, without what is NaN."""
+    """A score's mean ± standard deviation; the latter is left out if it is NaN."""
     mean, std = (number(score, statistics[score, name]) for name in ("mean", "std"))
     return mean if std == ABSENT else f"{mean} ± {std}"
 
@@ -105,7 +105,7 @@ def explored(sweep: Sweep) -> Rows:
 
 
 def alarms(sweep: Sweep) -> list[str]:
-    """What each mark in the table means, a line each."""
+    """The meaning of each mark in the table, a line each."""
     notes = {title: _notes(sweep, name) for name, title in sweep.titles.items()}
     return [f"{mark} {title}: {text}." for title, found in notes.items() for mark, text in found.items()]
 
@@ -131,8 +131,8 @@ def caption(sweep: Sweep) -> str:
 
 
 def facts(sweep: Sweep) -> list[str]:
-    """What to know about the scores, a line each: what people and other judges said, how they were computed, what a
-    reader could take them for, and where they come from."""
+    """Notes on the scores, a line each: votes of people and other judges, how the scores were computed, how a reader
+    could misread them, and where they come from."""
     record, done, lines = sweep.manifest, sweep.done, disagreements(sweep)
     trials = {trial["name"]: f"{trial['title']}, seed {trial['seed']}" for trial in record["trials"]}
     told = {stage: tally for stage, tally in votes.results(sweep.store).items() if stage in trials}
@@ -141,7 +141,7 @@ def facts(sweep: Sweep) -> list[str]:
     if held < samples:
         lines.append(
             f"Real, held out: {held:.0f} images, drawn with repeats to {samples:,} samples. Repeats raise FID and "
-            "lower coverage, so a generator of new images can pass this row."
+            "lower coverage, so a generator of new images can score better than this row."
         )
     judges: dict[str, list[str]] = {}
     for part, each in sweep.fingerprint.items():
@@ -152,7 +152,7 @@ def facts(sweep: Sweep) -> list[str]:
     if "explored" in record:
         lines.append(
             f"A search: {record['explored']} configs were explored at seed {record['settings']['seed']}. The table has "
-            "what was confirmed on other seeds: the score of a seed that chose a config says nothing of it."
+            "scores of other seeds: on the seed that chose a config its score is biased."
         )
     lines += [record["chosen"]] if record.get("chosen") else []
     devices = sorted({device for devices in done["devices"] for device in devices})
@@ -177,7 +177,7 @@ def changes(sweep: Sweep) -> Rows:
 
 
 def commands(sweep: Sweep, store: str) -> list[str]:
-    """Commands for what one does next, as they are typed; `store` is the address as the user gives it."""
+    """Commands for the next steps, as they are typed; `store` is the address as the user gives it."""
     lines, address = [sweep.manifest["command"]], shlex.quote(store)
     for leader in list(sweep.ranking)[:1]:
         trial = next(row["trial"] for row in sweep.of(leader).to_dict("records") if row["outcome"] == "done")

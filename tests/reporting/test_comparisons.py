@@ -101,7 +101,7 @@ def test_the_verdict_names_what_ten_seeds_establish(tmp_path):
     assert "this is 3.00 lower than SGAN on the same 10 seeds" in told
     assert told.endswith(
         "Established by FID against SGAN (p < 0.05 after Holm's correction): WORSE worse, BETTER better; for 1 of 3 "
-        "rows the seeds do not tell."
+        "rows the seeds establish nothing."
     )
 
 
@@ -109,8 +109,7 @@ def test_a_judge_that_orders_rows_otherwise_is_named(tmp_path):
     fid = {"sgan": [1.0], "b": [2.0], "c": [3.0]}
     sweep = make(tmp_path, **{"fid": fid, "pixels/fid": {"sgan": [5.0], "b": [4.0], "c": [6.0]}})
     assert comparisons.disagreements(sweep) == [
-        "The judges disagree: by FID in features and in pixels, 1 of 3 pairs of rows stand the other way round (SGAN / "
-        "B)."
+        "The judges disagree: FID orders 1 of 3 pairs of rows differently in features and in pixels (SGAN / B)."
     ]
     assert comparisons.disagreements(make(tmp_path, **{"fid": fid, "pixels/fid": fid})) == []
 
