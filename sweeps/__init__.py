@@ -1,1 +1,1 @@
-"""Sweeps: which trials to run, where, and what came of them."""
+"""Sweeps: plan trials, run them on Ray, and report their results."""

@@ -14,10 +14,10 @@ from sweeps.planning.options import ASKED, Sweep
 
 
 def options_of() -> Sweep:
-    """The options of the command line; those of --config stand where it names no others."""
+    """The options of the command line. An option that it does not name has its value in the --config file, if any."""
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config", type=Path)
-    known.add_argument("--data", type=Path)  # which a config of an image folder is not valid without
+    known.add_argument("--data", type=Path)  # a config of an image folder is not valid without it
     given = known.parse_known_args()[0]
     default = Sweep(**vars(config_file.read(given.config).options), data=given.data) if given.config else Sweep()
     return parse(lambda: grouped(Sweep, "python sweeps/ablation.py", default), ASKED)
@@ -27,7 +27,7 @@ def run() -> int:
     options = options_of()
     if not options.dry_run:
         require_answer(cluster_address())
-    from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
+    from sweeps.execution import jobs  # the training code takes seconds to import, and --help does not need it
     from sweeps.run import run_ablation
 
     return jobs.run(lambda: run_ablation(options), options, "ablation.py")

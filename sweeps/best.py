@@ -28,16 +28,15 @@ def main(
 ) -> int:
     """List the best configs, each over its seeds: mean ± standard deviation (n).
 
-    A score counts where it was computed on a seed that did not choose the config: those of ablations, and of a search's
-    second phase.
+    Only scores on seeds that did not choose the config count: those of ablations, and those of a search's second phase.
 
     Args:
         store: An output store.
         by: The score that orders the configs.
-        promote: Choose the config with this number in the list: it is written to best.yaml in the store, and the model
-            of its best seed is registered in MLflow with the alias best.
-        mlflow: With --promote, the address of an MLflow server. Without it, $MLFLOW_TRACKING_URI or an SQLite file in
-            the store.
+        promote: Choose the config with this number in the list: write it to best.yaml in the store, and register the
+            model of its best seed in MLflow with the alias best.
+        mlflow: With --promote, the address of an MLflow server. By default $MLFLOW_TRACKING_URI, or else an SQLite file
+            in the store.
     """
     opened, _ = manifest.find(store)
     from sweeps.reporting import leaderboard  # it imports pandas, which takes a second
@@ -46,15 +45,15 @@ def main(
     if promote is None:
         print(leaderboard.listing(opened, best, by) or "No config has finished; finish a sweep, or name another --by.")
         return 0
-    known = f"--promote {promote} is no config of the list, which has {len(best)}; see it without --promote"
+    known = f"--promote {promote} is no config of the list, which has {len(best)}; leave it out to see them"
     require(1 <= promote <= len(best), known)
     seeds = best[promote - 1].to_dict("records")
     return choose(opened, seeds, by, mlflow)
 
 
 def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | None) -> int:
-    """Write best.yaml for a config, whose seeds `leaderboard.ranked` has, and have MLflow register the model of its
-    best seed; returns 1 where MLflow could not be told."""
+    """Write best.yaml for a config, and register the model of its best seed in MLflow. `seeds`: the config's rows from
+    `leaderboard.ranked`. Returns the exit status: 1 if MLflow did not get everything, otherwise 0."""
     from sweeps.mlflow_view.connection import address_of, default_uri, pages  # MLflow takes seconds to import
     from sweeps.mlflow_view.sync import attempt
 
@@ -71,14 +70,14 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
         config = from_json(Config, trial["config"])
     except (SystemExit, ConfigError) as error:
         raise ConfigError(
-            f"{trial['title']} was recorded by commit {record['commit']}, whose configs are not those of this one "
+            f"{trial['title']} was recorded by commit {record['commit']}, whose configs this commit cannot read "
             f"({error}); run its command in the list again, and promote the result"
         ) from error
     provenance = {"study": key, "sweep": key, "run": trial["run"], "commit": record["commit"]}
     provenance |= {"command": record["command"], "seeds": [seed["seed"] for seed in seeds]}
     provenance |= {by: [seed[by] for seed in seeds]}
     path = manifest.write_best(store, trial["base_variant"], options, config, provenance)
-    print(f"{trial['title']}, seed {trial['seed']} of {len(seeds)}: {path}. The six variants with it:")
+    print(f"{trial['title']} (best of {len(seeds)} seeds: {trial['seed']}) is in {path}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
     uri = address_of(mlflow) or default_uri(store)
     trouble = attempt(store, [key], uri)

@@ -1,4 +1,4 @@
-"""Prints the ledger of an output store: which process did what when, and what was done in vain.
+"""Prints the ledger of an output store: the events of every process, and the stages that were trained more than once.
 
 python sweeps/ledger.py STORE
 """
@@ -16,7 +16,7 @@ from sgan.store.s3 import find_store
 
 
 def main(store: Positional[str]) -> int:
-    """Print every event of the ledger, and an account of them.
+    """Print every event of the ledger, then the stages that were trained more than once.
 
     Args:
         store: The output store.
@@ -31,7 +31,7 @@ def main(store: Positional[str]) -> int:
         about = ", ".join(f"{name} {value}" for name, value in event.items() if value != "")
         print(f"{when}  {host}:{process}  {what}: {about}")
         published.update([event["stage"]] if what == "stage published" else [])
-    # Its folder was deleted, or two hosts raced.
+    # A stage is published again if its folder was deleted, or if two hosts raced.
     again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
     print(f"trained more than once: {', '.join(again) or 'nothing'}")
     return 0

@@ -18,10 +18,10 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
 
     Args:
         stores: Output stores.
-        out: The Markdown file to write; one that is there is replaced.
+        out: The Markdown file to write; an existing file is replaced.
     """
     require(len(stores) > 0, "name at least one output store, such as runs")
-    require(out.parent.is_dir(), f"there is no folder for {out}; --out must name a file in a folder that is there")
+    require(out.parent.is_dir(), f"the folder of --out {out} does not exist; name a file in an existing folder")
     from sweeps.reporting import document  # pandas takes a second to import
 
     try:

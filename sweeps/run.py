@@ -1,4 +1,4 @@
-"""Runs an ablation or a search: its plan, Ray, its trials, MLflow's process, and the report."""
+"""Runs an ablation or a search: plans it, starts Ray and MLflow's process, runs the trials, and writes the report."""
 
 import collections
 import shlex
@@ -26,12 +26,12 @@ from sweeps.planning.options import Options, Sweep
 from sweeps.planning.trials import ListSource, Trial, clock, state_of
 from sweeps.reporting import document, results
 
-STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow no longer than so many seconds
+STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow at most this long
 
 
 def run_ablation(options: Sweep) -> int:
-    """Run an ablation; returns the exit status: 0, 1 where a trial failed or MLflow does not have all of it, or 130
-    where it was stopped."""
+    """Run an ablation. Returns the exit status: 0; 1 if a trial failed or MLflow did not get everything; 130 if it was
+    stopped."""
     slots = join(options)
     planned = ablation.plan_ablation(options, slots.all_gpus)
     store = store_of(options)
@@ -43,7 +43,7 @@ def run_ablation(options: Sweep) -> int:
     ablation.record(planned, store, frame.origin)
     frame.start()
     finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
-    ablation.record(planned, store, frame.origin)  # again: somebody may have deleted it
+    ablation.record(planned, store, frame.origin)  # again: it may have been deleted
     sweep = frame.end(finished, planned.rows, options.seed_range)
     left = sum(state_of(store, trial.row).outcome in ("interrupted", "failed") for trial in planned.trials)
     if sweep is None:
@@ -55,13 +55,13 @@ def run_ablation(options: Sweep) -> int:
 
 
 def run_search(search: Search) -> int:
-    """Run a search; returns the exit status: 0, 1 where a trial failed, no config could be confirmed or MLflow does
-    not have all of it, or 130 where it was stopped."""
+    """Run a search. Returns the exit status: 0; 1 if a trial failed, no config could be confirmed or MLflow did not get
+    everything; 130 if it was stopped."""
     slots = join(search)
     basis, store = prepare(search, slots.all_gpus), store_of(search)
     run = SearchRun(search, basis, store, slots.count)
     with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
-        running = f"this search runs already in another process on the store {store.address}"
+        running = f"another process already runs this search on the store {store.address}"
         require(alone, f"{running}; wait for it, stop it, or name another store or --seed")
         searcher, measure = run.searcher(), measured_here if search.dry_run else measured_in_a_slot
         made = run.plan(searcher, lambda: measure(next(iter(run.templates.values())), basis.data, slots))
@@ -70,11 +70,11 @@ def run_search(search: Search) -> int:
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
-    """Print what a search is to run, and its time."""
+    """Print the plan of a search and its predicted time."""
     space, search = run.space, run.options
     ranges = [f"{name} {low:g} to {high:g}" for name, (low, high) in space.ranges.items()]
     ranges += [f"{field} {ends.low:g} to {ends.high:g}" for field, ends in space.varied.items()]
-    left = f", {len(searcher.waiting)} interrupted ones go on" if searcher.waiting else ""
+    left = f", {len(searcher.waiting)} interrupted trials continue" if searcher.waiting else ""
     seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
     print(f"{run.title}\n  why      {run.basis.why}")
     splits = f"{len(space.splits)} split{'s' * (len(space.splits) > 1)}"
@@ -88,7 +88,7 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
 
 
 def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
-    """Run both phases of a search, and leave best.yaml and the report; returns the exit status."""
+    """Run both phases of a search, and write best.yaml and the report; returns the exit status."""
     began, frame = time.monotonic(), Frame("search.py", run.options, run.store, run.key, run.basis, slots)
     run.begin(searcher, frame.origin)
     frame.start()
@@ -113,13 +113,13 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
         print(f"{run.chosen} It is in {best}.")
         then = f"python sweeps/ablation.py --config {shlex.quote(str(best))}"
     elif failed:
-        then = "No config was confirmed on all of its seeds; the same command tries again what failed."
+        then = "No config was confirmed on all of its seeds; the same command runs the failed trials again."
     else:
         ends = collections.Counter(each.user_attrs[OUTCOME] for each in ended(searcher.study))
         ends["failed"] = searcher.failed
         counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()) if count) or "none has ended"
         then = (
-            f"There is no config to confirm: of the {ends.total()} that were explored, {counts}. Train longer "
+            f"There is no config to confirm. Outcomes of the {ends.total()} explored: {counts}. Train longer "
             "(--budget), or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
         )
     document.ending(sweep, frame.unsent or pages(frame.uri, run.key), then)
@@ -127,7 +127,7 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
 
 
 def join(options: Options) -> Slots:
-    """The slots of the cluster or this machine; a dry run does not start Ray. ConfigError for a wrong --mlflow."""
+    """Join the cluster or start Ray; a dry run does neither. Returns the slots. ConfigError for a wrong --mlflow."""
     address_of(options.mlflow)
     if not options.dry_run:
         print("starting Ray ...", flush=True)
@@ -136,15 +136,15 @@ def join(options: Options) -> Slots:
 
 
 def store_of(options: Options) -> Store:
-    """The store; a dry run makes none that is not there."""
+    """The output store, which is created if it does not exist; a dry run creates nothing."""
     if options.dry_run:
         return find_store(options.store) or Store(options.store, there=True)
     return open_store(options.store)
 
 
 class Frame:
-    """What an ablation and a search do around their trials. `origin` is what the record says of the command; `unsent`,
-    at the end, what MLflow did not get, in words. ConfigError where the hosts of the cluster do not share the store."""
+    """The work around the trials of an ablation or a search. `origin`: the record's command, commit and machine.
+    `unsent`: after `end`, what MLflow did not get, in words. ConfigError if the hosts do not share the store."""
 
     def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
         self.options, self.store, self.key, self.unsent = options, store, key, ""
@@ -160,13 +160,13 @@ class Frame:
             warn_if_away(address)
 
     def start(self) -> None:
-        """The record is there, and trials begin: MLflow's process follows."""
+        """Start the process that sends the trials to MLflow; the sweep's record must exist."""
         self.store.note("sweep started", sweep=self.key, command=self.origin["command"])
         self.follower = follow.start(self.store, self.key, self.uri)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:
-        """Write the report, and wait for MLflow, which shows it, too; returns the sweep as the store has it, None where
-        the command was stopped."""
+        """Write the report, and wait until MLflow has it, too. Returns the sweep as read from the store, or None if the
+        command was stopped."""
         sweep = None
         try:
             if finished:

@@ -15,7 +15,7 @@ def run() -> int:
     search = parse(lambda: grouped(Search, "python sweeps/search.py", Search()), ASKED)
     if not search.dry_run:
         require_answer(cluster_address())
-    from sweeps.execution import jobs  # what trains takes seconds to import, and --help needs none of it
+    from sweeps.execution import jobs  # the training code takes seconds to import, and --help does not need it
     from sweeps.run import run_search
 
     return jobs.run(lambda: run_search(search), search, "search.py")

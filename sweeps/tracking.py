@@ -1,10 +1,10 @@
-"""Brings MLflow level with the output store: one parent run a sweep, one child run a trial.
+"""Sends to MLflow what it lacks of an output store: one parent run per sweep, one child run per trial.
 
-The store is the truth and MLflow a view of it, which can be made again at any time and on any tracking server:
+The store is the source of truth. MLflow is a view, which can be rebuilt at any time and on any tracking server:
 
     python sweeps/tracking.py sync STORE [--mlflow URI] [--verify]
 
-During a sweep a process of its own does this (sweeps/mlflow_view/follow.py).
+During a sweep a separate process does this (sweeps/mlflow_view/follow.py).
 """
 
 import sys
@@ -16,13 +16,13 @@ from sgan.command_line import later, parse, status
 
 
 def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False) -> int:
-    """Send what MLflow lacks of the sweeps in a store. Trials that have not ended are marked as killed.
+    """Send to MLflow what it lacks of the sweeps in a store. Trials that have not ended are marked as killed.
 
     Args:
         store: The output store.
         mlflow: Tracking URI; by default $MLFLOW_TRACKING_URI or the SQLite file inside the store.
-        verify: Then compare every value, param, tag, image, figure and model in MLflow with the store, and print what
-            differs.
+        verify: Afterwards compare every value, param, tag, image, figure and model in MLflow with the store, and print
+            the differences.
     """
     from sweeps.mlflow_view.connection import address_of, default_uri, error_line, pages  # MLflow takes seconds
     from sweeps.mlflow_view.sync import attempt
@@ -35,11 +35,11 @@ def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False
     if verify and not result:
         try:
             found = [line for key in keys for line in differences(opened, key, uri)]
-        except Exception as error:  # whatever MLflow's client makes of an answer
+        except Exception as error:  # MLflow's client raises many types
             result = f"MLflow could not be compared: {error_line(error)}"
     if found:
         print(*found, sep="\n")
-        result = f"{len(found)} differences; delete a run in MLflow, or a strange file, and give the command again"
+        result = f"{len(found)} differences; delete these runs in MLflow, or the unlisted files, and repeat the command"
     whole = "every value and file in MLflow is as in the store" if verify else "all is in MLflow"
     print(result or f"{whole}: {pages(uri, keys[-1])}", file=sys.stderr)
     return 1 if result else 0
