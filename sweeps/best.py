@@ -62,7 +62,7 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     record = manifest.read(store, key)
     require(
         trial["base_variant"] in VARIANTS,
-        f"{trial['title']} is a row of your own, which {config_file.BEST} cannot hold; its command in the list runs it "
+        f"{trial['title']} is a custom row, which {config_file.BEST} cannot hold; its command in the list runs it "
         "again",
     )
     try:

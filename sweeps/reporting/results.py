@@ -130,7 +130,7 @@ def read(
     record |= {"trials": rows, "variants": [each for each in record["variants"] if each["name"] in kept]}
     trials = table(store, rows)
     real, real_fingerprint = {}, {}
-    for judge in filter(store.has, record["judges"]):  # the scores of a later one stand
+    for judge in filter(store.has, record["judges"]):  # scores of a later judge replace earlier ones
         facts = store.facts(judge)
         real |= {name: value for name, value in facts["scores"].items() if value is not None}
         real_fingerprint |= facts["fingerprint"]
