@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python as as_json
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-OPEN = ConfigDict(extra="allow", strict=True)  # Of a TypedDict that names the entries which every writer must give
+OPEN = ConfigDict(extra="allow", strict=True)  # For a TypedDict that names required entries and allows others
 Made = TypeVar("Made")
 WAITED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
-"""Errors of a disk that is full or read-only, and of a share that does not answer: they are waited for."""
+"""Error numbers of a full or read-only disk, or a share that does not answer. Writers wait and try again."""
 
 
 class ConfigError(ValueError):
@@ -31,7 +31,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def one_of(*choices: str) -> AfterValidator:
-    """Metadata of a text field that takes these values alone."""
+    """Return the annotation of a text field that allows only these values."""
 
     def check(value: str) -> str:
         require(value in choices, f"unknown value {value!r}; choose from {', '.join(choices)}")
@@ -42,8 +42,8 @@ def one_of(*choices: str) -> AfterValidator:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[Made]]:
-    """Decorator: a frozen dataclass that checks its fields by their types and bounds, before `__post_init__`, and
-    refuses NaN and inf. `label` gives the name that users know a field by."""
+    """Decorator: make a frozen dataclass that raises ConfigError where a field breaks its type or bounds, or is NaN or
+    inf. The check runs before `__post_init__`. `label`: function from a field's name to its name in messages."""
 
     def decorate(kind: type[Made]) -> type[Made]:
         made: Any = dataclass(kind, frozen=True, config=STRICT)
@@ -63,8 +63,8 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
 
 
 def _message(error: ValidationError, where: str, names: Sequence[str] = (), label: Callable[[str], str] = str) -> str:
-    """The first error in one line: the place, the rule and the value. `names`: the dataclass's fields, since pydantic
-    numbers those given by position."""
+    """Return the first error as one line with the field, the rule and the value. `names`: the dataclass's fields, since
+    pydantic gives only the number of an argument that is passed by position."""
     first = error.errors(include_url=False)[0]
     place = [names[part] if names and isinstance(part, int) else str(part) for part in first["loc"][:1]]
     path = ".".join([*filter(None, [where]), *map(label, place), *map(str, first["loc"][1:])])
@@ -72,7 +72,7 @@ def _message(error: ValidationError, where: str, names: Sequence[str] = (), labe
         cause = first.get("ctx", {}).get("error")
         return f"{path}: {cause}" if path else str(cause)
     if first["type"] in ("missing", "unexpected_keyword_argument"):
-        return f"{path} is {'missing' if first['type'] == 'missing' else 'no known field'}"
+        return f"{path} is {'missing' if first['type'] == 'missing' else 'not a known field'}"
     rule = re.sub("^.*? should ", " must ", first["msg"])
     return f"{path or error.title}{rule if rule != first['msg'] else f': {rule}'}, but got {first['input']!r:.200}"
 
@@ -81,7 +81,7 @@ _adapter = functools.cache(TypeAdapter)
 
 
 def checked(kind: Any, value: Any, name: str = "") -> Any:
-    """The value, if it is of this annotated type or TypedDict; otherwise ConfigError with the name."""
+    """Return the value if it fits this annotated type or TypedDict; otherwise raise ConfigError with `name`."""
     try:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
@@ -89,21 +89,21 @@ def checked(kind: Any, value: Any, name: str = "") -> Any:
 
 
 def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
-    """The inverse of `as_json`: a dataclass from JSON values. ConfigError where a field is missing, unknown or bad,
-    with its dotted name after `where`."""
+    """The inverse of `as_json`: build a dataclass from JSON values. ConfigError where a field is missing, unknown or
+    invalid; the message gives its dotted name after `where`."""
     try:
         made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         raise ConfigError(_message(error, where)) from error
     other = difference(as_json(made), value, where)
-    require(other is None, f"{other[0] if other else ''} is missing")  # a default does not stand in for it
+    require(other is None, f"{other[0] if other else ''} is missing")  # a default does not replace it
     return made
 
 
 def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
-    """A dataclass with other values, as plain JSON, in fields of these dotted names, checked together. A tuple of
-    words may be written as one: pool1+fc3, or none. ConfigError for an unknown field or a bad value; the message begins
-    with `where`."""
+    """Return a copy of a dataclass with new values (plain JSON) in fields with these dotted names. A tuple of words may
+    be written as one text: "pool1+fc3", or "none". ConfigError for an unknown field or an invalid value; the message
+    begins with `where`."""
     plain = as_json(made)
     for name, value in values.items():
         *parents, last = name.split(".")
@@ -112,7 +112,7 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
             inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
         known = last in inner and not isinstance(inner[last], dict)
         names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
-        require(known, f"{where}: no field {name!r}; here there are {', '.join(names)}")
+        require(known, f"{where}: no field {name!r}; choose from {', '.join(names)}")
         words = isinstance(inner[last], list) and isinstance(value, str)
         inner[last] = [word for word in value.split("+") if word != "none"] if words else value
     try:
@@ -122,7 +122,7 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
 
 
 def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two JSON values differ: its dotted name and both values; None where none does."""
+    """Return the dotted name and both values of the first field in which two JSON values differ; None if none does."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return None if first == second else (path, first, second)
     for name in dict.fromkeys((*first, *second)):
@@ -135,7 +135,8 @@ def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] 
 
 
 def content_key(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a value's canonical JSON: equal values, equal keys; ValueError for NaN, inf."""
+    """Return 16 hex digits of the SHA-256 of a value's canonical JSON. Equal values have equal keys. ValueError for NaN
+    and inf."""
     plain = json.loads(json.dumps(as_json(value), allow_nan=False), parse_float=lambda digits: float(digits) + 0.0)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))  # now -0.0 is 0.0
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))  # + 0.0 made -0.0 equal 0.0
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The frame of every command: options, output, exit status. It imports nothing that takes seconds: --help is fast."""
+"""Options, output and exit status of every command. This module imports nothing slow, so that --help is fast."""
 
 import contextlib
 import dataclasses
@@ -22,17 +22,17 @@ from sgan.addresses import masked
 from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
-BAD, INTERRUPTED = 2, 130  # Exit statuses of a command that needs another option or more room, and of a stopped one
-WIDE = "10000"  # Columns in which no message of tyro wraps
+BAD, INTERRUPTED = 2, 130  # Exit statuses: after a ConfigError or a disk error, and after Ctrl-C or SIGTERM
+WIDE = "10000"  # Columns of a terminal so wide that tyro wraps no message
 
 
 class Group:
-    """Its direct subclasses are groups of options, each with a box in --help; a command's options inherit from them."""
+    """Base of groups of options. Each direct subclass has a box in --help; a command's options inherit from several."""
 
 
 def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made:
-    """What `make`, a call of tyro, makes of the command line; ConfigError in one line where it is wrong. `asked`: words
-    that people try, and the option that does it."""
+    """Parse the command line with `make`, a call of tyro, and return its result. ConfigError, in one line, where the
+    command line is wrong. `asked`: an option that people try -> advice about the option that exists."""
     if "--version" in sys.argv[1:]:
         print(f"sgan {importlib.metadata.version('sgan-sweeps')}")
         raise SystemExit(0)
@@ -53,11 +53,11 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
             raise
         raise ConfigError(_in_one_line(told.getvalue(), asked or {})) from end
     finally:
-        os.environ["COLUMNS"] = columns  # an empty one is as none
+        os.environ["COLUMNS"] = columns  # an empty value counts as unset
 
 
 def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
-    """A function with the same options that returns its call, so that `parse` ends before the command begins."""
+    """Return a function with the same options that only prepares the call: `parse` ends before the command begins."""
 
     @functools.wraps(function)
     def call(*values: Any, **options: Any) -> Callable[[], Made]:
@@ -67,13 +67,13 @@ def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
 
 
 def _in_one_line(box: str, asked: dict[str, str]) -> str:
-    """The first message in a box of tyro, with what to do instead."""
+    """Return the first message in tyro's error box as one line, with advice."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     is_rule = re.compile("[─-]+").fullmatch
-    if "╭" not in box and is_rule("".join(lines[1:2])):  # where the output has no boxes: a title
+    if "╭" not in box and is_rule("".join(lines[1:2])):  # tyro printed a title and a rule, and no box
         lines = lines[2:]
     message = list(itertools.takewhile(lambda line: not is_rule(line), lines))
-    option = ""  # that a word which is not known belongs to
+    option = ""  # the last option before the current word
     for word in sys.argv[1:]:
         option = word.partition("=")[0].replace("_", "-") if word.startswith("--") else option
         if word in re.split(r"[\s,]+", " ".join(message)) and option in asked and "Unrecognized" in box:
@@ -85,8 +85,8 @@ def _in_one_line(box: str, asked: dict[str, str]) -> str:
 
 
 def grouped(kind: type[Made], prog: str, default: Made) -> Made:
-    """Options from the command line by tyro, each group in a box of its own in --help. `kind`: a dataclass that
-    inherits from groups."""
+    """Parse the command line with tyro. --help shows each group of options in its own box. `kind`: a dataclass that
+    inherits from groups. `default`: the options' default values."""
     fields: list[Any] = []
     for each in filter(lambda each: Group in each.__bases__, kind.__mro__):
         values = {name: getattr(default, name) for name in each.__dataclass_fields__}
@@ -98,7 +98,7 @@ def grouped(kind: type[Made], prog: str, default: Made) -> Made:
 
 
 class Output:
-    """A stream whose errors never end a command: a pipe that closes, a full disk, an encoding without a character."""
+    """A text stream whose errors never end a command: a closed pipe, a full disk, a character outside its encoding."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -115,7 +115,7 @@ class Output:
             self.stream.flush()
 
     def close(self) -> None:
-        """Write what it holds; what cannot be written is dropped."""
+        """Flush the buffer; text that cannot be written is dropped."""
         try:
             self.stream.flush()
         except OSError:
@@ -126,7 +126,7 @@ class Output:
 
 
 def status(command: Callable[[], int | None]) -> int:
-    """Run a command; returns its exit status. ConfigError, a full disk, Ctrl-C and SIGTERM end in one line."""
+    """Run a command and return its exit status. ConfigError, OSError, Ctrl-C and SIGTERM print one line each."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     outputs = [Output(stream) for stream in (sys.stdout, sys.stderr) if stream is not None]
     if len(outputs) == 2:
@@ -136,9 +136,9 @@ def status(command: Callable[[], int | None]) -> int:
     except ConfigError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
     except OSError as error:
-        remedies = dict.fromkeys(WAITED, "make room, or see to the disk")
+        remedies = dict.fromkeys(WAITED, "make room, or check the disk")
         remedies |= dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "delete it")
-        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to it")
+        remedies |= dict.fromkeys((errno.EPERM, errno.EACCES), "get the rights to use it")
         remedy = f"; {remedies[error.errno]}, then run the same command" if error.errno in remedies else ""
         print(masked(f"error: {error}{remedy}"), file=sys.stderr)
     except KeyboardInterrupt:

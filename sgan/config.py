@@ -9,8 +9,8 @@ from sgan.checks import checked, require, validated
 from sgan.shapes import Dataset
 
 TAPS = ("conv1", "pool1", "conv2", "pool2", "fc3", "fc4")
-"""The encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
-INNER_TAPS = TAPS[:-1]  # Where the stack can be cut; fc4 is the label itself
+"""Taps: the encoder's named layers from the image up (paper, section 4: conv1-pool1-conv2-pool2-fc3-fc4)."""
+INNER_TAPS = TAPS[:-1]  # Taps at which the stack can be cut; fc4 already gives the label
 IMAGE, LABEL = "image", "label"
 
 
@@ -43,15 +43,15 @@ Budget = Annotated[float, Field(gt=0, le=1e6)]
 
 @validated()
 class Codes:
-    """The part of z, its last numbers, that Q recovers in InfoGAN (Chen et al. 2016): a categorical code of that many
-    values, one-hot, and that many continuous codes in U(0, 1)."""
+    """InfoGAN's codes (Chen et al. 2016): the last numbers of the noise z, which the network Q recovers. They are one
+    one-hot code of `categorical` values, and `continuous` codes in U(0, 1)."""
 
     categorical: Annotated[int, Field(ge=2, le=1000)] = 10
     continuous: Annotated[int, Field(ge=1, le=1000)] = 2
 
     @property
     def size(self) -> int:
-        """Numbers of z that they take."""
+        """How many numbers of z the codes take."""
         return self.categorical + self.continuous
 
 
@@ -62,11 +62,11 @@ class Variant:
     A DCGAN is a stack without cuts; an absent loss has weight 0.
 
     Attributes:
-        labels: the top generator is given the label. Without, it is given nothing and recovers no label, and the
+        labels: the top generator gets the label. If False, it gets no condition and has no conditional loss, and the
             encoder of a stack is trained without labels.
-        through: inner taps that a generator without cuts passes through: the generators of a stack chained into one
-            GAN, with the image's discriminator alone (paper, section 4.4).
-        codes: Q recovers these alone; None: all of z."""
+        through: inner taps that a generator without cuts passes through: a stack's generators are chained into one
+            GAN, which has only the image's discriminator (paper, section 4.4).
+        codes: Q recovers only these; None: Q recovers all of z."""
 
     cuts: Taps
     weights: Weights
@@ -76,12 +76,12 @@ class Variant:
     codes: Codes | None = None
 
     def __post_init__(self):
-        require(not (self.cuts and self.through), "a variant has cuts or passes through taps, not both")
-        weight, nothing = self.weights.conditional, "a generator without labels has nothing to recover"
+        require(not (self.cuts and self.through), "a variant may have cuts or through, but not both; empty one of them")
+        weight, nothing = self.weights.conditional, "a variant without labels and cuts has no condition to recover"
         recovers = bool(self.labels or self.cuts) or weight == 0
         require(recovers, f"{nothing}: its conditional weight must be 0, but got {weight}")
         single = not (self.cuts or self.through)
-        require(single or not self.codes, "codes are of a single generator: a variant with codes has no cuts or taps")
+        require(single or not self.codes, "codes need a single generator: such a variant has no cuts and no through")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
@@ -107,12 +107,12 @@ class EncoderRecipe:
 
     Attributes:
         images: training images seen.
-        objective: "labels", or, without any label, by which of four right angles an image was turned ("rotation",
-            Gidaris et al. 2018).
+        objective: the encoder predicts the "labels", or, without labels, the multiple of 90 degrees by which each image
+            was turned ("rotation", Gidaris et al. 2018).
         pixel_mean: subtract the per-pixel mean of the training images.
         feature_variance: mean variance of fc3's features over real images, to which they are scaled after training; fc4
-            undoes it, so that the classifier is the same. It sets how much the conditional loss weighs beside the
-            others, and is 0.441 (CIFAR-10) and 0.515 (MNIST) in the released encoders. None: as training left it."""
+            undoes the factor, so the logits stay. It sets the size of the conditional loss relative to the others. The
+            released encoders have 0.441 (CIFAR-10) and 0.515 (MNIST). None: no scaling."""
 
     images: PositiveInt
     batch: Batch = 100
@@ -126,7 +126,7 @@ class EncoderRecipe:
 
 @validated()
 class JudgeRecipe:
-    """How the held-out judge is trained. `images`: training images seen, each warped anew."""
+    """How the held-out judge (sgan.evaluation.judges) is trained. `images`: images seen, each randomly warped."""
 
     images: PositiveInt
     batch: Batch = 64
@@ -149,26 +149,26 @@ class GanRecipe:
     """How generators and discriminators are trained.
 
     Attributes:
-        discriminator: "binary" has one logit l and D = sigmoid(l); "classes" has one a class and
+        discriminator: "binary" has one logit l and D = sigmoid(l); "classes" has one logit per class and
             D = Z / (Z + 1) with Z = sum exp(l), and a class loss on real images, times class_weight.
         adversarial: the generator's loss: "non-saturating" -log D, or "saturating" log(1 - D).
         discriminator_scale: factor of the discriminator's adversarial loss, which is the sum of two terms.
         generator_steps: rule of (threshold, steps), highest threshold first: the number of generator steps after a
             discriminator step whose adversarial loss (half the sum of its terms) lies above the threshold.
         fresh_noise: every generator step draws new z; otherwise the first one reuses the discriminator step's batch,
-            which then moves the generator's running averages for both.
+            which then updates the generator's running averages (batch normalisation) once for both steps.
         pixel_mean: subtract the per-pixel mean of the training images (from G's sigmoid too).
         image_noise, feature_noise: std of the Gaussian noise on the input of an image or feature discriminator.
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
             (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
-        init_std: weights are N(0, init_std).
-        convolution_std: the same of a discriminator's convolutions; None: init_std.
+        init_std: weights start from N(0, init_std).
+        convolution_std: the same std for a discriminator's convolutions; None: init_std.
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
-        precision: of the networks' layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
-            Weights, losses and Adam are float32 in both, and so is all sampling."""
+        precision: number format of layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
+            Weights, losses, Adam and all sampling are always float32."""
 
     batch: Batch = 100
     adam: AdamRecipe = AdamRecipe()
@@ -197,7 +197,7 @@ STAGE_IMAGES = ("image_level", "feature_level", "joint_images")
 
 @validated()
 class Recipe:
-    """All of the training and scoring of one trial.
+    """All settings of the training and scoring of one trial.
 
     Attributes:
         gan, joint: training in the independent stages, and in the joint stage.
@@ -209,8 +209,8 @@ class Recipe:
         feedback: share of the gradient of the level below's loss that reaches the level above in the joint stage
             (1: end to end; 0.01: released CIFAR code; 0: released MNIST code).
         sampling: batch normalisation when sampling for scores: "running" averages or "batch" statistics.
-        samples: generated images a score.
-        evaluations: scores and grids while a stage trains."""
+        samples: number of generated images in a final score.
+        evaluations: number of evaluations (scores and an image grid) while a stage trains."""
 
     name: str
     encoder: EncoderRecipe
@@ -244,8 +244,8 @@ class Recipe:
 
 @validated()
 class Config:
-    """One trial, complete. `data`: digest of the images and labels. `judge`, `judge_weights`: the network that scores,
-    a row of sgan.evaluation.judges, and the SHA-256 of its weights; "": the held-out judge, which the sweep trains."""
+    """All settings of one trial. `data`: digest of the images and labels. `judge`: the network that scores, a row of
+    sgan.evaluation.judges. `judge_weights`: SHA-256 of its weights; "" for the held-out judge, which a sweep trains."""
 
     dataset: Dataset
     data: str
@@ -257,7 +257,7 @@ class Config:
 
     def __post_init__(self):
         fits = self.variant.labels or self.recipe.gan.discriminator == "binary"
-        require(fits, "a variant without labels needs a binary discriminator, but got one of classes")
+        require(fits, "a variant without labels needs gan.discriminator 'binary', but got 'classes'")
         recovers_labels = self.variant.labels and (bool(self.variant.cuts) or self.variant.weights.conditional > 0)
         objective = self.recipe.encoder.objective
         known = not recovers_labels or objective == "labels"

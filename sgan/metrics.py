@@ -29,23 +29,23 @@ from sgan.presets import DATASETS
 from sgan.store.files import write_json
 
 Part = Literal["train", "test"]
-See = Callable[[Tensor], Features]  # A network's features and logits of uint8 images
+See = Callable[[Tensor], Features]  # From uint8 images to a network's features and logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What is compared with what, and by what."""
+    """Options of a comparison of images with real ones."""
 
     against: str | None = None
     """The real images for FID, KID, precision and recall: a folder or a dataset."""
     against_part: Part = "test"
-    """Which images of a dataset are compared with."""
+    """The part of the dataset --against to compare with."""
     data: Path = Path("data")
     """Folder with the datasets' files, as torchvision lays them out."""
     judge_weights: Path | None = None
     """Weights file of the network; without it, torch-fidelity's is downloaded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is the GPU where there is one."""
+    """auto uses the GPU if there is one."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the scores and their fingerprint to this file."""
 
@@ -54,21 +54,21 @@ class Scoring:
 class Options(Scoring):
     """Score a folder of images or a dataset as the paper and torch-fidelity do.
 
-    Of a dataset the training images are scored, and compared with its test images: for CIFAR-10, 11.24 is the paper's
-    Inception score of real data. A folder is compared with the images of --against. Its images are read as for
+    By default, a dataset's training images are scored and compared with its test images. For CIFAR-10, the paper's
+    Inception score of real data is 11.24. A folder is compared with the images of --against. Its images are read as for
     training, but keep their own sizes."""
 
     source: Positional[str]
-    """A folder with images, and nothing else, in it and below, or one of digits, mnist, svhn, cifar10."""
+    """A folder that holds only images and folders of images, or one of digits, mnist, svhn, cifar10."""
     part: Part = "train"
-    """Which images of a dataset are scored."""
+    """The part of the dataset to score."""
     samples: int | None = None
-    """Score only the first images: this number of them."""
+    """Score only this number of images, the first ones."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images to score: where they come from in words, their digest, and themselves or their files, in order."""
+    """Images to score: their origin in words, their digest, and a tensor of them or their files, in order."""
 
     name: str
     digest: str
@@ -76,7 +76,7 @@ class Source:
 
 
 def batches(images: Iterable[Tensor | Path]) -> Iterator[Tensor]:
-    """uint8 tensors (n, channels, height, width) of images or their files, each of images of one size."""
+    """Yield uint8 batches (n, channels, height, width) of images or image files; each batch has images of one size."""
     tensors = (each if isinstance(each, Tensor) else pil_to_tensor(read_image(each, 3)) for each in images)
     for _, neighbours in itertools.groupby(tensors, key=lambda image: image.shape):
         while batch := list(itertools.islice(neighbours, inception.BATCH)):
@@ -84,7 +84,7 @@ def batches(images: Iterable[Tensor | Path]) -> Iterator[Tensor]:
 
 
 def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
-    """A folder's images, sorted by path, or a dataset's; ConfigError where one is damaged or they are too few."""
+    """Return a folder's images, sorted by path, or a dataset's; ConfigError where one is damaged or too few exist."""
     if name in DATASETS:
         dataset = read(DATASETS[name], data)
         images = (dataset.images if part == "train" else dataset.test_images)[:samples]
@@ -103,14 +103,14 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     require(
         len(images) >= max(SPLITS, samples or 0),
         f"{name} holds {len(images)} images; an Inception score of {SPLITS} splits needs at least {SPLITS}, and "
-        "--samples as many as it says: scores of different numbers cannot be compared",
+        "--samples needs the number that it names; add images, or lower --samples",
     )
     return Source(words, digest, images)
 
 
 def describe(source: Source, see: See) -> Features:
-    """The network's features and logits of a source; ConfigError where all of its images look the same to the network:
-    no score says anything of them."""
+    """Return the network's features and logits of a source. ConfigError where all of its images look the same to the
+    network, since their scores mean nothing."""
     images = track(source.images, source.name, console=Console(stderr=True))
     found = join([see(batch) for batch in batches(images)])
     varied = bool(found.features.std(0).max() > 1e-5 * found.features.abs().max())
@@ -119,7 +119,7 @@ def describe(source: Source, see: See) -> Features:
 
 
 def choose(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """torch's name of the device; ConfigError where it is not there."""
+    """Return torch's name of the device; ConfigError where "cuda" is given but torch finds no GPU."""
     require(device != "cuda" or torch.cuda.is_available(), "--device cuda needs a GPU, but torch finds none")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
@@ -128,8 +128,8 @@ def report(source: Source, real: Source | None, judge: tuple[str, str, str], see
     """Score images, print the scores and their fingerprint, and write them to a JSON file.
 
     Args:
-        judge: the network that sees the images, the SHA-256 of its weights, and how it resizes, in words.
-        more: further scores."""
+        judge: the network that gives the features, the SHA-256 of its weights, and its resize, in words.
+        more: further scores to print and write."""
     found = describe(source, see)
     scores = network_scores(found, describe(real, see)) if real else inception_scores(found.logits)
     known = fingerprint(*judge, len(source.images), f"{real.name} ({real.digest})" if real else "none")

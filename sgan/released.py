@@ -23,12 +23,12 @@ from sgan.models.stack import balanced_labels
 from sgan.presets import DATASETS
 from sgan.store.files import sha256
 
-COLUMNS = 10  # Images a class in the grid
+COLUMNS = 10  # Images per class in the grid
 
 
 @dataclass(frozen=True)
 class Options(Scoring):
-    """Score samples of the authors' trained CIFAR-10 generator, as many of each class, and draw a row of each class.
+    """Score samples of the authors' trained CIFAR-10 generator, equally many of each class, and draw a row per class.
 
     The files are cifar/pretrained/generator.npz, cifar/pretrained/encoder.npz and cifar/data/meanimg.npy of
     github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59."""
@@ -36,11 +36,11 @@ class Options(Scoring):
     generator: Positional[Path]
     """The trained G1 and G0."""
     encoder: Positional[Path]
-    """The classifier that they were trained against: `accuracy` is the share of samples in which it sees the label."""
+    """The classifier that guided their training. `accuracy` is the share of samples that it assigns to their label."""
     mean: Positional[Path]
     """The mean training image."""
     judge: Literal["inception", "encoder"] = "inception"
-    """The network of the other scores; encoder is that classifier, which needs no further file and favours them."""
+    """The network of the other scores. encoder is that classifier: it needs no other file, but favours the samples."""
     samples: int = 50_000
     """Number of samples."""
     seed: int = 0
@@ -62,7 +62,7 @@ def main(options: Options) -> int:
 
     def classified(images: Tensor) -> Features:
         fits = images.shape[1:] == encoder.mean.shape[1:]
-        require(fits, f"--judge encoder sees images of 3x32x32 alone, but --against has {tuple(images.shape[1:])}")
+        require(fits, f"--judge encoder needs images of 3x32x32, but --against has {tuple(images.shape[1:])}")
         taps = encoder.features(images.to(device), ("fc3", "fc4"))
         return Features(taps["fc3"].cpu(), taps["fc4"].cpu())
 

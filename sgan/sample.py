@@ -26,7 +26,7 @@ class Options:
     source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN_OR_PATH")]
     """Id of an MLflow run, name of a finished score stage (score-0123456789abcdef), or the folder of a model."""
     classes: Annotated[tuple[int, ...], tyro.conf.arg(name="class")] = ()
-    """Classes to sample, in turn; without it all, in turn."""
+    """Classes to sample, in turn; by default all classes."""
     n: int = 64
     """Number of images."""
     out: Path = Path("samples.png")
@@ -36,22 +36,22 @@ class Options:
     which: str = "last"
     """Weights: last, at the end of training, or best, at the best score while training."""
     columns: int = 8
-    """Images a row."""
+    """Number of images per row."""
     store: str = "runs"
     """Output store (a folder, or s3://bucket/folder) with the run or stage."""
 
 
 def locate(source: str, address: str) -> Path:
-    """The folder of a model's path, a run's id or a stage's name; ConfigError where there is none."""
+    """Return the folder of a model from its path, a run's id or a stage's name; ConfigError where there is none."""
     if Path(source).is_dir():
         return Path(source)
     store = find_store(address)
     name = (store.shown(source) or source) if store and "/" not in source else ""
     if store is None or not name or not store.has(name):
         raise ConfigError(
-            f"{source!r} is no folder, and no run or stage in the store {address}; name the store with --store, or get "
-            "a model from its MLflow server: mlflow artifacts download --run-id RUN --artifact-path model "
-            "--dst-path DIR, and then DIR/model"
+            f"{source!r} is no folder, and no run or stage in the store {address}. Name another store with --store, or "
+            "get the model from its MLflow server (mlflow artifacts download --run-id RUN --artifact-path model "
+            "--dst-path DIR) and name DIR/model"
         )
     return store.stage(name)
 
@@ -64,7 +64,7 @@ def main(options: Options) -> int:
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     model = sgan.load(locate(options.source, options.store), which=options.which)
     classes = itertools.cycle(options.classes or range(model.classes))
-    from sgan.evaluation import grid  # late, as torch is: --help is fast
+    from sgan.evaluation import grid  # imported late, as torch is, so that --help is fast
 
     grid.save(model.sample(list(itertools.islice(classes, options.n)), options.seed), options.out, options.columns)
     print(f"{options.n} images in {options.out}")

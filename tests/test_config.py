@@ -238,7 +238,7 @@ def test_a_changed_copy_is_checked_as_well_and_a_value_of_another_type_is_refuse
     for bad in (True, "1", None, [1.0]):
         assert repr(bad) in refused(Weights, entropy=bad)
     assert "gan must be an instance of GanRecipe" in refused(Recipe, gan={"batch": 3})
-    assert "colour is no known field" in refused(Weights, colour=1)
+    assert "colour is not a known field" in refused(Weights, colour=1)
     with pytest.raises(ConfigError, match="images is missing"):
         EncoderRecipe(**{})
 

@@ -1,4 +1,4 @@
-"""Datasets, read from their files once, where a command plans."""
+"""Read datasets from their files; a command does so once, when it plans its trials."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from sgan.shapes import Dataset
 
 DIGITS_TEST = 450  # Digits kept for testing; the other 1,347 train
 PLACES = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py", "SVHN": ""}
-"""Where in a folder torchvision looks for files."""
+"""Dataset -> sub-folder in which torchvision looks for its files."""
 
 
 def _digits() -> Parts:
@@ -30,23 +30,23 @@ def _digits() -> Parts:
 
 
 def _torchvision(name: str, root: Path) -> Parts:
-    """A torchvision dataset from `root`, or from the folder of its files; absent ones are downloaded."""
+    """Read a torchvision dataset from `root`, or from the folder of its files. Missing files are downloaded."""
     kind, parts, place = getattr(torchvision.datasets, name), [], Path(PLACES[name])
     root = next((up for up in (root, *root.absolute().parents[: len(place.parts)]) if (up / place).is_dir()), root)
     for split in ("train", "test"):
         options = {"split": split} if name == "SVHN" else {"train": split == "train"}
         try:
-            rows = kind(root, **options, download=True)  # where the files are not there, or are not whole
+            rows = kind(root, **options, download=True)  # only missing or incomplete files
             images = torch.as_tensor(rows.data)
             labels = torch.as_tensor(rows.labels if name == "SVHN" else rows.targets).long()
             size = (28, 28) if name == "MNIST" else images.shape[1:]
             if len(images) != len(labels) or int(labels.max()) > 9 or images.shape[1:] != size:
                 raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
-        except Exception as error:  # a reader or a download raises almost anything; the advice is the same
+        except Exception as error:  # readers and downloads raise many kinds of errors; the advice is the same
             raise ConfigError(
-                f"{name} cannot be read from {root / place} nor downloaded ({error!r:.200}); delete its files if they "
-                f"are damaged, get them on a machine with a network (torchvision.datasets.{name}(root, download=True)),"
-                " copy the folder here and name it with --data, or run --dataset digits, which needs no files"
+                f"{name} cannot be read from {root / place} or downloaded ({error!r:.200}). Delete damaged files; or "
+                f"get all on a machine with a network (torchvision.datasets.{name}(root, download=True)), copy the "
+                "folder here and name it with --data. Or use --dataset digits, which needs no files"
             ) from error
         parts += [{"MNIST": images[:, None], "CIFAR10": images.movedim(-1, 1)}.get(name, images), labels]
     return tuple(parts)  # pyright: ignore[reportReturnType]
@@ -54,8 +54,8 @@ def _torchvision(name: str, root: Path) -> Parts:
 
 @functools.lru_cache(maxsize=1)
 def read(dataset: Dataset, root: Path) -> Data:
-    """Read a dataset from a folder (digits are embedded); the last one is kept, since a command may choose it twice.
-    ConfigError where files are damaged, or absent and cannot be downloaded, or all training images the same."""
+    """Read a dataset from a folder (digits come with scikit-learn). The last dataset stays in memory for a second call.
+    ConfigError where files are damaged, or missing and not downloadable, or all training images are the same."""
     match dataset.name:
         case "folder":
             read_parts = image_folder.read(root, dataset.size, dataset.channels)
@@ -64,7 +64,7 @@ def read(dataset: Dataset, root: Path) -> Data:
         case name:
             read_parts = _torchvision(name.upper(), root)
     images, *others = parts = [part.contiguous() for part in read_parts]
-    same = f"the {len(images)} training images of {dataset.name} in {root} are all the same; name others"
+    same = f"the {len(images)} training images of {dataset.name} in {root} are all the same; use other images"
     require(not bool((images.amax(0) == images.amin(0)).all()), same)
     digest = hashlib.sha256()
     for tensor in parts:

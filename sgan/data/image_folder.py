@@ -1,4 +1,4 @@
-"""Image folders: a class is a sub-folder, whose images are brought to one size and one number of channels."""
+"""Read image folders: each sub-folder is a class. All images get the same size and number of channels."""
 
 import re
 from collections import defaultdict
@@ -13,22 +13,22 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor
 from sgan.checks import ConfigError, require
 
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev")
-"""Names of the folders of a split, in lower case; the first that is there counts."""
+"""Folder names of the training and test parts, in lower case; the first name that exists counts."""
 SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information")
 SYSTEMS += ("lost+found", "@eadir", "#recycle", "temporary items", "network trash folder")
-"""What systems leave in folders, in lower case."""
-STORE = ("stages", "claims")  # Folders by which an output store is known
+"""Names of files and folders that operating systems and file servers leave, in lower case."""
+STORE = ("stages", "claims")  # Sub-folders by which an output store is recognised
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's modes of 8 bits a channel. It makes them of colours of 16 bits, too, which DEEP finds."""
+"""Pillow's modes with 8 bits per channel. Pillow also opens 16-bit colours in these modes; DEEP detects that."""
 DEEP = re.compile(";16[BLN]")
 KEPT_FOR_TESTING = 5  # One image in five is kept for testing where the folder has no test images of its own
-FEW = 10  # Names shown of many
+FEW = 10  # Names shown in a message, at most
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
 
 class LeftOut(defaultdict[str, list[str]]):
-    """Why files and folders are not used -> their names."""
+    """Reason why files and folders are not used -> their names."""
 
     def __init__(self):
         super().__init__(list)
@@ -42,12 +42,12 @@ def _few(names: list[str]) -> str:
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """All files below a folder, sorted, but for what `left_out` gets. ConfigError where a folder is unreadable."""
+    """Return all files below a folder, sorted; `left_out` collects the others. ConfigError for an unreadable folder."""
     files = []
     for path in _inside(folder, left_out):
         if path.is_file():
             files.append(path)
-        elif path.is_symlink():  # it may lead to a folder above
+        elif path.is_symlink():  # it may lead to a parent folder, and so to an endless search
             left_out["links to folders"].append(path.name)
         else:
             files += image_files(path, left_out)
@@ -73,18 +73,18 @@ def _inside(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """An image of any size, upright (EXIF), grey (1 channel) or RGB (3), and white where it is transparent; of
-    several in one phone's photo (MPO) the first. ConfigError where the file is no image, an animation, or has more
-    than 8 bits a channel."""
+    """Read an image of any size, upright (EXIF), in grey (1 channel) or RGB (3), and white where it is transparent.
+    Of a phone's photo with several pictures (MPO), the first counts. ConfigError where the file is no image, is an
+    animation, or has more than 8 bits per channel."""
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":
                 raise ValueError(f"an animation of {frames} frames")
             if image.mode not in MODES or DEEP.search(str(image.tile)):
-                raise ValueError(f"pixels of mode {image.mode}, not of 8 bits a channel")
+                raise ValueError(f"pixels of mode {image.mode}, not of 8 bits per channel")
             upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's readers raise whatever their format's code does
+    except Exception as error:  # Pillow's readers raise many kinds of errors
         raise ConfigError(f"{path} cannot be read as an image ({error!r:.200}); convert it or move it away") from error
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
@@ -93,12 +93,12 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Names of a folder's classes, sorted. ConfigError where they cannot be classes."""
+    """Return the sorted class names of a folder. ConfigError where its sub-folders cannot be classes."""
     return _classes(root, LeftOut())[1]
 
 
 def describe(root: Path) -> str:
-    """A folder's files, its classes, and what is left out and why, in words."""
+    """Describe a folder in words: its images, its classes, and the skipped files with the reasons."""
     left_out = LeftOut()
     parts, names = _classes(root, left_out)
     files = [file for part in parts for name in names for file in image_files(part / name, left_out)]
@@ -106,15 +106,15 @@ def describe(root: Path) -> str:
 
 
 def read(root: Path, size: int, channels: int) -> Parts:
-    """All images of a folder: each as `read_image` gives it, cut to a square around its middle, and resized with
-    antialiasing. ConfigError also where a class has no images."""
+    """Read all images of a folder with `read_image`, crop each to its central square, and resize it with antialiasing.
+    ConfigError as for `read_image`, and where a class has no images."""
     folders, names = _classes(root, LeftOut())
     parts = []
     for part in folders:
         files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name, LeftOut())]
         for label in set(range(len(names))) - {label for _, label in files}:
             raise ConfigError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
-        # Shuffled once: in some scores the first images stand for all, and must not be of one class.
+        # Shuffled once: some scores use only the first images, which must not all be of one class.
         files = [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
         labels = torch.tensor([label for _, label in files])
         images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
@@ -133,7 +133,7 @@ def read(root: Path, size: int, channels: int) -> Parts:
 
 
 def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]]:
-    """The folders that hold class folders, those of train and test where there are both, else the root; the classes."""
+    """Return the folders that hold class folders (train and test if both exist, else the root), and the class names."""
     inside = _inside(root, left_out)
     folders = [path for path in inside if path.is_dir()]
     split = [[path for name in names for path in folders if path.name.lower() == name] for names in (TRAIN, TEST)]
@@ -141,8 +141,8 @@ def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]
     if all(split):
         left_out["beside train and test"] += [path.name for path in inside if path not in parts]
     elif folders and len(folders) == sum(map(len, split)):
-        held = f"{root} holds no classes but parts of a split, {', '.join(path.name for path in folders)}"
-        raise ConfigError(f"{held}; it needs both train and test, or none")
+        held = f"{root} holds only one part of a train/test split, {', '.join(path.name for path in folders)}"
+        raise ConfigError(f"{held}; it needs both a train and a test folder, or class folders only")
     classes = []
     for part in parts:
         inside = inside if part == root else _inside(part, left_out)
@@ -154,6 +154,6 @@ def _classes(root: Path, left_out: LeftOut) -> tuple[list[Path], tuple[str, ...]
         classes.append(tuple(path.name for path in inside if path.is_dir()))
     odd, held = ", ".join(sorted(set(classes[0]) ^ set(classes[-1]))), ", ".join(classes[0]) or "none"
     require(not odd, f"{root}: train and test must hold the same class folders, but only one has {odd}")
-    several = f"{parts[0]} must hold at least two sub-folders, one a class, of images; it holds {held}"
+    several = f"{parts[0]} must hold at least two sub-folders, one per class, with images; it holds {held}"
     require(len(classes[0]) > 1, several)
     return parts, classes[0]

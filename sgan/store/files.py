@@ -1,7 +1,7 @@
-"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines, a stage's record among them, and tensors.
+"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines (such as a stage's record), and tensors.
 
-Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled. What
-is made has the rights that the umask leaves, and those of the folder around it: who may write a store may write all.
+Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled. New
+files get the umask's permissions and those of the folder around them: whoever may write to a store may write to all.
 """
 
 import errno
@@ -32,11 +32,11 @@ class StoreError(ConfigError):
 
 
 def inside(root: Path, name: object) -> Path:
-    """The path `root / name`, which may lead through links: see `is_plain`. StoreError where a name from outside would
-    lead out of `root`."""
+    """Return the path `root / name`. It may lead through symbolic links; `is_plain` checks that. StoreError where the
+    name is not a relative path below `root`."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name:
-        raise StoreError(f"{name!r} is no name of a file or folder below {root}; names there have no '..' and no root")
+        raise StoreError(f"{name!r} is no name of a file or folder below {root}; use a relative path without '..'")
     return root / name
 
 
@@ -53,21 +53,21 @@ def sha256(path: Path) -> str:
 
 
 def lack(error: BaseException) -> OSError | None:
-    """The error of a disk or share behind another one, where it is waited for."""
+    """Return the disk's error, one of WAITED, that this error is or that caused it; None where there is none."""
     cause = error.__cause__ if isinstance(error, StoreError) else error
     return cause if isinstance(cause, OSError) and cause.errno in WAITED else None
 
 
 def unreadable(path: Path, error: Exception, remedy: str = "delete its folder, and it is made again") -> StoreError:
-    """The error for a file that cannot be read; `remedy` is for one that is missing or damaged."""
+    """Return the error for a file that cannot be read; `remedy`: advice for one that is missing or damaged."""
     missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
     if isinstance(error, OSError) and error.errno not in missing:
-        remedy = "nothing is known to be damaged: this user needs the rights to read it, and its disk must answer"
+        remedy = "this user needs the rights to read it, and its disk must answer; it is not known to be damaged"
     return StoreError(f"{path} cannot be read ({error}); {remedy}")
 
 
 def share(path: Path) -> None:
-    """Let whoever may read and write the folder around a new file or folder read and write that, too."""
+    """Add the read and write permissions of the folder around a new file or folder to its own permissions."""
     mode, around = path.stat().st_mode, path.absolute().parent.stat().st_mode
     wider = mode | around & (0o77 if path.is_dir() else 0o66)
     if wider != mode:
@@ -76,7 +76,7 @@ def share(path: Path) -> None:
 
 @contextmanager
 def umask_of(folder: Path) -> Iterator[None]:
-    """Give what other code makes in this process meanwhile the rights that `share` gives."""
+    """Context in which files that other code of this process makes get the permissions that `share` gives."""
     own = os.umask(0o77)
     os.umask(own & ~folder.stat().st_mode)
     try:
@@ -86,7 +86,7 @@ def umask_of(folder: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, if they are not there."""
+    """Make a folder and its parents, if they do not exist."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
+    """Flush a file, or the names in a folder, to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or whatever lies in its place, if anything does."""
+    """Remove a file, link or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -112,8 +112,8 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file or folder that is made there is renamed to `path`, whole and on the disk, unless
-    the block raises an error."""
+    """Yield a temporary path. The file or folder made there is flushed to the disk and renamed to `path`, unless the
+    block raises an error."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -128,21 +128,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the SHA-256 of its canonical text in it, by which its reader knows that it is whole."""
+    """Return a JSON object with the SHA-256 of its canonical text added, so that a reader can detect damage."""
     content = {name: item for name, item in value.items() if name != SEAL}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def unsealed(text: str | bytes, kind: type | None = None) -> dict[str, Any]:
-    """The inverse, from the object's text; ValueError where it is not what was written, or not of this TypedDict."""
+    """The inverse of `sealed`, from the object's text; ValueError where it is damaged or not of this TypedDict."""
     try:
         value = json.loads(text)
         whole = isinstance(value, dict) and sealed(value) == value
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not whole:
-        raise ValueError("it is not as it was written")
+        raise ValueError("it does not match its SHA-256")
     del value[SEAL]
     return checked(kind, value) if kind else value
 
@@ -159,19 +159,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, kind: type | None = None, **its: Any) -> dict[str, Any]:
-    """Read what `write_json` wrote; StoreError with the file's name where it is not what was written, or not of this
-    TypedDict. `its`: entries by which it is known from others of its kind; with other values it is another's."""
+    """Read an object of `write_json`. StoreError with the file's name where it is damaged, does not fit this TypedDict,
+    or lacks the entries `its`, which tell it from other files of its kind."""
     try:
         value = unsealed(path.read_bytes(), kind)
         if any(value.get(name) != item for name, item in its.items()):
-            raise ValueError("it is another's")
+            raise ValueError("it belongs to something else")
     except (ValueError, OSError) as error:
-        raise unreadable(path, error, "delete it, and what it held is made again") from error
+        raise unreadable(path, error, "delete it, and its content is made again") from error
     return value
 
 
 def whole_lines(path: Path, kind: type) -> list[dict[str, Any]]:
-    """The sealed JSON objects of the lines in a file; a line that is not whole, or of another kind, is left out."""
+    """Return the sealed JSON objects in a file's lines, without lines that are damaged or do not fit `kind`."""
     found = []
     for line in path.read_text(errors="replace").split("\n"):
         with suppress(ValueError):
@@ -181,7 +181,7 @@ def whole_lines(path: Path, kind: type) -> list[dict[str, Any]]:
 
 @with_config(OPEN)
 class Point(TypedDict):
-    """A point of a stage's record: losses and scores after so many training images, at a time in unix seconds."""
+    """A point of a stage's record: losses and scores after `images` training images, at a time in unix seconds."""
 
     images: int
     time: float
@@ -189,8 +189,8 @@ class Point(TypedDict):
 
 
 class Record:
-    """The record of one stage: metric points as JSON lines in the stage's folder. `text`: the record so far, of the
-    checkpoint that the stage goes on from; points that were added after it are made again."""
+    """The record of one stage: metric points as JSON lines in the stage's folder. `text`: the record in the checkpoint
+    from which the stage continues; later points are made again."""
 
     def __init__(self, folder: Path, text: str = ""):
         self.path, self.text = folder / RECORD_FILE, text
@@ -198,8 +198,8 @@ class Record:
         self.points = read_record(folder)
 
     def add(self, images: int, metrics: Mapping[str, float], judge: str = "") -> None:
-        """Append one point: metric name -> value, after `images` training images, and the name of the stage that has
-        scored there."""
+        """Append one point: metric name -> value, after `images` training images. `judge`: name of the stage that made
+        the scores in it."""
         point = {"images": images, "time": time.time(), "metrics": dict(metrics)} | ({"judge": judge} if judge else {})
         line = json.dumps(sealed(point)) + "\n"
         with open(self.path, "a") as file:
@@ -209,8 +209,8 @@ class Record:
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The points of a stage's record, but for a last line that is still being written. StoreError where another one is
-    not what was written."""
+    """Return the points of a stage's record, without a last line that is still being written. StoreError where another
+    line is damaged."""
     path = folder / RECORD_FILE
     try:
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -227,9 +227,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; StoreError with its name where it is none."""
+    """Return the tensors of a safetensors file; StoreError with its name where it cannot be read."""
     try:
-        open(path, "rb").close()  # safetensors says of a file without rights that it is not there
+        open(path, "rb").close()  # safetensors reports a file without read permission as missing
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, error) from error

@@ -1,9 +1,9 @@
 """The output store: a folder that holds every finished stage once, whole, under its content key.
 
-docs/store.md lists what lies where. Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds
-a SHA-256 of itself, and stage.json that of every other file of its stage. The truth is in stages/: all else may be
-deleted, and the same command makes it again, but for votes and the ledger's account of the past. Claims are locks
-(flock) in claims/, which the kernel frees when a process dies. `sgan.store.s3` keeps the same in a bucket.
+docs/store.md lists its files. Everything in it is data (JSON, safetensors, PNG); nothing is unpickled. JSON holds a
+SHA-256 of itself, and stage.json that of every other file of its stage. Results are in stages/. If anything else is
+deleted, the same command makes it again, except votes and past events in the ledger. Claims are locks (flock) in
+claims/, which the kernel frees when a process dies. `sgan.store.s3` keeps the same in a bucket.
 """
 
 import fcntl
@@ -31,13 +31,13 @@ from sgan.store.files import StoreError, inside, read_json, remove, sealed, sync
 STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
-FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders that every process may have to write
-ROOM_WAIT = 3.0  # Seconds between two writes where the disk is full
+FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders to which any process may write
+ROOM_WAIT = 3.0  # Seconds between two attempts to write to a full disk
 
 
 @with_config(OPEN)
 class Event(TypedDict):
-    """An event of the ledger, at a time in unix seconds; what it says more is its own."""
+    """An event of the ledger, the store's log, at a time in unix seconds; each kind of event adds its own entries."""
 
     time: float
     host: str
@@ -47,8 +47,8 @@ class Event(TypedDict):
 
 @with_config(OPEN)
 class Facts(TypedDict, total=False):
-    """What stage.json says; a kind of stage adds its own. `files`: path in the stage's folder -> SHA-256.
-    `images`, `seconds`: of training or of scoring. `finished`: in unix seconds."""
+    """The content of stage.json; each kind of stage adds its own entries. `files`: path in the stage's folder ->
+    SHA-256. `images`, `seconds`: of training or of scoring. `finished`: time in unix seconds."""
 
     name: Required[str]
     status: Required[str]
@@ -74,13 +74,13 @@ class LostClaim(StoreError):
 
 
 class Store:
-    """The folder `root`, made if it is not there; StoreError where it cannot be made or written.
+    """The store in the folder `root`, made if it does not exist; StoreError where it cannot be made or written.
 
     Args:
-        there: it is opened to be read: nothing is written now.
+        there: the store exists and is opened to read: opening it writes nothing.
     Attributes:
-        address: names the store on every host.
-        poll: seconds between two looks at what another process holds."""
+        address: the store's name on every host.
+        poll: seconds between two looks at a claim that another process holds."""
 
     poll = 0.2
     advice = "name a writable folder with --store"
@@ -88,8 +88,8 @@ class Store:
     def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
         self.address = str(self.root)
-        self.locks: dict[str, TextIO] = {}  # those held, by their names
-        self.writer = uuid.uuid4().hex[:16]  # names its file of the ledger
+        self.locks: dict[str, TextIO] = {}  # name of each lock that is held -> its file
+        self.writer = uuid.uuid4().hex[:16]  # part of the name of its file in the ledger
         try:
             for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
                 files.make_folder(folder)
@@ -100,7 +100,7 @@ class Store:
             raise StoreError(f"the output store {self.root} cannot be written ({reason}); {self.advice}") from error
 
     def note(self, event: str, **about: Any) -> Path:
-        """Add an event to this process's file of the ledger, unless the disk does not take it; returns the file."""
+        """Append an event to this process's file in the ledger; a disk error is ignored. Returns the file."""
         origin = {"time": time.time(), "host": platform.node(), "process": os.getpid()}
         line = json.dumps(sealed({**origin, "event": event, **about}))
         path = self.root / LEDGER / f"{self.writer}-{os.getpid()}.jsonl"
@@ -108,17 +108,17 @@ class Store:
             files.make_folder(path.parent)
             with open(path, "ab", buffering=0) as file:
                 files.share(path)
-                file.write(f"\n{line}".encode())  # first the end of a half line that a full disk left
+                file.write(f"\n{line}".encode())  # the newline first ends a partial line that a full disk left
         return path
 
     def events(self) -> list[dict[str, Any]]:
-        """All events of the ledger, the earliest first; a line that is not whole is left out."""
+        """All events of the ledger, the earliest first, without damaged lines."""
         self.fetch(self.root / LEDGER)
         events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in files.whole_lines(path, Event)]
         return sorted(events, key=lambda event: event["time"])
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
-        """Write something, again and again while the disk is full or read-only, or does not answer."""
+        """Call `write`, again and again while the disk is full or read-only, or does not answer."""
         told = False
         while True:
             try:
@@ -152,7 +152,7 @@ class Store:
         return inside(self.root / "failures", f"{name}.json")
 
     def _here(self, folder: str, name: str) -> Path:
-        """The path of a file that never changes, which is brought here if the store has it."""
+        """Return the path of a file that never changes, after `fetch` if it is missing on this host."""
         path = inside(self.root / folder, name)
         if not path.exists():
             self.fetch(path)
@@ -183,13 +183,13 @@ class Store:
         return read_json(path, run=run).get("stage", "") if path.exists() else ""
 
     def save(self, path: Path) -> None:
-        """Make a file, or all files of a folder, that was written below `root` last as long as the store."""
+        """Save a file, or all files of a folder, that was written below `root`: a bucket uploads it."""
 
     def fetch(self, path: Path) -> None:
-        """Bring a file below `root`, or all files of a folder, to the content that the store has, if it has it."""
+        """Update a file below `root`, or all files of a folder, from the store, if it has them: a bucket downloads."""
 
     def renew(self) -> None:
-        """Forget listings that count for a moment: what another host has just finished is seen."""
+        """Drop cached listings, so that stages that another host has just finished are seen."""
 
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
@@ -217,12 +217,12 @@ class Store:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Try to become the one process that trains a stage; yields whether it is. Never waits."""
+        """Try to become the one process that trains a stage; yields whether that worked. Never waits."""
         with self.alone(name) as ours:
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
-        """Whether a process holds the claim now. Never waits, but may refuse a claim of this very moment."""
+        """Whether a process holds the claim now. Never waits, but a process that claims it at this moment may fail."""
         try:
             with suppress(FileNotFoundError), open(self._lock_file(name)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -232,7 +232,7 @@ class Store:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
-        """Try to hold a lock that is no stage's; yields whether it is ours. Never waits."""
+        """Try to hold a lock other than a stage's; yields whether this process holds it. Never waits."""
         path = self._lock_file(name)
         files.make_folder(path.parent)
         with open(path, "a") as file:
@@ -251,7 +251,7 @@ class Store:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Wait for, and hold, a lock that is no stage's."""
+        """Wait for a lock other than a stage's, and hold it."""
         while True:
             with self.alone(name) as ours:
                 if ours:
@@ -266,7 +266,7 @@ class Store:
         """Raise LostClaim where the file of a claim that is held was deleted: another process may hold the name now."""
         file, path = self.locks.get(name), self._lock_file(name)
         if file and not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-            raise LostClaim(f"{path} was deleted; the stage goes on from its checkpoint")
+            raise LostClaim(f"{path}, the stage's claim, was deleted; the stage goes on from its checkpoint")
 
     def begin(self, name: str) -> Path:
         """The work folder of a claimed stage, with the files that an interrupted run left in it."""
@@ -277,15 +277,15 @@ class Store:
         return folder
 
     def keep(self, name: str, now: bool = False) -> None:
-        """Let the work folder of a stage outlive this host: called while it trains, and with `now` where it stops.
+        """Save the work folder of a stage beyond this host: called while it trains, and with `now` when it stops.
         LostClaim where its claim was deleted."""
         self._require_claim(name)
         if now:
             self.note("stage stopped", stage=name)
 
     def publish(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Turn the work folder into the finished stage in one rename, without the checkpoints of one that is done.
-        LostClaim where its claim was deleted: then somebody else may write there."""
+        """Turn the work folder into the finished stage by one rename; a stage that is done drops its checkpoints.
+        LostClaim where its claim was deleted, since another process may write there."""
         self._require_claim(name)
         folder, finished = self.work(name), Store.stage(self, name)
         _remove_foreign(folder)

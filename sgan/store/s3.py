@@ -1,13 +1,13 @@
 """The output store in a bucket (s3://bucket/folder), for hosts that share no folder.
 
-    done/<name>.json            stage.json of a finished stage: created once, and last, it makes the stage finished
-    stages/<name>/<upload>/     its files; stage.json names the upload that counts and the digest of each file
-    work/<name>/                a stage in progress, as of a few seconds ago: its checkpoints last
+    done/<name>.json            stage.json of a finished stage: created once, after its files; it marks the stage done
+    stages/<name>/<upload>/     its files; stage.json names the valid upload and the digest of each file
+    work/<name>/                a stage in progress, uploaded every few seconds, the checkpoints after the other files
     claims/<name>               the process that trains it (sgan.store.claims)
-    all else                    as in a folder
+    other files                 as in a folder
 
-Each host mirrors what it needs in a folder of its own, $SGAN_CACHE or ~/.cache/sgan, which may be deleted at any time
-when nothing runs there. The bucket is the truth.
+Each host copies the files that it needs to its own folder, $SGAN_CACHE or ~/.cache/sgan. This folder may be deleted
+whenever no process uses it. The bucket's files are the valid ones.
 """
 
 import fnmatch
@@ -32,10 +32,10 @@ from sgan.store.files import StoreError, atomic_write, inside, read_json, remove
 from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
-"""Seconds between tries where a bucket does not answer: an hour of trouble interrupts nothing."""
+"""Seconds between attempts while a bucket does not answer: commands survive an hour of that."""
 SYNC = 10.0  # Seconds between two uploads of a stage in progress
-FRESH = 1.0  # Seconds for which a listing counts, or twenty times as long as it took
-HEAVY = ".safetensors"  # Files that nobody needs who only watches a stage
+FRESH = 1.0  # Seconds for which a listing is valid, at least; a slow one is valid for 20 times its own duration
+HEAVY = ".safetensors"  # Suffix of files that are not needed to watch a stage
 
 
 def open_store(address: str) -> Store:
@@ -45,7 +45,7 @@ def open_store(address: str) -> Store:
 
 
 def find_store(address: str) -> Store | None:
-    """The store at an address, where it is there already, to read; None where no such folder is."""
+    """Return the existing store at an address, to read; None where there is no such folder."""
     address = store_address(address)
     there = is_bucket(address) or any(Path(address, name).is_dir() for name in ("stages", "sweeps"))
     return _open(address, there=True) if there else None
@@ -72,9 +72,9 @@ class BucketStore(Store):
             write_json(identity, {"host": uuid.uuid4().hex})
         host = read_json(identity)["host"]
         self.leases = Leases(self.fs, f"{self.base}/claims", host)
-        self.listings: dict[str, tuple[dict[str, str], float]] = {}  # folder -> its files, and how long they count
-        self.mirrored: dict[Path, tuple[str, tuple[int, int]]] = {}  # ETag and identity of what this process fetched
-        self.kept: dict[str, tuple[int, int]] = {}  # identity of what this process has uploaded of a stage in progress
+        self.listings: dict[str, tuple[dict[str, str], float]] = {}  # folder -> its files, and until when they count
+        self.mirrored: dict[Path, tuple[str, tuple[int, int]]] = {}  # path -> ETag and identity of a fetched file
+        self.kept: dict[str, tuple[int, int]] = {}  # key -> identity of an uploaded file of a stage in progress
         self.kept_at = 0.0
         self.uploads = ThreadPoolExecutor(1)
         self.upload = self.uploads.submit(lambda: None)
@@ -83,7 +83,7 @@ class BucketStore(Store):
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
             trouble = masked(f"the output store {address} cannot be written ({error!r:.200})")
-            advice = "name a bucket that is there and that this host's credentials may write with --store"
+            advice = "with --store, name an existing bucket that this host's credentials may write to"
             raise StoreError(f"{trouble}; {advice}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -165,7 +165,7 @@ class BucketStore(Store):
                 yield bool(token)
 
     def begin(self, name: str) -> Path:
-        remove(self.work(name))  # another host may have gone on with it
+        remove(self.work(name))  # another host may have continued it
         paths = {found: inside(self.root, found) for found in self._find(f"work/{name}")}
         self.kept = {found: _identity(path) for found, path in paths.items() if self._get(found, path)}
         self.kept_at = time.monotonic()
@@ -180,13 +180,13 @@ class BucketStore(Store):
             super().keep(name, now)
 
     def _keep(self, name: str) -> None:
-        """Bring the bucket's copy of a work folder up to date: checkpoints last, and of these their JSON file."""
+        """Bring the bucket's copy of a work folder up to date: checkpoints last, and in each its JSON file last."""
         folder = self.work(name)
-        with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next time will do
+        with suppress(Exception):  # the bucket does not answer, or a file was just replaced: the next call repeats it
             files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
             for file in sorted(files, key=lambda file: (file.startswith(CHECKPOINTS), file.endswith(".json"), file)):
                 key, identity = f"work/{name}/{file}", _identity(folder / file)
-                if self.kept.get(key) != identity and "/." not in key:  # a dot begins what is being written
+                if self.kept.get(key) != identity and "/." not in key:  # a dot begins names of unfinished files
                     self.fs.put_file(str(folder / file), f"{self.base}/{key}")
                     self.kept[key] = identity
             for key in [key for key in self.kept if not (self.root / key).exists()]:
@@ -199,7 +199,7 @@ class BucketStore(Store):
         self._finish(name)
 
     def _finish(self, name: str) -> None:
-        """Upload a stage that this host finished. Where another host was faster, its stage is the one."""
+        """Upload a stage that this host finished. Where another host was faster, its stage counts; drop this one."""
         folder, upload = super().stage(name), uuid.uuid4().hex[:12]
         facts = read_json(folder / STAGE_FILE, Facts) | {"upload": upload}
         for file in facts["files"]:
@@ -209,18 +209,18 @@ class BucketStore(Store):
             self.note("stage discarded", stage=name)
             self._remove(f"stages/{name}/{upload}")
             remove(folder)
-        remove(folder / STAGE_FILE)  # the rest is a mirror
+        remove(folder / STAGE_FILE)  # the rest stays as a copy of the bucket
         remove(self.root / done)
         self._list("done")[done] = ""
         self._remove(f"work/{name}")
 
     def _pull(self, name: str, files: Iterable[str]) -> None:
-        """Bring files of a finished stage here, each checked against its digest."""
+        """Download files of a finished stage, each checked against its digest."""
         facts, done = self.facts(name), f"done/{name}.json"
         for file in files:
             path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
-                remove(self.root / done)  # the next one may be of the stage trained again
+                remove(self.root / done)  # its next copy may be of the stage trained again
                 damaged = f"{source} in {masked(self.address)} is missing or damaged"
                 raise StoreError(f"{damaged}; delete {done} there, and the stage is trained again")
 
@@ -232,7 +232,7 @@ class BucketStore(Store):
         return {path.removeprefix(f"{self.base}/"): tag for path, tag in files.items()}
 
     def _list(self, folder: str) -> dict[str, str]:
-        """The same as of a moment ago."""
+        """The same as `_find`, from a listing that may be some moments old."""
         files, until = self.listings.get(folder, ({}, 0.0))
         if (began := time.monotonic()) > until:
             files = self._find(folder)
@@ -240,7 +240,7 @@ class BucketStore(Store):
         return files
 
     def _mirror(self, source: str, tag: str, path: Path) -> None:
-        """Bring a file here, unless this process has done so and neither has changed since."""
+        """Download a file, unless this process has done so and neither copy has changed since."""
         fresh = path.exists() and self.mirrored.get(path) == (tag, _identity(path))
         if not fresh and self._get(source, path):
             self.mirrored[path] = tag, _identity(path)
@@ -249,7 +249,7 @@ class BucketStore(Store):
         self._patiently(lambda: self.fs.put_file(str(path), f"{self.base}/{name}"))
 
     def _get(self, name: str, path: Path, digest: str = "") -> bool:
-        """Bring a file here, whole or not at all; False where it is not there or has another digest."""
+        """Download a file, whole or not at all; False where the bucket lacks it or it has another digest."""
         with suppress(FileNotFoundError), atomic_write(path) as temporary:
             self._patiently(lambda: self.fs.get_file(f"{self.base}/{name}", str(temporary)))
             if digest and sha256(temporary) != digest:
@@ -262,7 +262,7 @@ class BucketStore(Store):
             self._patiently(lambda: self.fs.rm(f"{self.base}/{folder}", recursive=True))
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Call again while the bucket does not answer; StoreError where it does not for an hour, or refuses."""
+        """Repeat a call while the bucket does not answer; StoreError after an hour, or where the bucket refuses it."""
         for number, pause in enumerate((*PAUSES, None)):
             try:
                 return call()
@@ -271,14 +271,14 @@ class BucketStore(Store):
             except Exception as error:  # botocore's, aiohttp's, the file system's
                 trouble = masked(f"the output store {self.address} does not answer ({error!r:.200})")
                 if pause is None or isinstance(error, PermissionError):
-                    advice = "what is finished stays there, and the same command goes on"
+                    advice = "finished stages stay there, and the same command goes on"
                     raise StoreError(f"{trouble}; {advice}") from error
-                if number == 2:  # short trouble is not worth a word
+                if number == 2:  # short trouble is not reported
                     print(f"{trouble}; waiting for it", file=sys.stderr, flush=True)
                 time.sleep(pause)
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What changes when a file is written anew."""
+    """Return a pair that changes when a file is written again: its inode and its time of modification in ns."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns

@@ -121,7 +121,7 @@ def test_of_three_parts_two_are_used_and_the_third_is_told(root, tmp_path_factor
 @pytest.mark.parametrize("names", [("val", "test"), ("train", "training"), ("train",)])
 def test_the_folders_of_half_a_split_are_no_classes(root, names, tmp_path_factory):
     place = split(root, tmp_path_factory.mktemp("split"), *names)
-    assert f"{place} holds no classes but parts of a split, {', '.join(sorted(names))}; it needs" in refused(place)
+    assert f"{place} holds only one part of a train/test split, {', '.join(sorted(names))}; it needs" in refused(place)
 
 
 def test_a_class_may_be_called_train(root):
@@ -409,7 +409,7 @@ def test_scores_of_fewer_images_than_asked_for_are_refused(root):
     with pytest.raises(ConfigError) as caught:
         metrics.find(str(root / "cats"), "train", root, 1000)
     assert str(caught.value).startswith(f"{root / 'cats'} holds 10 images; ")
-    assert "--samples as many as it says" in str(caught.value)
+    assert "--samples needs the number that it names" in str(caught.value)
     assert len(metrics.find(str(root), "train", root, 12).images) == 12
 
 

@@ -264,7 +264,7 @@ def test_json_that_is_no_config_is_refused_by_name():
         (("variant", "cuts"), "fc3", "variant.cuts must be a valid array"),
         (("variant", "cuts"), ["fc9"], "variant.cuts: unknown tap 'fc9'"),
         (("dataset", "encoder", "maps"), [1], "dataset.encoder.maps.1 is missing"),
-        (("recipe", "gan", "odd"), 1, "recipe.gan.odd is no known field"),
+        (("recipe", "gan", "odd"), 1, "recipe.gan.odd is not a known field"),
         (("seed",), 1.5, "seed must be a valid integer"),
         (("seed",), True, "seed must be a valid integer"),
     ):

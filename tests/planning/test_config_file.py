@@ -87,7 +87,9 @@ def test_a_file_of_another_version_is_named_with_its_commit(written: Path, tmp_p
     path, content = tmp_path / "other.yaml", yaml.safe_load(written.read_text())
     content["config"]["recipe"]["gan"]["later"] = 1
     path.write_text(yaml.safe_dump(content))
-    words = "config.recipe.gan.later is no known field; it was written by commit abc: use that commit, or search again"
+    words = (
+        "config.recipe.gan.later is not a known field; it was written by commit abc: use that commit, or search again"
+    )
     with pytest.raises(ConfigError) as caught:
         config_file.read(path)
     assert str(caught.value) == f"{path} cannot be read as the config file of a search: {words}"
