@@ -1,4 +1,4 @@
-"""Score sets of images of which it is known what is wrong with them, and print the table of docs/metrics.md.
+"""Score sets of images with known faults, and print the table of docs/metrics.md.
 
 python -m sgan.calibrate [--dataset digits] [--draws 10] [--help]
 """
@@ -40,21 +40,21 @@ ALARMS = {"collapse": COLLAPSED, "copies": COPIED}
 
 @validated()
 class Options:
-    """Score sets of images of which it is known what is wrong with them, and print a table."""
+    """Score sets of images with known faults, and print a table."""
 
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"
     """The real images: digits, mnist, svhn or cifar10."""
     data: Path = Path("data")
     """Folder with the dataset's files, as torchvision lays them out."""
     draws: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Sets of each kind, of which the means are printed."""
+    """Number of sets of each kind. The table shows their mean scores."""
     samples: Annotated[int, Field(ge=100, le=10**6)] = 2000
-    """Images a set."""
+    """Number of images per set."""
 
 
 def sets(data: Data, draw: int, count: int) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """Known sets of so many images by title: prototypes of each class repeated, held-out images with a missing class
-    and with noise (standard deviation in [0, 1]), and real images as they are. Each is what `Judges.scores` takes."""
+    """Return sets of `count` images by title, each as the arguments of `Judges.scores`. Faulty sets repeat a few images
+    of each class (prototypes), lack a class, or have noise (std on [0, 1]). The last two sets are real images."""
     generator = torch.Generator().manual_seed(draw)
     held, held_labels = parts(data)[1]
     classes = int(data.labels.max()) + 1
@@ -87,7 +87,7 @@ def sets(data: Data, draw: int, count: int) -> dict[str, tuple[Tensor, Tensor, T
 
 
 def trained(dataset: Dataset, data: Data) -> Judges:
-    """The judges that need no weights, trained anew as in the dataset's trials."""
+    """Train and return the judges that need no weights file, as the dataset's trials do."""
     recipe = RECIPES["laptop"](dataset, TRAINING_IMAGES[dataset.name])
     stage = judge_stage(dataset, data.digest, recipe)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Alarms: faults of a GAN, read from the record of its training."""
+"""Alarms: faults of a GAN that its scores and mean losses show."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,15 +14,15 @@ ALARMS = {
     ),
     "d_accuracy": (0.99, "the discriminator wins: it is right in {:.1%}"),
 }
-"""Metric -> the value from which on it is an alarm, and its sentence. A ratio is a loss as a share of the loss of a
-generator that ignores its input; a discriminator that is nearly always right leaves the generator hardly a gradient.
-The first two are set from docs/metrics.md's calibration."""
+"""Metric -> the threshold from which it raises an alarm, and the alarm's text. A ratio divides a loss by the loss of a
+generator that ignores its input. A discriminator that is nearly always right gives the generator almost no gradient.
+The first two thresholds come from the calibration in docs/metrics.md."""
 
 
 def alarms(metrics: Mapping[str, float]) -> list[str]:
-    """The faults, a sentence each, by the scores and the mean losses of one evaluation.
+    """Return a text for each fault that the scores and mean losses of one evaluation show.
 
-    Metrics of the joint stage carry their level ("level0/entropy_ratio"); so do their sentences."""
+    In the joint stage, the names of metrics begin with their level ("level0/entropy_ratio"), and so do the texts."""
     found = []
     for name, value in metrics.items():
         level, _, kind = name.rpartition("/")
@@ -35,10 +35,10 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
 def latest(
     records: Mapping[str, Iterable[Mapping[str, Any]]], final: Mapping[str, float] | None = None
 ) -> dict[str, list[str]]:
-    """The alarms of a trial's stages (label -> lines of its record), each by its last evaluation after the first step.
+    """Return stage label -> alarms, from the last evaluation of each stage after the first step. `records`: stage label
+    -> lines of its record. An evaluated joint stage replaces the levels that it continues.
 
-    Once the joint stage has an evaluation, it replaces the levels that it continues. Once there are final scores, they
-    alone say whether classes have collapsed and images are copied, since they are of more samples."""
+    `final`: the final scores. They alone decide on collapse and copies, since they use more samples."""
     stages: dict[str, Mapping[str, float]] = {}
     for label, lines in records.items():
         for line in lines:

@@ -1,6 +1,5 @@
-"""DINOv2 (Oquab et al. 2023) as a judge: of the networks that Stein et al. (2023, dgm-eval) compared, the one whose
-distances agree best with people. It needs timm, an optional extra, and a file of its weights.
-"""
+"""DINOv2 (Oquab et al. 2023) as a judge. Of the networks that Stein et al. compared (2023, code: dgm-eval), its
+distances agree best with people's judgement. It needs timm, an optional extra, and a weights file."""
 
 import functools
 from importlib.util import find_spec
@@ -16,19 +15,19 @@ from sgan.evaluation.scores import Features, join
 from sgan.store.files import sha256
 
 NETWORK = "DINOv2"
-SIZE = 224  # dgm-eval's, 16 x 16 patches of 14 pixels
+SIZE = 224  # Pixels of an image's side, as in dgm-eval: 16 x 16 patches of 14 pixels
 RESIZE = f"bicubic with antialiasing, to {SIZE}x{SIZE}"
 BATCH = 50
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-"""Of ImageNet's pixels, by which the network's inputs are normalised."""
+"""Mean and std of ImageNet's pixels by channel, which normalise the network's inputs."""
 MODELS = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
-"""Features -> size of the vision transformer. dgm-eval's is the large one."""
+"""Number of features -> size of the vision transformer. dgm-eval uses the large one."""
 FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
 
 
 def find_weights(given: Path | None) -> Path:
-    """The given weights file; ConfigError where there is none, or no timm."""
+    """Return the path of the given weights file; ConfigError where the file or timm is missing."""
     install = ".uv/bin/uv pip install --python .venv/bin/python timm"
     require(bool(find_spec("timm")), f"--judge dinov2 needs timm; install it: {install}")
     if given is None:
@@ -38,9 +37,9 @@ def find_weights(given: Path | None) -> Path:
 
 
 def _features(path: Path) -> int:
-    """Features of the network of a weights file; ConfigError where that is no DINOv2.
+    """Return the number of features of the network in a weights file; ConfigError where it is not a DINOv2.
 
-    timm unpickles a file that it loads, which can run code; so the file is read without that first."""
+    timm unpickles the file later, which can run code; so this function first reads it safely, as tensors alone."""
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         features = tensors["cls_token"].shape[-1]
@@ -52,13 +51,13 @@ def _features(path: Path) -> int:
 
 
 def check_weights(path: Path) -> str:
-    """SHA-256 of a weights file; ConfigError where it holds none of DINOv2."""
+    """Return the SHA-256 of a weights file; ConfigError where it holds no weights of DINOv2."""
     _features(path)
     return sha256(path)
 
 
 class DinoV2:
-    """The network of a weights file on a device; ConfigError where the file does not fit it."""
+    """DINOv2 with the weights of a file, on a device; ConfigError where the file does not fit the network."""
 
     def __init__(self, weights: Path, device: str):
         import timm
@@ -74,8 +73,8 @@ class DinoV2:
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Features:
-        """Features (n, 384 to 1536) of the class token, on the CPU, of uint8 images (n, 1 or 3, height, width). There
-        are no logits."""
+        """Return the features (n, 384 to 1536) of the class token, on the CPU, for uint8 images (n, 1 or 3, height,
+        width). There are no logits."""
         parts = []
         for part in images.split(BATCH):
             colour = part.expand(-1, 3, -1, -1).to(self.device)
@@ -85,4 +84,4 @@ class DinoV2:
         return join(parts)
 
 
-load = functools.lru_cache(maxsize=1)(DinoV2)  # The network; kept, since every score in a process needs it
+load = functools.lru_cache(maxsize=1)(DinoV2)  # Cached, since every score in a process needs the network

@@ -1,4 +1,4 @@
-"""Scores and grids of a stack: while it trains, and at the end."""
+"""Score a stack and draw its image grids, while it trains and at the end."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +16,23 @@ from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.store.local import grid_file
 
 GRID_SEED = 2**31 + 7
-"""Noise of every evaluation, and so of the choice of the best: the same, so that grids can be leafed through like a
-film, and beyond all seeds of trials, whose final scores must not share it (torch looks at 32 bits of a seed)."""
+"""Seed of the noise in evaluations and in the choice of the best weights. It is fixed, so that grids can be compared.
+No trial has it, since final scores must use other noise (torch uses 32 bits of a seed)."""
 GRID_COLUMNS = 10
-REAL_SAMPLES = 10_000  # Training images that stand for all in the score of a level that makes features
-EVALUATION_SAMPLES = 1000  # Samples of a score while training; a final score has the recipe's number
+REAL_SAMPLES = 10_000  # Training images that represent all of them in the score of a level that makes features
+EVALUATION_SAMPLES = 1000  # Samples in a score while training; a final score uses the recipe's number
 
 
 @dataclass
 class Evaluation:
-    """Samples levels and scores the samples.
+    """Samples from levels and scores the samples.
 
     Args:
-        levels: neighbours, from the lower up; where the top one is given features, those of real training images.
-        statistics: batch normalisation when sampling, "running" or "batch".
+        levels: neighbouring levels, the lowest first. A top level that needs features gets those of training images.
+        statistics: batch normalisation when sampling: "running" averages or "batch" statistics.
         data: the dataset.
         encoder: the trial's encoder; None where the stack uses no labels.
-        judges: they score images."""
+        judges: the feature spaces in which images are scored."""
 
     levels: list[Level]
     statistics: str
@@ -47,8 +47,8 @@ class Evaluation:
             self.real = metrics.statistics(self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu())
 
     def __call__(self, images: int, folder: Path) -> dict[str, float]:
-        """Scores for the record after `images` training images, and in `folder` a grid with a row of samples a class;
-        for features, of the training images that lie nearest to them."""
+        """Return the scores after `images` training images, and write a grid into `folder` with a row of samples per
+        class. For a level that makes features, the grid shows the training images nearest to its samples."""
         made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
         if self.low != IMAGE:
             some = self.data.images[:EVALUATION_SAMPLES]
@@ -59,10 +59,10 @@ class Evaluation:
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
     def score(self, samples: int, seed: int) -> dict[str, float]:
-        """Scores of `samples` samples, as many of each class.
+        """Return the scores of `samples` samples, equally many of each class.
 
-        `accuracy` is the share in which the encoder's answer is the label that was given. Of a level that makes
-        features, `feature_fid` is the Frechet distance of the encoder's fc3 of them to its fc3 of real images."""
+        `accuracy` is the share of samples that the encoder assigns to the requested label. For a level that makes
+        features, `feature_fid` is the Frechet distance between the encoder's fc3 of samples and of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
         taps = self.encoder.features(made, ("fc3", "fc4"), self.low) if self.encoder else {}
@@ -75,7 +75,7 @@ class Evaluation:
         return values
 
     def distance(self) -> float:
-        """What chooses the best evaluation: FID, of images by the held-out judge, of features by the encoder."""
+        """Return the FID that selects the best weights: of images by the held-out judge, of features by the encoder."""
         if self.low != IMAGE:
             return self.score(EVALUATION_SAMPLES, GRID_SEED)["feature_fid"]
         judge = self.judges.rows[HELD_OUT]
@@ -83,16 +83,16 @@ class Evaluation:
         return metrics.frechet_distance(judge.describe(made).features, judge.statistics)
 
     def class_coverage(self, samples: int, seed: int) -> list[float | None]:
-        """Coverage of the training images of each class by so many samples, in the held-out judge's features."""
+        """Return `samples` samples' coverage of each class's training images, in the held-out judge's features."""
         judge = self.judges.rows[HELD_OUT]
         return judge.class_coverage(judge.describe(self.made(balanced_labels(samples, self.classes), seed)).features)
 
     def made(self, labels: Tensor, seed: int) -> Tensor:
-        """The lowest level's output for these labels (n,): uint8 images, or features."""
+        """Return the lowest level's output for these labels (n,): uint8 images, or features."""
         device = self.data.images.device
         if self.top.high == LABEL:
             conditions = label_condition(self.top, labels.to(device), self.classes)
-        else:  # real features of training images that have them
+        else:  # the conditions are features of training images with these labels
             chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
             for label in labels.unique():
                 members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()

@@ -1,8 +1,8 @@
-"""The paper's figures of a finished stack (section 4, and its appendix of samples). Each is a function of the weights
-alone, since all noise comes from one seed.
+"""The paper's figures for a finished stack (section 4, and its appendix of samples). Each depends on the weights alone,
+since all noise comes from one seed.
 
-A score stage has each as figures/<name>.png, with words around the images; `sgan.evaluation.grid.unlabelled` reads the
-images alone. `classes` of two trials with the same layers have the same noise.
+A score stage keeps each figure as figures/<name>.png, with text around the images; `sgan.evaluation.grid.unlabelled`
+reads only the images. In the figure `classes`, two trials with the same layers have the same noise.
 
 Legend: n images, K classes, R rows (at most 10), F features; images uint8 (n, channels, size, size) in row order.
 """
@@ -21,11 +21,11 @@ from sgan.evaluation.judges import Judge
 from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
 from sgan.shapes import Dataset
 
-Figure = tuple[Tensor, Words]  # Images, and the words around them: a row for each of their labels
+Figure = tuple[Tensor, Words]  # Images, and the text around them; there is one row of images per row label
 SEED = 7
 COLUMNS, MOST_ROWS = 10, 10
-TRIPLES = 3  # Samples a row of the figure of neighbours, each followed by its two neighbours
-SIDE = 84  # Pixels to which small images are enlarged, about: figures are about 900 pixels wide
+TRIPLES = 3  # Samples per row of the figure `neighbours`, each followed by its two neighbours
+SIDE = 84  # Side in pixels, about, to which small images are enlarged: figures are about 900 pixels wide
 DRAWS = tuple(map(str, range(1, COLUMNS + 1)))
 STEPS = tuple(f"{step / (COLUMNS - 1):.2f}" for step in range(COLUMNS))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -65,21 +65,22 @@ _TEXTS = {
 _COLUMNS = dict.fromkeys(("interpolation_noise", "interpolation_labels", "continuous_code"), STEPS)
 _COLUMNS |= {"neighbours": ("sample", "pixels", "features") * TRIPLES}
 WORDS = {name: Words(*texts, columns=_COLUMNS.get(name, DRAWS)) for name, texts in _TEXTS.items()}
-"""Name of a figure -> the words around it, but for the labels of its rows. `classes` without labels is "unlabelled"."""
+"""Name of a figure -> the text around it, without row labels. The figure `classes` of a stack without labels uses
+"unlabelled"."""
 
 
 def class_names(dataset: Dataset) -> tuple[str, ...]:
-    """Names of the classes: CIFAR-10's, or numbers; an image folder's count its sub-folders in order of their names."""
+    """Return the class names: CIFAR-10's, or numbers. An image folder's numbers count its sorted sub-folders."""
     return CIFAR10 if dataset.name == "cifar10" else tuple(map(str, range(dataset.classes)))
 
 
 def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[str, Figure]:
-    """The figures of samples alone, by name; chained generators are taken apart. WORDS says what a row is.
-    `fixed_condition` is the paper's panel (c), without entropy loss its panel (d).
+    """Return the figures that show only samples, by name. WORDS describes their rows. Chained generators are separated.
+    `fixed_condition` is the paper's panel (c); for a stack without entropy loss, it is panel (d).
 
     Args:
-        levels, statistics: from the image up, and how batch normalisation samples ("running" or "batch").
-        names: of the classes."""
+        levels, statistics: levels from the image up, and batch normalisation when sampling ("running" or "batch").
+        names: the class names."""
     levels, classes = unfolded(levels), len(names)
     top, device, rows = levels[-1], levels[0].generator.mean.device, min(classes, MOST_ROWS)
     labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)
@@ -100,7 +101,7 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
         moved[:, code.stop] = along[:, 0]
         figures = {"codes": (condition, [coded]), "continuous_code": (condition, [moved])}
     figures |= {"classes": (condition, varied), "interpolation_noise": (condition, between)}
-    if top.labels or len(levels) > 1:  # else there is no condition to hold
+    if top.labels or len(levels) > 1:  # otherwise there is no condition to keep fixed
         figures["fixed_condition"] = (condition, [varied[0], *held[1:]])
     if len(levels) > 1:
         figures["fixed_noise"] = (condition, [held[0], *varied[1:]])
@@ -119,8 +120,8 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
 
 
 def neighbours(levels: list[Level], statistics: str, names: Sequence[str], images: Tensor, judge: Judge) -> Figure:
-    """Triples of a sample, the training image nearest to it in pixels, and the one nearest in the judge's
-    features, by Euclidean distance, for a stack as in `samples`."""
+    """Return triples of a sample, the training image nearest in pixels, and the one nearest in the judge's features.
+    Distances are Euclidean; `levels`, `statistics` and `names` are as in `samples`."""
     levels, classes = unfolded(levels), len(names)
     labels = torch.arange(min(classes, MOST_ROWS), device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
@@ -132,7 +133,7 @@ def neighbours(levels: list[Level], statistics: str, names: Sequence[str], image
 
 
 def real(data: Data, names: Sequence[str]) -> Figure:
-    """Training images, a row a class; a class with fewer than ten repeats them."""
+    """Return training images, one row per class; a class with fewer than ten repeats them."""
     rows, named = [], []
     for label, name in enumerate(names[:MOST_ROWS]):
         members = (data.labels == label).nonzero().flatten()
@@ -143,17 +144,17 @@ def real(data: Data, names: Sequence[str]) -> Figure:
 
 
 def _rows(levels: list[Level], names: Sequence[str]) -> Sequence[str]:
-    """Labels of rows that each have a class; of a stack that is given none, numbers."""
+    """Return the row labels: class names, or numbers for a stack without labels."""
     return names[:MOST_ROWS] if levels[-1].labels else [f"row {row + 1}" for row in range(min(len(names), MOST_ROWS))]
 
 
 def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:
-    """Draws of z of every level, (count, Z) each; always the same."""
+    """Return `draws` draws of z for every level, (count, Z) each; they are always the same."""
     generator, device = torch.Generator().manual_seed(SEED), levels[0].generator.mean.device
     return [[draw(level, count, device, generator) for level in levels] for _ in range(draws)]
 
 
 def _images(levels: list[Level], statistics: str, condition: Tensor, noise: list[Tensor]) -> Tensor:
-    """Images for conditions of the top level."""
+    """Return the images for conditions of the top level and noise of every level."""
     with sampling(levels, statistics):
         return to_pixels(descend(levels, condition, noise)[IMAGE], levels[0].generator.mean)

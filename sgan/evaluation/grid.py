@@ -1,4 +1,4 @@
-"""Image grids with words around them as PNG files, and the real images that are nearest to samples."""
+"""Write image grids with text around them as PNG files, and find the real images nearest to samples."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from sgan.store.files import atomic_write
 
-SMALL = 48  # Pixels to which small images are enlarged, about
+SMALL = 48  # Side in pixels, about, to which small images are enlarged
 GAP, MARGIN = 4, 12
 PAPER, INK, FAINT = 255, "black", "dimgray"
-BOX = "images"  # Text chunk of a PNG file: left, top, right and bottom of the images without the words around them
-PART = 2000  # Candidates that distances are computed to at once
+BOX = "images"  # PNG text chunk with left, top, right and bottom of the area of the images, without the text around it
+PART = 2000  # Candidates per computation of distances
 
 
 @dataclass(frozen=True)
 class Words:
-    """What stands around a grid; each may be absent. Above it its `title` and what changes `along` a row, below it a
-    caption: what to look for; a heading of each column and a label of each row. Pillow's own font has Latin letters
-    alone."""
+    """The text around a grid; each part may be empty. `title` and `along` (the change along a row) stand above the
+    grid, and `caption` (advice to the reader) below it. `columns` and `rows` are headings and row labels. Pillow's own
+    font has only Latin letters."""
 
     title: str = ""
     along: str = ""
@@ -37,9 +37,9 @@ NO_WORDS = Words()
 
 
 def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side: int = SMALL) -> None:
-    """Write uint8 images (n, channels, size, size) row by row, `columns` a row, as a PNG file, whole or not at all.
+    """Write uint8 images (n, channels, size, size) as a grid of `columns` per row, as a PNG file, whole or not at all.
 
-    side: pixels to which images that are smaller are enlarged, about, by a whole factor."""
+    side: side in pixels, about, to which smaller images are enlarged by a whole factor."""
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
     scale = max(1, round(side / pixels.shape[1]))
     enlarged = pixels.repeat(scale, 1).repeat(scale, 2)
@@ -71,15 +71,15 @@ def save(images: Tensor, path: Path, columns: int, words: Words = NO_WORDS, side
 
 
 def unlabelled(path: Path) -> Image.Image:
-    """The images of a file that `save` wrote, without the words around them; all of a picture from elsewhere."""
+    """Return the images of a file that `save` wrote, without the text around them. Any other picture stays whole."""
     with Image.open(path) as picture:
         left, top, right, bottom = map(int, picture.info.get(BOX, f"0,0,{picture.width},{picture.height}").split(","))
         return picture.crop((left, top, right, bottom))
 
 
 def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
-    """Index (n,) of the candidate that is nearest to each sample by Euclidean distance. `samples, candidates`: (n,
-    ...) and (m, ...), images or features."""
+    """Return the index (n,) of the candidate nearest to each sample by Euclidean distance. `samples` (n, ...) and
+    `candidates` (m, ...) are images or features."""
     points = samples.float().flatten(1)
     distances = [torch.cdist(points, part.to(points).flatten(1)) for part in candidates.split(PART)]
     return torch.cat(distances, 1).argmin(1)

@@ -1,6 +1,5 @@
-"""The network of exact Inception scores: torch-fidelity's `inception-v3-compat`, which is the TensorFlow graph of
-2015-12-05 that the paper used, with its resize to 299 x 299 and 1,008 logits without their bias.
-"""
+"""The network of exact Inception scores: torch-fidelity's `inception-v3-compat`. It is the TensorFlow graph of
+2015-12-05 that the paper used, with that graph's resize to 299 x 299 and its 1,008 logits without bias."""
 
 import functools
 import warnings
@@ -16,13 +15,13 @@ from sgan.store.files import sha256
 
 NETWORK = "inception-v3-compat"
 RESIZE = "bilinear as in TensorFlow 1, to 299x299"
-BATCH = 64  # torch-fidelity's batch: sums are rounded in its order
+BATCH = 64  # torch-fidelity's batch, so that sums are rounded in the same order
 FILE = Path(URL_INCEPTION_V3).name
 DIGEST = Path(FILE).stem.rpartition("-")[2]  # The end of the file's name is the beginning of its SHA-256
 
 
 def find_weights(given: Path | None) -> Path:
-    """The weights file: the given one, or torch-fidelity's, downloaded to its place; ConfigError where absent."""
+    """Return the path of the given weights file, or torch-fidelity's, downloaded if missing; ConfigError if absent."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if path.is_file():
         return path.absolute()
@@ -39,11 +38,11 @@ def find_weights(given: Path | None) -> Path:
 
 
 def check_weights(path: Path) -> str:
-    """SHA-256 of a weights file; ConfigError where it holds other than tensors, or not those of this network.
+    """Return the SHA-256 of a weights file; ConfigError where it holds more than tensors, or those of another network.
 
-    torch-fidelity unpickles a file that it loads, which can run code; so the file is read without that first."""
+    torch-fidelity unpickles the file later, which can run code; so this function first reads it as tensors alone."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, of a file that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # torch warns of a file before it refuses it
             fits = tuple(torch.load(path, map_location="cpu", weights_only=True)["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise ConfigError(f"{path} holds no weights ({error!r:.200}); it must be {FILE}") from error
@@ -65,9 +64,9 @@ class Inception:
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Features:
-        """Features (n, 2048) and logits (n, 1008), on the CPU, of uint8 images (n, 1 or 3, height, width)."""
+        """Return features (n, 2048) and logits (n, 1008), on the CPU, for uint8 images (n, 1 or 3, height, width)."""
         parts = (part.expand(-1, 3, -1, -1).to(self.device) for part in images.split(BATCH))
         return join(Features(*self.network(part.contiguous())) for part in parts)
 
 
-load = functools.lru_cache(maxsize=1)(Inception)  # The network; kept, since every score in a process needs it
+load = functools.lru_cache(maxsize=1)(Inception)  # Cached, since every score in a process needs the network

@@ -1,4 +1,4 @@
-"""Judges: the feature spaces in which images are scored, as rows of one table.
+"""Judges: the feature spaces in which images are scored, one per row of the table JUDGES.
 
 Legend: n images, m training images, F features, K classes. Images are uint8 (n, channels, size, size).
 """
@@ -17,19 +17,19 @@ from sgan.evaluation import scores as metrics
 from sgan.evaluation.scores import Features, join
 
 SMALL, WIDTHS = 16, (16, 32)
-"""Images smaller than this get a judge of the first width at full resolution, others one of the second at half."""
+"""Images below SMALL pixels get a judge of the first width at full resolution, others the second width at half."""
 GROUPS = 8
-PART = 100  # Images that pass through the network together, as in the encoder
+PART = 100  # Images per forward pass, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
-"""Principal components of the pixels, and the training images from which they are taken, at most."""
+"""Principal components of the pixels, and training images from which they are computed; both at most."""
 NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
 PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
-Describe = Callable[[Tensor], Features]  # Features and logits, on the CPU, of uint8 images
+Describe = Callable[[Tensor], Features]  # From uint8 images to features and logits on the CPU
 
 
 class Row(NamedTuple):
-    """A judge: its network and how images are brought to its size, in words; the module of a network that is given as a
-    file of weights; the subsets of its KID, and images of each."""
+    """A judge. `network`, `resize`: its network and its resize of images, in words. `given`: the module of a network
+    whose weights are a file. `kid`: the number of KID's subsets, and the images in each."""
 
     network: str
     resize: str = "none"
@@ -46,8 +46,8 @@ JUDGES = {
 
 
 def parts(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The test images with their labels that train the held-out judge, of each class every second one, the first
-    included; and the others: the held-out images that scores know."""
+    """Split the test set into two pairs of images and labels. The first pair, every second image of each class, trains
+    the held-out judge. The second pair holds the held-out images, which only scores use."""
     chosen = torch.zeros(len(data.test_labels), dtype=torch.bool, device=data.test_labels.device)
     for label in data.test_labels.unique():
         chosen[(data.test_labels == label).nonzero().flatten()[::2]] = True
@@ -72,11 +72,11 @@ class _Block(nn.Module):
 
 
 class HeldOut(nn.Module):
-    """The default judge: a small residual network, which shares neither its architecture nor, trained on `parts`, its
-    images with any encoder.
+    """The default judge: a small residual network. It shares no architecture with any encoder, and no images, since
+    `parts` of the test set train it.
 
-    Its features are the last maps' means and the first block's maps, pooled to 2 x 2: without these, noise in the
-    pixels would hardly be seen, since a classifier learns to overlook it."""
+    Its features are the last maps' means, and the first block's maps pooled to 2 x 2. Without the latter, noise in the
+    pixels would hardly change the features, since a classifier learns to ignore it."""
 
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
@@ -111,7 +111,7 @@ def components(images: Tensor) -> dict[str, Tensor]:
 
 
 def by_components(axes: Mapping[str, Tensor]) -> Describe:
-    """How the judge `pixels` sees images: their principal components, which of 64 pixels keep all distances."""
+    """Return the judge `pixels` as a function: images -> principal components. With 64 pixels, all distances stay."""
 
     def describe(images: Tensor) -> Features:
         points = images.flatten(1).cpu()
@@ -122,13 +122,13 @@ def by_components(axes: Mapping[str, Tensor]) -> Describe:
 
 
 class Judge:
-    """A feature space with the real images in it.
+    """A feature space with the features of the real images.
 
     Args:
-        name: its row.
-        describe: how it sees images.
-        real, labels: training images.
-        held, held_labels: held-out images that no network is trained on."""
+        name: the judge's key in JUDGES.
+        describe: function from images to features and logits.
+        real, labels: features and labels of the training images.
+        held, held_labels: the same for held-out images, on which no network is trained."""
 
     def __init__(
         self, name: str, describe: Describe, real: Features, labels: Tensor, held: Features, held_labels: Tensor
@@ -140,13 +140,13 @@ class Judge:
         self.statistics = metrics.statistics(real.features)
 
     def scores(self, found: Features, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
-        """All measures of sgan.evaluation.measures that one space gives.
+        """Return all measures of sgan.evaluation.measures that one space gives.
 
         Args:
-            found: the images in this space.
-            labels: those they were asked for, (n,), if any.
-            repeats: indices of a larger set that the images stand for where their distances to one another do not
-                matter: in FID and the Inception score."""
+            found: features and logits of the images in this space.
+            labels: the labels requested for them, (n,), if any.
+            repeats: indices that repeat the images as a larger set. Only FID and the Inception score use it, since
+                distances between images do not matter there."""
         part = metrics.subset(len(found.features))
         points = found.features[part]
         whole = found.features if repeats is None else found.features[repeats]
@@ -166,20 +166,20 @@ class Judge:
         return values
 
     def class_coverage(self, features: Tensor) -> list[float | None]:
-        """Coverage of the training images of each class, 0 to K-1; None where the subset has none."""
+        """Return the coverage of the training images of each class, 0 to K-1; None where the subset has none."""
         hit = self.neighbourhoods.covered(features[metrics.subset(len(features))])
         classes = [hit[self.labels == label].float() for label in range(self.real.logits.shape[1])]
         return [each.mean().item() if len(each) else None for each in classes]
 
 
 class Judges:
-    """The judges of one dataset, by their rows in the table: `held-out`, `pixels`, and a network that is given.
+    """The judges of one dataset, by their keys in JUDGES: `held-out`, `pixels`, and a given network.
 
     Args:
-        described: of each that sees by a network: how, and what it sees of training and of held-out images.
-        axes: the principal components of `pixels`; empty leaves it out.
+        described: name of each judge with a network -> its function, and its features of training and held-out images.
+        axes: mean and principal components of `pixels`; if empty, that judge is left out.
     Attributes:
-        near: distance in `pixels` to the nearest training image from which on a sample is no copy."""
+        near: distance in `pixels` to the nearest training image up to which a sample counts as a copy."""
 
     def __init__(
         self, data: Data, described: Mapping[str, tuple[Describe, Features, Features]], axes: Mapping[str, Tensor]
@@ -195,8 +195,8 @@ class Judges:
             self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features).quantile(NEAR).item()
 
     def scores(self, images: Tensor, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
-        """Scores of images: plain names by the leading judge, "pixels/" before those that need no training, as
-        `Judge.scores` takes them. Where a network leads, `held-out` says what needs the dataset's classes."""
+        """Return scores of images; arguments as in `Judge.scores`. Plain names are of the leading judge (a given
+        network if there is one), "pixels/..." of `pixels`. `held-out` always gives the scores that need classes."""
         values: dict[str, float] = {}
         for name, judge in self.rows.items():
             found = judge.describe(images)

@@ -20,7 +20,7 @@ _SPACE = {
     "coverage": Measure("Coverage", 2, "higher"),
     "train_on_generated": Measure("Train on generated", 3, "higher"),
 }
-"""What needs a feature space alone."""
+"""Measures that every feature space gives."""
 MEASURES: dict[str, Measure] = {
     **_SPACE,
     "inception_score": Measure("Inception score", 2, "higher"),
@@ -31,12 +31,12 @@ MEASURES: dict[str, Measure] = {
     "copied": Measure("Copied", 2, "lower"),
     **{f"pixels/{name}": each._replace(heading=f"{each.heading} (pixels)") for name, each in _SPACE.items()},
 }
-"""Name -> measure. Plain names are of the leading judge; "pixels/" of the one that needs no training."""
+"""Name -> measure. Names without prefix are of the leading judge; "pixels/..." of the judge that needs no training."""
 LEADING = "fid"  # The measure that orders tables
-BEST = "best_"  # Beginning of the name of a measure of the weights at the best evaluation while training
+BEST = "best_"  # Prefix of measures of the weights at the best evaluation while training
 
 
 def measure(name: str) -> Measure:
-    """The measure of a name that may begin with BEST; KeyError where there is none."""
+    """Return the measure of a name that may begin with BEST; KeyError for an unknown name."""
     plain = MEASURES[name.removeprefix(BEST)]
     return plain._replace(heading=f"Best {plain.heading}") if name.startswith(BEST) else plain

@@ -1,4 +1,4 @@
-"""Measures of images by the features that a judge sees: functions of tensors. docs/metrics.md says what each one sees.
+"""Measures of images, computed from the features that a judge gives. docs/metrics.md explains each one.
 
 Legend: n images, m real ones, F features, K classes.
 """
@@ -16,12 +16,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 SPLITS, SHUFFLE_SEED = 10, 2020
-KID = (100, 1000)  # Subsets of KID, and images of each, as published
-SUBSET, SPREAD = 2000, 1000  # Images whose distances to one another are taken, at most: in all, and of a class
+KID = (100, 1000)  # Number of KID's subsets, and images in each, as published
+SUBSET, SPREAD = 2000, 1000  # Images whose pairwise distances are computed, at most: in all, and of a class
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 COLLAPSED, MISSED = 0.4, 0.2
-"""A class has collapsed where its samples lie closer together than this share of what real images do, and is missed
-where it has less than this share of its part."""
+"""A class has collapsed where its samples' distances are below COLLAPSED times those of real images (class_diversity).
+It is missed where its share of the samples is below MISSED times its share of real images."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Features:
 
 
 def join(parts: Iterable[Features]) -> Features:
-    """The outputs for parts of a set of images as those for the whole set, on the CPU."""
+    """Concatenate the outputs for parts of a set of images, on the CPU."""
     features, logits = zip(*((part.features.cpu(), part.logits.cpu()) for part in parts), strict=True)
     return Features(torch.cat(features), torch.cat(logits))
 
 
 def fingerprint(network: str, weights: str, resize: str, samples: int, reference: str) -> dict[str, str | int]:
-    """All that a score was computed with. Scores can be compared where all of it agrees.
+    """Return all settings of a score. Two scores can be compared only where all of these agree.
 
     Args:
-        network, weights: the network that sees the images, and the SHA-256 of its weights file.
-        resize: how images are brought to its size.
+        network, weights: the network that gives the features, and the SHA-256 of its weights file.
+        resize: how images are resized for it, in words.
         samples: number of images.
         reference: the real images, in words and by digest."""
     origin = {"network": network, "weights": weights, "resize": resize, "samples": samples, "reference": reference}
@@ -60,8 +60,8 @@ def inception_scores(logits: Tensor) -> dict[str, float]:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def statistics(features: Tensor) -> dict[str, np.ndarray]:
-    """Mean `mu` (F,) of features (n, F) and `root` (min(n, F), F), of which root' root is their covariance, in double
-    precision."""
+    """Return the mean `mu` (F,) of features (n, F), and `root` (min(n, F), F), where root' root is their covariance.
+    Both have double precision."""
     values = features.double().numpy()
     mean = values.mean(axis=0)
     centred = (values - mean) / math.sqrt(len(values) - 1)
@@ -76,8 +76,8 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
     features are not finite.
 
     With covariances A' A and B' B, the trace of the root of their product is the sum of the singular values of A B'.
-    The usual sum of the roots of the product's eigenvalues is blurred where features are constant, or more than the
-    samples: there those are rounding alone, and of 1e-16 the root makes 1e-8.
+    The usual sum of the roots of the product's eigenvalues is inexact where features are constant, or outnumber the
+    samples. There, eigenvalues are only rounding errors, and the root turns 1e-16 into 1e-8.
 
     NumPy multiplies in one thread: with two, the last digits differ."""
     if not features.isfinite().all():
@@ -90,8 +90,8 @@ def frechet_distance(features: Tensor, real: dict[str, np.ndarray]) -> float:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def kernel_distance(features: Tensor, real: Tensor, subsets: int = KID[0], size: int = KID[1]) -> dict[str, float]:
-    """kid and kid_std (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over subsets of that
-    size, or of all where there are fewer."""
+    """kid and kid_std (Binkowski et al. 2018) of features (n, F) and (m, F): mean and std over `subsets` subsets of
+    `size` images, or of all images where there are fewer."""
     settings = {
         "kid_subset_size": min(size, len(features), len(real)),
         "kid_subsets": subsets,
@@ -109,7 +109,7 @@ def precision_recall(features: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def network_scores(found: Features, real: Features) -> dict[str, float]:
-    """The scores of images by the paper's network and its successors against real ones: inception_scores, fid,
+    """Return the scores of images against real ones, from a network's outputs for both: inception_scores, fid,
     kernel_distance, precision_recall."""
     return {
         **inception_scores(found.logits),
@@ -125,14 +125,14 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def subset(count: int, most: int = SUBSET) -> Tensor:
-    """Which of so many images stand for all where a measure's cost grows with their square: `most` of them at most,
-    always the same ones."""
+    """Return the indices of at most `most` of `count` images, always the same ones. They represent all images in
+    measures whose cost grows with the square of the number of images."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(SHUFFLE_SEED))[:most]
 
 
 def distances(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distances (n, m) of points (n, F) and (m, F): 0 between equal points, whatever the number of threads,
-    which a product of matrices would not give."""
+    """Euclidean distances (n, m) of points (n, F) and (m, F). Equal points have distance 0 for any number of threads;
+    torch's faster form, a matrix product, does not ensure that."""
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -142,13 +142,13 @@ def nearest(points: Tensor, others: Tensor) -> Tensor:
 
 
 def radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance (n,) of each of the points (n, F) to its neighbour of that rank among the others; of too few, to the
-    last one."""
+    """Distance (n,) of each of the points (n, F) to its k-th nearest other point, with k = `neighbours`. With too few
+    points, it is the distance to the farthest one."""
     return distances(points, points).kthvalue(min(neighbours + 1, len(points))).values
 
 
 class Neighbourhoods:
-    """Real points (m, F) with the distances to their neighbours, against which others are measured."""
+    """Real points (m, F) and the distances to their neighbours, as a reference for measures of other points."""
 
     def __init__(self, real: Tensor):
         self.real, self.near, self.far = real, radii(real, NEIGHBOURS), radii(real, DENSITY_NEIGHBOURS)
@@ -166,15 +166,15 @@ class Neighbourhoods:
         }
 
     def covered(self, found: Tensor) -> Tensor:
-        """Which real points have one of these (n, F) nearer than their 5th neighbour: (m,) bool."""
+        """Whether each real point has a point of `found` (n, F) nearer than its 5th neighbour: (m,) bool."""
         return distances(self.real, found).amin(1) < self.far
 
 
 def class_diversity(found: Features, real: Features) -> Tensor:
-    """For each class (K,): the median distance of a sample to the nearest other one, relative to as many real images.
+    """For each class (K,): the median distance of a sample to its nearest neighbour, relative to as many real images.
 
-    A classifier, not the label asked for, says which class an image is of, so that wrong samples are no diversity. 0
-    where the class is missed: it has less than MISSED of its share; NaN where real images say nothing of it."""
+    The judge's logits, and not the requested labels, decide the classes, so that wrong samples add no diversity.
+    The value is 0 for a missed class (see MISSED), and NaN where real images give no distance to divide by."""
     decided, known = found.logits.argmax(1), real.logits.argmax(1)
     ratios = torch.full((found.logits.shape[1],), math.nan)
     for label in range(len(ratios)):
@@ -193,8 +193,8 @@ def _gap(points: Tensor) -> float:
 
 
 def class_scores(found: Features, real: Features) -> dict[str, float]:
-    """diversity, the mean of class_diversity, and collapsed_classes, the share of the classes in which it lies below
-    COLLAPSED. Where no class of the real images has any variation, all have collapsed."""
+    """diversity, the mean of class_diversity, and collapsed_classes, the share of the classes in which it is below
+    COLLAPSED. Where no class of the real images varies, all classes count as collapsed."""
     ratios = class_diversity(found, real)
     ratios = ratios[~ratios.isnan()]
     if not len(ratios):
