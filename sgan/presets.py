@@ -1,4 +1,4 @@
-"""Rows of values: datasets with their architectures, recipes, variants. No code but the look-up.
+"""Tables of values: datasets with their architectures, recipes and variants, and the code that looks them up.
 
 Sources: SGAN = Huang et al., "Stacked Generative Adversarial Networks", CVPR 2017; released code = the authors'
 repository xunhuang1995/SGAN (Theano and Lasagne), folders cifar10 and mnist.
@@ -64,27 +64,27 @@ _DIGITS = GanShape(  # our own: the MNIST layout at 8x8
 )
 # Name, channels, size, classes; conv1's and conv2's maps, kernel, padding, width of fc3.
 CIFAR10 = Dataset("cifar10", 3, 32, 10, EncoderShape((64, 128), 5, 0, 256), _CIFAR10, flips=True)
-SVHN = replace(CIFAR10, name="svhn", flips=False)  # the released code has none; digits must not be mirrored
+SVHN = replace(CIFAR10, name="svhn", flips=False)  # not in the released code; digits must not be mirrored
 MNIST = Dataset("mnist", 1, 28, 10, EncoderShape((32, 32), 5, 0, 256), _MNIST)
 DIGITS = Dataset("digits", 1, 8, 10, EncoderShape((8, 16), 3, 1, 32), _DIGITS)
 DATASETS = {row.name: row for row in (DIGITS, MNIST, SVHN, CIFAR10)}
 
 TRAINING_IMAGES = {"digits": 1_347, "mnist": 60_000, "svhn": 73_257, "cifar10": 50_000}
-"""Size of each training set: an epoch."""
+"""Number of training images of each dataset: one epoch."""
 FOLDER = "folder"
 SMALLEST, LARGEST, SMALL = 8, 128, 16
-"""Sizes of an image folder's images; discriminators of those below SMALL have the layers of digits, twice as wide."""
+"""Smallest and largest size of an image folder's images. Below SMALL, discriminators are twice as wide as digits'."""
 
 
 def folder_row(size: int, channels: int, classes: int) -> Dataset:
-    """The row of an image folder: CIFAR-10's widths in colour, MNIST's in grey."""
+    """Return the row of an image folder: CIFAR-10's widths in colour, MNIST's in grey. ConfigError for bad values."""
     sizes = f"a multiple of 4 from {SMALLEST} to {LARGEST} (the encoder halves it twice)"
     require(size in range(SMALLEST, LARGEST + 1, 4), f"the image size must be {sizes}, but got {size}")
     require(channels in (1, 3), f"channels must be 1 (grey) or 3 (colour), but got {channels}")
     require(classes >= 2, f"an image folder needs at least 2 classes, but got {classes}")
     row = replace(CIFAR10 if channels == 3 else MNIST, name=FOLDER, size=size, classes=classes, flips=False)
     if size < SMALL:
-        small = DIGITS.scaled(2).gan  # the layers of larger images would leave no pixel
+        small = DIGITS.scaled(2).gan  # layers for larger images would leave no pixel
         gan = replace(row.gan, kernel=small.kernel, image_convs=small.image_convs, image_fc=small.image_fc)
         encoder = replace(row.encoder, kernel=DIGITS.encoder.kernel, padding=DIGITS.encoder.padding)
         row = replace(row, encoder=encoder, gan=replace(gan, mean_pool=False))
@@ -92,7 +92,7 @@ def folder_row(size: int, channels: int, classes: int) -> Dataset:
 
 
 def _judge(dataset: Dataset) -> JudgeRecipe:
-    """One a dataset, in every recipe: scores of different recipes have the same judge."""
+    """Return the judge's recipe, the same in every recipe of a dataset, so that their scores can be compared."""
     images = 28_800 if dataset.name == "digits" else 64_000 if dataset.channels == 1 else 256_000
     return JudgeRecipe(images, flips=dataset.flips)
 
@@ -102,10 +102,10 @@ _RELEASED_ADAM = replace(_PAPER_ADAM, eps_in_root=True)
 
 
 def _paper(dataset: Dataset, images: int) -> Recipe:
-    """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. It says nothing of
-    Adam's state in joint training, which here goes on."""
+    """The paper's text: binary discriminator, -log D, alternating steps, end-to-end joint training. The paper does not
+    mention Adam's state in joint training; this recipe keeps it from the levels."""
     epochs, adam = 200 * images, AdamRecipe(learning_rate=1e-3, beta1=0.9)
-    # How the encoder was trained is in neither source; only its weights N(0, 0.01) and the flips are. The variance is
+    # Neither source says how the encoder was trained, except for its weights N(0, 0.01) and the flips. The variance is
     # that of the released encoders' features.
     variance = 0.441 if dataset.channels == 3 else 0.515
     images = max(epochs // 10, 300_000)
@@ -121,7 +121,7 @@ def _released(dataset: Dataset, images: int) -> Recipe:
     paper = _paper(dataset, images)
     if dataset.channels == 1:
         gan = replace(paper.gan, adam=_RELEASED_ADAM, discriminator_scale=0.5, fresh_noise=True)
-        # In train_independent.py discriminators are leaky with N(0, 0.02) throughout; train_joint.py is another script.
+        # In train_independent.py, discriminators are leaky with N(0, 0.02) throughout; train_joint.py differs:
         joint = replace(gan, dense_slope=0.0, dense_glorot=True, convolution_std=0.01)
         return replace(paper, name="released", gan=gan, joint=joint, joint_start=0.0, fresh_adam=True, feedback=0.0)
     gan = replace(
@@ -141,8 +141,8 @@ def _released(dataset: Dataset, images: int) -> Recipe:
 
 
 def _laptop(dataset: Dataset, images: int) -> Recipe:
-    """Ours, chosen on seeds 100 and up and reported on others: for digits, and for MNIST, which serves all larger
-    images."""
+    """Our own recipe, chosen on seeds from 100 up and reported on others. It has values for digits, and values chosen
+    on MNIST for all larger images."""
     adam, encoder = AdamRecipe(learning_rate=2.4e-3, beta1=0.5), AdamRecipe(learning_rate=1e-3, beta1=0.9)
     classifier = EncoderRecipe(images=64 * 600, batch=64, adam=encoder, init_std=0.1)
     gan = GanRecipe(64, adam, generator_steps=((0.65, 1), (0.5, 2), (0.0, 3)), feature_noise=0.3)
@@ -153,8 +153,8 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
         return Recipe("laptop", classifier, gan, joint, 64 * 800, 64 * 3500, 64 * 1500, judge, samples=10_000)
     classifier = replace(classifier, images=60_000, flips=dataset.flips, feature_variance=0.5)
     adam = replace(adam, learning_rate=1e-3)
-    # D's adversarial loss counts little: Q, which shares its layers, would learn too slowly for z to have an effect.
-    # In the joint stage, which begins with z's effect, a stronger D corrects what the weak one let pass.
+    # D's adversarial loss has little weight: otherwise Q, which shares its layers, learns too slowly for z to have an
+    # effect. In the joint stage z already has an effect, and a stronger D corrects faults that the weak one missed.
     gan = GanRecipe(
         64, adam, discriminator_scale=0.05, image_noise=0.05, feature_noise=0.1, discriminator_norm=True, init_std=0.05
     )
@@ -164,7 +164,7 @@ def _laptop(dataset: Dataset, images: int) -> Recipe:
 
 
 RECIPES = {"paper": _paper, "released": _released, "laptop": _laptop}
-"""Name -> the recipe for a dataset with so many training images."""
+"""Name -> function from a dataset and its number of training images to the recipe."""
 
 
 @validated()
@@ -172,12 +172,12 @@ class Row:
     """A row of an ablation.
 
     Attributes:
-        title: in tables.
-        changes: what it changes against its base: fields of the variant and of the recipe by their dotted names, as
-            plain JSON. `joint` is the variant's, and `joint.dropout` the recipe's.
+        title: its name in tables.
+        changes: dotted names of fields of the variant and the recipe -> new values, as plain JSON. `joint` is a field
+            of the variant, but `joint.dropout` one of the recipe.
         base: the row of VARIANTS that it changes.
         paper: Inception score on CIFAR-10 in the paper's table 1.
-        default: one of the six there, which a sweep runs unless it names others."""
+        default: whether it is one of that table's six rows, which a sweep runs by default."""
 
     title: str
     changes: dict[str, Any]
@@ -197,18 +197,18 @@ class Row:
 
     @property
     def of_variant(self) -> dict[str, Any]:
-        """The changes that are not of the recipe."""
+        """The changes of the variant's fields."""
         names = [name for name in self.changes if hasattr(SGAN, name.split(".")[0]) and not name.startswith("joint.")]
         return {name: self.changes[name] for name in names}
 
     @property
     def told(self) -> str:
-        """What it is, in words."""
+        """The row in words: its base and its changes."""
         words = {name: each if isinstance(each, str) else json.dumps(each) for name, each in self.changes.items()}
         return f"{self.base} with {', '.join(map(' '.join, words.items())) or 'no change'}"
 
     def config(self, base: Config, recipe: Recipe) -> Config:
-        """The config of its base with its changes; `recipe` is the one before a variant's own needs."""
+        """Return its base's config with its changes. `recipe`: the recipe before `_fitted` adapts it to a variant."""
         where, own = f"row {self.title}", self.of_variant
         variant = with_fields(base.variant, own, where)
         recipe = with_fields(recipe, {name: each for name, each in self.changes.items() if name not in own}, where)
@@ -230,7 +230,7 @@ VARIANTS: dict[str, Row] = {  # paper, table 1 and section 4.4
     "dcgan-adv": Row("DCGAN (adv)", _UNLABELLED | {"weights.entropy": 0.0}, paper="6.16 ± 0.07", default=True),
     # the stack of the paper's figure panel (d)
     "sgan-no-entropy": Row("SGAN without entropy loss", {"weights.entropy": 0.0}),
-    # the paper's other baseline: all generators as one, with the image's discriminator alone
+    # the paper's other baseline: all generators as one, with only the image's discriminator
     "full-gan": Row("Full generator as one GAN", _DCGAN | {"through": ["fc3"]}, paper="fails"),
     # the paper's future work
     "sgan-unsupervised": Row("SGAN, unsupervised", {"labels": False}),
@@ -249,8 +249,8 @@ def configure(
     weights: Weights | None,
     cuts: tuple[str, ...],
 ) -> Config:
-    """The complete config of one trial, which the held-out judge scores. `weights`: of the losses that the variant has;
-    None: its own. `cuts`: of a variant that is a stack, or was one."""
+    """Return the complete config of one trial, which the held-out judge scores. `weights`: new weights of the losses
+    that the variant has; None keeps its own. `cuts`: the taps of a variant that has `cuts` or `through`."""
     if weights:
         present = {name: value for name, value in vars(weights).items() if getattr(variant.weights, name)}
         variant = replace(variant, weights=replace(variant.weights, **present))
@@ -261,7 +261,7 @@ def configure(
 
 
 def _fitted(recipe: Recipe, variant: Variant) -> Recipe:
-    """The recipe with what a variant without labels needs: a binary discriminator, and no labels for its encoder."""
+    """Return the recipe, adapted to a variant without labels: a binary discriminator, and no labels for its encoder."""
     if not variant.labels:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))

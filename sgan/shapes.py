@@ -12,7 +12,7 @@ Width = Annotated[float, Field(gt=0, le=4)]  # Factor on every hidden width
 
 @validated()
 class Conv:
-    """One convolution of a discriminator: maps, kernel, stride, padding, batch normalisation, dropout before it."""
+    """One convolution of a discriminator; `norm`: batch normalisation after it, `dropout`: dropout before it."""
 
     maps: int
     kernel: int = 3
@@ -38,16 +38,16 @@ class GanShape:
 
     Attributes:
         maps: hidden maps of the image generator at pool2, conv2, pool1, conv1 (mirrors the encoder).
-        kernel: of its transposed convolutions.
-        image_noise, feature_noise: size of z of the level that makes images, and of every other one.
+        kernel: kernel size of its transposed convolutions.
+        image_noise, feature_noise: size of z in the level that makes images, and in every other level.
         noise_hidden: fully connected widths through which z passes in a generator that ends in maps.
         label_noise_hidden: width through which z passes in the label-to-vector generator; None feeds z itself.
         label_hidden: width through which the label passes there; None feeds the one-hot label itself.
         vector_hidden: the further hidden widths of that generator.
         image_convs, image_fc: trunk of the image discriminator, and the fully connected widths after it.
         mean_pool: the image discriminator's logits come from the mean over positions (needs image_fc empty).
-        vector_fc: trunk of a vector discriminator: (width, batch normalisation) a layer.
-        map_convs, map_fc: the same of a discriminator on feature maps.
+        vector_fc: trunk of a vector discriminator: (width, batch normalisation) of each layer.
+        map_convs, map_fc: as image_convs and image_fc, for a discriminator on feature maps.
         sigmoid_q: Q ends in a sigmoid instead of being linear."""
 
     maps: tuple[int, int, int, int]
@@ -68,13 +68,13 @@ class GanShape:
 
 
 UNSCALED = ("kernel", "image_noise", "feature_noise", "noise_hidden", "mean_pool", "sigmoid_q")
-"""Fields of GanShape that a width leaves as they are. noise_hidden is among them: fewer units than z has numbers would
-lose a part of it."""
+"""Fields of GanShape that `Dataset.scaled` leaves as they are. noise_hidden is among them, since fewer units than z has
+numbers would lose a part of z."""
 
 
 @validated()
 class Dataset:
-    """What the images are and which networks go with them. `flips`: a mirrored image is one of the same class."""
+    """The format of a dataset's images and the widths of its networks. `flips`: mirrored images keep their class."""
 
     name: str
     channels: int
@@ -85,10 +85,10 @@ class Dataset:
     flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
-        """The same row with every hidden width but noise_hidden multiplied by `width`, and at least 4; 1 is the
-        row itself."""
+        """Return the row with every hidden width except noise_hidden multiplied by `width`, and at least 4. Width 1
+        returns the row itself. ConfigError for a bad width."""
         width = checked(Width, width, "width")
-        if width == 1:  # where narrow layers stay as they are
+        if width == 1:  # so layers narrower than 4 stay as they are
             return self
 
         def scale(value: Any) -> Any:

@@ -12,8 +12,8 @@ from sgan.checks import ConfigError
 
 @dataclass(frozen=True)
 class Data:
-    """One dataset as tensors: images (n, channels, size, size) uint8 with labels (n,) int64, those of the test set,
-    and a content key of all four."""
+    """One dataset as tensors: training images (n, channels, size, size) uint8 with labels (n,) int64, the same for the
+    test set, and `digest`, a content key of all four."""
 
     images: Tensor
     labels: Tensor
@@ -26,13 +26,13 @@ class Data:
         return Data(*(tensor.to(device) for tensor in tensors), digest=digest)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle NumPy arrays: Ray shares their memory between processes, and copies tensors."""
+        """Pickle the tensors as NumPy arrays: Ray shares arrays' memory between processes, but copies tensors."""
         *tensors, digest = vars(self).values()
         return _from_arrays, (*(tensor.numpy() for tensor in tensors), digest)
 
 
 def _from_arrays(*parts: Any) -> Data:
-    """Data in the memory of arrays, which Ray makes read-only; nothing changes a dataset."""
+    """Return Data that shares the arrays' memory. Ray makes it read-only, which is safe: nothing changes a dataset."""
     *arrays, digest = parts
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -40,15 +40,15 @@ def _from_arrays(*parts: Any) -> Data:
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
-    """The order, (images,), of one epoch: a pure function of seed and epoch, so that a resumed run goes on in it."""
+    """Return the image order (images,) of one epoch. It depends on seed and epoch alone, so a resumed run keeps it."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(images, generator=generator)
 
 
 class Batches:
-    """Indices (batch,) of step k's batch: epochs in random order, the last incomplete batch of each left out.
+    """`batches[k]` holds the image indices (batch,) of step k. Epochs are shuffled and drop their incomplete batch.
 
-    On a GPU an epoch's order is sent there at once: with a copy a step, GPU and Python would wait for each other."""
+    A GPU gets an epoch's order in one copy: with one copy per step, GPU and Python would wait for each other."""
 
     def __init__(self, images: int, batch: int, seed: int, device: torch.device | str = "cpu"):
         if batch > images:
@@ -75,7 +75,7 @@ def pixel_mean(images: Tensor, subtract: bool) -> Tensor:
 
 
 def to_input(images: Tensor, mean: Tensor) -> Tensor:
-    """uint8 images as the networks see them: [0, 1] minus the mean image."""
+    """Turn uint8 images into the networks' input: values in [0, 1] minus the mean image."""
     return images.float() / 255 - mean
 
 
@@ -85,13 +85,13 @@ def to_pixels(inputs: Tensor, mean: Tensor) -> Tensor:
 
 
 def random_flips(images: Tensor) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
+    """Mirror each image left to right with probability 1/2."""
     flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(flip, images.flip(-1), images)
 
 
 def turned(images: Tensor, quarters: Tensor) -> Tensor:
-    """Each image (n, channels, size, size) turned by its number (n,) of right angles, 0 to 3."""
+    """Rotate each image (n, channels, size, size) by its number (n,) of right angles, 0 to 3."""
     result = images.clone()
     for quarter in range(1, 4):
         chosen = quarters == quarter

@@ -1,4 +1,4 @@
-"""Discriminators, each with the head Q that recovers the noise, for a level that makes any tap.
+"""Discriminators for levels that make any tap. Each has a second output, the head Q, which recovers the noise.
 
 Legend: B batch, Z noise size, F features, C maps, S height and width, K classes.
 """
@@ -29,7 +29,7 @@ class Noise(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D_i on h_i, and Q_i(z_i | h_i), which shares all of D_i but its last layer (paper, "Entropy Loss").
+    """D_i on h_i, and Q_i(z_i | h_i), which shares all layers of D_i except its last (paper, "Entropy Loss").
 
     forward(h): h is (B, C, S, S) or (B, F). Returns the logits (B, 1), or (B, K) for discriminator "classes", and
     Q's mean (B, Z) of z, or (B, codes.size) of its codes, where categorical ones are logits. Batch normalisation keeps

@@ -1,4 +1,4 @@
-"""The encoder E: a classifier with named taps, split at any subset of them (paper, "Pre-trained Encoder").
+"""The encoder E: a classifier with named layers (taps), split at any subset of them (paper, "Pre-trained Encoder").
 
 h_0 = image, h_{i+1} = E_i(h_i), h_N = label; E_i is the run of layers between two taps.
 """
@@ -15,11 +15,11 @@ from sgan.shapes import Dataset
 
 ORDER = (IMAGE, *TAPS)
 PART = 100
-"""Images that `Encoder.features` passes together: the layers' outputs for more do not fit into a CPU's caches."""
+"""Images per forward pass in `Encoder.features`: with more, the layers' outputs do not fit into a CPU's caches."""
 
 
 def tap_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """Shape without the batch of the image, of every tap, and of the label (one-hot)."""
+    """Return name -> shape, without the batch, of the image, of every tap, and of the one-hot label."""
     first, second = dataset.encoder.maps
     shrink = dataset.encoder.kernel - 1 - 2 * dataset.encoder.padding
     conv1 = dataset.size - shrink
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def scale_features(self, factor: float) -> None:
-        """Multiply fc3's features by a positive factor, and divide fc4's weights by it: ReLU lets it through, and the
+        """Multiply fc3's features by a positive factor, and divide fc4's weights by it. ReLU keeps the factor, so the
         logits stay."""
         for parameter in self.layers["fc3"].parameters():
             parameter.mul_(factor)

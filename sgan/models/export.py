@@ -1,7 +1,7 @@
-"""Trained stacks as files that last: safetensors and JSON, no pickle, nothing of the training.
+"""Trained stacks as files: safetensors and JSON, without pickle and without the state of training.
 
-A model's folder holds generator.safetensors (the generators' parameters and buffers, "0/..." the lowest level's) and
-model.json (all that rebuilds them, the SHA-256 of the weights, and where they come from).
+A model's folder holds generator.safetensors (the generators' parameters and buffers, "0/..." for the lowest level) and
+model.json (the settings that rebuild them, the SHA-256 of the weights, and their origin).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ LAST, BEST = "last", "best"
 
 @dataclass(frozen=True)
 class LevelRow:
-    """All that rebuilds a level: the fields of `Level` but its generator."""
+    """The fields of `Level` that rebuild a level: all but its generator."""
 
     low: str
     high: str
@@ -39,8 +39,8 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained stack, from the image up, with its dataset's row as its networks are, how batch normalisation samples
-    ("running" averages or "batch" statistics), and its trial, seed, commit and scores."""
+    """A trained stack: its `levels` from the image up, its `dataset` with the widths of its networks, `sampling` (batch
+    normalisation by "running" averages or "batch" statistics), and `about` (its trial, seed, commit and scores)."""
 
     levels: list[Level]
     dataset: Dataset
@@ -53,13 +53,13 @@ class Model:
         return self.dataset.classes
 
     def sample(self, labels: Sequence[int] | Tensor | int, seed: int = 0) -> Tensor:
-        """Images (n, channels, size, size) uint8 of these labels (n,), or, given n, of all classes in turn. The same
-        seed gives the same images; ConfigError where a label is no class. Without labels, their number alone counts."""
+        """Return images (n, channels, size, size) uint8 of labels (n,), or, for an int n, of all classes in turn. The
+        same seed gives the same images. A stack without labels uses only their number. ConfigError for a bad label."""
         try:
             many = isinstance(labels, int)
             wanted = balanced_labels(max(labels, 0), self.classes) if many else torch.as_tensor(labels)
             torch.Generator().manual_seed(seed)
-        except (RuntimeError, TypeError, ValueError) as error:  # torch's, of what are no numbers
+        except (RuntimeError, TypeError, ValueError) as error:  # torch's errors for values that are not numbers
             raise ConfigError(
                 f"labels and seed must be whole numbers, but got {labels!r:.99}, seed {seed!r}"
             ) from error
@@ -77,7 +77,7 @@ class Model:
 def save(
     folder: Path, levels: list[Level], dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]
 ) -> None:
-    """Write a stack as a model; `recipe` is the one that its generators were built by, the rest as in Model."""
+    """Write a stack as a model. `recipe`: the recipe that built its generators; the other arguments are as in Model."""
     rows = [LevelRow(level.low, level.high, level.labels, level.codes, level.through) for level in levels]
     write_tensors(folder / WEIGHTS_FILE, _tensors(levels))
     facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
@@ -86,9 +86,9 @@ def save(
 
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
-    """Read a model from its folder, or the `last` (at the end of training) or `best` one (at the best score while
-    training) from a finished score stage's folder or MLflow's copy. ConfigError or StoreError where it is not whole, or
-    there is no such device."""
+    """Read a model from its own folder, or from the folder of a finished score stage or MLflow's copy of it. There,
+    `which` selects the weights: "last" (end of training) or "best" (best score while training). ConfigError or
+    StoreError where files are missing or damaged, and ConfigError for an unusable device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, with many lines
@@ -121,6 +121,6 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
 
 
 def _tensors(levels: list[Level]) -> dict[str, Tensor]:
-    """The generators' parameters and buffers themselves, "0/..." the lowest level's."""
+    """Return the generators' parameters and buffers, not copies of them, under "0/..." for the lowest level."""
     states = enumerate(level.generator.state_dict() for level in levels)
     return {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}

@@ -1,8 +1,8 @@
 """Generators for a level between any two taps.
 
 A generator that ends in maps mirrors the encoder: each of its steps undoes one encoder layer (fc3: a fully connected
-layer to pool2's size; a pool: a transposed convolution that doubles; a convolution: a transposed one that grows back).
-Between fc3 and the image this is the released G0, between the label and fc3 the released G1.
+layer to pool2's size; a pool: a transposed convolution that doubles the size; a convolution: a transposed convolution
+that restores the size). Between fc3 and the image this is the released G0, between the label and fc3 the released G1.
 
 Legend: B batch, Z noise size, F features, C maps, S height and width, K classes.
 """
@@ -18,7 +18,7 @@ from sgan.shapes import Dataset
 
 
 def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes: Codes | None = None) -> int:
-    """Z of the level whose generator makes `low` and passes through the named taps; codes come on top."""
+    """Return Z of the level whose generator makes `low` and passes `through` these taps; `codes` are added to it."""
     own = dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
     return own + len(through) * dataset.gan.feature_noise + (codes.size if codes else 0)
 
@@ -27,8 +27,8 @@ def initialise(module: nn.Module, std: float, convolution_std: float | None = No
     """Weights N(0, std), biases 0, batch normalisation 1 and 0 (released code).
 
     Args:
-        convolution_std: of convolutions; None: as the others.
-        glorot: those of fully connected layers are U(-a, a) with a = sqrt(6 / (inputs + outputs)) instead (Glorot and
+        convolution_std: std for convolutions; None: `std`.
+        glorot: weights of fully connected layers are U(-a, a) with a = sqrt(6 / (inputs + outputs)) instead (Glorot and
             Bengio 2010)."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -41,7 +41,7 @@ def initialise(module: nn.Module, std: float, convolution_std: float | None = No
 
 
 def _mlp(inputs: int, widths: tuple[int | None, ...], eps: float) -> nn.Sequential:
-    """A fully connected layer a width, with batch normalisation instead of the bias, and ReLU; None is no layer."""
+    """Return a fully connected layer per width, with batch normalisation, no bias, and ReLU; None adds no layer."""
     layers: list[nn.Module] = []
     for width in filter(None, widths):
         layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, eps=eps), nn.ReLU()]
@@ -101,7 +101,7 @@ class Generator(nn.Module):
                 layers += [nn.Linear(maps, flat, bias=last)]
                 layers += [] if last else [nn.BatchNorm1d(flat, eps=eps), nn.ReLU()]
                 layers += [nn.Unflatten(1, (outputs, side, side))]
-            else:  # a pool doubles the size, a convolution grows it back by what its own padding lost
+            else:  # a pool's inverse doubles the size; a convolution's inverse restores the border that it cut off
                 pool = (2, (kernel - 1) // 2, kernel % 2)
                 stride, padding, extra = pool if tap.startswith("pool") else (1, dataset.encoder.padding, 0)
                 layers += [nn.ConvTranspose2d(maps, outputs, kernel, stride, padding, extra, bias=last)]
@@ -118,9 +118,9 @@ class Generator(nn.Module):
 
 
 class Chain(nn.Module):
-    """The generators of a stack as one: each is given what the one above makes (paper, section 4.4, "full generator").
+    """The generators of a stack as one: each gets the output of the one above (paper, section 4.4, "full generator").
 
-    forward(condition, z): as Generator; z (B, Z) is the noise of all, that of the lowest first, as in `parts`."""
+    forward(condition, z): as Generator; z (B, Z) holds the noise of all generators, the lowest first, as in `parts`."""
 
     def __init__(self, generators: list[Generator]):
         super().__init__()
@@ -142,6 +142,6 @@ class Chain(nn.Module):
 def new_generator(
     row: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool, through: tuple[str, ...], codes: Codes | None
 ) -> Generator | Chain:
-    """The generator of a level from `high` to `low`: one, or a chain through the named taps."""
+    """Return the generator of a level from `high` to `low`: a single one, or a chain `through` these taps."""
     parts = [Generator(row, recipe, *ends, labels, codes) for ends in pairwise((low, *through, high))]
     return Chain(parts) if through else parts[0]

@@ -22,7 +22,7 @@ from sgan.shapes import Dataset
 
 
 def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None) -> Encoder:
-    """One of the authors' encoders, frozen; ConfigError where the file is none of these, or of another dataset.
+    """Read one of the authors' encoders, frozen; ConfigError where the file is not one, or is of another dataset.
 
     Its convolutions do not flip their kernels (Conv2DDNNLayer's default).
 
@@ -39,7 +39,7 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
 
 
 def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Level]:
-    """The authors' stack of G1 and G0, frozen, from the image up; ConfigError as for `load_released`.
+    """Read the authors' stack of G1 and G0, frozen, from the image up; ConfigError as for `load_released`.
 
     The file lists G1 before G0, and in each the noise's layers before the label's (sampling.py). Its transposed
     convolutions flip their kernels (the default of Theano's AbstractConv2d_gradInputs), torch's do not.
@@ -60,13 +60,13 @@ def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Lev
 
 
 def load_mean(path: Path, dataset: Dataset) -> Tensor:
-    """The mean image, (channels, size, size) in [0, 1], from the authors' .npy file; ConfigError as above."""
+    """Read the mean image, (channels, size, size) in [0, 1], from the authors' .npy file; ConfigError as above."""
     shape = (dataset.channels, dataset.size, dataset.size)
     return torch.from_numpy(_checked(_read(path).get("", np.empty(0)), shape, str(path), dataset))
 
 
 def _fill(path: Path, modules: Iterable[nn.Module], dataset: Dataset, network: str) -> None:
-    """Give layers the arrays of a file, in their order."""
+    """Copy the arrays of a file into layers, in the file's order."""
     arrays, places = _read(path), list(_places(modules))
     if set(arrays) != {f"arr_{index}" for index in range(len(places))}:
         raise ConfigError(
@@ -80,7 +80,7 @@ def _fill(path: Path, modules: Iterable[nn.Module], dataset: Dataset, network: s
 
 
 def _places(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]:
-    """Each tensor of the layers with the order of its axes in the file, and those along which it is turned there."""
+    """Yield each tensor of the layers, the order of its axes in the file, and the axes that are flipped there."""
     for module in modules:
         match module:
             case nn.BatchNorm1d() | nn.BatchNorm2d():
@@ -94,7 +94,7 @@ def _places(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, tuple[int, .
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; the one of an .npy file under ""."""
+    """Return name -> array of an .npz file; an .npy file has one array, named ""."""
     try:
         found = np.load(path, allow_pickle=False)
         return {"": found} if isinstance(found, np.ndarray) else dict(found)

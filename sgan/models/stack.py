@@ -21,8 +21,8 @@ SAMPLING_BATCH = 500
 
 @dataclass
 class Level:
-    """Level i: its generator makes tap `low` from tap `high`, and passes the taps `through` between them, from the
-    lower up. `labels` False leaves the condition of the top out. With `codes` the last numbers of z are InfoGAN's."""
+    """Level i: its generator makes tap `low` from tap `high`, and passes through the taps `through`, the lowest first.
+    With `labels` False, a top level has no condition. With `codes`, the last numbers of z are InfoGAN's codes."""
 
     low: str
     high: str
@@ -33,7 +33,7 @@ class Level:
 
 
 def unfolded(levels: list[Level]) -> list[Level]:
-    """The same stack with every chained generator as levels of its own."""
+    """Return the same stack with every chained generator split into levels of its own."""
     plain = []
     for level in levels:
         bounds = (level.low, *level.through, level.high)
@@ -45,14 +45,14 @@ def unfolded(levels: list[Level]) -> list[Level]:
 
 
 def draw(level: Level, count: int, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
-    """z of a level, (count, Z): U(0, 1) (released code), and one-hot where it is a categorical code. The draw is the
-    CPU generator's where one is given, else that of the device."""
+    """Draw z (count, Z) of a level: U(0, 1) (released code), with a one-hot categorical code where the level has codes.
+    The numbers come from `generator` (on the CPU) where it is given, else from the device's own generator."""
     place = generator.device if generator else device
     z = torch.rand(count, level.generator.noise, generator=generator, device=place)
     if level.codes:
         first = level.generator.noise - level.codes.size
         values = level.codes.categorical
-        chosen = (z[:, first] * values).long().clamp(max=values - 1)  # in float32, 1 - 2^-25 times values is values
+        chosen = (z[:, first] * values).long().clamp(max=values - 1)  # in float32, a product with z < 1 may be `values`
         z = torch.cat([z[:, :first], F.one_hot(chosen, values).to(z), z[:, first + values :]], 1)
     return z.to(device)
 
@@ -63,12 +63,12 @@ def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
 
 
 def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
-    """All levels top down, each given what the one above makes (paper, "Sampling"): tap -> what its level makes,
-    (B, ...); the image is under "image".
+    """Run all levels top down, each on the output of the one above (paper, "Sampling"). Return tap -> output (B, ...)
+    of the level that makes it; the image is under "image".
 
     Args:
-        condition: of the top level, (B, ...).
-        noise: z of every level, (B, Z_i), as the levels from the image up."""
+        condition: condition of the top level, (B, ...).
+        noise: z of every level, (B, Z_i), in the order of `levels`, from the image up."""
     made = {}
     for level, z in zip(reversed(levels), reversed(noise), strict=True):
         made[level.low] = condition = level.generator(condition, z)
@@ -77,8 +77,8 @@ def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict
 
 @contextmanager
 def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
-    """Generators sample inside: no gradient, and batch normalisation with its running averages ("running") or with the
-    batch's own statistics ("batch", which leaves the averages as they were)."""
+    """Context in which generators sample: no gradients, and batch normalisation by its running averages ("running") or
+    by the batch's own statistics ("batch"). The running averages stay as they were."""
     generators = [level.generator for level in levels]
     training = [generator.training for generator in generators]
     kept = [[buffer.clone() for buffer in generator.buffers()] for generator in generators]
@@ -95,8 +95,8 @@ def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
 
 
 def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Samples for top-level conditions (n, ...), in parts of about equal size: tap -> what its level makes. Noise is
-    a function of `seed` alone."""
+    """Yield samples for top-level conditions (n, ...), in parts of about equal size: tap -> output of its level. Noise
+    is a function of `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     with sampling(levels, statistics):
         for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
@@ -105,5 +105,5 @@ def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) 
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:
-    """Labels 0, 1, ..., K-1, 0, 1, ... (count,): as many of every class."""
+    """Labels 0, 1, ..., K-1, 0, 1, ... (count,): equally many of every class, or nearly."""
     return torch.arange(count) % classes

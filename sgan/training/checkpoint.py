@@ -1,4 +1,4 @@
-"""Checkpoints of a stage in progress. Each is a folder with all that the stage needs to go on, renamed into place:
+"""Checkpoints of a stage in progress. Each is a folder with all that the stage needs to continue, renamed into place:
 
 checkpoints/<step>/state.safetensors   weights, states of the optimisers, losses since the record's last point
 checkpoints/<step>/record.jsonl        the record so far
@@ -23,7 +23,7 @@ STATE_FILE, HEAD_FILE = "state.safetensors", "checkpoint.json"
 KEPT = 2  # Checkpoints kept: the newest ones
 SECONDS = 20.0  # Time between two checkpoints, at least
 SPARSE = 50
-"""The next checkpoint waits for this multiple of the time that the last one took: all of them cost less than 2 %."""
+"""The next checkpoint waits for SPARSE times the duration of the last one, so that all cost less than 2 % together."""
 
 
 class Task(Protocol):
@@ -43,14 +43,14 @@ def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Give modules the tensors that `module_tensors` took."""
+    """Load tensors as from `module_tensors` into modules."""
     for key, module in modules.items():
         prefix = f"{key}/"
         module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
 
 
 def task_tensors(task: Task) -> dict[str, Tensor]:
-    """The state of a task: its modules as in `module_tensors`, and "optimiser/module/parameter/field"."""
+    """The state of a task: its modules as in `module_tensors`, its optimisers' under "optimiser/module/index/field"."""
     tensors = module_tensors(task.modules)
     for key, optimiser in task.optimisers.items():
         for index, state in optimiser.state_dict()["state"].items():
@@ -59,9 +59,9 @@ def task_tensors(task: Task) -> dict[str, Tensor]:
 
 
 def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[str, int] | None = None) -> None:
-    """Give a task's optimisers the states that `task_tensors` took, by default of all their parameters. `first`:
-    name of an optimiser -> index of the parameter where these states begin, for a task that continues several
-    others; its other states stay."""
+    """Load optimiser states as from `task_tensors` into a task, by default for all parameters. `first`: name of an
+    optimiser -> index of the first parameter that gets these states, for a task that continues several others. The
+    states of its other parameters stay."""
     for key, optimiser in task.optimisers.items():
         state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
         for name, tensor in tensors.items():
@@ -72,7 +72,7 @@ def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[st
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         for parameter, values in optimiser.state.items():
             for entry, value in values.items():
-                # A fused Adam walks both through memory in one order; a CUDA graph counts steps on the GPU alone.
+                # A fused Adam reads both in the same memory order; a CUDA graph counts steps only on the GPU.
                 same = value.shape == parameter.shape
                 values[entry] = in_layout_of(parameter, value) if same else value.to(parameter.device)
 
@@ -102,7 +102,7 @@ class Checkpoints:
         return time.monotonic() - self.last > max(SECONDS, SPARSE * self.cost)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, unless a value in it is not finite: then the one before stays the newest.
+        """Write a checkpoint, unless a value in it is not finite: then the previous one stays the newest.
 
         Raises OSError where the disk is full or cannot be written."""
         began = time.monotonic()
@@ -151,7 +151,7 @@ def check(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def new_files(work: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of the files in a work folder, but for record, checkpoints and those that are known."""
+    """Return file -> SHA-256 of the files in a work folder, except the record, checkpoints and `known` files."""
     paths = {path.relative_to(work).as_posix(): path for path in (*work.glob("[!.]*"), *work.glob("[!.]*/[!.]*"))}
     new = {file: path for file, path in paths.items() if path.is_file() and file not in (*known, RECORD_FILE)}
     return {file: sha256(path) for file, path in new.items()}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 EAGER = 3
-"""Each phase runs at least so many times before it is recorded: libraries set themselves up, and Adam its states."""
-Recorded = tuple[torch.cuda.CUDAGraph, tuple[str, ...], Tensor]  # a phase, the names of its scalars, and these
+"""Each phase runs at least this often before it is recorded: in these runs, libraries and Adam set themselves up."""
+Recorded = tuple[torch.cuda.CUDAGraph, tuple[str, ...], Tensor]  # a phase, and the names and values of its scalars
 Phase = Callable[[], dict[str, Tensor]]
-"""Reads and writes tensors that stay in their places, draws from torch's own generators, never waits for the GPU, and
-returns scalars."""
+"""A part of a step. It reads and writes tensors at fixed addresses, draws from torch's own generators, never waits for
+the GPU, and returns scalars."""
 
 
 @functools.cache
@@ -30,11 +30,11 @@ def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream
 
 
 class Beside:
-    """What is called inside `with beside():` runs beside what is called outside, from the last `begin` to the next
-    `join`, and so does its backward pass. On a CPU all runs in the order in which it is called.
+    """A second branch of a step. Between `begin` and `join`, calls inside `with beside():` run in parallel with calls
+    outside, and so does their backward pass. On a CPU, all calls run in order.
 
-    What lies there at `begin` may be read inside; what was made inside may be read outside after `join`. Neither side
-    may change what the other one reads."""
+    The inside may read tensors that exist at `begin`. The outside may read the inside's results after `join`. Neither
+    side may change tensors that the other one reads."""
 
     def __init__(self, device: torch.device):
         self.stream = _streams(device)[1] if device.type == "cuda" else None
@@ -56,9 +56,9 @@ class Beside:
 class Phases:
     """Runs phases: on a CPU as they are, on a GPU as CUDA graphs from their fourth time on at the earliest.
 
-    A graph draws the numbers that the phase itself would draw after the same seed, and computes with the same kernels.
-    It reads what an earlier phase left where that lay when it was recorded, which a graph alone writes again: so phases
-    are recorded in the order in which they were first called, and a step must call them in that order.
+    After the same seed, a graph draws the same numbers as the phase itself, and computes with the same kernels. It
+    reads an earlier phase's results at the addresses that they had at its recording. Only that phase's graph writes
+    there: so phases are recorded in the order of their first calls, and a step must call them in that order.
 
     Args:
         device: where the phases run.
@@ -71,8 +71,8 @@ class Phases:
             self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()
 
     def __call__(self, name: str, phase: Phase, instead: Phase | None = None) -> dict[str, Tensor]:
-        """What the phase of this name returns. `instead`: runs once where the phase could not be recorded, if that
-        has used up what it reads."""
+        """Return the result of the phase of this name. `instead`: the phase that runs once after a failed recording,
+        where that has used up the phase's input."""
         if not self.wanted:
             return phase()
         if name not in self.recorded:
@@ -89,7 +89,7 @@ class Phases:
         return dict(zip(names, values.clone().unbind(), strict=True))
 
     def _aside(self, phase: Phase) -> dict[str, Tensor]:
-        """The phase on the stream on which it will be recorded."""
+        """Run the phase on the stream on which it will be recorded."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             report = phase()
@@ -97,14 +97,14 @@ class Phases:
         return report
 
     def _record(self, phase: Phase) -> Recorded | None:
-        """The phase as a graph, not yet run; None where CUDA cannot record it."""
+        """Record the phase as a graph without running it; return None where CUDA cannot record it."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 report = phase()
                 values = torch.stack([value.detach().float() for value in report.values()])
         except RuntimeError as error:
-            first: BaseException | None = error  # what ended the recording may hide behind what that led to
+            first: BaseException | None = error  # the first error may be the context of later ones
             while first and not isinstance(first, torch.OutOfMemoryError):
                 first = first.__context__
             if first:
@@ -112,7 +112,7 @@ class Phases:
             self.wanted, self.beside.stream = False, None  # two streams would keep memory after a failed recording
             self.recorded.clear()
             warnings.warn(f"training goes on without CUDA graphs, slower: {error}", stacklevel=2)
-            fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one is in a recording for ever
+            fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one stays in the recording
             torch.cuda.default_generators[self.stream.device.index].graphsafe_set_state(fresh)
             return None
         return graph, tuple(report), values

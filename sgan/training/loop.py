@@ -1,7 +1,7 @@
 """The one loop that trains a classifier or a stack: record, evaluations and checkpoints.
 
-Progress is counted in steps of one batch; everything random in step k is a function of (seed, k), so a run that goes on
-from a checkpoint is the same run.
+Progress is counted in steps of one batch. Everything random in step k depends on (seed, k) alone, so a run that
+continues from a checkpoint gives the same result.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sgan.store.files import Record, write_text
 from sgan.training import checkpoint
 from sgan.training.checkpoint import Checkpoint, Task, check, load_modules, module_tensors, new_files, task_tensors
 
-POINTS, LONGEST = 40, 250  # A loss curve has about so many points, and one at least every so many steps
+POINTS, LONGEST = 40, 250  # A loss curve has about POINTS points, and at least one every LONGEST steps
 SILENCE = 1.0  # Longest time in seconds between two yields, unless a step takes longer
 
 
@@ -29,8 +29,8 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Training images seen and in all, the seconds of training `before` the checkpoint from which this process goes
-    on, and the newest point of the record, name -> value, empty where there is none."""
+    """Training images seen and in `total`; seconds of training `before` the checkpoint from which this process
+    continues; and the `metrics` of the record's newest point, name -> value, empty where there is none."""
 
     images: int
     total: int
@@ -39,7 +39,7 @@ class Progress:
 
 
 def marks(steps: int, count: int) -> set[int]:
-    """Steps at `count` even distances, the last at the end."""
+    """Return `count` evenly spaced steps, the last of them at the end."""
     return {round(steps * part / count) for part in range(1, count + 1)}
 
 
@@ -53,14 +53,14 @@ def loop(
     judge: str = "",
 ) -> Iterator[Progress]:
     """Train to `steps`, from the newest whole checkpoint in `folder` where there is one. Yields at every point of the
-    record and at least once in SILENCE; closed there, it leaves a checkpoint.
+    record and at least every SILENCE seconds. Closing the generator at a yield leaves a checkpoint.
 
     Args:
         batch: images a step.
         folder: the stage's work folder, with checkpoints and record.
         evaluate: called with the images seen, before the first step and after those in `evaluations`; returns scores
             for the record. Files that it writes into `folder` are part of the checkpoints.
-        judge: noted with the scores.
+        judge: name of the judge's stage, recorded with the scores.
     Raises:
         Diverged: a loss is not finite; the last checkpoint stays.
         StoreError: somebody has changed a file in `folder` while the stage trained."""
@@ -115,10 +115,10 @@ def loop(
             with contextlib.suppress(OSError):  # a full disk does not keep a stage from stopping
                 save()
         raise
-    for name, tensor in module_tensors(task.modules).items():  # the losses are of the weights before the last step
+    for name, tensor in module_tensors(task.modules).items():  # no loss shows the weights after the last step
         if not tensor.isfinite().all():
             raise Diverged(f"{name} has values that are not finite after the last step, {steps}")
-    write_text(record.path, record.text)  # a file that was damaged meanwhile is made good
+    write_text(record.path, record.text)  # repairs a file that was damaged meanwhile
     check(folder, files)
 
 

@@ -29,7 +29,7 @@ def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adversarial(fake: Tensor, form: str) -> Tensor:
-    """The generator's side: -log D(h_hat) ("non-saturating"), or log(1 - D(h_hat)) ("saturating", released
+    """The generator's loss: -log D(h_hat) ("non-saturating"), or log(1 - D(h_hat)) ("saturating", released
     code)."""
     logit = real_logit(fake)
     return F.softplus(-logit).mean() if form == "non-saturating" else -F.softplus(logit).mean()
@@ -56,7 +56,7 @@ def entropy(recovered: Tensor, z: Tensor, codes: Codes | None = None) -> Tensor:
 
 
 def trivial_entropy(codes: Codes | None = None) -> float:
-    """What a Q that learned nothing scores: 1/12, the variance of U(0, 1), and log K for a categorical code."""
+    """The entropy loss of a Q that learned nothing: 1/12, the variance of U(0, 1), and log K for a categorical code."""
     return 1 / 12 + (math.log(codes.categorical) if codes else 0.0)
 
 

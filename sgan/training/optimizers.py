@@ -21,7 +21,7 @@ class AdamEpsInRoot(torch.optim.Optimizer):
             for parameter in (each for each in group["params"] if each.grad is not None):
                 state = self.state[parameter]
                 if not state:
-                    # A tensor, so that the GPU need not wait for Python and a CUDA graph counts on.
+                    # A tensor, so that the GPU need not wait for Python, and a CUDA graph can count steps.
                     state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 state["step"] += 1

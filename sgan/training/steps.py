@@ -19,7 +19,7 @@ from sgan.training.cuda_graphs import Phases
 from sgan.training.optimizers import adam, in_layout_of
 
 VARIANCE_IMAGES = 2000  # Real images from which the variance of their features is taken
-CACHE_BYTES = 2**29  # Real features are computed once and kept up to this size, else anew each batch
+CACHE_BYTES = 2**29  # Real features are computed once and kept up to this size, else again for each batch
 
 FORMAT = torch.channels_last  # Convolutions are faster with channels last, on CPUs and on GPUs
 
@@ -36,8 +36,8 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def seed_step(device: torch.device, seed: int, step: int) -> None:
-    """Seed what is drawn in one step on the CPU and on the device, and nothing else: torch.manual_seed looks for every
-    kind of device, which takes 0.2 ms."""
+    """Seed the generators of the CPU and of this device for one step. torch.manual_seed looks for every kind of device,
+    which takes 0.2 ms."""
     value = step_seed(seed, step)
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
@@ -45,8 +45,8 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
 
 
 class ClassifierTask:
-    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"): of the labels, or of by
-    how much each image was turned. `graphs`: as for GanTask."""
+    """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"). It predicts the labels, or
+    the angle by which each image was turned. `graphs`: as for GanTask."""
 
     def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
@@ -100,8 +100,8 @@ class Real:
 
 @dataclass
 class Generated:
-    """One generated batch, a list entry a level, from the lowest up: what its generator made, its z, and the condition
-    that it was given. Between levels the gradient through `conditions` is the scaled one."""
+    """One generated batch. Each list has an entry per level, the lowest first: the generator's output, its z, and its
+    condition. Between levels, the gradient through `conditions` is scaled by `feedback`."""
 
     made: list[Tensor]
     noise: list[Tensor]
@@ -109,14 +109,14 @@ class Generated:
 
 
 class GanTask:
-    """Trains levels: one on real features (independent stage), or all, each on what the one above makes (joint stage).
+    """Trains levels: one on real features (independent stage), or all, each on the output from above (joint stage).
 
     A step is one discriminator step and, by the recipe's rule, one or more generator steps (paper, "Stacked
     Generators"; released code for the rule).
 
     Args:
         feedback: share of the gradient of a level's loss that reaches the level above.
-        graphs: False launches every kernel of a step on its own on a GPU, too."""
+        graphs: False uses no CUDA graphs: a GPU then launches every kernel of a step on its own."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class GanTask:
         self.generator = nn.ModuleList(level.generator for level in self.levels)
         self.discriminator = nn.ModuleList(self.discriminators)
         self.norms = [each for each in self.generator.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]
-        # Subtracted from real images; all computes in the parameters' precision, but for what autocast chooses.
+        # Subtracted from real images. All computations have the parameters' precision, except where autocast lowers it.
         self.mean = pixel_mean(data.images, recipe.pixel_mean).to(next(self.generator.parameters()).dtype)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
@@ -150,8 +150,8 @@ class GanTask:
             one = self.encoder.features(data.images[:1], taps)
             if sum(tap.numel() for tap in one.values()) * 4 * len(data.images) <= CACHE_BYTES:
                 self.cache = self.encoder.features(data.images, taps)
-        # The losses of a generator that ignores z (entropy) or its condition: the variance of the real features, if it
-        # always makes their mean, or log K, if it says nothing about the label.
+        # Losses of a generator that ignores z (entropy) or its condition (conditional). The latter is the variance of
+        # the real features if it always makes their mean, or log K if its output is independent of the label.
         some = {LABEL: math.log(self.classes)}
         if self.encoder is not None and (highs := {level.high for level in self.levels} - {LABEL}):
             features = self.encoder.features(data.images[:VARIANCE_IMAGES], highs)
@@ -196,8 +196,8 @@ class GanTask:
         return batch
 
     def _autocast(self) -> torch.autocast:
-        """The precision of forward passes, one context for each of them: inside one weights are cast once, and Adam
-        changes them between."""
+        """The precision of a forward pass, as a new context for each one: a context casts weights only once, and Adam
+        changes them between passes."""
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +215,7 @@ class GanTask:
         repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
         for repeat in range(repeats):
             new = repeat > 0 or self.recipe.fresh_noise
-            anew = functools.partial(self._generator_step, True)  # a backward pass goes once through a batch
+            anew = functools.partial(self._generator_step, True)  # a batch allows only one backward pass
             report |= self.phases(f"generator {new}", functools.partial(self._generator_step, new), anew)
         return report | {"generator_steps": torch.tensor(float(repeats))}
 
@@ -228,11 +228,11 @@ class GanTask:
         return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
 
     def _discriminator_step(self) -> dict[str, Tensor]:
-        """Bring the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
+        """Load the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
         real = self.real(self.index)
         condition = self.condition(real)
         self.beside.begin()
-        # The running averages move in generator steps alone (released code): here where one goes on with this batch.
+        # Only generator steps move the running averages (released code); here they move if one reuses this batch.
         batch = self.generate(condition, averages=not self.recipe.fresh_noise)
         self.batch = real, condition, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
@@ -290,7 +290,7 @@ class GanTask:
         return report
 
     def _encoded(self, fake: Tensor, level: Level) -> Tensor:
-        """The encoder's output for a level's. Images carry the GAN's mean image; the encoder's may be another."""
+        """The encoder's output for a level's output. Images lack the GAN's mean image, but must lack the encoder's."""
         assert self.encoder is not None
         fake = fake + self.mean - self.encoder.mean if level.low == IMAGE else fake
         with self._autocast():
@@ -305,5 +305,5 @@ class GanTask:
         self.optimisers[name].step()
 
     def _name(self, level: Level, name: str) -> str:
-        """Losses of the joint stage carry their level."""
+        """Return the name of a loss; in the joint stage it begins with the level."""
         return name if len(self.levels) == 1 else f"level{self.levels.index(level)}/{name}"
