@@ -65,8 +65,8 @@ class Options:
 
 @dataclass
 class Page:
-    """What is in front of a voter, who has given `votes`: nine images of one model and of its training set, in random
-    order; whether each is real; the answers so far."""
+    """The page of a voter: the voter's earlier `votes`; nine `images` of one model and of its training set, in random
+    order; whether each is `real`; and the `answers` so far."""
 
     votes: list[dict[str, Any]]
     stage: str
@@ -77,7 +77,7 @@ class Page:
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that the browser may know: of an image without an answer, nothing."""
+        """The facts that the browser may know; they reveal nothing about images without an answer."""
         pairs = zip(self.real, self.answers, strict=True)
         known = [None if answer is None else {"answer": answer, "right": real == answer} for real, answer in pairs]
         errors = sum(vote["real"] != vote["answer"] for vote in self.votes)
@@ -97,7 +97,7 @@ class TuringTest:
         self.lock = threading.Lock()  # the server answers in threads
 
     def page(self, name: str) -> dict[str, Any]:
-        """The page in front of a voter, the same until all of it is answered, with its images as PNG in base64."""
+        """Return a voter's page, the same until all of it is answered, with its images as PNG in base64."""
         with self.lock:
             page = self.pages.get(name)
             if page is None or None not in page.answers:
@@ -120,7 +120,7 @@ class TuringTest:
             return page.state
 
     def _draw(self, known: list[dict[str, Any]]) -> Page:
-        """A page of the model that a voter has seen least. Each image is real with probability 1/2."""
+        """Draw a page of the model with the fewest votes of a voter. Each image is real with probability 1/2."""
         seen = Counter(vote["stage"] for vote in known)
         stage = min(self.pools, key=lambda name: (seen[name], RANDOM.random()))
         real = [RANDOM.random() < 0.5 for _ in range(IMAGES)]
@@ -129,7 +129,7 @@ class TuringTest:
 
 
 def png(image: Tensor) -> str:
-    """A uint8 image (channels, size, size) as PNG in base64. It is not compressed: its length says nothing."""
+    """Encode a uint8 image (channels, size, size) as PNG in base64, uncompressed: its length must reveal nothing."""
     pixels, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels).save(file, "png", compress_level=0)
     return base64.b64encode(file.getvalue()).decode()
@@ -149,8 +149,8 @@ def pools(sources: Sequence[str], address: str, data: Path) -> dict[str, tuple[T
 
 
 def application(test: TuringTest) -> FastAPI:
-    """The pages. A voter is known by the random part of the address, so that a reload goes on, and two voters in one
-    browser do not mix. The site of another origin cannot reach them by a name that it resolves to this machine."""
+    """Return the web application. A random part of the address identifies a voter, so that a reload continues, and two
+    voters in one browser do not mix. Sites of other origins cannot reach it by a name that resolves to this machine."""
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     html = Path(__file__).with_suffix(".html").read_text()

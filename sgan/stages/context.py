@@ -1,4 +1,4 @@
-"""What every stage runs with."""
+"""The context in which every stage runs."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from sgan.store.local import Store
 from sgan.training.loop import Progress
 
 MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
-"""In a finished stage: its weights, and of a judge what it sees of the real images."""
+"""Files of a finished stage: its weights, and a judge's features and logits of the real images."""
 Running = Generator[Progress, None, dict[str, Any]]
-"""A stage that runs: yields its progress, and returns facts for its stage.json."""
+"""A running stage: it yields its progress, and returns entries for its stage.json."""
 Evaluator = Callable[[list[Level], Encoder | None], tuple[str, Callable[[int], dict[str, float]]]]
-"""Handed in, so that levels do not depend on its code: levels and their encoder -> the name of the stage that scores
-them while they train, and a function from images seen to scores."""
+"""Function from levels and their encoder to the name of the stage that scores them while they train, and a function
+from images seen to scores. It is an argument, so that levels do not depend on its code."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where stages run: the store, the dataset on `device` (torch's name of it), and the commit, which is noted."""
+    """Where stages run: the store, the dataset on `device` (torch's name of it), and the commit, which is recorded."""
 
     store: Store
     data: Data = field(compare=False)

@@ -1,8 +1,8 @@
-"""What a stage costs: FLOPs of its training steps, a rough cost in one unit with the seconds that it takes; and whether
-its networks fit.
+"""The cost of a stage: FLOPs of its training steps, and a rough cost in a common unit with the seconds per unit. Also
+the check that its networks fit together.
 
-The FLOPs of convolutions and linear layers count, forward and backward, two for a multiply-accumulate. Left out are
-element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
+The FLOPs of convolutions and linear layers count, forward and backward, two for a multiply-accumulate. The count leaves
+out element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from sgan.stages.kinds.level import build
 from sgan.store.local import Store
 from sgan.training.steps import GanTask
 
-STEPS, IMAGES = 40, 1000  # A unit's seconds are measured in so many steps, on about so many images
-BATCH = 2  # Batch normalisation takes no fewer
+STEPS, IMAGES = 40, 1000  # Steps and, about, images with which a unit's seconds are measured
+BATCH = 2  # The smallest batch that batch normalisation takes
 
 
 def cost(stage: Stage) -> float:
@@ -45,14 +45,14 @@ def cost(stage: Stage) -> float:
 
 
 def recorded_rate(store: Store, stages: Iterable[Stage]) -> float | None:
-    """Mean seconds of one unit of cost, over those of these stages that the store has; None where it has none."""
+    """Return the mean seconds per unit of cost over these stages, where the store has them done; None without any."""
     found = [(stage, store.facts(name(stage))) for stage in set(stages) if store.has(name(stage))]
     done = [(facts["seconds"], cost(stage)) for stage, facts in found if facts["status"] == "done"]
     return sum(seconds for seconds, _ in done) / sum(units for _, units in done) if done else None
 
 
 def seconds_per_unit(config: Config, data: Data, device: str) -> float:
-    """Seconds of one unit of cost in this process, by a few steps of the image level. `data`: on the device."""
+    """Measure the seconds per unit of cost in this process by a few steps of the image level. `data`: on the device."""
     level = plan(config).score.levels[0]
     recipe, few = level.recipe, slice(max(IMAGES, level.recipe.batch))
     some = Data(data.images[few], data.labels[few], data.test_images[few], data.test_labels[few], data.digest)
@@ -63,14 +63,14 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
         next(iter(task.step(step).values())).item()  # waits for the GPU
         times.append(time.perf_counter())
     seconds = [after - before for before, after in itertools.pairwise(times)]
-    # The lower quartile of the second half: a GPU's first steps are no measure, nor are those of a stall.
+    # The lower quartile of the second half: it excludes a GPU's slow first steps and stalled steps.
     return statistics.quantiles(seconds[STEPS // 2 :], n=4)[0] / recipe.batch
 
 
 def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
-    """FLOPs an image of a discriminator step and of a generator step, counted once for all seeds.
+    """Return the FLOPs per image of a discriminator step and of a generator step, counted once for all seeds.
 
-    Where the first generator step goes on with the discriminator step's batch, its generation counts there alone."""
+    Where the first generator step reuses the discriminator step's batch, its generation counts only in the former."""
     levels = stage.levels if isinstance(stage, JointStage) else (stage,)
     alike = tuple(dataclasses.replace(level, images=0, seed=0, encoder=None) for level in levels)
     return _step_flops(alike, stage.recipe, stage.feedback if isinstance(stage, JointStage) else 1.0)
@@ -87,7 +87,7 @@ def _step_flops(stages: tuple[LevelStage, ...], recipe: GanRecipe, feedback: flo
         levels, judges = networks.levels, networks.discriminators
         encoder = Encoder(dataset, 1.0).requires_grad_(False)
         ends = (dataset.classes * top.labels,) if top.high == LABEL else sizes[top.high]
-        fakes = [torch.empty(BATCH, *ends)]  # above all levels, what the top one is given
+        fakes = [torch.empty(BATCH, *ends)]  # at the end, the condition of the top level
         with FlopCounterMode(display=False) as generation:
             for level in reversed(levels):
                 condition = fakes[0] if feedback > 0 else fakes[0].detach()
@@ -130,12 +130,12 @@ def check_networks(configs: Iterable[Config]) -> None:
 
 
 def planned_steps(stage: LevelStage | JointStage) -> tuple[int, float]:
-    """Discriminator steps of a stage, and generator steps by the middle of the recipe's rule."""
+    """Return a stage's discriminator steps, and its generator steps by the median of the recipe's rule."""
     steps = max(1, stage.images // stage.recipe.batch)
     return steps, steps * statistics.median(count for _, count in stage.recipe.generator_steps)
 
 
 def flops(stage: LevelStage | JointStage, steps: float, generator_steps: float) -> float:
-    """FLOPs of so many steps of both kinds."""
+    """Return the FLOPs of these numbers of discriminator steps and generator steps."""
     of_discriminator, of_generator = step_flops(stage)
     return stage.recipe.batch * (steps * of_discriminator + generator_steps * of_generator)

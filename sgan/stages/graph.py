@@ -1,9 +1,9 @@
 """A trial as a graph of stages (docs/architecture.md draws it).
 
-A stage is a frozen dataclass of all that its result depends on, its parents included. Its name is the hash of its
-fields, in which parents stand by their names, and of the code that its result depends on: the files in COUNTED that the
-file of its kind imports, directly or through others. Comments, docstrings and layout do not count, nor does code that
-only makes values: these are in the fields. So equal work has one name in every sweep, and is done once.
+A stage is a frozen dataclass of all that its result depends on, its parent stages included. Its name is a hash of its
+fields, with parents by their names, and of its code. The code is all modules in COUNTED that the module of its kind
+imports, directly or indirectly. Comments, docstrings and layout do not count, nor does code that only computes fields:
+the fields count themselves. So equal work has one name in every sweep, and is done once.
 """
 
 import ast
@@ -20,7 +20,7 @@ from sgan.shapes import Dataset
 KINDS = {kind: kind for kind in ("judge", "level", "joint", "score")} | {"encoder": "classifier"}
 """Kind of a stage -> its file in sgan/stages/kinds."""
 COUNTED = ("sgan.data.batches", "sgan.models.", "sgan.training.", "sgan.evaluation.", "sgan.stages.kinds.")
-"""Modules, and packages with a dot at the end, whose code is part of names."""
+"""Modules, and packages (with a dot at the end), whose code counts in the names of stages."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -35,7 +35,7 @@ class _Stage:
 
     @property
     def parents(self) -> tuple[Any, ...]:
-        """The inputs, and their parents before them, each once."""
+        """The inputs and all their parents, each once, and each after its own parents."""
         return tuple(dict.fromkeys(parent for stage in self.inputs for parent in (*stage.parents, stage)))
 
 
@@ -53,11 +53,11 @@ class ClassifierStage(_Stage):
 
 @dataclass(frozen=True)
 class JudgeStage(_Stage):
-    """Makes a judge, a row of sgan.evaluation.judges, and scores the real images as if there were so many `samples`.
+    """Makes a judge, a row of sgan.evaluation.judges, and scores `samples` draws of the real images, with repeats.
 
     Attributes:
         shape: channels and size of images.
-        recipe, weights: of the judge that is trained, and ""; or None, and SHA-256 of the given network's."""
+        recipe, weights: the held-out judge's recipe and ""; or None and the SHA-256 of a given network's weights."""
 
     judge: str
     dataset: str
@@ -76,7 +76,7 @@ class LevelStage(_Stage):
     """Trains the level between taps `low` and `high` on real features; fields as in Recipe and Variant.
 
     Attributes:
-        joint_start: share of the training after which the state is kept for the joint stage; 1: the last one serves.
+        joint_start: share of the training after which the state is kept for the joint stage; 1: it uses the last state.
         keep_adam: the state for the joint stage includes Adam's.
         encoder: None where neither a tap nor a loss needs it."""
 
@@ -102,8 +102,8 @@ class LevelStage(_Stage):
 
 @dataclass(frozen=True)
 class JointStage(_Stage):
-    """Goes on training all levels together; fields as in Recipe. `scratch`: starts with new weights: of the levels
-    it takes their networks and their encoder alone."""
+    """Trains all levels together, from their trained weights; fields as in Recipe. `scratch`: it starts from new
+    weights, and takes only the architecture and the encoder from the levels."""
 
     levels: tuple[LevelStage, ...]
     scratch: bool
@@ -123,8 +123,8 @@ class JointStage(_Stage):
 
 @dataclass(frozen=True)
 class ScoreStage(_Stage):
-    """Samples from the whole stack, at its end and at its best, and scores the samples by the held-out judge and by a
-    given network, which then leads. A stack without labels needs no encoder."""
+    """Samples from the whole stack, with its last and its best weights, and scores the samples by the held-out judge. A
+    given `network` also scores them, and then leads (Judges.scores). A stack without labels needs no encoder."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
@@ -151,8 +151,8 @@ Stage = ClassifierStage | JudgeStage | LevelStage | JointStage | ScoreStage
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one trial. `stages`: each after those that it needs, with its role: "judge", "network",
-    "encoder", "level1", "level0", "joint", "score"."""
+    """The stages of one trial. `stages`: pairs of a role ("judge", "network", "encoder", "level1", "level0", "joint",
+    "score") and a stage, in an order in which each stage follows those that it needs."""
 
     stages: tuple[tuple[str, Stage], ...]
 
@@ -249,7 +249,7 @@ def plan(config: Config) -> Plan:
 
 @functools.cache
 def name(stage: Any) -> str:
-    """The name in the store of a stage of sgan.stages.graph: its kind and content key."""
+    """Return the name of a stage in the store: its kind and content key."""
     values = {field.name: _by_name(getattr(stage, field.name)) for field in fields(stage)}
     return f"{stage.kind}-{content_key([stage.kind, values, code_digest(stage.kind)])}"
 
@@ -267,7 +267,7 @@ def code_version() -> str:
 
 @functools.cache
 def code_digest(kind: str, package: Path = PACKAGE) -> str:
-    """The same of one kind. `package`: folder of the package sgan."""
+    """Hash of the code of one kind of stage. `package`: folder of the package sgan."""
     code = import_closure(f"sgan.stages.kinds.{KINDS[kind]}", package)
     return content_key({module: code[module] for module in code if module.startswith(COUNTED)})
 

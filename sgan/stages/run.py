@@ -1,4 +1,4 @@
-"""Runs one stage, and publishes it with what it took."""
+"""Runs one stage, and publishes it with its time, steps and FLOPs."""
 
 import functools
 import os
@@ -33,14 +33,14 @@ RUN: dict[str, Callable[..., Running]] = {
 
 
 def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> Generator[Progress]:
-    """Run one stage whose parents are finished, and publish it, with the reason where it diverged; the caller holds its
-    claim. Closed between two points of progress, it leaves a checkpoint.
+    """Run one stage whose parents are finished, and publish it, with the reason where it diverged. The caller holds its
+    claim. The generator yields progress; closing it between two yields leaves a checkpoint.
 
     Args:
         scored_by: the finished stage that scores levels while they train; None trains them without scores.
     Raises:
         StoreError: something in the store is damaged.
-        OSError: the store's disk is full or read-only. Run again, the stage goes on from its checkpoint."""
+        OSError: the store's disk is full or read-only. A later run continues from the stage's checkpoint."""
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None
@@ -96,9 +96,9 @@ def _evaluator(
 
 
 def be_deterministic(wanted: bool) -> None:
-    """Have CUDA sum in one order, so that a run can be repeated bit for bit on the same GPU; slower. CPUs always do.
+    """Make CUDA sum in one order, so that a run repeats bit for bit on the same GPU, but slower. CPUs always do.
 
-    Called before the first use of the GPU; a training step that has no such form raises RuntimeError."""
+    Call it before the first use of the GPU. A training step without a deterministic form raises RuntimeError."""
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(wanted)
@@ -106,8 +106,8 @@ def be_deterministic(wanted: bool) -> None:
 
 
 def processor() -> str:
-    """The CPU's name, with the numbers that tell kinds of one name apart, where Linux says them (proc_cpuinfo(5)); else
-    its architecture."""
+    """Return the CPU's name with its family and model, which distinguish CPUs of one name, where Linux gives them
+    (proc_cpuinfo(5)); else the architecture."""
     path = Path("/proc/cpuinfo")
     pairs = [line.partition(":") for line in path.read_text().splitlines()] if path.exists() else []
     said = {name.strip(): value.strip() for name, _, value in pairs}
@@ -118,6 +118,6 @@ def processor() -> str:
 
 @functools.cache
 def machine(device: str) -> str:
-    """The machine in words, for tables."""
+    """Describe the machine for tables: CPU, number of cores, GPU."""
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else "no GPU"
     return f"{processor()}, {os.cpu_count()} cores, {gpu}"

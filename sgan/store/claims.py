@@ -1,9 +1,9 @@
-"""Claims between hosts that share a bucket: at most one process holds a name, and one whose holder died is taken over.
+"""Claims between hosts that share a bucket: at most one process holds a name, and a dead holder's claim expires.
 
-A bucket has no locks, but an object can be written on the condition that it is still the one that was read (S3:
-If-Match with its ETag), or that there is none (If-None-Match). A claim is one object. Its holder writes it again every
-`BEAT` seconds. A process that has watched it for `EXPIRY` seconds without a change takes it over. No two hosts' clocks
-are compared. Where nobody reached the bucket, nobody is taken for dead: looks that are far apart begin the wait anew.
+A bucket has no locks, but S3 has conditional writes: only if the object is still the one that was read (If-Match with
+its ETag), or only if there is none (If-None-Match). A claim is one object. Its holder writes it again every `BEAT`
+seconds. A process that sees no change for `EXPIRY` seconds takes it over. Clocks of two hosts are never compared. A gap
+of more than `APART` seconds between two looks restarts the wait, since nobody may have reached the bucket meanwhile.
 """
 
 import errno
@@ -18,14 +18,14 @@ from typing import Any
 from s3fs import S3FileSystem
 
 BEAT, EXPIRY = 10.0, 60.0
-APART = 30.0  # Looks that are further apart begin the wait for EXPIRY anew
+APART = 30.0  # A longer gap between two looks restarts the wait for EXPIRY
 
 
 def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
-    """Write an object if it is still the one with this ETag, or, without an ETag, if there is none.
+    """Write an object if it still has this ETag, or, without an ETag, if it does not exist.
 
-    Returns whether the object is now `body`, which no other writer writes. After an error it is read again: the answer
-    to a write that succeeded may be lost, and s3fs names a refusal by three exceptions."""
+    Returns whether the object is now `body`, which no other writer writes. After an error it is read again: the
+    response to a successful write may be lost, and s3fs reports a refusal by three kinds of exceptions."""
     try:
         fs.pipe_file(path, body, **({"IfMatch": etag} if etag else {"mode": "create"}))
         return True
@@ -43,12 +43,12 @@ def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
 class Leases:
     """Claims in one folder of a bucket, on a file system that does not cache listings.
 
-    Callers hold a lock of this host while they ask for a name: a claim of `host` that they find is of a dead process.
+    Callers hold this host's lock on a name while they ask for it: a claim of `host` that they find has a dead holder.
     """
 
     def __init__(self, fs: S3FileSystem, folder: str, host: str):
         self.fs, self.folder, self.host = fs, folder, host
-        self.watched: dict[str, tuple[str, float, float]] = {}  # ETag, first and last look that found it
+        self.watched: dict[str, tuple[str, float, float]] = {}  # name -> ETag, times of the first and last look at it
 
     def take(self, name: str) -> str | None:
         """Try to become the holder; returns a token for `kept`, None where another process holds it. Never waits."""
@@ -95,11 +95,11 @@ class Leases:
         return now - first > EXPIRY
 
     def _read(self, name: str) -> tuple[str, dict[str, Any]]:
-        """ETag and content of a claim, "" and {} where there is none.
+        """Return the ETag and content of a claim, "" and {} where there is none.
 
-        A newer content may come with an older ETag; then a write on the condition of that ETag is refused."""
+        A newer content may come with an older ETag; then a write with that ETag is refused."""
         etag, claim = "", {}
-        with suppress(FileNotFoundError, ValueError, TypeError):  # the last two: somebody damaged it, so it is free
+        with suppress(FileNotFoundError, ValueError, TypeError):  # the last two: it is damaged, so it is free
             etag = self.fs.info(f"{self.folder}/{name}").get("ETag", "")
             claim = dict(json.loads(self.fs.cat_file(f"{self.folder}/{name}")))
         return etag, claim

@@ -52,7 +52,7 @@ def keep(store: Store, voter: str, votes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(store: Store, voter: str) -> list[dict[str, Any]]:
-    """All votes of a voter; a line that is not whole is left out."""
+    """Return all votes of a voter, without damaged lines."""
     path = inside(store.root / FOLDER, f"{voter}.jsonl")
     store.fetch(path)
     return whole_lines(path, Vote) if path.exists() else []

@@ -14,7 +14,7 @@ from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import Diverged, loop, marks
 from sgan.training.steps import FORMAT, VARIANCE_IMAGES, ClassifierTask, role_seed
 
-CLASSIFIER_EVALUATIONS = 4  # Test accuracies while a classifier trains, after one before it does
+CLASSIFIER_EVALUATIONS = 4  # Evaluations while a classifier trains, besides the one before the first step
 
 
 def _build(stage: ClassifierStage) -> Encoder:
@@ -22,7 +22,7 @@ def _build(stage: ClassifierStage) -> Encoder:
 
 
 def load(stage: ClassifierStage | None, context: Context) -> Encoder | None:
-    """The trained classifier, frozen; None for None."""
+    """Return the trained classifier, frozen; None where `stage` is None."""
     if stage is None:
         return None
     encoder = _build(stage).to(context.device)

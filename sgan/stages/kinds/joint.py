@@ -1,4 +1,4 @@
-"""Trains all levels together, each on what the one above makes (paper, section 3.2: joint training)."""
+"""Trains all levels together, each on the output of the one above (paper, section 3.2: joint training)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sgan.training.steps import GanTask, role_seed
 
 
 def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Train the stack from new weights, or from its levels', and from their Adam states where the recipe says so."""
+    """Train the stack from new weights or from its levels' weights; with the levels' Adam states, unless fresh_adam."""
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
     networks = build(stage.levels, recipe, data, context.device, classifier.load(first.encoder, context))

@@ -1,4 +1,4 @@
-"""Makes a judge: trains the held-out one, or has a given network see the real images, and scores these."""
+"""Makes a judge: trains the held-out one or loads a given network, computes real images' features, and scores them."""
 
 import functools
 from collections.abc import Generator
@@ -18,15 +18,15 @@ from sgan.store.files import sha256, write_tensors
 from sgan.training.checkpoint import load_modules, module_tensors
 from sgan.training.loop import Progress, loop, marks
 
-EVALUATIONS = 4  # Accuracies while the judge trains, after one before it does
-SEED = 2**31 - 1  # No trial has it
+EVALUATIONS = 4  # Evaluations while the judge trains, besides the one before the first step
+SEED = 2**31 - 1  # No trial has this seed
 DEGREES, STRETCH, SHIFT = 15.0, 0.15, 0.125
-"""Augmentation of the judge's images, at most: rotation, stretch of each axis, shift as a share of the size."""
+"""Largest augmentation of the judge's images: rotation in degrees, stretch per axis, shift as a share of the size."""
 PART = 256  # Real images between two reports of progress
 
 
 def warped(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
-    """Each image (n, channels, size, size) rotated, stretched, shifted and, with `flips`, mirrored at random."""
+    """Rotate, stretch and shift each image (n, channels, size, size) at random, and, with `flips`, mirror it."""
 
     def between(*shape: int) -> Tensor:
         return 2 * torch.rand(*shape, generator=generator) - 1
@@ -80,7 +80,7 @@ def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progr
 
 
 def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Make the judge, keep what it sees of the real images, and score them."""
+    """Make the judge, write its features and logits of the real images, and score these images."""
     data = context.data
     held, held_labels = parts(data)[1]
     if stage.judge == HELD_OUT:
@@ -101,7 +101,7 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
         if len(images) >= metrics.SPLITS:
             draws = torch.randint(len(images), (total,), generator=torch.Generator().manual_seed(SEED))
             found = made.scores(images, labels.cpu(), draws)
-            # Held-out images are what that accuracy is measured on.
+            # The accuracy train_on_generated is measured on the held-out images, so it cannot score them.
             kept = {name for name in found if prefix or not name.endswith("train_on_generated")}
             scores |= {f"{prefix}{name}": found[name] for name in found if name in kept}
     yield Progress(total, total)
@@ -131,7 +131,7 @@ def _sees(stage: JudgeStage, context: Context) -> tuple[Describe, metrics.Featur
 
 @functools.lru_cache(maxsize=2)
 def load(stage: JudgeStage, network: JudgeStage | None, context: Context) -> Judges:
-    """The judges of finished stages, and `pixels`, which needs no training; kept, since every score needs them."""
+    """Return the judges of finished stages, and `pixels`, which needs no training. Cached: every score needs them."""
     tensors = context.tensors(stage, REFERENCE_FILE)
     axes = {name: tensors[name] for name in ("mean", "axes")}
     return Judges(context.data, {each.judge: _sees(each, context) for each in (stage, network) if each}, axes)

@@ -20,7 +20,7 @@ from sgan.training.checkpoint import module_tensors, task_tensors
 from sgan.training.loop import Progress, loop, marks
 from sgan.training.steps import FORMAT, GanTask, Networks, role_seed
 
-START_FILE = "joint-start.safetensors"  # The state with which the joint stage goes on, where it is not the last one
+START_FILE = "joint-start.safetensors"  # The state from which the joint stage starts, where it is not the last one
 WEIGHTS = "weights"  # Folder of the generators' weights at each evaluation but the last, <images>.safetensors
 
 
@@ -43,12 +43,12 @@ def build(
 
 
 def generators(levels: Sequence[Level]) -> dict[str, nn.Module]:
-    """The generators of levels under the name by which GanTask has them."""
+    """Return the generators of levels under the name that GanTask gives them."""
     return {"generator": nn.ModuleList(level.generator for level in levels)}
 
 
 def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
-    """Train the level; its weights and, in the middle, the state for the joint stage are kept."""
+    """Train the level, and write its weights and, where `joint_start` asks for it, the state for the joint stage."""
     recipe, data = stage.recipe, context.data
     networks = build((stage,), recipe, data, context.device, classifier.load(stage.encoder, context))
     task = GanTask(networks, data, recipe, stage.weights, role_seed(stage.seed, stage.low))

@@ -54,7 +54,7 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
 
 
 def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Level], context: Context) -> int:
-    """Images that a trained stage had seen at its best evaluation."""
+    """Return the number of images that a trained stage had seen at its best evaluation."""
     facts = context.facts(trained)
     kept = sorted(int(Path(file).stem) for file in facts["files"] if file.startswith(f"{WEIGHTS}/"))
     if not kept:
@@ -77,7 +77,7 @@ def best_point(values: Mapping[int, float]) -> int:
 
 
 def _load(trained: JointStage | LevelStage, levels: Sequence[Level], images: int, context: Context) -> None:
-    """Give levels the weights that they had after so many images."""
+    """Load the weights that levels had after `images` training images."""
     file = f"{WEIGHTS}/{images:09d}.safetensors"
     tensors = context.tensors(trained, file if file in context.facts(trained)["files"] else MODEL_FILE)
     load_modules(generators(levels), tensors)
