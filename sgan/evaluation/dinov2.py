@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
@@ -36,23 +37,25 @@ def find_weights(given: Path | None) -> Path:
     return given.absolute()
 
 
-def _features(path: Path) -> int:
-    """Return the number of features of the network in a weights file; ConfigError where it is not a DINOv2.
-
-    timm unpickles the file later, which can run code; so this function first reads it safely, as tensors alone."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file: safetensors, or torch's format, read as tensors alone, since a pickle can
+    run code. Its name does not tell which, since a store gives it another one. ConfigError where it is not DINOv2."""
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        try:
+            tensors = load_file(path)
+        except SafetensorError:
+            tensors = torch.load(path, "cpu", weights_only=True)
         features = tensors["cls_token"].shape[-1]
     except Exception as error:  # a damaged file makes the readers raise almost anything
         raise ConfigError(f"{path} holds no weights of DINOv2 ({error!r:.200}); it must be a file as {FILE}") from error
     if features not in MODELS or "register_tokens" in tensors or "reg_token" in tensors:
         raise ConfigError(f"{path} holds weights of another network; it must be a DINOv2 without registers, as {FILE}")
-    return features
+    return tensors
 
 
 def check_weights(path: Path) -> str:
     """Return the SHA-256 of a weights file; ConfigError where it holds no weights of DINOv2."""
-    _features(path)
+    _read(path)
     return sha256(path)
 
 
@@ -62,8 +65,9 @@ class DinoV2:
     def __init__(self, weights: Path, device: str):
         import timm
 
-        name = f"vit_{MODELS[_features(weights)]}_patch14_dinov2.lvd142m"
-        options = {"pretrained_cfg_overlay": {"file": str(weights)}, "num_classes": 0, "img_size": SIZE}
+        tensors = _read(weights)
+        name = f"vit_{MODELS[tensors['cls_token'].shape[-1]]}_patch14_dinov2.lvd142m"
+        options = {"pretrained_cfg_overlay": {"state_dict": tensors}, "num_classes": 0, "img_size": SIZE}
         self.weights, self.device = sha256(weights), device
         try:
             network = timm.create_model(name, pretrained=True, **options)

@@ -111,7 +111,7 @@ def test_a_trial_is_scored_by_it_and_the_report_says_so(weights: Path, tmp_path:
         seeds=1,
         variants=("dcgan-adv",),
         judge="dinov2",
-        judge_weights=weights,
+        judge_weights=weights.with_suffix(".safetensors"),  # which a store keeps under another name
         override=("samples=100", "evaluations=1", "encoder.images=80", "judge.images=80", *batches),
     )
     planned, store = plan_ablation(sweep, gpus=0), Store(tmp_path / "store")
