@@ -43,7 +43,8 @@ def main(
 
     best = leaderboard.ranked(opened, by)
     if promote is None:
-        print(leaderboard.listing(opened, best, by) or "No config has finished; finish a sweep, or name another --by.")
+        none = f"No config has finished with the score {by}; finish a sweep, or name another --by."
+        print(leaderboard.listing(opened, best, by) or none)
         return 0
     known = f"--promote {promote} is no config of the list, which has {len(best)}; leave it out to see them"
     require(1 <= promote <= len(best), known)

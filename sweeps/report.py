@@ -1,4 +1,4 @@
-"""Writes the tables of all sweeps in output stores into a Markdown file.
+"""Writes the report of all sweeps in output stores: a Markdown file, and beside it their plots and pages.
 
 python sweeps/report.py STORE [STORE ...] --out RESULTS.md
 """
@@ -14,11 +14,11 @@ from sgan.command_line import later, parse, status
 
 
 def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
-    """Write the tables of all sweeps in the named stores.
+    """Write the report of all sweeps in the named stores: tables, plots and, for each sweep, a page.
 
     Args:
         stores: Output stores.
-        out: The Markdown file to write; an existing file is replaced.
+        out: The Markdown file to write, with plots and pages in a folder of its name; existing files are replaced.
     """
     require(len(stores) > 0, "name at least one output store, such as runs")
     require(out.parent.is_dir(), f"the folder of --out {out} does not exist; name a file in an existing folder")

@@ -22,7 +22,7 @@ GROUPS = 8
 PART = 100  # Images per forward pass, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and training images from which they are computed; both at most."""
-NEAR = 0.05  # A sample counts as copied that is as near to a training image as this share of the held-out images are
+NEAR = 0.05  # A sample is a copy where it is as near to a training image as this share of the judge's own test images
 PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
 Describe = Callable[[Tensor], Features]  # From uint8 images to features and logits on the CPU
 

@@ -43,7 +43,7 @@ def swap(fs: S3FileSystem, path: str, body: bytes, etag: str = "") -> bool:
 class Leases:
     """Claims in one folder of a bucket, on a file system that does not cache listings.
 
-    Callers hold this host's lock on a name while they ask for it: a claim of `host` that they find has a dead holder.
+    Callers of `take` hold this host's lock on the name: a claim of `host` that they find has a dead holder.
     """
 
     def __init__(self, fs: S3FileSystem, folder: str, host: str):

@@ -1,7 +1,8 @@
 """Files of a store: JSON that holds a SHA-256 of itself, JSON lines (such as a stage's record), and tensors.
 
-Each is written under another name and renamed: a reader finds all of a file or none of it. Nothing is unpickled. New
-files get the umask's permissions and those of the folder around them: whoever may write to a store may write to all.
+Each is written under another name and renamed: a reader finds all of a file or none of it, but for JSON lines, to which
+lines are added. Nothing is unpickled. New files get the umask's permissions and those of the folder around them:
+whoever may write to a store may write to all.
 """
 
 import errno

@@ -159,11 +159,11 @@ class Store:
         return path
 
     def weights(self, digest: str) -> Path:
-        """File of the Inception weights with this SHA-256."""
+        """File of a given judge's weights with this SHA-256."""
         return self._here("weights", f"{digest}.pth")
 
     def keep_weights(self, path: Path, digest: str) -> None:
-        """Copy Inception weights into the store, where every node finds them."""
+        """Copy a given judge's weights into the store, where every node finds them."""
         kept = self.weights(digest)
         if not kept.exists():
             with files.atomic_write(kept) as temporary:
@@ -232,7 +232,7 @@ class Store:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
-        """Try to hold a lock other than a stage's; yields whether this process holds it. Never waits."""
+        """Try to hold the lock of this name; yields whether this process holds it. Never waits."""
         path = self._lock_file(name)
         files.make_folder(path.parent)
         with open(path, "a") as file:
@@ -251,7 +251,7 @@ class Store:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Wait for a lock other than a stage's, and hold it."""
+        """Wait for the lock of this name, and hold it."""
         while True:
             with self.alone(name) as ours:
                 if ours:

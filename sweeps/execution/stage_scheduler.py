@@ -34,7 +34,7 @@ class Node:
 
     `status`: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
     it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed. `attempts` are its
-    starts since its checkpoint last moved."""
+    failures since its checkpoint last moved, without those of a node that died."""
 
     stage: Stage
     judge: Stage
@@ -191,8 +191,8 @@ class StageScheduler:
         self.changed.set()
 
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
-        """Status and reason of a stage whose process died or raised. It starts again if its checkpoint has moved, its
-        node died, or it has failed less than RETRIES times."""
+        """Status and reason of a stage whose process died or raised. It starts again unless it has failed more than
+        RETRIES times without a newer checkpoint; a node's death is no failure."""
         if self.stopping or not node.trials:
             return {"status": "waiting"}
         with suppress(Exception):  # of the store

@@ -142,7 +142,7 @@ def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:
         f"  trials  {len(trials)}: {variants} variant{'s' * (variants != 1)} x {seeds} seed{'s' * (seeds != 1)}; "
         f"{len(trials) - len(todo)} finished, {len(todo)} to run\n{changes}"
         f"  stages  {own}: {own - left} finished, {left} to run; {stages - own} more are shared between trials\n"
-        f"  slots   {slots} trials at a time on {where}\n  store   {masked(ablation.options.store)}"
+        f"  slots   {slots} stages at a time on {where}\n  store   {masked(ablation.options.store)}"
     )
 
 

@@ -83,7 +83,7 @@ class TrialRow(TypedDict):
 
 
 def folder(store: Store, key: str) -> Path:
-    """The folder of a sweep's record: sweep.json, a file per trial in trials/, a search's plots/, and mlflow.log."""
+    """The folder of a sweep: its record (sweep.json, trials/), its report, mlflow.log, and a search's optuna.log."""
     return inside(store.root / "sweeps", key)
 
 

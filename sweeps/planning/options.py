@@ -71,8 +71,8 @@ class Training(Group):
     """How to train and score."""
 
     recipe: Annotated[str, *choice(AUTO, *RECIPES)] = AUTO
-    """How to train: auto, paper (the paper's text), released (the authors' code) or laptop (minutes on a CPU). auto is
-    laptop without a GPU where the dataset has one, otherwise released."""
+    """How to train: paper (the paper's text), released (the authors' code), laptop (minutes on a CPU), or auto: laptop
+    without a GPU, otherwise released."""
     budget: Budget = 1.0
     """Factor on the training images of every GAN stage."""
     width: Width = 1.0
@@ -83,8 +83,8 @@ class Training(Group):
     judge: Annotated[str, *choice(AUTO, "held-out", "inception", "dinov2")] = AUTO
     """The network that scores: held-out (a classifier of another architecture than the encoder, trained on test images
     that nothing else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow
-    without a GPU), dinov2 (needs timm and --judge-weights) or auto: inception for colour images on a GPU. Scores in
-    pixels are always computed, too."""
+    without a GPU), dinov2 (needs timm and --judge-weights), or auto: inception with --judge-weights, or for colour
+    images on a GPU; otherwise held-out. Scores in pixels are always computed, too."""
     judge_weights: FilePath | None = None
     """Weights file of the network that scores; by default torch-fidelity's file is downloaded for inception."""
 

@@ -141,7 +141,7 @@ def disagreements(sweep: Sweep) -> list[str]:
 
 def worse_at_best(sweep: Sweep, variant: str) -> list[str]:
     """The outcomes, in words, by which a variant's weights at the best evaluation are worse than its last: those whose
-    95% interval of the difference, paired by seed, excludes 0."""
+    95% interval of the difference, paired by seed, excludes 0; of one seed, which has none, any that are worse."""
     found = []
     for outcome in OUTCOMES:
         last, best = sweep.of(variant)[[outcome, BEST + outcome]].dropna().to_numpy(float).T
