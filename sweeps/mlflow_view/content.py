@@ -29,7 +29,7 @@ from sweeps.mlflow_view.runs import View, as_metrics, as_params, logged_model
 from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
 from sweeps.planning.config_file import BEST, BestConfig
-from sweeps.planning.manifest import flat
+from sweeps.planning.manifest import REPORT, TEXT, flat
 from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
@@ -42,8 +42,6 @@ COLUMNS = (*HEADLINES, f"{FINAL}diversity")
 SHARED = ("judge", "network", "encoder")  # Labels of stages that many trials share
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
 DATA = f"data/{MODELS}"  # Where the folders `last` and `best` lie in the MLflow model
-REPORT, TEXT = "report.html", "report.md"
-"""Files of a sweep in the store, beside its record: the report, and only its verdict and tables."""
 Files = dict[str, tuple[str, str]]
 """Path in a run -> (name of a stage, path of a file in the stage's folder)."""
 

@@ -25,6 +25,7 @@ from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
+REPORT, TEXT = "report.html", "report.md"  # Beside it: the report, and only its verdict and tables
 OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
 ROOT = Path(__file__).resolve().parents[2]
 NOTED = "clusters/COMMIT"  # The file in the checkout with the commit of a cluster's code

@@ -14,12 +14,10 @@ from rich.text import Text
 from sgan.store.files import write_text
 from sgan.store.local import Store
 from sweeps.planning import manifest
+from sweeps.planning.manifest import REPORT, TEXT
 from sweeps.reporting import comparisons, plots, results, tables
 from sweeps.reporting.plots import Plot
 from sweeps.reporting.results import Sweep
-
-HTML, TEXT = "report.html", "report.md"
-"""Files in the folder of a sweep's record: the report, and only its verdict, tables and notes."""
 
 
 def html(sweep: Sweep, pictures: Sequence[Plot], store: str) -> str:
@@ -46,7 +44,7 @@ def markdown(sweep: Sweep, pictures: Sequence[Plot] = (), folder: str = "") -> s
 def keep(store: Store, key: str, address: str, variants: Collection[str], seeds: Collection[int]) -> Sweep:
     """Write a sweep's report into its folder of the store; arguments as `results.read` has them."""
     sweep, folder = results.read(store, key, variants, seeds), manifest.folder(store, key)
-    for name, text in ((HTML, html(sweep, plots.draw(sweep), address)), (TEXT, markdown(sweep))):
+    for name, text in ((REPORT, html(sweep, plots.draw(sweep), address)), (TEXT, markdown(sweep))):
         write_text(folder / name, text)
         store.save(folder / name)
     return sweep
@@ -64,7 +62,7 @@ def ending(sweep: Sweep, link: str, then: str) -> None:
     marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]
     words = [sweep.manifest["title"], comparisons.verdict(sweep, found)]
     console.print("", *map(Text, words), table, *map(Text, marks), sep="\n")
-    lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / HTML), ("MLflow", link), ("Next", then))
+    lines = (("Report", manifest.folder(sweep.store, sweep.manifest["key"]) / REPORT), ("MLflow", link), ("Next", then))
     for name, text in lines:
         told = str(text).replace("\n", f"\n{'':8}")
         console.print(Text(f"{name + ':':<8}{told}"), soft_wrap=True)  # a copied command has no line breaks in it
@@ -88,11 +86,11 @@ def write(stores: Sequence[str], out: Path) -> None:
             pictures = plots.draw(sweep)
             pages[sweep.manifest["key"]] = html(sweep, pictures, name), pictures
             where = f"{out.stem}/{sweep.manifest['key']}"
-            sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{HTML})\n")
+            sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{REPORT})\n")
     out.write_text("\n".join(sections))
     for key, (page, pictures) in pages.items():
         folder = out.with_suffix("") / key
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / HTML).write_text(page)
+        (folder / REPORT).write_text(page)
         for plot in pictures:
             (folder / f"{plot.name}.png").write_bytes(plot.png)
