@@ -21,7 +21,8 @@ from sweeps.reporting.results import Sweep, curves, known
 
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's palette for the colour-blind, without its yellow, which is hard to see on white."""
-STYLES = [*zip(COLOURS, "osD^vPX*", strict=True)]
+STYLES = [(COLOURS[row % 8], "osD^vPX*"[(row + row // 8) % 8]) for row in range(64)]
+"""Colour and marker of each row: no two of 64 rows have both alike."""
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
 SAMPLES = {
     "classes": ("Samples", "One row per class (0, 1, ...; mixed for variants without labels), the same noise for every "
