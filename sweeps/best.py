@@ -14,7 +14,6 @@ from sgan.checks import ConfigError, from_json, require
 from sgan.command_line import later, parse, status
 from sgan.config import Config
 from sgan.evaluation.measures import LEADING, measure
-from sgan.presets import VARIANTS
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep
@@ -61,11 +60,6 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     best = (min if measure(by).better == "lower" else max)(seeds, key=lambda seed: seed[by])
     trial, key = best["row"], best["sweep"]
     record = manifest.read(store, key)
-    require(
-        trial["base_variant"] in VARIANTS,
-        f"{trial['title']} is a custom row, which {config_file.BEST} cannot hold; its command in the list runs it "
-        "again",
-    )
     try:
         options = tyro.cli(Sweep, args=shlex.split(trial["rerun"]))
         config = from_json(Config, trial["config"])
@@ -74,10 +68,13 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
             f"{trial['title']} was recorded by commit {record['commit']}, whose configs this commit cannot read "
             f"({error}); run its command in the list again, and promote the result"
         ) from error
-    provenance = {"study": key, "sweep": key, "run": trial["run"], "commit": record["commit"]}
+    custom = f"{trial['title']} is a custom row, which {config_file.BEST} cannot hold"
+    require(bool(options.variants), f"{custom}; its command in the list runs it again")
+    study = key if trial["phase"] == "confirm" else ""
+    provenance = {"study": study, "sweep": key, "run": trial["run"], "commit": record["commit"]}
     provenance |= {"command": record["command"], "seeds": [seed["seed"] for seed in seeds]}
     provenance |= {by: [seed[by] for seed in seeds]}
-    path = manifest.write_best(store, trial["base_variant"], options, config, provenance)
+    path = manifest.write_best(store, options.variants[0], options, config, provenance)
     print(f"{trial['title']} (best of {len(seeds)} seeds: {trial['seed']}) is in {path}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
     uri = address_of(mlflow) or default_uri(store)

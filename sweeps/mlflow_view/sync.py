@@ -88,14 +88,18 @@ class _Pass:
         return whole and (self.live or not lacking(self.client, run, self.store, self.trials.files(trial)))
 
     def register(self, parent: Run) -> None:
-        """Register the model of the trial that best.yaml names, and mark its run, if that has not been done."""
+        """Register the model of the trial that best.yaml names, and mark its run and no other, unless it is so."""
         best = content.chosen(self.store, self.manifest["key"])
-        query = f"tags.`{runs.TRIAL}` = '{best.provenance.get('run')}'" if best else ""
-        for run in self.client.search_runs([parent.info.experiment_id], query) if best else ():
-            if "best" not in run.data.tags:
-                name = f"sgan-{self.manifest['settings']['dataset']}"
-                version = runs.register(self.client, run, name)
-                self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
+        run = runs.find(self.client, self.manifest["key"])[1].get(best.provenance.get("run", "")) if best else None
+        if run is None:
+            return
+        name = f"sgan-{self.manifest['settings']['dataset']}"
+        marked = self.client.search_runs([parent.info.experiment_id], f"tags.best LIKE '{name}, %'")
+        if [each.info.run_id for each in marked] != [run.info.run_id]:
+            version = runs.register(self.client, run, name)
+            for other in marked:
+                self.client.delete_tag(other.info.run_id, "best")
+            self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
         view, files = content.sweep_view(self.store, self.manifest, run), content.sweep_files(self.store, self.manifest)

@@ -64,7 +64,7 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     _check(rows, trials[: len(rows)], basis)
     notes = [f"cuts {' '.join(options.cuts) or 'none'}"] if options.cuts != DEFAULT_CUTS else []
     notes += [f"weights {' '.join(f'{value:.3g}' for value in options.weights)}"] if options.weights else []
-    notes += [f"tuned by search {search['study']}"] if search else []
+    notes += [f"tuned by search {search['study']}"] if search and search["study"] else []
     notes += [f"equal {'FLOPs' if match == 'flops' else 'generator images'}"] if match != "none" else []
     largest = [match, max(sizes.values())] if match != "none" else []
     key = content_key([*basis.shared, options.loss_weights, options.cuts, code_version(), *largest])

@@ -50,7 +50,7 @@ def words(options: Options) -> str:
 @validated()
 class BestConfig:
     """The content of best.yaml: the variant of a search, its options, the complete config of one of its seeds, and the
-    `provenance`: study, trial, commit and confirmed scores."""
+    `provenance`: study ("" where no search chose it), trial, commit and confirmed scores."""
 
     variant: Annotated[str, one_of(*VARIANTS)]
     options: ChosenOptions

@@ -92,8 +92,8 @@ def write_best(store: Store, variant: str, options: Sweep, config: Config, prove
     """Write a store's best.yaml, completely or not at all; returns its path."""
     path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
     text = (
-        "# A config that a search has confirmed. The paper's six variants with it, on fresh seeds:\n"
-        f"#   python sweeps/ablation.py --config {BEST}\n"
+        "# The config that a search or sweeps/best.py has chosen. The paper's six variants with it:\n"
+        "#   python sweeps/ablation.py --config FILE, with the path of this file\n"
     )
     content = as_json(BestConfig(variant, chosen, config, provenance))
     write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
@@ -132,7 +132,7 @@ def read(store: Store, key: str) -> dict[str, Any]:
     place = folder(store, key)
     store.fetch(place)
     rows = [read_json(path, TrialRow) for path in (place / "trials").glob("*.json")]
-    rows.sort(key=lambda row: (row["rank"], row["seed"]))
+    rows.sort(key=lambda row: (row["rank"], row["variant"], row["seed"]))
     variants = {row["variant"]: {"name": row["variant"], **{each: row[each] for each in OF_VARIANT}} for row in rows}
     return read_json(place / HEAD, Head, key=key) | {"trials": rows, "variants": list(variants.values())}
 

@@ -23,16 +23,19 @@ LIST = ["dataset", "fingerprint"]
 def ranked(store: Store, by: str) -> list[pd.DataFrame]:
     """The best TOP configs by the mean of a score, for each dataset and way of scoring, one list after the other. Each
     config is a table of its finished seeds except those that chose it. Columns are those of `results.table`, and
-    "dataset", "config", "sweep", and "row" (in the sweep's record). A seed that several sweeps have counts once.
+    "dataset", "config", "sweep", "row" (in the sweep's record), and "diverged", the number of the config's seeds that
+    diverged. A seed that several sweeps have counts once.
     StoreError if a record in the store is damaged."""
     rows = [(key, row) for key in manifest.keys(store) for row in manifest.read(store, key)["trials"]]
     rows = [(key, row) for key, row in rows if row["phase"] != "explore"]
     about = {"sweep": [key for key, _ in rows], "row": [row for _, row in rows]}
     about |= {"dataset": [row["config"]["dataset"]["name"] for _, row in rows]}
     about |= {"config": [row["config_key"] for _, row in rows]}
-    found = table(store, about["row"]).assign(**about).dropna(subset=[by])
+    found = table(store, about["row"]).assign(**about)
+    diverged = found[found["outcome"] == "diverged"].groupby("config")["seed"].nunique()
+    found = found.dropna(subset=[by]).assign(diverged=lambda rows: rows["config"].map(diverged).fillna(0))
     found = found.drop_duplicates(["fingerprint", "config", "seed"]).sort_values("seed", kind="stable")
-    best, sign = [], -1 if measure(by).better == "higher" else 1
+    best, sign = [], 1 if measure(by).better == "lower" else -1
     for _, group in found.groupby(LIST):
         configs = [seeds for _, seeds in group.groupby("config")]
         best += sorted(configs, key=lambda seeds: sign * statistics.fmean(seeds[by]))[:TOP]
@@ -52,8 +55,9 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
             weights = " : ".join(f"{value:.3g}" for value in config["variant"]["weights"].values())
             cells = [str(number), rows[0]["base_variant"], rows[0]["cuts"].replace(",", "+"), weights]
             cells += [*(spread(numbers, score) for score in columns), str(len(rows)), config["recipe"]["name"]]
-            told = f"alarm in {len(alarms)}: {textwrap.shorten(alarms[0], 48, placeholder=' …')}" if alarms else ""
-            lines.append([*cells, told])
+            told = [f"{seeds['diverged'].iloc[0]:.0f} more diverged"] * bool(seeds["diverged"].iloc[0])
+            told += [f"alarm in {len(alarms)}: {textwrap.shorten(each, 48, placeholder=' …')}" for each in alarms[:1]]
+            lines.append([*cells, "; ".join(told)])
             span = f"--seeds {last - first + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
             commands.append(f"{number}  python sweeps/ablation.py {rows[0]['rerun']} {span}")
         title = f"{dataset}, by {SCORES[by].heading}"

@@ -52,7 +52,7 @@ def finished(store: Store, made: Trial, fingerprint: dict, inception: float, fid
             (folder / MODELS / "last").mkdir(parents=True)
             (folder / MODELS / "last" / "model.json").write_text("{}")
             facts |= {"scores": {"inception_score": inception, "fid": fid}, "fingerprint": fingerprint}
-            facts["scores"] |= {"collapsed_classes": 0.5 if made.seed == 1003 else 0.0}
+            facts["scores"] |= {"collapsed_classes": 0.5 if made.seed == 1003 else 0.0, "diversity": inception / 10}
         store.publish(name, facts)
 
 
@@ -113,6 +113,11 @@ def test_another_score_another_order(store: Path, capsys):
     assert column(same, 4)[0] == "22.00 ± 2.00"
 
 
+def test_more_diversity_is_better(store: Path, capsys):
+    (same, _) = sorted(listed(store, capsys, by="diversity"), key=len, reverse=True)
+    assert column(same, 4) == ["0.91 ± 0.01", "0.84 ± 0.04", "0.60"]
+
+
 def test_the_commands_run_all_seeds_again_in_one(store: Path, capsys):
     best.main(str(store), by="inception_score")
     lines = [line for line in capsys.readouterr().out.splitlines() if "--variants sgan " in line][:2]
@@ -148,6 +153,40 @@ def test_no_store_is_one_error(where: str, tmp_path: Path):
 def test_a_number_that_is_not_in_the_list_is_one_error(number: int, store: Path):
     with pytest.raises(ConfigError, match=f"--promote {number} is no config of the list, which has 4"):
         best.main(str(store), promote=number)
+
+
+def test_a_search_without_cuts_is_promoted_as_its_own_variant_and_lost_seeds_are_noted(store: Path, tmp_path, capsys):
+    """It is listed as the DCGAN that it is, but only the search's variant has its options."""
+    opened, weights = Store(shutil.copytree(store, tmp_path / "store")), (1.0, 1.0, 10.0)
+    for seed in (1001, 1002):
+        shared = (DATASETS["digits"], "f00d", RECIPE, VARIANTS["sgan"].variant)
+        one = trial("config-7", seed, configure(*shared, seed, Weights(*weights), ()))
+        if seed == 1001:
+            finished(opened, one, PRINT, 9.0, 1.0)
+        else:
+            name = next(stage["name"] for stage in one.row["stages"] if stage["label"] == "level0")
+            facts = {"kind": "level", "status": "diverged", "reason": "g_adv is nan", "images": 10, "seconds": 1.0}
+            opened.begin(name)
+            opened.publish(name, facts | {"generator_images": 10, "commit": "abc123", "machine": "a", "torch": "2"})
+        row = dataclasses.replace(VARIANTS["sgan"], title="config-7")
+        made = manifest.trial_row(one, "confirm", options("sgan", (), weights), 7, row, "dcgan-adv-cond-ent")
+        manifest.write_trial(opened, "ab12", made)
+    (rows,) = [rows for rows in listed(opened.root, capsys) if len(rows) > 1]
+    assert (rows[0][1], rows[0][-1]) == ("dcgan-adv-cond-ent", "1 more diverged")
+    assert best.main(str(opened.root), promote=1) == 0
+    chosen = config_file.read(opened.root / "best.yaml")
+    assert (chosen.variant, chosen.options.cuts, chosen.config.variant.cuts) == ("sgan", (), ())
+
+
+def test_the_model_that_was_promoted_last_is_the_best(store: Path, tmp_path):
+    opened = Store(shutil.copytree(store, tmp_path / "store"))
+    for number in (1, 2, 1):
+        assert best.main(str(opened.root), promote=number) == 0
+    client = MlflowClient(default_uri(opened))
+    run = client.get_model_version_by_alias("sgan-digits", BEST).run_id
+    assert [each.info.run_id for each in client.search_runs(["1"], "tags.best LIKE 'sgan%'")] == [run]
+    assert run
+    assert client.get_run(run).data.metrics["fid"] == 20.0
 
 
 @pytest.mark.parametrize("number", [1, 2])
