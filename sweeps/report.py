@@ -22,6 +22,7 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
     """
     require(len(stores) > 0, "name at least one output store, such as runs")
     require(out.parent.is_dir(), f"the folder of --out {out} does not exist; name a file in an existing folder")
+    require(bool(out.suffix), f"--out {out} needs a suffix, as {out}.md has: a folder without it is for the plots")
     from sweeps.reporting import document  # pandas takes a second to import
 
     try:

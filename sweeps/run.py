@@ -110,10 +110,15 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
     failed = any(run.outcome(row) is None for _, row in confirmed)
     if best:
-        print(f"{run.chosen} It is in {best}.")
+        print(f"{run.chosen} The best config is in {best}.")
         then = f"python sweeps/ablation.py --config {shlex.quote(str(best))}"
     elif failed:
         then = "No config was confirmed on all of its seeds; the same command runs the failed trials again."
+    elif confirmed:
+        then = (
+            "Every config that was tried on fresh seeds diverged or collapsed on all of them. Train longer (--budget), "
+            "or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
+        )
     else:
         ends = collections.Counter(each.user_attrs[OUTCOME] for each in ended(searcher.study))
         ends["failed"] = searcher.failed

@@ -274,11 +274,12 @@ def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, An
 
 def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
     """The state of the page for a sweep: a group per variant, means over seeds, the best by the leading score first."""
+    leading = manifest.get("score", LEADING)
     confirmed = "" if all(row["phase"] == "explore" for row in manifest["trials"]) else " AND tags.phase != 'explore'"
     return {
         "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",
-        "orderByKey": f"metrics.`{LEADING}`",
-        "orderByAsc": measure(LEADING).better == "lower",
+        "orderByKey": f"metrics.`{leading}`",
+        "orderByAsc": measure(leading).better == "lower",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

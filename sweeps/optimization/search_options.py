@@ -87,7 +87,7 @@ class Budgets(Group):
     objective: Literal["fid", "inception-score"] = "fid"
     """The score to optimise: lowest FID, which orders the tables, or highest Inception score, as in the paper."""
     trials: Annotated[int, Field(ge=3)] = 20
-    """Number of all trials: about 70 % explore, the rest confirm the best configs and the default config."""
+    """About the number of all trials: 70 % explore, the rest confirm the best configs, beside them the default one."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000
     """The seed for exploring; the next seeds confirm. Another seed is another search."""
 

@@ -163,20 +163,25 @@ def ended(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
-    """Name of each param that varies -> the share of the values' variance that it explains (PED-ANOVA), and the lower
-    and upper end of the 90 % interval over resampled trials, since few trials say little. Empty if nothing varies."""
+    """Name of each param that varies -> its importance (PED-ANOVA, Watanabe et al. 2023: how much the best tenth of the
+    trials differs from all of them in it; all add up to 1), and the lower and upper end of the 90 % interval over
+    resampled trials, since few trials say little. Empty if nothing varies, or nearly all trials went equally wrong."""
     trials, rng = ended(study), random.Random(0)
     names = [name for name in (trials[0].params if trials else ()) if len({trial.params[name] for trial in trials}) > 1]
-    if not names or len({trial.value for trial in trials}) < 2:
+    if not names:
         return {}
+    worst = (max if study.direction == StudyDirection.MINIMIZE else min)(trial.value for trial in trials)
 
     def shares(chosen: Sequence[FrozenTrial]) -> dict[str, float]:
         drawn = optuna.create_study(direction=study.direction)
         drawn.add_trials(create_trial(value=t.value, params=t.params, distributions=t.distributions) for t in chosen)
-        return get_param_importances(drawn, params=names) if len({trial.value for trial in chosen}) > 1 else {}
+        better = sum(trial.value != worst for trial in chosen)
+        return get_param_importances(drawn, params=names) if better >= len(chosen) / 10 else {}
 
     with warnings.catch_warnings(action="ignore"):  # Optuna's warnings are about the choice of its method
         found = shares(trials)
         again = [shares(rng.choices(trials, k=len(trials))) for _ in range(RESAMPLES)]
+    if not found:
+        return {}
     ends = {name: np.quantile([each.get(name, 0.0) for each in again if each], (0.05, 0.95)) for name in names}
     return {name: (found.get(name, 0.0), float(ends[name][0]), float(ends[name][1])) for name in names}

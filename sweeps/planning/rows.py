@@ -17,7 +17,7 @@ import yaml
 from sgan.checks import ConfigError, require
 from sgan.presets import VARIANTS, Row
 
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,59}", re.ASCII)  # what MLflow takes in the name of a metric
 
 
 def assignment(text: str, option: str) -> tuple[str, Any]:
@@ -51,7 +51,7 @@ def own_rows(files: Sequence[Path], given: Sequence[Sequence[str]]) -> dict[str,
 
 
 def _add(found: dict[str, Row], name: str, fields: Mapping[str, Any], where: str) -> None:
-    wanted = "the name of a row has letters, digits and . _ + -, at most 60"
+    wanted = "the name of a row has letters, digits and . _ -, at most 60"
     require(bool(NAME.fullmatch(name)), f"{where}: {wanted}, but got {name!r}")
     require(name not in found, f"{where}: two rows have the name {name!r}; give one of them another name")
     base = str(fields.get("base"))

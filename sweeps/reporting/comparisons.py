@@ -5,6 +5,7 @@ Agarwal et al. 2021 (intervals, probability of improvement), Holm 1979.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -97,10 +98,10 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     of = f"{'this' if nearest.variant == leader else titles[nearest.variant]} is {size} than {reference}"
     text += f"; {of} on the same {nearest.n} seed{'s' * (nearest.n > 1)} ({said(nearest)}). "
     seeds = max(each.n for each in leading.values())
-    if 2 / 2**seeds > SURE:
-        least = f"p < {2 / 2**seeds:g}" if seeds > 1 else "a p below 1"
-        paired = f"With {seeds} paired seed{'s' * (seeds > 1)}"
-        return f"{text}{paired} no difference can reach {least}: no order is established."
+    needed = math.ceil(math.log2(2 * len(found) / SURE))  # seeds at which the least p of the test, 2 / 2^n, will do
+    if seeds < needed:
+        paired = f"With {seeds} paired seed{'s' * (seeds > 1)} no order can be established"
+        return f"{text}{paired}: {len(found)} comparisons need {needed} (p < {SURE} after Holm's correction)."
     sure = {name: (each.mean > 0) == (measure.better == "higher") for name, each in leading.items() if each.holm < SURE}
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"

@@ -84,12 +84,14 @@ def write(stores: Sequence[str], out: Path) -> None:
         store, keys = manifest.find(address)
         for sweep in [results.read(store, key) for key in keys]:
             pictures = plots.draw(sweep)
-            pages[sweep.manifest["key"]] = html(sweep, pictures, name), pictures
-            where = f"{out.stem}/{sweep.manifest['key']}"
+            place = sweep.manifest["key"]
+            place += f"-{len(pages)}" if place in pages else ""  # two stores may have the same sweep
+            pages[place] = html(sweep, pictures, name), pictures
+            where = f"{out.stem}/{place}"
             sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{REPORT})\n")
     out.write_text("\n".join(sections))
-    for key, (page, pictures) in pages.items():
-        folder = out.with_suffix("") / key
+    for place, (page, pictures) in pages.items():
+        folder = out.with_suffix("") / place
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT).write_text(page)
         for plot in pictures:

@@ -70,7 +70,7 @@ def _samples(sweep: Sweep) -> list[Plot]:
             axes = figure.add_subplot(-(-len(there) // 2), 2, place + 1)
             # Without its text, which is too small to read here.
             axes.imshow(np.asarray(unlabelled(sweep.store.file(trial, file)).convert("RGB")))
-            axes.set_title(textwrap.shorten(heading, 34), fontsize=9)
+            axes.set_title(_short(heading, 34), fontsize=9)
             axes.set_axis_off()
         if there and there[0][0] != "Real images":
             found.append(Plot(name, title, caption, _png(figure)))
@@ -151,8 +151,11 @@ def _history(sweep: Sweep) -> list[Plot]:
     if len(rows) < 2:
         return []
     figure, axes = _axes()
-    best = rows[score].cummin() if MEASURES[score].better == "lower" else rows[score].cummax()
-    axes.scatter(rows["number"], rows[score], s=18, color=COLOURS[2], label="an explored config")
+    collapsed = rows["collapsed_classes"] > 0  # the search gives them the worst score
+    fine = rows[score].mask(collapsed)
+    best = (fine.cummin() if MEASURES[score].better == "lower" else fine.cummax()).ffill()
+    for chosen, colour, label in ((~collapsed, COLOURS[2], "an explored config"), (collapsed, COLOURS[7], "collapsed")):
+        axes.scatter(rows["number"][chosen], rows[score][chosen], s=18, color=colour, label=label)
     axes.step(rows["number"], best, where="post", color=COLOURS[5], label="the best so far")
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
@@ -171,10 +174,17 @@ def _importance(sweep: Sweep) -> list[Plot]:
         axes.hlines(place, low, high, color="black")
     axes.set_yticks(range(len(shares)), [name for name, _ in shares])
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the variance explained; line: 90% of resampled searches")
-    caption = "The share of the scores' variance that each parameter explains. Overlapping lines give no clear order."
+    axes.set_xlabel("importance (all add up to 1); line: 90% of resampled searches")
+    caption = (
+        "How much the best tenth of the configs differs from all of them in each parameter. Overlapping lines give no "
+        "clear order."
+    )
     title = f"Importance of each parameter for {MEASURES[sweep.leading].heading}"
     return [Plot("importance", title, caption, _png(figure))]
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
@@ -200,7 +210,7 @@ def _png(figure: Figure, axes: Axes | None = None) -> bytes:
     """The figure as a PNG file, with the legend of the axes below it."""
     handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
     if handles:
-        short = [textwrap.shorten(label, 40) for label in labels]
+        short = [_short(label, 40) for label in labels]
         figure.legend(handles, short, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="png")

@@ -191,7 +191,7 @@ def _one_fingerprint(texts: Iterable[str], real: Fingerprint) -> Fingerprint:
             if found:
                 raise ConfigError(
                     f"scores of one table must be computed in one way, but {found[0]} of {part} is {found[1]!r} in "
-                    f"some and {found[2]!r} in others; report the trials apart (--variants, --seeds, another "
-                    "store), or score them again with one command"
+                    f"some and {found[2]!r} in others; report the trials apart (--variants and --seeds of "
+                    "ablation.py, or another store), or score them again with one command"
                 )
     return first

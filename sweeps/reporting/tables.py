@@ -113,9 +113,9 @@ def alarms(sweep: Sweep) -> list[str]:
 def _notes(sweep: Sweep, variant: str) -> dict[str, str]:
     """The marks of a row, and why it has them."""
     own = sweep.of(variant).to_dict("records")
-    wrong = [row["alarm"] for row in own if row["alarm"]]
-    wrong += [f"{row['outcome']}: {row['reason']}" for row in own if row["reason"]]
-    found = {ALARM: f"{len(wrong)} of {len(own)} seeds; one of them: {wrong[0]}"} if wrong else {}
+    wrong = [f"{row['outcome']}: {row['reason']}" if row["reason"] else row["alarm"] for row in own]
+    wrong = list(filter(None, wrong))
+    found = {ALARM: f"{len(wrong)} of {len(own)} seeds went wrong, for example: {wrong[0]}"} if wrong else {}
     worse = worse_at_best(sweep, variant)
     return found | ({AT_BEST: f"{MARKS[AT_BEST]} ({'; '.join(worse)})"} if worse else {})
 
@@ -145,14 +145,17 @@ def facts(sweep: Sweep) -> list[str]:
         )
     judges: dict[str, list[str]] = {}
     for part, each in sweep.fingerprint.items():
-        words = ", ".join(f"{name} {str(value)[:40]}" for name, value in each.items() if value)
+        told = {name: str(value)[:12] if name == "weights" else value for name, value in each.items() if value}
+        words = ", ".join(f"{name} {value}" for name, value in told.items())
         judges.setdefault(words, []).append(part)
     lines += [f"Judge of {' and '.join(parts)}: {words}." for words, parts in judges.items()]
     lines += [PAPERS] if any(variant["paper"] for variant in record["variants"]) else []
     if "explored" in record:
         lines.append(
             f"A search: {record['explored']} configs were explored at seed {record['settings']['seed']}. The table has "
-            "scores of other seeds: on the seed that chose a config its score is biased."
+            "scores of other seeds: on the seed that chose a config its score is biased. A row is a config: its "
+            "number, the layers at which its stack is cut, and the weights of the adversarial, conditional and entropy "
+            "loss."
         )
     lines += [record["chosen"]] if record.get("chosen") else []
     devices = sorted({device for devices in done["devices"] for device in devices})

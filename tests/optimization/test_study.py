@@ -154,4 +154,8 @@ def test_the_param_that_matters_is_the_important_one():
     assert found.keys() == {"x", "y"}
     assert found["x"][1] <= found["x"][0] <= found["x"][2]
     assert found["x"][0] > 0.5 > found["y"][0]
+    worst = {number: Outcome("done" if number == 0 else "collapsed", float(number == 0)) for number in outcomes}
+    study = optuna.create_study(direction="maximize")
+    replay(study, space, [row | {"number": number} for number, row in enumerate(rows)], worst)
+    assert importance(study) == {}  # one of 40 did not go wrong: its best tenth is any tenth
     assert importance(study_of([])) == importance(study_of([1.0, None])) == importance(study_of([1.0, 1.0])) == {}
