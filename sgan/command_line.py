@@ -98,7 +98,8 @@ def grouped(kind: type[Made], prog: str, default: Made) -> Made:
 
 
 class Output:
-    """A text stream whose errors never end a command: a closed pipe, a full disk, a character outside its encoding."""
+    """A text stream whose errors never end a command: a closed pipe, a full disk, a character outside its encoding, or
+    a signal's handler that prints while a write waits (RuntimeError)."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -106,12 +107,12 @@ class Output:
             stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             self.stream.flush()
 
     def close(self) -> None:

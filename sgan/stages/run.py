@@ -48,10 +48,11 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         evaluator = functools.partial(_evaluator, stage.sampling, scored_by, context, folder)
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
-    progress = Progress(0, 0)
+    progress, before = Progress(0, 0), 0.0
     try:
         while True:
             progress = next(running)
+            before = max(before, progress.before)
             store.keep(stage_name)
             if progress.images < progress.total:  # the end is published instead
                 yield progress
@@ -66,7 +67,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
     facts |= {
         "kind": stage.kind,
         "images": progress.images,
-        "seconds": progress.before + time.monotonic() - began,
+        "seconds": before + time.monotonic() - began,
         "commit": context.commit,
         "machine": machine(context.device),
         "torch": torch.__version__,
@@ -74,10 +75,10 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         "fields": as_json(stage),
     }
     if isinstance(stage, LevelStage | JointStage):
-        batch, before, updates = stage.recipe.batch, 0, 0.0
+        batch, seen, updates = stage.recipe.batch, 0, 0.0
         for point in read_record(folder):  # each has the mean number of generator steps since the one before
-            updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - before) / batch
-            before = point["images"]
+            updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - seen) / batch
+            seen = point["images"]
         makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
         facts |= {
             "discriminator_steps": progress.images // batch,

@@ -49,6 +49,7 @@ class Leases:
     def __init__(self, fs: S3FileSystem, folder: str, host: str):
         self.fs, self.folder, self.host = fs, folder, host
         self.watched: dict[str, tuple[str, float, float]] = {}  # name -> ETag, times of the first and last look at it
+        self.lost = set[str]()  # names that another host has taken over from this process
 
     def take(self, name: str) -> str | None:
         """Try to become the holder; returns a token for `kept`, None where another process holds it. Never waits."""
@@ -59,12 +60,18 @@ class Leases:
         return token if self._write(name, etag, token) else None
 
     def held(self, name: str) -> bool:
-        """Whether a process of another host holds a name, as far as this process has seen. Never waits."""
-        return not self._is_free(name, *self._read(name))
+        """Whether a process of another host holds a name, as far as this process has seen. Never waits. A claim that
+        has expired is marked as free, so that no other process has to wait for that again."""
+        etag, claim = self._read(name)
+        free = self._is_free(name, etag, claim)
+        if free and claim and not claim.get("free") and claim.get("host") != self.host:
+            self._write(name, etag, "", free=True)
+        return not free
 
     @contextmanager
     def kept(self, name: str, token: str) -> Iterator[None]:
         """Renew the claim that `take` gave, and release it at the end."""
+        self.lost.discard(name)
         released = threading.Event()
         beating = threading.Thread(target=self._beat, args=(name, token, released), daemon=True)
         beating.start()
@@ -81,7 +88,8 @@ class Leases:
             with suppress(Exception):  # the bucket does not answer: the next beat may reach it, or the claim expires
                 etag, claim = self._read(name)
                 if claim.get("token") != token:
-                    return  # taken over: this process was silent for too long
+                    self.lost.add(name)
+                    return
                 self._write(name, etag, token, free)
 
     def _is_free(self, name: str, etag: str, claim: dict[str, Any]) -> bool:

@@ -165,7 +165,7 @@ class Store:
     def keep_weights(self, path: Path, digest: str) -> None:
         """Copy a given judge's weights into the store, where every node finds them."""
         kept = self.weights(digest)
-        if not kept.exists():
+        if self.lacks(kept):
             with files.atomic_write(kept) as temporary:
                 shutil.copyfile(path, temporary)
             self.save(kept)
@@ -173,7 +173,7 @@ class Store:
     def note_run(self, run: str, name: str) -> None:
         """Remember the score stage that an MLflow run shows, for `python -m sgan.sample RUN`."""
         path = self._here("runs", f"{run}.json")
-        if not path.exists():
+        if self.lacks(path):
             write_json(path, {"run": run, "stage": name})
             self.save(path)
 
@@ -190,6 +190,12 @@ class Store:
 
     def renew(self) -> None:
         """Drop cached listings, so that stages that another host has just finished are seen."""
+        with suppress(OSError):  # NFS trusts names that it did not find until their folder changes (nfs(5))
+            os.utime(self.root / "stages")
+
+    def lacks(self, path: Path) -> bool:
+        """Whether the store has no file at this path below `root`, as far as is known."""
+        return not path.exists()
 
     def has(self, name: str) -> bool:
         """True once the stage is finished."""
@@ -219,6 +225,8 @@ class Store:
     def claim(self, name: str) -> Iterator[bool]:
         """Try to become the one process that trains a stage; yields whether that worked. Never waits."""
         with self.alone(name) as ours:
+            if ours:
+                self.renew()
             yield ours and not self.has(name)
 
     def held(self, name: str) -> bool:
@@ -290,13 +298,15 @@ class Store:
         folder, finished = self.work(name), Store.stage(self, name)
         _remove_foreign(folder)
         remove(folder / STAGE_FILE)
-        if facts["status"] == "done":
-            remove(folder / CHECKPOINTS)
-        paths = sorted(folder.rglob("*"))
+        done = facts["status"] == "done"
+        paths = [path for path in sorted(folder.rglob("*")) if not (done and path.is_relative_to(folder / CHECKPOINTS))]
         digests = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths if path.is_file()}
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
-        for path in (*paths, folder):
+        for path in paths:
             sync(path)  # a power cut leaves the whole stage or none
+        if done:  # as late as may be: a kill before this goes on from them
+            remove(folder / CHECKPOINTS)
+        sync(folder)
         files.make_folder(finished.parent)
         remove(finished)  # damaged: it has no stage.json, or it would not have been trained again
         os.rename(folder, finished)

@@ -29,7 +29,7 @@ from sgan.addresses import is_bucket, masked, store_address
 from sgan.checks import content_key
 from sgan.store.claims import Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
-from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, Store
+from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, LostClaim, Store
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between attempts while a bucket does not answer: commands survive an hour of that."""
@@ -80,11 +80,14 @@ class BucketStore(Store):
         self.uploads = ThreadPoolExecutor(1)
         self.upload = self.uploads.submit(lambda: None)
         try:
-            if not there:
+            if there:
+                self.fs.find(f"{self.base}/hosts")
+            else:
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
-            trouble = masked(f"the output store {address} cannot be written ({error!r:.200})")
-            advice = "with --store, name an existing bucket that this host's credentials may write to"
+            may, done = ("read", "read") if there else ("write to", "written")
+            trouble = masked(f"the output store {address} cannot be {done} ({error!r:.200})")
+            advice = f"with --store, name an existing bucket that this host's credentials may {may}"
             raise StoreError(f"{trouble}; {advice}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,6 +134,10 @@ class BucketStore(Store):
     def renew(self) -> None:
         self.listings.clear()
 
+    def lacks(self, path: Path) -> bool:
+        name = path.relative_to(self.root).as_posix()  # a killed process may have left a copy here that was never sent
+        return super().lacks(path) or name not in self._list(name.partition("/")[0])
+
     def has(self, name: str) -> bool:
         path = f"done/{name}.json"
         return path in self.listings.get("done", ({}, 0))[0] or path in self._list("done")
@@ -173,6 +180,8 @@ class BucketStore(Store):
         return super().begin(name)
 
     def keep(self, name: str, now: bool = False) -> None:
+        if name in self.leases.lost:
+            raise LostClaim(f"another host has taken over the claim of {name}, which was silent for too long")
         if now or (time.monotonic() - self.kept_at > SYNC and self.upload.done()):
             self.kept_at = time.monotonic()
             self.upload = self.uploads.submit(self._keep, name)

@@ -130,7 +130,9 @@ class Checkpoints:
                 record, tensors = (folder / RECORD_FILE).read_text(), read_tensors(folder / STATE_FILE)
                 checkpoint = Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
                 break
-            except (OSError, StoreError):  # a part of it is missing, damaged or another stage's
+            except (OSError, StoreError) as error:  # a part of it is missing, damaged or another stage's
+                if files.lack(error) or PermissionError in map(type, (error, error.__cause__)):
+                    raise  # it is not known to be damaged
                 remove(folder)
         for path in (*self.work.glob("*/*"), *self.work.glob("*")):
             listed = path.relative_to(self.work).as_posix() in checkpoint.files or path in self._folders()

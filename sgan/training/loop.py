@@ -87,7 +87,7 @@ def loop(
     def save() -> None:
         nonlocal saved
         seconds = start.seconds + time.monotonic() - began
-        tensors = task_tensors(task) | {f"window/{name}": torch.stack(losses) for name, losses in window.items()}
+        tensors = task_tensors(task) | {f"window/{name}": losses for name, losses in _stacked(window).items()}
         checkpoints.save(Checkpoint(number, seconds, record.text, files, tensors))
         saved = number
 
@@ -122,10 +122,14 @@ def loop(
     check(folder, files)
 
 
+def _stacked(window: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """The values (n,) of each loss. Those from a checkpoint are on the CPU, later ones on the device."""
+    return {name: torch.stack([loss.to(losses[-1].device) for loss in losses]) for name, losses in window.items()}
+
+
 def _means(window: Mapping[str, list[Tensor]], last: int) -> dict[str, float]:
     """Mean of each loss over the steps that end with number `last`; Diverged where one is not finite."""
-    # Losses from a checkpoint are on the CPU.
-    stacked = {name: torch.stack([loss.to(losses[-1].device) for loss in losses]) for name, losses in window.items()}
+    stacked = _stacked(window)
     means = {name: losses.mean().item() for name, losses in stacked.items()}
     for name, mean in means.items():
         if not math.isfinite(mean):

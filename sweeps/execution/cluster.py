@@ -128,8 +128,8 @@ def count_slots(limit: int | None, trials_per_gpu: int) -> Slots:
             nodes += to_come(yaml.safe_load(path.read_text()), len(nodes))
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     share, count = 1, cpus
-    if gpus:
-        packs = [(node["CPU"], node["GPU"] * trials_per_gpu) for node in nodes if node.get("GPU", 0) >= 1]
+    usable = [node for node in nodes if min(node.get("CPU", 0), node.get("GPU", 0)) >= 1]
+    if packs := [(node["CPU"], node["GPU"] * trials_per_gpu) for node in usable]:
         share = max(1, min(int(held // stages) for held, stages in packs))
         count = int(sum(min(stages, held // share) for held, stages in packs))
     models = sorted({key.partition(":")[2] for node in nodes for key in node if key.startswith("accelerator_type:")})
@@ -196,7 +196,12 @@ def require_shared_store(store: Store, mark: str) -> None:
                     "s3://bucket/folder with --store",
                 )
             except RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, ConfigError) else error) from None
+                if isinstance(error.cause, ConfigError):
+                    raise error.cause from None
+                raise ConfigError(
+                    f"the node {name} cannot use the output store {store.address} ({error.cause!r:.300}); it needs "
+                    "the rights to write there, and locks that work (NFS version 4, without nolock)"
+                ) from None
             except RayError as error:
                 if any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
                     raise ConfigError(

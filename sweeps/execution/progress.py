@@ -111,7 +111,7 @@ class Progress:
         self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
         what = f"{outcome}: {reason}" if reason else outcome
-        with suppress(OSError):  # a full disk must not end the running trials
+        with suppress(OSError, ConfigError):  # a store in trouble must not end the running trials
             if outcome == "done":
                 scores = self.store.facts(trial.plan.name)["scores"]
                 self.scores.setdefault(trial.variant, []).append(scores)

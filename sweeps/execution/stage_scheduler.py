@@ -63,7 +63,7 @@ class StageScheduler:
         self.ends: dict[str, asyncio.Event] = {}
         self.running: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Event()
-        self.stopping = False
+        self.stopping, self.trouble = False, ""
         self.loop = asyncio.ensure_future(self._schedule())
 
     async def add(self, trial: Trial, job: list[ray.ObjectRef]) -> None:
@@ -131,8 +131,9 @@ class StageScheduler:
         while not self.stopping:
             try:
                 await self._start_ready()
+                self.trouble = ""
             except Exception as error:  # of the store: it is asked again
-                print(f"the scheduler waits for the store: {error}", flush=True)
+                self.trouble = str(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), TICK)
             self.changed.clear()
@@ -243,4 +244,4 @@ class StageScheduler:
         if not waiting:
             return {"outcome": "done", "reason": ""}
         label = next(filter(waiting.get, waiting), next(iter(waiting)))
-        return {"label": "", "waiting": label, "blocked": waiting[label]}
+        return {"label": "", "waiting": label, "blocked": waiting[label] or self.trouble}

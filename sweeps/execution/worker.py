@@ -100,10 +100,12 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     reports = _Reports(name(stage), scheduler)
     try:
         context = job.context()
-    except StoreError as error:  # a store that cannot be opened now may be back in a moment
-        return {"status": "full", "reason": str(error)}
-    except ConfigError as error:
-        return {"status": "failed", "reason": str(error)}
+    except (ConfigError, OSError) as error:
+        if isinstance(error, StoreError) or lack(error):  # a store that cannot be opened now may be back in a moment
+            return {"status": "full", "reason": str(error)}
+        if isinstance(error, ConfigError):
+            return {"status": "failed", "reason": str(error)}
+        raise
     try:
         with context.store.claim(name(stage)) as mine:
             if not mine:

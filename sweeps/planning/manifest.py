@@ -110,7 +110,7 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
         store.fetch(path)
         before = read_json(path, key=key) if path.exists() else {}
         head |= {"started": before.get("started", head["started"])}
-        if head != before:
+        if head != before or store.lacks(path):
             write_json(path, head)
             store.save(path)
     for row in manifest["trials"]:
@@ -120,7 +120,7 @@ def write(store: Store, manifest: Mapping[str, Any]) -> None:
 def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
     """Write a trial of a sweep, unless the record already has it unchanged."""
     path = inside(folder(store, key) / "trials", f"{row['variant']}-{row['seed']}.json")
-    if not path.exists() or read_json(path) != row:
+    if store.lacks(path) or read_json(path) != row:
         write_json(path, row)
         store.save(path)
 
