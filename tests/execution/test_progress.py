@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sgan.config import Variant, Weights
 from sgan.evaluation.measures import MEASURES
-from sgan.store.local import Store
+from sgan.store.local import STAGE_FILE, Store
 from sweeps.execution.progress import Progress
 from sweeps.planning.trials import ListSource, Trial
 
@@ -94,6 +94,14 @@ def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
         "sgan seed 0: diverged: level0: g is nan",
     ]
     assert all("%, " in line for line in lines)
+
+
+def test_a_trial_ends_whose_scores_cannot_be_read(tmp_path, capsys):
+    progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
+    finish(progress.store, trials["sgan-0"], 5.0)
+    (progress.store.stage(trials["sgan-0"].plan.name) / STAGE_FILE).write_text("{}")
+    progress.end(trials["sgan-0"], "done", "")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| sgan seed 0: done")
 
 
 def test_the_time_left_does_not_count_the_start_of_processes(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ from sgan.store.files import (
     write_json,
     write_tensors,
 )
-from sgan.store.local import Store
+from sgan.store.local import LostClaim, Store
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
 from sweeps.optimization.study import StudyFile
@@ -254,6 +255,16 @@ def test_files_last_as_long_as_the_store(host):
     assert (other.shown("run"), other.shown("another")) == ("score-1", "")
 
 
+def test_a_copy_that_a_killed_process_never_sent_is_sent_the_next_time(host, tmp_path):
+    one, other, given = host("one"), host("other"), tmp_path / "given"
+    given.write_bytes(b"weights")
+    digest = sha256(given)
+    one.weights(digest).parent.mkdir()
+    shutil.copyfile(given, one.weights(digest))
+    one.keep_weights(given, digest)
+    assert other.weights(digest).read_bytes() == b"weights"
+
+
 HOLD = """
 import sys, time
 from sgan.store import claims as lease
@@ -390,10 +401,22 @@ def test_a_holder_that_was_silent_for_too_long_gives_up(host, monkeypatch):
     with one.leases.kept("name", token):  # wakes up
         time.sleep(0.3)
     assert other.leases._read("name")[1]["token"] == next_token
+    with pytest.raises(LostClaim, match="another host has taken over the claim of name"):
+        one.keep("name")
     with other.leases.kept("name", next_token):
         monkeypatch.setattr(lease, "EXPIRY", 60.0)
         assert one.leases.take("name") is None
     assert one.leases.take("name") is not None
+
+
+def test_one_host_waits_for_the_end_of_a_dead_claim_and_no_other_has_to(host, monkeypatch):
+    dead, one, other = host("dead"), host("one"), host("other")
+    assert dead.leases.take("name")
+    monkeypatch.setattr(lease, "EXPIRY", 0.3)
+    assert one.held("name")
+    wait_for(lambda: not one.held("name"))
+    assert other.leases.take("name")  # which has not seen it before
+    assert one.held("name")
 
 
 def test_an_object_is_swapped_by_the_writer_that_read_it_last(host):

@@ -1,6 +1,7 @@
 """A stage that is killed at any step and goes on is the stage that nobody killed, bit for bit; a damaged checkpoint is
 not used."""
 
+import errno
 import os
 import random
 import shutil
@@ -38,7 +39,7 @@ from sgan.store.files import RECORD_FILE, StoreError, read_json, write_json
 from sgan.store.local import GRIDS, Store
 from sgan.training import checkpoint, loop
 from sgan.training import steps as train
-from sgan.training.checkpoint import CHECKPOINTS, HEAD_FILE, STATE_FILE
+from sgan.training.checkpoint import CHECKPOINTS, HEAD_FILE, STATE_FILE, Checkpoints
 from sgan.training.loop import Diverged
 
 STEPS = 30
@@ -290,6 +291,21 @@ def test_another_stages_checkpoint_is_not_used(torn, monkeypatch):
     path = sorted((work / CHECKPOINTS).iterdir())[-1] / HEAD_FILE
     write_json(path, {**read_json(path), "stage": "level-0123456789abcdef"})
     assert resumed("paper", root, monkeypatch) == STEPS - 4
+
+
+def test_a_checkpoint_that_a_sick_disk_does_not_give_is_kept(torn, monkeypatch):
+    _, work = torn("paper")
+
+    def sick(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    before = sorted((work / CHECKPOINTS).iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256", sick)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            Checkpoints(work).load()
+    assert sorted((work / CHECKPOINTS).iterdir()) == before
+    assert Checkpoints(work).load().step == STEPS - 3
 
 
 def test_files_that_the_checkpoint_does_not_list_are_removed(torn, monkeypatch):
