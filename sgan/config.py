@@ -80,6 +80,8 @@ class Variant:
         weight, nothing = self.weights.conditional, "a variant without labels and cuts has no condition to recover"
         recovers = bool(self.labels or self.cuts) or weight == 0
         require(recovers, f"{nothing}: its conditional weight must be 0, but got {weight}")
+        trained = self.labels or self.weights.adversarial + self.weights.entropy > 0
+        require(trained, "without labels, the top level needs an adversarial or entropy weight > 0, but got 0 for both")
         single = not (self.cuts or self.through)
         require(single or not self.codes, "codes need a single generator: such a variant has no cuts and no through")
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")

@@ -24,7 +24,7 @@ from sgan.command_line import parse, status
 from sgan.data.datasets import read
 from sgan.data.image_folder import LeftOut, image_files, read_image
 from sgan.evaluation import inception
-from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores
+from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores, subset
 from sgan.presets import DATASETS
 from sgan.store.files import write_json
 
@@ -63,7 +63,7 @@ class Options(Scoring):
     part: Part = "train"
     """The part of the dataset to score."""
     samples: int | None = None
-    """Score only this number of images, the first ones."""
+    """Score only this number of images: the first ones of a dataset, or always the same random ones of a folder."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def batches(images: Iterable[Tensor | Path]) -> Iterator[Tensor]:
 
 
 def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
-    """Return a folder's images, sorted by path, or a dataset's; ConfigError where one is damaged or too few exist."""
+    """Return a folder's images, sorted by path, or a dataset's, at most `samples` of them; ConfigError where one is
+    damaged or too few exist."""
     if name in DATASETS:
         dataset = read(DATASETS[name], data)
         images = (dataset.images if part == "train" else dataset.test_images)[:samples]
@@ -92,7 +93,8 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     else:
         folder, left_out = Path(name), LeftOut()
         require(folder.is_dir(), f"{name!r} is neither a folder nor one of the datasets {', '.join(DATASETS)}")
-        images = image_files(folder, left_out)[:samples]
+        paths = image_files(folder, left_out)
+        images = [paths[index] for index in sorted(subset(len(paths), samples or len(paths)).tolist())]
         content = hashlib.sha256()
         for path in images:
             read_image(path, 3)
@@ -146,6 +148,8 @@ def main(options: Options) -> int:
     device = choose(options.device)
     source = find(options.source, options.part, options.data, options.samples)
     against = options.against or (options.source if options.source in DATASETS else None)
+    itself = against == options.source and (against not in DATASETS or options.part == options.against_part)
+    require(not itself, f"{against} would be compared with itself; give another --part, --against or --against-part")
     real = find(against, options.against_part, options.data, None) if against else None
     network = inception.load(inception.find_weights(options.judge_weights), device)
     report(source, real, (inception.NETWORK, network.weights, inception.RESIZE), network.describe, {}, options.json)

@@ -266,5 +266,7 @@ def _fitted(recipe: Recipe, variant: Variant) -> Recipe:
         unlabelled = {"discriminator": "binary", "class_weight": 0.0}
         recipe = replace(recipe, gan=replace(recipe.gan, **unlabelled), joint=replace(recipe.joint, **unlabelled))
         if variant.cuts:
-            recipe = replace(recipe, encoder=replace(recipe.encoder, objective="rotation"))
+            # A mirrored image that was turned by 90 degrees looks like one that was turned by 270.
+            encoder = replace(recipe.encoder, objective="rotation", flips=False)
+            recipe = replace(recipe, encoder=encoder)
     return recipe

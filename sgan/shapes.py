@@ -67,9 +67,10 @@ class GanShape:
     sigmoid_q: bool = False
 
 
-UNSCALED = ("kernel", "image_noise", "feature_noise", "noise_hidden", "mean_pool", "sigmoid_q")
-"""Fields of GanShape that `Dataset.scaled` leaves as they are. noise_hidden is among them, since fewer units than z has
-numbers would lose a part of z."""
+OF_NOISE = ("image_noise", "feature_noise", "noise_hidden", "label_noise_hidden")
+UNSCALED = ("kernel", *OF_NOISE, "mean_pool", "sigmoid_q")
+"""Fields of GanShape that `Dataset.scaled` leaves as they are. Layers that z alone passes through (OF_NOISE) are among
+them, since fewer units than z has numbers would lose a part of z."""
 
 
 @validated()
@@ -85,8 +86,8 @@ class Dataset:
     flips: bool = False
 
     def scaled(self, width: float) -> "Dataset":
-        """Return the row with every hidden width except noise_hidden multiplied by `width`, and at least 4. Width 1
-        returns the row itself. ConfigError for a bad width."""
+        """Return the row with every hidden width not in UNSCALED multiplied by `width`, and at least 4. Width 1 returns
+        the row itself. ConfigError for a bad width."""
         width = checked(Width, width, "width")
         if width == 1:  # so layers narrower than 4 stay as they are
             return self

@@ -196,7 +196,7 @@ def test_width_scales_every_hidden_width_but_those_that_z_passes_through():
     assert half.gan.maps == (128, 128, 64, 64)
     assert half.gan.vector_fc == ((256, False), (256, True))
     assert [row.maps for row in half.gan.image_convs] == [48, 48, 96, 96, 96, 96]
-    assert half.gan.noise_hidden == (128, 128)
+    assert (half.gan.noise_hidden, half.gan.label_noise_hidden) == ((128, 128), 256)
     assert (half.gan.image_noise, half.gan.feature_noise, half.classes, half.size) == (16, 50, 10, 32)
     assert whole.scaled(1) == whole
 

@@ -93,11 +93,11 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
     between = [(1 - along) * start + along * end for start, end in zip(first, last, strict=True)]
     figures = {}
     if top.codes:
-        plain = top.generator.noise - top.codes.size
-        code = slice(plain, plain + top.codes.categorical)
+        plain, values = top.generator.noise - top.codes.size, top.codes.categorical
+        code = slice(plain, plain + values)
         between[-1][:, code] = first[-1][:, code]
         coded, moved = varied[-1].clone(), first[-1].clone()
-        coded[:, code] = moved[:, code] = F.one_hot(labels, top.codes.categorical).to(coded)
+        coded[:, code] = moved[:, code] = F.one_hot(labels % values, values).to(coded)
         moved[:, code.stop] = along[:, 0]
         figures = {"codes": (condition, [coded]), "continuous_code": (condition, [moved])}
     figures |= {"classes": (condition, varied), "interpolation_noise": (condition, between)}
@@ -111,8 +111,8 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
     drawn = {}
     for name, given in figures.items():
         named, words = _rows(levels, names), WORDS[name if top.labels or name != "classes" else "unlabelled"]
-        if name in ("codes", "continuous_code"):
-            named = [f"code {value}" for value in range(rows)]
+        if top.codes and name in ("codes", "continuous_code"):
+            named = [f"code {row % top.codes.categorical}" for row in range(rows)]
         if name == "interpolation_labels":
             named = [f"{names[row]} to {names[(row + 1) % classes]}" for row in range(rows)]
         drawn[name] = _images(levels, statistics, *given), replace(words, rows=named)

@@ -32,7 +32,7 @@ def find_weights(given: Path | None) -> Path:
     except Exception as error:  # a download raises almost anything; the advice is the same
         raise ConfigError(
             f"the Inception weights cannot be downloaded ({error!r:.200}); get {URL_INCEPTION_V3} on a machine with a "
-            "network and name the file with --judge-weights, or score with --judge held-out, which needs none"
+            "network and name the file with --judge-weights, or choose another --judge where there is one"
         ) from error
     return path
 

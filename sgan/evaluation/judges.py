@@ -22,6 +22,7 @@ GROUPS = 8
 PART = 100  # Images per forward pass, as in the encoder
 COMPONENTS, COMPONENT_IMAGES = 64, 10_000
 """Principal components of the pixels, and training images from which they are computed; both at most."""
+SIDE = 32  # The components of more pixels than 32 x 32 take too long
 NEAR = 0.05  # A sample is a copy where it is as near to a training image as this share of the judge's own test images
 PIXELS, HELD_OUT, INCEPTION, DINOV2 = "pixels", "held-out", "inception", "dinov2"
 Describe = Callable[[Tensor], Features]  # From uint8 images to features and logits on the CPU
@@ -102,9 +103,15 @@ class HeldOut(nn.Module):
         return join(self(part.to(device).float() / 255) for part in images.split(PART))
 
 
+def _points(images: Tensor) -> Tensor:
+    """The pixels (n, ...) of images in [0, 1], on the CPU; those of images larger than SIDE are averaged down to it."""
+    values = images.cpu().float() / 255
+    return (functional.adaptive_avg_pool2d(values, SIDE) if images.shape[-1] > SIDE else values).flatten(1)
+
+
 def components(images: Tensor) -> dict[str, Tensor]:
     """The mean (pixels,) of training images and their first principal components (pixels, at most COMPONENTS)."""
-    points = images[:COMPONENT_IMAGES].flatten(1).cpu().double() / 255
+    points = _points(images[:COMPONENT_IMAGES]).double()
     mean = points.mean(0)
     _, vectors = torch.linalg.eigh((points - mean).T @ (points - mean))
     return {"mean": mean.float(), "axes": vectors.flip(1)[:, :COMPONENTS].float().contiguous()}
@@ -114,8 +121,7 @@ def by_components(axes: Mapping[str, Tensor]) -> Describe:
     """Return the judge `pixels` as a function: images -> principal components. With 64 pixels, all distances stay."""
 
     def describe(images: Tensor) -> Features:
-        points = images.flatten(1).cpu()
-        found = [(part.float() / 255 - axes["mean"]) @ axes["axes"] for part in points.split(metrics.SUBSET)]
+        found = [(_points(part) - axes["mean"]) @ axes["axes"] for part in images.split(metrics.SUBSET)]
         return Features(torch.cat(found), torch.empty(len(images), 0))
 
     return describe

@@ -21,7 +21,8 @@ SUBSET, SPREAD = 2000, 1000  # Images whose pairwise distances are computed, at 
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 COLLAPSED, MISSED = 0.4, 0.2
 """A class has collapsed where its samples' distances are below COLLAPSED times those of real images (class_diversity).
-It is missed where its share of the samples is below MISSED times its share of real images."""
+It is missed where its share of the samples is below MISSED times its share of real images, or, where that is larger, of
+an equal share: labels are drawn equally often."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,9 @@ def class_diversity(found: Features, real: Features) -> Tensor:
         samples, images = (each.features[of == label][:SPREAD] for each, of in ((found, decided), (real, known)))
         if len(images) < 2 or not (gap := _gap(images)):
             continue
-        share, real_share = (decided == label).float().mean(), (known == label).float().mean()
+        share, real_share = ((of == label).float().mean() for of in (decided, known))
         count = min(len(samples), len(images))
-        missed = count < 2 or share < MISSED * real_share
+        missed = count < 2 or share < MISSED * real_share.clamp(max=1 / len(ratios))
         ratios[label] = 0.0 if missed else _gap(samples[:count]) / (_gap(images[:count]) or gap)
     return ratios
 

@@ -65,6 +65,8 @@ class Model:
             ) from error
         if wanted.dim() != 1 or len(wanted) == 0 or wanted.is_floating_point():
             raise ConfigError(f"labels must be at least one whole number in a row, but got {labels!r}")
+        if self.sampling == "batch" and len(wanted) < 2:
+            raise ConfigError("this stack samples by statistics of the batch and needs at least two labels, but got 1")
         for label in wanted.unique().tolist():
             if not 0 <= label < self.classes:
                 raise ConfigError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")

@@ -115,6 +115,13 @@ def test_codes_are_shown_one_by_one():
     assert not constant(found[:, :, 5], 1)
 
 
+def test_fewer_codes_than_classes_begin_again():
+    drawn = samples(stack(IMAGE, LABEL, labels=False, codes=Codes(3, 2)), "running", NAMES[:4])
+    found, words = cells(drawn["codes"]), drawn["codes"][1]
+    assert np.array_equal(found[:, :, 1:4], np.eye(3)[[0, 1, 2, 0]][:, None].repeat(COLUMNS, 1))
+    assert words.rows == ["code 0", "code 1", "code 2", "code 0"]
+
+
 def test_a_chained_generator_is_drawn_as_its_levels():
     torch.manual_seed(0)
     parts = [Generator(TINY, PAPER, IMAGE, "fc3"), Generator(TINY, PAPER, "fc3", LABEL)]

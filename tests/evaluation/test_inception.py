@@ -156,6 +156,8 @@ def test_what_cannot_be_scored_is_refused(folders, tmp_path):
     assert "empty holds 0 images" in refused(tmp_path / "empty")
     assert "holds 3 images; an Inception score of 10 splits needs at least 10" in refused(draw(tmp_path / "few", 3, 0))
     assert "--samples must be at least 10" in refused(folders[0], samples=9)
+    assert "digits would be compared with itself" in refused("digits", part="test")
+    assert f"{folders[0]} would be compared with itself" in refused(folders[0], against=str(folders[0]))
 
 
 def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_path, monkeypatch, capsys):
@@ -164,7 +166,7 @@ def test_without_weights_and_network_the_error_says_what_to_get(folders, tmp_pat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert ended("sgan/metrics.py", folders[0]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    for word in ("weights-inception-2015-12-05-6726825d.pth", "--judge-weights", "--judge held-out"):
+    for word in ("weights-inception-2015-12-05-6726825d.pth", "--judge-weights", "another --judge where there is one"):
         assert word in said
     assert not list(tmp_path.rglob("*.pth"))
     assert "there are no Inception weights at" in refused(folders[0], judge_weights=tmp_path / "none.pth")

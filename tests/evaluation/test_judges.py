@@ -18,7 +18,7 @@ from sgan.evaluation.judges import HELD_OUT, PIXELS, Judges
 from sgan.evaluation.measures import MEASURES, measure
 from sgan.presets import DATASETS
 from sgan.stages.graph import name
-from sgan.stages.kinds.judge import load, warped
+from sgan.stages.kinds.judge import drawn, load, warped
 from sgan.store.local import Store
 
 
@@ -57,6 +57,22 @@ def test_principal_components_keep_the_distances_of_small_images(digits):
     points = large.flatten(1).double() / 255
     singular = torch.linalg.svdvals(points - points.mean(0))[:5]
     torch.testing.assert_close(judges.by_components(few)(large).features[:, :5].double().norm(dim=0), singular)
+
+
+def test_large_images_are_seen_at_a_side_of_32():
+    small = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    axes = judges.components(large)
+    assert axes["axes"].shape == (3 * 32 * 32, 64)
+    see = judges.by_components(axes)
+    torch.testing.assert_close(see(large).features, see(small).features)
+
+
+@pytest.mark.parametrize(("count", "total"), [(7, 5), (7, 7), (7, 30)])
+def test_real_images_are_drawn_equally_often(count: int, total: int):
+    times = drawn(count, total).bincount(minlength=count)
+    assert times.sum() == total
+    assert times.max() - times.min() <= 1
 
 
 def test_warping_without_strength_changes_nothing(digits, monkeypatch):

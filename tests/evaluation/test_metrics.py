@@ -217,6 +217,17 @@ def test_a_missed_class_has_no_diversity_and_one_without_real_images_does_not_co
     assert class_scores(found, real)["collapsed_classes"] == pytest.approx(1 / (K - 1))
 
 
+def test_a_class_of_most_real_images_is_not_missed_by_equally_many_samples_of_each():
+    real = Features(features(1000, 8), one_hot_logits((torch.arange(1000) % 50).clamp_max(K - 1)))
+    assert (real.logits.argmax(1) == K - 1).float().mean() > 0.8
+    equal = Features(features(1000, 8, 1), one_hot_logits(torch.arange(1000) % K))
+    assert class_scores(equal, real)["collapsed_classes"] == 0
+    few = torch.arange(1000) % (K - 1)
+    few[:15] = K - 1
+    missing = Features(equal.features, one_hot_logits(few))
+    assert class_scores(missing, real)["collapsed_classes"] == pytest.approx(1 / K)
+
+
 def test_real_images_without_any_variation_are_an_alarm_and_no_nan():
     flat = Features(torch.zeros(100, 8), one_hot_logits(torch.zeros(100).long()))
     assert class_scores(flat, flat) == {"diversity": 0, "collapsed_classes": 1}

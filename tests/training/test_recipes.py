@@ -77,6 +77,13 @@ def test_the_two_recipes_of_cifar10_differ_in_just_the_facts_of_the_released_cod
     assert {field: paper[field] for field in shared} == shared == {field: released[field] for field in shared}
 
 
+def test_images_that_are_turned_are_not_mirrored():
+    """Mirrored, an image turned by 90 degrees is one turned by 270."""
+    cifar, variant = DATASETS["cifar10"], VARIANTS["sgan-unsupervised"].variant
+    encoder = configure(cifar, "", named_recipe("paper", "cifar10"), variant, 0, None, ("fc3",)).recipe.encoder
+    assert (encoder.objective, encoder.flips) == ("rotation", False)
+
+
 def test_the_released_recipe_of_mnist():
     paper, released = (leaves(named_recipe(recipe, "mnist")) for recipe in ("paper", "released"))
     gan = {"adam.eps_in_root": (False, True), "discriminator_scale": (1.0, 0.5), "fresh_noise": (False, True)}

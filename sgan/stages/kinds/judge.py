@@ -79,6 +79,12 @@ def _train(stage: JudgeStage, context: Context, folder: Path) -> Generator[Progr
     return network
 
 
+def drawn(count: int, total: int) -> Tensor:
+    """Return `total` indices of `count` images in random order, each as often as any other, or once more."""
+    generator, rounds = torch.Generator().manual_seed(SEED), -(-total // count)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])[:total]
+
+
 def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator | None) -> Running:
     """Make the judge, write its features and logits of the real images, and score these images."""
     data = context.data
@@ -95,12 +101,11 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
     tensors = {"features": real.features, "logits": real.logits}
     tensors |= {"held_features": known.features, "held_logits": known.logits} | axes
     write_tensors(folder / REFERENCE_FILE, tensors)
-    made = Judges(data, {stage.judge: (describe, real, known)}, axes)
+    made = Judges(data, {stage.judge: (lambda images: known if images is held else real, real, known)}, axes)
     scores: dict[str, float] = {"held_out_images": len(held)}
     for prefix, images, labels in (("train/", data.images, data.labels), ("", held, held_labels)):
         if len(images) >= metrics.SPLITS:
-            draws = torch.randint(len(images), (total,), generator=torch.Generator().manual_seed(SEED))
-            found = made.scores(images, labels.cpu(), draws)
+            found = made.scores(images, labels.cpu(), drawn(len(images), total))
             # The accuracy train_on_generated is measured on the held-out images, so it cannot score them.
             kept = {name for name in found if prefix or not name.endswith("train_on_generated")}
             scores |= {f"{prefix}{name}": found[name] for name in found if name in kept}
