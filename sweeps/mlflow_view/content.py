@@ -69,7 +69,7 @@ def sweep_view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{REPORT}"
     link = f"[Report]({page})" if is_plain(folder, REPORT) else ""
     tags = {
-        runs.NAME: manifest["title"],
+        runs.NAME: manifest["title"][: runs.LONGEST_NAME],
         runs.NOTE: f"{link}\n\n{text}",
         **{name: str(manifest["settings"][name]) for name in ("dataset", "recipe")},
         **{f"sgan.{name}": manifest[name] for name in ("command", "machine")},

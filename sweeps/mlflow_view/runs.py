@@ -25,7 +25,7 @@ SWEEP, TRIAL, SENT = "sgan.sweep", "sgan.trial", "sgan.sent"
 """The tags that identify a run, and the tag that records how much of the store it has."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "running": "RUNNING", "interrupted": "KILLED"}
-LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 6000, 8000, 50_000  # MLflow's limits
+LONGEST_NAME, LONGEST_PARAM, LONGEST_TAG, MOST_RUNS = 250, 6000, 8000, 50_000  # MLflow's limits
 BEST = "best"  # The alias of a registered model's chosen version
 SAMPLER = Path(__file__).with_name("sgan_sampler.py")  # not imported: it imports torch
 REQUIREMENTS = [f"mlflow=={mlflow.__version__}", "torch>=2.11", "torchvision", "safetensors", "numpy", "pandas"]

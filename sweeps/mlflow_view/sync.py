@@ -55,7 +55,7 @@ class _Pass:
         experiment = experiment_id(client, uri)
         parent, children = runs.find(client, key)
         if parent is None:
-            tags, title = {runs.SWEEP: key}, self.manifest["title"]
+            tags, title = {runs.SWEEP: key}, self.manifest["title"][: runs.LONGEST_NAME]
             parent = client.create_run(experiment, runs.milliseconds(started), tags, title)
         content.write_views(client, experiment, self.manifest)
         outcomes, end, damage = set(), started, None
