@@ -92,7 +92,7 @@ def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
     """The inverse of `as_json`: build a dataclass from JSON values. ConfigError where a field is missing, unknown or
     invalid; the message gives its dotted name after `where`."""
     try:
-        made = _adapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+        made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         raise ConfigError(_message(error, where)) from error
     other = difference(as_json(made), value, where)

@@ -170,7 +170,7 @@ def importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
     names = [name for name in (trials[0].params if trials else ()) if len({trial.params[name] for trial in trials}) > 1]
     if not names:
         return {}
-    worst = (max if study.direction == StudyDirection.MINIMIZE else min)(trial.value for trial in trials)
+    worst = (max if study.direction == StudyDirection.MINIMIZE else min)(trial.values[0] for trial in trials)
 
     def shares(chosen: Sequence[FrozenTrial]) -> dict[str, float]:
         drawn = optuna.create_study(direction=study.direction)
