@@ -24,6 +24,7 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 STYLES = [(COLOURS[row % 8], "osD^vPX*"[(row + row // 8) % 8]) for row in range(64)]
 """Colour and marker of each row: no two of 64 rows have both alike."""
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
+FEW = 10  # Sets of samples that are drawn in two columns; more have four
 SAMPLES = {
     "classes": ("Samples", "One row per class (0, 1, ...; mixed for variants without labels), the same noise for every "
     "variant. Look for blur, wrong classes and repeats."),
@@ -65,12 +66,14 @@ def _samples(sweep: Sweep) -> list[Plot]:
         wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
         wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in trials[-1:]]
         there = [each for each in wanted if each[2] in sweep.store.facts(each[1])["files"]]
-        figure = Figure((WIDTH, 2.7 * -(-len(there) // 2)), layout="constrained")
+        columns, most, size = (2, 34, 9) if len(there) <= FEW else (4, 28, 6)
+        lines = -(-len(there) // columns)
+        figure = Figure((WIDTH, 5.4 / columns * lines), layout="constrained")
         for place, (heading, trial, file) in enumerate(there):
-            axes = figure.add_subplot(-(-len(there) // 2), 2, place + 1)
+            axes = figure.add_subplot(lines, columns, place + 1)
             # Without its text, which is too small to read here.
             axes.imshow(np.asarray(unlabelled(sweep.store.file(trial, file)).convert("RGB")))
-            axes.set_title(_short(heading, 34), fontsize=9)
+            axes.set_title(_short(heading, most), fontsize=size)
             axes.set_axis_off()
         if there and there[0][0] != "Real images":
             found.append(Plot(name, title, caption, _png(figure)))
@@ -210,10 +213,12 @@ def _png(figure: Figure, axes: Axes | None = None) -> bytes:
     """The figure as a PNG file, with the legend of the axes below it."""
     handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
     if handles:
-        short = [_short(label, 40) for label in labels]
+        short, lines = [_short(label, 40) for label in labels], -(-len(labels) // 2)
+        # A long legend leaves the axes their room.
+        figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 4))
         figure.legend(handles, short, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="png")
-    # In 128 colours it takes a third of the bytes. The figures in the store have all colours.
-    Image.open(drawn).convert("RGB").quantize(128).save(file, "png", optimize=True)
+    # In 256 colours it takes half of the bytes. The figures in the store have all colours.
+    Image.open(drawn).convert("RGB").quantize(256).save(file, "png", optimize=True)
     return file.getvalue()
