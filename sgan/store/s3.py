@@ -6,8 +6,8 @@
     claims/<name>               the process that trains it (sgan.store.claims)
     other files                 as in a folder
 
-Each host copies the files that it needs to its own folder, $SGAN_CACHE, or sgan in
-$XDG_CACHE_HOME or ~/.cache. This folder may be deleted whenever no process uses it. The bucket's files are valid.
+Each host copies the files that it needs to its own folder, $SGAN_CACHE, or sgan in $XDG_CACHE_HOME or ~/.cache.
+This folder may be deleted whenever no process uses it. The bucket's files are the valid ones.
 """
 
 import fnmatch
@@ -45,8 +45,8 @@ def open_store(address: str) -> Store:
 
 
 def find_store(address: str) -> Store | None:
-    """Return the existing store at an address, to read; None where there is no such folder. Nobody
-    looks whether a bucket is there."""
+    """Return the existing store at an address, to read; None where there is no such folder.
+    StoreError where a bucket cannot be read."""
     address = store_address(address)
     there = is_bucket(address) or any(Path(address, name).is_dir() for name in ("stages", "sweeps"))
     return _open(address, there=True) if there else None
