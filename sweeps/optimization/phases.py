@@ -236,40 +236,34 @@ class Searcher:
         self.ahead: Sequence[Trial] = [run.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
 
     def next(self) -> Trial | None:
-        while self.waiting or len(self.taken) < self.target:
-            if not self.waiting:
-                asked = study.ask(self.study, self.run.space.distributions, self.run.seed, self._is_new)
-                if asked is None:  # the space has no more new configs
-                    self.target = len(self.taken)
-                    break
+        if not self.waiting and len(self.taken) < self.target:
+            asked = study.ask(self.study, self.run.space.distributions, self.run.seed, self._is_new)
+            if asked is None:  # the space has no more new configs
+                self.target = len(self.taken)
+            else:
                 self.waiting[asked.number] = asked
-            number = min(self.waiting)
-            asked = self.waiting[number]
-            trial, row = self.run.trial(number, asked.params)
-            self.taken.add(row["config_key"])
-            self.run.write(row)
-            del self.waiting[number]  # only after it is written: a full disk may refuse it
-            outcome = self.run.outcome(row)
-            if outcome is None:
-                self.live[trial.variant] = asked, row
-                return trial
-            self._tell(asked, row, outcome)
-        return None
+        if not self.waiting:
+            return None
+        number = min(self.waiting)
+        trial, row = self.run.trial(number, self.waiting[number].params)
+        self.taken.add(row["config_key"])
+        self.run.write(row)
+        self.live[trial.variant] = self.waiting.pop(number), row  # only after it is written: a full disk may refuse it
+        return trial
 
     def _is_new(self, params: Params) -> bool:
         return self.run.config_key(params) not in self.taken
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
+        if outcome == "stopped":  # the next command asks for it again
+            return
         asked, row = self.live[trial.variant]
-        if outcome != "stopped":
-            self._tell(asked, row, self.run.outcome(row), reason)
+        found = self.run.outcome(row)
         del self.live[trial.variant]  # only after its outcome is read: a store may refuse it
-
-    def _tell(self, asked: optuna.Trial, row: Row, outcome: Outcome | None, why: str = "") -> None:
-        for attribute, value in (study.attributes(row, outcome) if outcome else {REASON: why}).items():
+        for attribute, value in (study.attributes(row, found) if found else {REASON: reason}).items():
             asked.set_user_attr(attribute, value)
-        if outcome:
-            self.study.tell(asked, outcome.value)
+        if found:
+            self.study.tell(asked, found.value)
             self.ended += 1
         else:
             self.study.tell(asked, state=TrialState.FAIL)
