@@ -11,7 +11,7 @@ from sgan.data.batches import Data
 from sgan.stages.context import Context
 from sgan.store.local import Store
 from sgan.training.loop import Diverged
-from sweeps.optimization.study import OBJECTIVES, Distributions, Outcome, Row
+from sweeps.optimization.study import Distributions, Outcome, Row
 from sweeps.planning.trials import Trial, TrialSource
 
 PLAN = tiny_plan()
@@ -46,7 +46,7 @@ def run(
 class Toy:
     """A `SearchRun` whose record is in memory; configs end as `outcomes` says: params -> outcome; None: a failure."""
 
-    seed, objective = 7, OBJECTIVES["inception-score"]
+    seed, score = 7, "inception_score"
 
     def __init__(self, outcomes: Callable[[Mapping[str, Any]], Outcome | None], distributions: Distributions):
         self.outcomes, self.space = outcomes, self

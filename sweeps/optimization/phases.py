@@ -16,13 +16,14 @@ from optuna.trial import TrialState
 from sgan import presets
 from sgan.checks import as_json, content_key
 from sgan.config import Config
+from sgan.evaluation.measures import MEASURES
 from sgan.stages.cost import check_networks, cost, recorded_rate
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.optimization import study
 from sweeps.optimization.search_options import SPLITS, Search
 from sweeps.optimization.space import Params, Space
-from sweeps.optimization.study import DONE, OBJECTIVES, REASON, Outcome, Row, StudyFile
+from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
 from sweeps.planning import manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
@@ -54,7 +55,7 @@ class SearchRun:
 
     def __init__(self, search: Search, basis: Basis, store: Store, slots: int):
         self.options, self.basis, self.store, self.slots = search, basis, store, slots
-        self.seed, self.objective, self.space = search.seed, OBJECTIVES[search.objective], Space(search, basis)
+        self.seed, self.score, self.space = search.seed, search.objective.replace("-", "_"), Space(search, basis)
         chosen = (self.space.splits, [*self.space.ranges.values()], search.zeros, search.vary)
         parts = [*basis.shared, code_version(), search.objective, search.seed, search.variant, *chosen]
         self.key = content_key(parts)
@@ -100,7 +101,7 @@ class SearchRun:
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
-        return study.outcome_of(state_of(self.store, row), self.objective)
+        return study.outcome_of(state_of(self.store, row), self.score)
 
     def plan(self, searcher: "Searcher", probe: Callable[[], float]) -> Plan:
         """Plan the second phase, and predict the time of the work that is left. `probe` measures the seconds per unit
@@ -125,7 +126,7 @@ class SearchRun:
         """Write the head of the search's record, with command, commit and machine, and begin the study's copy."""
         self.origin = dict(origin)
         self._write_head(searcher, {})
-        searcher.file = StudyFile(searcher.study, self.name, self.objective.score, self.study_path)
+        searcher.file = StudyFile(searcher.study, self.name, self.score, self.study_path)
 
     def end(self, searcher: "Searcher") -> None:
         """Write the head of the record and save the study at the end of the command."""
@@ -150,7 +151,7 @@ class SearchRun:
             "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
             "paper_real": presets.REAL_DATA_PAPER,
             "search": None,
-            "score": self.objective.score,
+            "score": self.score,
             "explored": searcher.ended,
             "chosen": self.chosen,
             "importance": shares,
@@ -185,7 +186,7 @@ class SearchRun:
                 whole.append((statistics.fmean(outcome.value for outcome in outcomes), seeds))
         if not whole:
             return None
-        better = max if self.objective.direction == "maximize" else min
+        better = max if MEASURES[self.score].better == "higher" else min
         _, winner = better(whole, key=lambda each: each[0])
         one, row, _ = winner[0]
         wrong = {one.seed: outcome.tag for one, _, outcome in winner if outcome and outcome.tag != DONE}
@@ -215,14 +216,15 @@ class SearchRun:
 class Searcher:
     """The first phase as a `TrialSource`: Optuna suggests configs, and gets their scores.
 
-    For a trial that diverged or collapsed it gets the objective's floor. A failed trial has no value: the next command
+    For a trial that diverged or collapsed it gets the score's floor. A failed trial has no value: the next command
     runs it again under the same number, like one that was stopped. `rows`: the trials of earlier commands. `target`:
     the number of configs in all.
     """
 
     def __init__(self, run: SearchRun, rows: Sequence[Row], target: int):
         self.run, self.rows, self.target = run, rows, target
-        self.study = optuna.create_study(direction=run.objective.direction)
+        direction = "maximize" if MEASURES[run.score].better == "higher" else "minimize"
+        self.study = optuna.create_study(direction=direction)
         found = {row["number"]: run.outcome(row) for row in rows}
         outcomes = {each: outcome for each, outcome in found.items() if outcome}
         self.waiting = study.replay(self.study, run.space.distributions, rows, outcomes)

@@ -5,7 +5,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sgan.checks import ConfigError, content_key
 from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
 from sgan.evaluation.alarms import alarms
+from sgan.evaluation.measures import MEASURES
 from sweeps.planning.trials import State
 
 Row = Mapping[str, Any]
@@ -28,23 +29,11 @@ DONE, DIVERGED, COLLAPSED = "done", "diverged", "collapsed"
 OUTCOME, REASON = "outcome", "reason"  # User attributes of a trial: how it ended, and why
 RESAMPLES = 100  # Bootstrap samples of the trials, for the interval of an importance
 DRAWS = 20  # Draws of TPE for a new config; then ten times as many random draws
+FLOORS = {"inception_score": 1.0, "fid": 500.0}
+"""The scores that a search can optimise, and the floor of each: the worst value, which Optuna gets for a trial that
+diverged or collapsed. 1 is the lowest possible Inception score; FID has no worst value, and 500 is worse than the FID
+of noise."""
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class Objective(NamedTuple):
-    """The score that a search optimises, its direction, and its floor: the worst value, which Optuna gets for a trial
-    that diverged or collapsed."""
-
-    score: str
-    direction: Literal["maximize", "minimize"]
-    floor: float
-
-
-OBJECTIVES = {
-    "inception-score": Objective("inception_score", "maximize", 1.0),
-    "fid": Objective("fid", "minimize", 500.0),
-}
-"""1 is the lowest possible Inception score; FID has no worst value, and 500 is worse than the FID of noise."""
 
 
 class Outcome(NamedTuple):
@@ -56,24 +45,24 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def outcome_of(state: State, objective: Objective) -> Outcome | None:
-    """The outcome of a trial; None where it has not ended or failed.
+def outcome_of(state: State, score: str) -> Outcome | None:
+    """The outcome of a trial by a score of FLOORS; None where it has not ended or failed.
 
     A sampler learns nothing from a failed trial, so a config that diverged or collapsed counts with the floor.
     """
     if state.outcome == "diverged":
-        return Outcome(DIVERGED, objective.floor, state.reason)
+        return Outcome(DIVERGED, FLOORS[score], state.reason)
     if state.outcome != "done":
         return None
     scores = state.facts[-1]["scores"]
     # The Inception score does not notice a class that repeats one image: by it alone such configs would win.
     collapsed = alarms({COLLAPSED_CLASSES: scores.get(COLLAPSED_CLASSES, 0.0)})
     if collapsed:
-        return Outcome(COLLAPSED, objective.floor, collapsed[0])
-    value = scores.get(objective.score)
+        return Outcome(COLLAPSED, FLOORS[score], collapsed[0])
+    value = scores.get(score)
     if value is None or not math.isfinite(value):
-        return Outcome(DIVERGED, objective.floor, f"its {objective.score} is {value}")
-    return Outcome(DONE, (max if objective.direction == "maximize" else min)(value, objective.floor))
+        return Outcome(DIVERGED, FLOORS[score], f"its {score} is {value}")
+    return Outcome(DONE, (max if MEASURES[score].better == "higher" else min)(value, FLOORS[score]))
 
 
 def ask(
