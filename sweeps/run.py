@@ -72,8 +72,7 @@ def run_search(search: Search) -> int:
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:
     """Print the plan of a search and its predicted time."""
     space, search = run.space, run.options
-    ranges = [f"{name} {low:g} to {high:g}" for name, (low, high) in space.ranges.items()]
-    ranges += [f"{field} {ends.low:g} to {ends.high:g}" for field, ends in space.varied.items()]
+    ranges = [f"{name} {ends.low:g} to {ends.high:g}" for name, ends in space.ranges.items()]
     left = f", {len(searcher.waiting)} interrupted trials continue" if searcher.waiting else ""
     seeds = f"{made.seeds} fresh seeds, {search.seed + 1} to {search.seed + made.seeds}"
     print(f"{run.title}\n  why      {run.basis.why}")

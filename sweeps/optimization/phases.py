@@ -21,7 +21,7 @@ from sgan.stages.cost import check_networks, cost, recorded_rate
 from sgan.stages.graph import ClassifierStage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.optimization import study
-from sweeps.optimization.search_options import SPLITS, Search
+from sweeps.optimization.search_options import SPLITS, WEIGHTS, Search
 from sweeps.optimization.space import Params, Space
 from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
 from sweeps.planning import manifest
@@ -56,7 +56,8 @@ class SearchRun:
     def __init__(self, search: Search, basis: Basis, store: Store, slots: int):
         self.options, self.basis, self.store, self.slots = search, basis, store, slots
         self.seed, self.score, self.space = search.seed, search.objective.replace("-", "_"), Space(search, basis)
-        chosen = (self.space.splits, [*self.space.ranges.values()], search.zeros, search.vary)
+        ranges = [getattr(search, name) for name in WEIGHTS if name in self.space.ranges]
+        chosen = (self.space.splits, ranges, search.zeros, search.vary)
         parts = [*basis.shared, code_version(), search.objective, search.seed, search.variant, *chosen]
         self.key = content_key(parts)
         self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])

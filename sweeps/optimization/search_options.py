@@ -1,10 +1,10 @@
 """The options of a search and of its space: weights of losses, the split of the stack, fields of the recipe."""
 
-import functools
 import json
 import re
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from typing import Annotated, Literal
 
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -44,7 +44,7 @@ def parse_varied(text: str, recipe: Recipe) -> tuple[str, FloatDistribution | In
         low, high = map(json.loads, ends)
         for end in (low, high):
             recipe = with_fields(recipe, {field: end}, "--vary")
-        whole = isinstance(functools.reduce(getattr, field.split("."), recipe), int)
+        whole = isinstance(attrgetter(field)(recipe), int)
         return field, (IntDistribution if whole else FloatDistribution)(low, high, log=bool(log))
     except ConfigError:
         raise

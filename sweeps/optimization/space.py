@@ -5,8 +5,8 @@ each split. Weights are on a log scale. The categorical `losses` chooses which l
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -23,22 +23,21 @@ Params = Mapping[str, Any]
 
 
 class Space:
-    """The search space of one variant: the ranges of the weights that it has, the varied fields of the recipe by their
+    """The search space of one variant: the ranges of its weights and of the `varied` fields of the recipe, these by
     dotted names, the choices of losses (name -> non-zero weights), and Optuna's distribution of each param."""
 
     def __init__(self, search: Search, basis: Basis):
         self.name, self.variant, self.basis = search.variant, VARIANTS[search.variant].variant, basis
         weights = [name for name in WEIGHTS if getattr(self.variant.weights, name) > 0]
-        self.splits, self.ranges = search.chosen_splits, {name: getattr(search, name) for name in weights}
-        self.varied = dict(parse_varied(text, basis.recipe) for text in search.vary)
+        self.splits, self.varied = search.chosen_splits, dict(parse_varied(text, basis.recipe) for text in search.vary)
+        self.ranges = {name: FloatDistribution(*getattr(search, name), log=True) for name in weights} | self.varied
         dropped = ["", *(name for name in search.zeros if name in weights and len(weights) > 1)]
         kept = [[name for name in weights if name != out] for out in dropped]
         self.losses = {"+".join(SHORT[name] for name in names): names for names in kept}
         self.distributions: dict[str, BaseDistribution] = {
             "split": CategoricalDistribution(self.splits),
             "losses": CategoricalDistribution(tuple(self.losses)),
-            **{name: FloatDistribution(low, high, log=True) for name, (low, high) in self.ranges.items()},
-            **self.varied,
+            **self.ranges,
         }
 
     def known_good(self) -> dict[str, Any]:
@@ -46,11 +45,9 @@ class Space:
         default = "+".join(DEFAULT_CUTS)
         split = default if default in self.splits else self.splits[0]
         params: dict[str, Any] = {"split": split, "losses": next(iter(self.losses))}
-        for name, (low, high) in self.ranges.items():
-            params[name] = min(max(getattr(self.variant.weights, name), low), high)
-        for field, ends in self.varied.items():
-            value = functools.reduce(getattr, field.split("."), self.basis.recipe)
-            params[field] = min(max(value, ends.low), ends.high)  # pyright: ignore[reportArgumentType]
+        for name, ends in self.ranges.items():
+            value = attrgetter(name)(self.basis.recipe if name in self.varied else self.variant.weights)
+            params[name] = min(max(value, ends.low), ends.high)
         return params
 
     def loss_weights(self, params: Params) -> Weights:
