@@ -100,7 +100,7 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
             finished = scheduler.run(ListSource([one for one, _ in confirmed], run.store), frame.job, run.store)
         best = run.write_best(searcher, confirmed)
     with suppress(OSError):  # a full disk; the same command writes it again
-        run.end(searcher)
+        run.write_head(searcher)
     sweep = frame.end(finished, {one.variant for one, _ in confirmed}, {one.seed for one, _ in confirmed})
     if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")

@@ -126,16 +126,11 @@ class SearchRun:
     def begin(self, searcher: "Searcher", origin: Mapping[str, str]) -> None:
         """Write the head of the search's record, with command, commit and machine, and begin the study's copy."""
         self.origin = dict(origin)
-        self._write_head(searcher, {})
+        self.write_head(searcher)
         searcher.file = StudyFile(searcher.study, self.name, self.score, self.study_path)
 
-    def end(self, searcher: "Searcher") -> None:
-        """Write the head of the record and save the study at the end of the command."""
-        self._write_head(searcher, study.importance(searcher.study))
-        if self.study_path.exists():
-            self.store.save(self.study_path)
-
-    def _write_head(self, searcher: "Searcher", shares: Mapping[str, Sequence[float]]) -> None:
+    def write_head(self, searcher: "Searcher") -> None:
+        """Write the head of the record, and save the study's copy."""
         settings = {
             "dataset": self.basis.dataset.name,
             "recipe": self.basis.recipe.name,
@@ -155,10 +150,11 @@ class SearchRun:
             "score": self.score,
             "explored": searcher.ended,
             "chosen": self.chosen,
-            "importance": shares,
+            "importance": study.importance(searcher.study),
             "trials": [],
         }
         manifest.write(self.store, as_json(head))
+        self.store.save(self.study_path)
 
     def confirm(self, searcher: "Searcher", made: Plan) -> list[tuple[Trial, Row]]:
         """Choose and record the trials of the second phase."""
