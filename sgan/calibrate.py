@@ -97,8 +97,8 @@ def trained(dataset: Dataset, data: Data) -> Judges:
         return load(stage, None, context)
 
 
-def main(options: Options) -> int:
-    """Print the table; returns 0."""
+def main(options: Options) -> None:
+    """Print the table."""
     dataset = DATASETS[options.dataset]
     data = read(dataset, options.data)
     made, values, fired = trained(dataset, data), defaultdict(list), defaultdict(int)
@@ -115,7 +115,6 @@ def main(options: Options) -> int:
         means = [f"{statistics.fmean(each[name] for each in scores):.{MEASURES[name].decimals}f}" for name in names]
         rows.append([title, *means, *(f"{fired[title, word]} of {len(scores)}" for word in ALARMS)])
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def report(source: Source, real: Source | None, judge: tuple[str, str, str], see
         write_json(file, {"source": source.name, "scores": scores | more, "fingerprint": known})
 
 
-def main(options: Options) -> int:
-    """Print the scores and their fingerprint; returns 0. ConfigError where a source or an option is not usable."""
+def main(options: Options) -> None:
+    """Print the scores and their fingerprint. ConfigError where a source or an option is not usable."""
     enough = options.samples is None or options.samples >= SPLITS
     require(enough, f"--samples must be at least {SPLITS}, but got {options.samples}")
     device = choose(options.device)
@@ -153,7 +153,6 @@ def main(options: Options) -> int:
     real = find(against, options.against_part, options.data, None) if against else None
     network = inception.load(inception.find_weights(options.judge_weights), device)
     report(source, real, (inception.NETWORK, network.weights, inception.RESIZE), network.describe, {}, options.json)
-    return 0
 
 
 if __name__ == "__main__":

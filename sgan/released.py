@@ -49,8 +49,8 @@ class Options(Scoring):
     """The PNG file to write."""
 
 
-def main(options: Options) -> int:
-    """Print the scores, write the grid; returns 0. ConfigError where a file or an option is not usable."""
+def main(options: Options) -> None:
+    """Print the scores, write the grid. ConfigError where a file or an option is not usable."""
     row, device = DATASETS["cifar10"], choose(options.device)
     least = row.classes * COLUMNS
     require(options.samples >= least, f"--samples must be at least {least}, but got {options.samples}")
@@ -82,7 +82,6 @@ def main(options: Options) -> int:
     source = Source(f"{options.generator.name}, {options.samples:,} samples", "", made)
     report(source, real, judge, described, {"accuracy": right}, options.json)
     print(f"{least} of them in {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def locate(source: str, address: str) -> Path:
     return store.stage(name)
 
 
-def main(options: Options) -> int:
-    """Write the file; returns 0. ConfigError where the model or an option is not usable."""
+def main(options: Options) -> None:
+    """Write the file. ConfigError where the model or an option is not usable."""
     checked(PositiveInt, options.n, "--n")
     checked(PositiveInt, options.columns, "--columns")
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
@@ -68,7 +68,6 @@ def main(options: Options) -> int:
 
     grid.save(model.sample(list(itertools.islice(classes, options.n)), options.seed), options.out, options.columns)
     print(f"{options.n} images in {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -179,8 +179,8 @@ def application(test: TuringTest) -> FastAPI:
     return app
 
 
-def main(options: Options) -> int:
-    """Serve the test until Ctrl-C, and print the results; returns 0. ConfigError where an option is not usable."""
+def main(options: Options) -> None:
+    """Serve the test until Ctrl-C, and print the results. ConfigError where an option is not usable."""
     require(0 <= options.port < 2**16, f"--port must be from 0 to 65535, but got {options.port}")
     require(bool(options.sources), "name at least one RUN_OR_PATH")
     found = pools(options.sources, options.store, options.data)
@@ -196,7 +196,6 @@ def main(options: Options) -> int:
         uvicorn.Server(config).run([listening])
     known = votes.results(test.store)
     print(*(f"{stage}  {known.get(stage, votes.Tally(0, 0))}" for stage in test.pools), sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sgan.command_line import later, parse, status
 from sgan.store.s3 import find_store
 
 
-def main(store: Positional[str]) -> int:
+def main(store: Positional[str]) -> None:
     """Print every event of the ledger, then the stages that were trained more than once.
 
     Args:
@@ -34,7 +34,6 @@ def main(store: Positional[str]) -> int:
     # A stage is published again if its folder was deleted, or if two hosts raced.
     again = [f"{stage} {count} times" for stage, count in sorted(published.items()) if count > 1]
     print(f"trained more than once: {', '.join(again) or 'nothing'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from sgan.checks import ConfigError, require
 from sgan.command_line import later, parse, status
 
 
-def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
+def main(stores: Positional[tuple[str, ...]], out: Path) -> None:
     """Write the report of all sweeps in the named stores: tables, plots and, for each sweep, a page.
 
     Args:
@@ -29,7 +29,6 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> int:
         document.write(stores, out)
     except OSError as error:
         raise ConfigError(f"{error}; --out must name a file in a folder that can be written") from error
-    return 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_the_command_says_what_was_done_and_what_in_vain(tmp_path, capsys):
     stage(store, "level-1")
     stage(store, "level-2")
     store.note("trial retried", trial="sgan seed 0", reason="its worker died")
-    assert ledger.main(store.address) == 0
+    ledger.main(store.address)
     said = capsys.readouterr().out.splitlines()
     events = [line.split("  ", 2)[2] for line in said[:-1]]
     assert events == [

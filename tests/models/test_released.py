@@ -229,7 +229,7 @@ def test_the_generators_are_those_of_the_file(files):
 def test_the_command_scores_samples_and_draws_a_row_of_each_class(files, tmp_path, capsys):
     out = tmp_path / "grid.png"
     options = released.Options(*files, judge="encoder", samples=120, seed=4, out=out, device="cpu")
-    assert released.main(options) == 0
+    released.main(options)
     mean, labels = load_mean(files[2], CIFAR10), balanced_labels(120, 10)
     (part,) = sample(load_generator(files[0], CIFAR10, mean), torch.eye(10)[labels], "running", 4)
     made = to_pixels(part[IMAGE], mean)

@@ -264,14 +264,14 @@ def test_devices_are_named_where_trials_differ_in_them(tmp_path):
 def test_the_report_names_no_path_of_this_machine(tmp_path):
     stores = [make(tmp_path / name, commit="def456").address for name in ("first", "second")]
     out = tmp_path / "RESULTS.md"
-    assert report.main((stores[0], stores[1]), out) == 0
+    report.main((stores[0], stores[1]), out)
     text = out.read_text()
     assert "python sweeps/report.py first second --out RESULTS.md\n" in text
     assert text.count("## digits, recipe tiny") == 2
     assert "Commits abc123, def456;" in text
     assert str(tmp_path) not in text
     assert str(Path.cwd()) not in text
-    assert report.main((stores[0], stores[1]), out) == 0
+    report.main((stores[0], stores[1]), out)
     assert out.read_text() == text
 
 
@@ -285,7 +285,7 @@ def test_a_search_shows_its_plots_and_what_was_only_explored_apart(tmp_path):
         trial["phase"] = "explore" if trial["variant"] == "near" else "confirm"
         trial["title"] = "0: fc3, 1 : 1 : 10 (default)" if trial["variant"] == "sgan" else trial["title"]
     manifest.write(store, record)
-    assert report.main((store.address,), tmp_path / "SEARCHED.md") == 0
+    report.main((store.address,), tmp_path / "SEARCHED.md")
     text = (tmp_path / "SEARCHED.md").read_text()
     assert "DCGAN (adv+cond+ent)" not in text
     assert "7 configs were explored at seed 1000" in text
@@ -343,11 +343,12 @@ def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
     store = make(tmp_path / "store", seeds=(0,))
     store.note("sweep started", sweep=KEY)
     out, dice = tmp_path / "REPORT.md", random.Random(0)
-    commands: list[Callable[[], int]] = [
+    commands: list[Callable[[], None]] = [
         lambda: ledger.main(store.address),
         lambda: report.main((store.address,), out),
     ]
-    assert [command() for command in commands] == [0, 0]
+    for command in commands:
+        command()
     expected, held = rows(out), tmp_path / "held"
     shutil.copytree(store.root, held)
     kinds: dict[tuple[str, ...], list[Path]] = {}
@@ -361,7 +362,7 @@ def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
             deleted = damage(victim, dice)
             for command in commands:
                 try:
-                    assert command() == 0
+                    command()
                 except ConfigError as error:
                     errors.append(str(error))
                 else:
