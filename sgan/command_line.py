@@ -26,10 +26,6 @@ BAD, INTERRUPTED = 2, 130  # Exit statuses: after a ConfigError or a disk error,
 WIDE = "10000"  # Columns of a terminal so wide that tyro wraps no message
 
 
-class Group:
-    """Base of groups of options. Each direct subclass has a box in --help; a command's options inherit from several."""
-
-
 def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made:
     """Parse the command line with `make`, a call of tyro, and return its result. ConfigError, in one line, where the
     command line is wrong. `asked`: an option that people try -> advice about the option that exists."""
@@ -86,9 +82,9 @@ def _in_one_line(box: str, asked: dict[str, str]) -> str:
 
 def grouped(kind: type[Made], prog: str, default: Made) -> Made:
     """Parse the command line with tyro. --help shows each group of options in its own box. `kind`: a dataclass that
-    inherits from groups. `default`: the options' default values."""
+    inherits from groups, the dataclasses without a base. `default`: the options' default values."""
     fields: list[Any] = []
-    for each in filter(lambda each: Group in each.__bases__, kind.__mro__):
+    for each in filter(lambda each: each.__bases__ == (object,), kind.__mro__):
         values = {name: getattr(default, name) for name in each.__dataclass_fields__}
         fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
     nested = dataclasses.make_dataclass(kind.__name__, fields)

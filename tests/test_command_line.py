@@ -16,16 +16,16 @@ COMMAND = """
 import sys
 from dataclasses import dataclass
 import tyro
-from sgan.command_line import Group, grouped, parse, status
+from sgan.command_line import grouped, parse, status
 
 @dataclass(frozen=True)
-class Length(Group):
+class Length:
     '''How long.'''
     seeds: int = 3
     '''Number.'''
 
 @dataclass(frozen=True)
-class Place(Group):
+class Place:
     '''Where.'''
     store: str = "runs"
     '''A folder.'''

@@ -11,7 +11,6 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import AfterValidator, Field, PositiveFloat
 
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
-from sgan.command_line import Group
 from sgan.config import INNER_TAPS, Recipe
 from sgan.presets import VARIANTS
 from sweeps.planning.options import Options, choice, flag
@@ -61,7 +60,7 @@ Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
 
 
 @dataclass(frozen=True)
-class Space(Group):
+class Space:
     """The space to search."""
 
     variant: Annotated[str, *choice(*VARIANTS)] = "sgan"
@@ -81,7 +80,7 @@ class Space(Group):
 
 
 @dataclass(frozen=True)
-class Budgets(Group):
+class Budgets:
     """The objective, and the number of trials."""
 
     objective: Literal["fid", "inception-score"] = "fid"

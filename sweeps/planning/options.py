@@ -15,7 +15,6 @@ from pydantic import AfterValidator, DirectoryPath, Field, FilePath, NonNegative
 
 from sgan.addresses import store_address
 from sgan.checks import ConfigError, one_of, require, validated, with_fields
-from sgan.command_line import Group
 from sgan.config import Budget, Recipe, Seed, Taps, Weights
 from sgan.presets import DATASETS, FOLDER, RECIPES, TRAINING_IMAGES, VARIANTS, Row, folder_row
 from sgan.shapes import Dataset, Width
@@ -51,7 +50,7 @@ def choice(*choices: str) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Data(Group):
+class Data:
     """The training data."""
 
     dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
@@ -67,7 +66,7 @@ class Data(Group):
 
 
 @dataclass(frozen=True)
-class Training(Group):
+class Training:
     """How to train and score."""
 
     recipe: Annotated[str, *choice(AUTO, *RECIPES)] = AUTO
@@ -90,7 +89,7 @@ class Training(Group):
 
 
 @dataclass(frozen=True)
-class Places(Group):
+class Places:
     """The places of results."""
 
     store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(
@@ -104,7 +103,7 @@ class Places(Group):
 
 
 @dataclass(frozen=True)
-class Machine(Group):
+class Machine:
     """The machine, and how many stages run at the same time."""
 
     dry_run: Flag = False
@@ -177,7 +176,7 @@ class Options(Data, Training, Places, Machine):
 
 
 @dataclass(frozen=True)
-class Rows(Group):
+class Rows:
     """The rows of the table, and their seeds."""
 
     variants: Annotated[tuple[Annotated[str, one_of(*VARIANTS)], ...], tyro.conf.arg(metavar="NAME ...")] = tuple(
