@@ -30,7 +30,7 @@ def run() -> int:
     from sweeps.execution import jobs  # the training code takes seconds to import, and --help does not need it
     from sweeps.run import run_ablation
 
-    return jobs.run(lambda: run_ablation(options), options, "ablation.py")
+    return jobs.run(run_ablation, options)
 
 
 if __name__ == "__main__":

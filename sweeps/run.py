@@ -39,7 +39,7 @@ def run_ablation(options: Sweep) -> int:
     print(ablation.summary(planned, store, slots.count, slots.where), flush=True)
     if options.dry_run:
         return 0
-    frame = Frame("ablation.py", options, store, planned.key, planned.basis, slots)
+    frame = Frame(options, store, planned.key, planned.basis, slots)
     ablation.record(planned, store, frame.origin)
     frame.start()
     finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
@@ -88,7 +88,7 @@ def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> 
 
 def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> int:
     """Run both phases of a search, and write best.yaml and the report; returns the exit status."""
-    began, frame = time.monotonic(), Frame("search.py", run.options, run.store, run.key, run.basis, slots)
+    began, frame = time.monotonic(), Frame(run.options, run.store, run.key, run.basis, slots)
     run.begin(searcher, frame.origin)
     frame.start()
     confirmed: list[tuple[Trial, Row]] = []
@@ -150,12 +150,12 @@ class Frame:
     """The work around the trials of an ablation or a search. `origin`: the record's command, commit and machine.
     `unsent`: after `end`, what MLflow did not get, in words. ConfigError if the hosts do not share the store."""
 
-    def __init__(self, script: str, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
+    def __init__(self, options: Options, store: Store, key: str, basis: Basis, slots: Slots):
         self.options, self.store, self.key, self.unsent = options, store, key, ""
         address, commit = address_of(options.mlflow), manifest.commit()
         self.uri = address or default_uri(store)
         machine = f"{processor()}, {slots.where}"
-        self.origin = {"command": manifest.command(script), "commit": commit, "machine": machine}
+        self.origin = {"command": manifest.command(), "commit": commit, "machine": machine}
         self.job = Job(basis.data, store.address, key, commit, slots, options.deterministic)
         require_shared_store(store, key)
         if basis.judge_weights:

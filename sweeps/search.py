@@ -18,7 +18,7 @@ def run() -> int:
     from sweeps.execution import jobs  # the training code takes seconds to import, and --help does not need it
     from sweeps.run import run_search
 
-    return jobs.run(lambda: run_search(search), search, "search.py")
+    return jobs.run(run_search, search)
 
 
 if __name__ == "__main__":

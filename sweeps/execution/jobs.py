@@ -29,13 +29,13 @@ KILLED = 137  # Exit status of a command that was killed
 SUPERVISOR = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
-def run(main: Callable[[], int], options: Options, script: str) -> int:
-    """Run a command and return its exit status: here, or on a cluster as a job. A job that already runs is followed.
+def run(main: Callable[..., int], options: Options) -> int:
+    """Run `main(options)` and return its exit status: here, or on a cluster as a job. A running one is followed.
 
     Ctrl-C or the end of the terminal ends only the following. ConfigError if the cluster does not answer."""
     cluster = cluster_address()
     if os.environ.get(INSIDE) or options.dry_run or not cluster:
-        return main()
+        return main(options)
     logging.disable(logging.INFO)  # Ray's client would log its connections
     try:
         client = JobSubmissionClient(cluster)
@@ -47,18 +47,18 @@ def run(main: Callable[[], int], options: Options, script: str) -> int:
         ) from error
     store = options.store if is_bucket(options.store) else os.path.abspath(options.store)
     same = dataclasses.replace(options, store=store, data=options.data and options.data.absolute())
-    key = f"sgan-{content_key([script, repr(same)])}-"  # the same from any folder
+    key = f"sgan-{content_key(repr(same))}-"  # the same from any folder
     jobs = {job.submission_id or "": job.status for job in client.list_jobs()}
     mine = [job for job in jobs if job.startswith(key)]
     running = [job for job in mine if jobs[job] in (JobStatus.PENDING, JobStatus.RUNNING)]
     attempt = 1 + max((int(job.rpartition("-")[2]) for job in mine), default=0)
     job = running[0] if running else f"{key}{attempt}"
-    if running or not _submit(client, job, script):
+    if running or not _submit(client, job):
         print("This command runs already; it is followed from its beginning.", flush=True)
     return follow(client, job)
 
 
-def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
+def _submit(client: JobSubmissionClient, job: str) -> bool:
     """Submit this process's command as a job; returns False if another terminal was faster.
 
     Its environment is in a file that only this user can read and that deletes itself: Ray shows the entrypoints and
@@ -71,7 +71,7 @@ def _submit(client: JobSubmissionClient, job: str, script: str) -> bool:
     with open(handle, "w") as script_file:
         script_file.write("\n".join([*lines, f"exec {shlex.join(words)}", ""]))
     entry = f"[ -r {file} ] || echo 'Run the command on the head of its cluster (ray attach)'; . {file}"
-    about = {"command": command(script)}
+    about = {"command": command()}
     try:
         client.submit_job(entrypoint=entry, submission_id=job, runtime_env={"env_vars": SUPERVISOR}, metadata=about)
         return True

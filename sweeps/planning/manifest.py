@@ -184,9 +184,9 @@ def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, bas
     }
 
 
-def command(script: str) -> str:
+def command() -> str:
     """The command line of this process, without passwords; started outside the checkout, it includes the folder."""
-    words = ["python", f"sweeps/{script}", *map(masked, sys.argv[1:])]
+    words = ["python", f"sweeps/{Path(sys.argv[0]).name}", *map(masked, sys.argv[1:])]
     if Path.cwd() == ROOT:
         return shlex.join(words)
     words[1] = str(ROOT / words[1])

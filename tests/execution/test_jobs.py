@@ -30,7 +30,7 @@ from sweeps.planning.options import Options
 
 options = tyro.cli(Options)
 
-def main():
+def main(options):
     store = Path(options.store)
     print("began", flush=True)
     (store / "environment").write_text(json.dumps(dict(os.environ)))
@@ -47,7 +47,7 @@ def main():
     return int(options.budget)
 
 try:
-    sys.exit(jobs.run(main, options, "toy.py"))
+    sys.exit(jobs.run(main, options))
 except ConfigError as error:
     sys.exit(f"error: {error}")
 """
@@ -251,4 +251,4 @@ def test_without_a_cluster_the_command_runs_in_its_own_terminal(toy):
 
 def test_a_dry_run_is_no_job(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    assert jobs.run(lambda: 7, Options(dry_run=True), "toy.py") == 7
+    assert jobs.run(lambda options: 7, Options(dry_run=True)) == 7

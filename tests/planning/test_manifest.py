@@ -59,9 +59,9 @@ def test_a_copy_without_git_knows_the_commit_that_was_noted(checkout, tmp_path, 
 def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
     words = ["--store", "/a/b/t", "--data=/a/c", "--override", "gan.generator_steps=[[0.5, 1], [0, 4]]"]
     monkeypatch.setattr(sys, "argv", ["/x/sweeps/ablation.py", *words])
-    assert shlex.split(command("ablation.py")) == ["python", "sweeps/ablation.py", *words]
-    monkeypatch.setattr(sys, "argv", ["a", "--mlflow", "https://me:se@cret@host:5000/x"])
-    assert command("search.py") == "python sweeps/search.py --mlflow https://HIDDEN@host:5000/x"
+    assert shlex.split(command()) == ["python", "sweeps/ablation.py", *words]
+    monkeypatch.setattr(sys, "argv", ["sweeps/search.py", "--mlflow", "https://me:se@cret@host:5000/x"])
+    assert command() == "python sweeps/search.py --mlflow https://HIDDEN@host:5000/x"
 
 
 def test_a_record_that_was_deleted_is_made_again_by_the_command(tmp_path):
