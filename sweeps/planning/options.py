@@ -5,7 +5,6 @@ It imports nothing that takes seconds, so that --help is fast.
 
 import dataclasses
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -135,17 +134,14 @@ class Options(Data, Training, Places, Machine):
     def some_recipe(self) -> Recipe:
         """The recipe without a GPU, or the one with a GPU if only that is valid: an error of both shows before the
         hardware is known. For an image folder of unknown size, the recipe for a thousand images."""
-
-        def made(gpus: int) -> Recipe:
+        errors = []
+        for gpus in (0, 1):
             dataset, recipe, _ = self.choose(gpus)
-            return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
-
-        try:
-            return made(0)
-        except ConfigError as error:
-            with suppress(ConfigError):
-                return made(1)
-            raise error
+            try:
+                return self.build_recipe(self.dataset_row(dataset), recipe, TRAINING_IMAGES.get(dataset, 1000))
+            except ConfigError as error:
+                errors.append(error)
+        raise errors[0]
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Names of dataset and recipe for this number of GPUs, and the reason for them in words."""
