@@ -38,10 +38,12 @@ FRESH = 1.0  # Seconds for which a listing is valid, at least; a slow one is val
 HEAVY = ".safetensors"  # Suffix of files that are not needed to watch a stage
 
 
-def open_store(address: str) -> Store:
+@functools.cache
+def open_store(address: str, there: bool = False) -> Store:
     """The store at an address: a folder's path, or s3://bucket/folder, which is reached with the credentials and at the
-    endpoint that botocore finds. ConfigError where it cannot be written."""
-    return _open(store_address(address))
+    endpoint that botocore finds. ConfigError where it cannot be written or, if it is `there` to be read, not read."""
+    address = store_address(address)
+    return BucketStore(address, there) if is_bucket(address) else Store(address, there)
 
 
 def find_store(address: str) -> Store | None:
@@ -49,12 +51,7 @@ def find_store(address: str) -> Store | None:
     StoreError where a bucket cannot be read."""
     address = store_address(address)
     there = is_bucket(address) or any(Path(address, name).is_dir() for name in ("stages", "sweeps"))
-    return _open(address, there=True) if there else None
-
-
-@functools.cache
-def _open(address: str, there: bool = False) -> Store:
-    return BucketStore(address, there) if is_bucket(address) else Store(address, there)
+    return open_store(address, there=True) if there else None
 
 
 class BucketStore(Store):
