@@ -87,9 +87,6 @@ class BucketStore(Store):
             advice = f"with --store, name an existing bucket that this host's credentials may {may}"
             raise StoreError(f"{trouble}; {advice}") from error
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.address,)
-
     def stage(self, name: str) -> Path:
         self._pull(name, self.facts(name)["files"])
         return super().stage(name)
