@@ -147,15 +147,6 @@ class BucketStore(Store):
             self._pull(name, [file])
         return super().file(name, file)
 
-    @contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        with self.alone(name) as ours:
-            if ours:
-                if (super().stage(name) / STAGE_FILE).exists():  # finished here, and then the upload was interrupted
-                    self._finish(name)
-                self.listings.pop("done", None)
-            yield ours and not self.has(name)
-
     def held(self, name: str) -> bool:
         return super().held(name) or self._patiently(lambda: self.leases.held(name))
 
@@ -164,6 +155,8 @@ class BucketStore(Store):
         with super().alone(name) as here:
             token = self._patiently(lambda: self.leases.take(name)) if here else None
             with self.leases.kept(name, token) if token else nullcontext():
+                if token and (super().stage(name) / STAGE_FILE).exists():  # finished here, and then the upload stopped
+                    self._finish(name)
                 yield bool(token)
 
     def begin(self, name: str) -> Path:
