@@ -130,7 +130,7 @@ def run_trial(trial: Plan, context: Context) -> Generator[tuple[str, Progress]]:
                     with contextlib.closing(run_stage(stage, trial.score.judge, context)) as running:
                         yield from ((label, progress) for progress in running)
                 else:
-                    time.sleep(context.store.poll)
+                    time.sleep(0.2)
         facts = context.store.facts(name(stage))
         if facts["status"] == "diverged":
             raise Diverged(f"{label}: {facts['reason']}")

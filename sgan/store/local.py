@@ -32,6 +32,7 @@ STAGE_FILE = "stage.json"
 LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders to which any process may write
+LOCK_WAIT = 0.2  # Seconds between two attempts to take a lock that another process holds
 ROOM_WAIT = 3.0  # Seconds between two attempts to write to a full disk
 
 
@@ -79,10 +80,8 @@ class Store:
     Args:
         there: the store exists and is opened to read: opening it writes nothing.
     Attributes:
-        address: the store's name on every host.
-        poll: seconds between two looks at a claim that another process holds."""
+        address: the store's name on every host."""
 
-    poll = 0.2
     advice = "name a writable folder with --store"
 
     def __init__(self, root: str | Path, there: bool = False):
@@ -265,7 +264,7 @@ class Store:
                 if ours:
                     yield
                     return
-            time.sleep(self.poll / 4)
+            time.sleep(LOCK_WAIT)
 
     def _lock_file(self, name: str) -> Path:
         return inside(self.root / "claims", f"{name}.lock")

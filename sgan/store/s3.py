@@ -57,7 +57,6 @@ def find_store(address: str) -> Store | None:
 class BucketStore(Store):
     """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
-    poll = 2.0
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
 
     def __init__(self, address: str, there: bool = False):
