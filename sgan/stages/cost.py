@@ -5,19 +5,18 @@ The FLOPs of convolutions and linear layers count, forward and backward, two for
 out element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
 """
 
-import dataclasses
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgan.checks import ConfigError
-from sgan.config import IMAGE, LABEL, Config, GanRecipe
+from sgan.config import IMAGE, LABEL, Config
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder, tap_shapes
 from sgan.stages.graph import ClassifierStage, JointStage, JudgeStage, LevelStage, ScoreStage, Stage, name, plan
@@ -67,18 +66,13 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
     return statistics.quantiles(seconds[STEPS // 2 :], n=4)[0] / recipe.batch
 
 
+@functools.cache
 def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
-    """Return the FLOPs per image of a discriminator step and of a generator step, counted once for all seeds.
+    """Return the FLOPs per image of a discriminator step and of a generator step.
 
     Where the first generator step reuses the discriminator step's batch, its generation counts only in the former."""
-    levels = stage.levels if isinstance(stage, JointStage) else (stage,)
-    alike = tuple(dataclasses.replace(level, images=0, seed=0, encoder=None) for level in levels)
-    return _step_flops(alike, stage.recipe, stage.feedback if isinstance(stage, JointStage) else 1.0)
-
-
-@functools.lru_cache(maxsize=1000)
-def _step_flops(stages: tuple[LevelStage, ...], recipe: GanRecipe, feedback: float) -> tuple[float, float]:
-    dataset, weights, top = stages[0].dataset, stages[0].weights, stages[-1]
+    stages, feedback = (stage.levels, stage.feedback) if isinstance(stage, JointStage) else ((stage,), 1.0)
+    dataset, weights, recipe, top = stages[0].dataset, stages[0].weights, stage.recipe, stages[-1]
     with torch.device("meta"):
         sizes = tap_shapes(dataset)
         real = [torch.empty(BATCH, *sizes[level.low]) for level in stages]
@@ -97,7 +91,8 @@ def _step_flops(stages: tuple[LevelStage, ...], recipe: GanRecipe, feedback: flo
             for judge, image, fake in zip(judges, real, fakes[:-1], strict=True):
                 logits, recovered = judge(fake.detach())
                 terms += [judge(image)[0], logits, *([recovered] if weights.entropy > 0 else [])]
-            _backward(judges, terms)
+            of_judges = list(nn.ModuleList(judges).parameters())
+            torch.stack([term.sum() for term in terms]).sum().backward(inputs=of_judges)
         with FlopCounterMode(display=False) as generating:
             terms = []
             for level, judge, fake in zip(levels, judges, fakes[:-1], strict=True):
@@ -106,15 +101,11 @@ def _step_flops(stages: tuple[LevelStage, ...], recipe: GanRecipe, feedback: flo
                 if weights.adversarial > 0 or weights.entropy > 0:
                     parts = zip((weights.adversarial, weights.entropy), judge(fake), strict=True)
                     terms += [part for weight, part in parts if weight > 0]
-            _backward([level.generator for level in levels], terms)
+            of_generators = list(nn.ModuleList(level.generator for level in levels).parameters())
+            torch.stack([term.sum() for term in terms]).sum().backward(inputs=of_generators)
     counters = (generation, discriminating, generating)
     forward, judged, trained = (counter.get_total_flops() / BATCH for counter in counters)
     return judged + (forward if recipe.fresh_noise else 0.0), trained + forward
-
-
-def _backward(modules: Sequence[nn.Module], terms: Sequence[Tensor]) -> None:
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    torch.autograd.grad(torch.stack([term.sum() for term in terms]).sum(), parameters, allow_unused=True)
 
 
 def check_networks(configs: Iterable[Config]) -> None:
