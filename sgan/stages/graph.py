@@ -176,15 +176,11 @@ class Plan:
         """The stages that score: the held-out judge, and the given network where the config has one."""
         return (self.score.judge, *((self.score.network,) if self.score.network else ()))
 
-    @functools.cached_property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """Label of each stage -> labels of the stages that must be finished before it runs: its parents and, for levels
-        and the joint stage, the judge that evaluates while they train."""
-        labels, needs = {stage: label for label, stage in self.stages}, dict[str, tuple[str, ...]]()
-        for label, stage in self.stages:
-            judge = (self.score.judge,) if isinstance(stage, LevelStage | JointStage) else ()
-            needs[label] = tuple(labels[each] for each in (*judge, *stage.parents))
-        return needs
+    def needs(self, stage: Stage) -> tuple[Stage, ...]:
+        """The stages of the trial that must be finished before this one runs: its parents and, for levels and the joint
+        stage, the judge that evaluates while they train."""
+        judge = (self.score.judge,) if isinstance(stage, LevelStage | JointStage) else ()
+        return (*judge, *stage.parents)
 
 
 def judge_stage(dataset: Dataset, data: str, recipe: Recipe) -> JudgeStage:

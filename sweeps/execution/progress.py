@@ -91,9 +91,9 @@ class Progress:
     def _row(self, trial: Trial, label: str, result: Mapping[str, Any]) -> str:
         """Update the row of a running stage; returns its losses and scores in words."""
         self.stages_began = self.stages_began or time.monotonic()
-        stages = dict(trial.plan.stages)
-        self.shares |= {name(stages[each]): 1.0 for each in trial.plan.needs[label]}
-        stage = self.current[trial.id] = name(stages[label])
+        running = dict(trial.plan.stages)[label]
+        self.shares |= {name(each): 1.0 for each in trial.plan.needs(running)}
+        stage = self.current[trial.id] = name(running)
         if stage not in self.rows:
             self.rows[stage] = self.bars.add_task(f"{label} {trial.title}", total=1.0, told="")
         self.shares[stage], news = result.get("share", 0.0), self.news.setdefault(stage, {})

@@ -72,9 +72,8 @@ class StageScheduler:
         if trial.id in self.trials:
             return
         self.trials[trial.id] = trial
-        stages = dict(trial.plan.stages)
-        for label, stage in trial.plan.stages:
-            needs = tuple(name(stages[each]) for each in trial.plan.needs[label])
+        for _, stage in trial.plan.stages:
+            needs = tuple(map(name, trial.plan.needs(stage)))
             self.nodes.setdefault(name(stage), Node(stage, trial.plan.score.judge, needs)).trials.add(trial.id)
         self.changed.set()
 

@@ -65,9 +65,9 @@ def test_every_stage_runs_once_after_what_it_needs_and_the_table_has_a_row_a_var
     assert sorted(published) == sorted(stages(store))
     assert kinds == sorted(["judge", "encoder"] + 3 * ["level"] + ["joint"] + 3 * ["score"])
     for trial in plan_ablation(Sweep(variants=ROWS, seeds=1, budget=0.1, override=SMALL), 0).trials:
-        for label, stage in trial.plan.stages:
-            for need in trial.plan.needs[label]:
-                assert stages(store)[name(dict(trial.plan.stages)[need])] < stages(store)[name(stage)]
+        for _, stage in trial.plan.stages:
+            for need in trial.plan.needs(stage):
+                assert stages(store)[name(need)] < stages(store)[name(stage)]
     assert titles(output) == [
         "Variant",
         "SGAN",

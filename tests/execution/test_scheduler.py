@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from stages_that_wait import ListSource, Waiting, job, stage_name, trials
 from waiting import wait_for
 
+from sgan.stages.graph import name
 from sgan.store.local import Store
 from sweeps.execution import scheduler, stage_scheduler
 from sweeps.execution.worker import Job
@@ -83,13 +84,13 @@ def test_each_stage_runs_once_after_what_it_needs(processes, store, tmp_path):
     source, work = ListSource(asked), job(store, tmp_path, seconds=0.2, slots=4)
     assert scheduler.run(source, work, store)
     assert source.ends == {trial.title: DONE for trial in asked}
-    stages = {name for trial in asked for name in trial.plan.names}
+    stages = {stage for trial in asked for stage in trial.plan.names}
     assert events(store, "stage published") == Counter(stages)
-    when = {name: store.facts(name)["finished"] for name in stages}
+    when = {stage: store.facts(stage)["finished"] for stage in stages}
     for trial in asked:
-        for label, needs in trial.plan.needs.items():
-            for need in needs:
-                assert when[stage_name(trial, need)] <= when[stage_name(trial, label)] - 0.2
+        for _, stage in trial.plan.stages:
+            for need in trial.plan.needs(stage):
+                assert when[name(need)] <= when[name(stage)] - 0.2
 
 
 @pytest.mark.slow

@@ -66,10 +66,11 @@ def test_a_stage_needs_its_parents_and_while_it_trains_the_judge(variant):
     trial, ready = row(variant), set[str]()
     stages = dict(trial.stages)
     for label in stages:
-        assert set(trial.needs[label]) <= ready
+        needs = trial.needs(stages[label])
+        assert set(needs) <= {stages[each] for each in ready}
         parents = {each for each in stages if stages[each] in stages[label].parents}
         judge = {"judge"} if label.startswith(("level", "joint")) else set()
-        assert set(trial.needs[label]) == parents | judge
+        assert set(needs) == {stages[each] for each in parents | judge}
         ready.add(label)
 
 
