@@ -94,10 +94,12 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     confirmed: list[tuple[Trial, Row]] = []
     best, finished = None, scheduler.run(searcher, frame.job, run.store)
     if finished:
-        confirmed = run.confirm(searcher, made)
+        confirmed = run.best(searcher, made.best, made.seeds)
         if confirmed:
             print(f"confirming {' '.join(one.title for one, _ in confirmed)}", flush=True)
-            finished = scheduler.run(ListSource([one for one, _ in confirmed], run.store), frame.job, run.store)
+            rows = [row for _, row in confirmed]
+            source = ListSource([one for one, _ in confirmed], run.store, lambda: run.write(*rows))
+            finished = scheduler.run(source, frame.job, run.store)
         best = run.write_best(searcher, confirmed)
     with suppress(OSError):  # a full disk; the same command writes it again
         run.write_head(searcher)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Required, TextIO
@@ -23,7 +23,6 @@ from pydantic import AfterValidator, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from sgan.addresses import masked
 from sgan.checks import OPEN
 from sgan.store import files
 from sgan.store.files import StoreError, inside, read_json, remove, sealed, sync, write_json
@@ -33,7 +32,6 @@ LEDGER = "ledger"
 GRIDS, FIGURES, MODELS, CHECKPOINTS = "grids", "figures", "model", "checkpoints"
 FOLDERS = ("stages", "work", "claims", "failures", "sweeps", LEDGER)  # Folders to which any process may write
 LOCK_WAIT = 0.2  # Seconds between two attempts to take a lock that another process holds
-ROOM_WAIT = 3.0  # Seconds between two attempts to write to a full disk
 
 
 @with_config(OPEN)
@@ -115,20 +113,6 @@ class Store:
         self.fetch(self.root / LEDGER)
         events = [event for path in (self.root / LEDGER).glob("*.jsonl") for event in files.whole_lines(path, Event)]
         return sorted(events, key=lambda event: event["time"])
-
-    def when_there_is_room(self, write: Callable[[], None]) -> None:
-        """Call `write`, again and again while the disk is full or read-only, or does not answer."""
-        told = False
-        while True:
-            try:
-                return write()
-            except (OSError, StoreError) as error:
-                if not (trouble := files.lack(error)):
-                    raise
-                if not told:
-                    print(f"waiting for the store {masked(self.address)} ({trouble.strerror})", flush=True)
-            told = True
-            time.sleep(ROOM_WAIT)
 
     def stage(self, name: str) -> Path:
         """Folder of a finished stage; it exists only once the stage is whole."""

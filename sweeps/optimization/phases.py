@@ -2,7 +2,6 @@
 train with seeds that the first phase never saw."""
 
 import dataclasses
-import functools
 import math
 import statistics
 import time
@@ -97,8 +96,9 @@ class SearchRun:
         own: Any = {"variants": (self.options.variant,), "cuts": SPLITS[params["split"]], "weights": weights}
         return Sweep(**values | self.basis.chosen | own)
 
-    def write(self, row: Row) -> None:
-        manifest.write_trial(self.store, self.key, row)
+    def write(self, *rows: Row) -> None:
+        for row in rows:
+            manifest.write_trial(self.store, self.key, row)
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
@@ -155,13 +155,6 @@ class SearchRun:
         }
         manifest.write(self.store, as_json(head))
         self.store.save(self.study_path)
-
-    def confirm(self, searcher: "Searcher", made: Plan) -> list[tuple[Trial, Row]]:
-        """Choose and record the trials of the second phase."""
-        chosen = self.best(searcher, made.best, made.seeds)
-        for _, row in chosen:
-            self.store.when_there_is_room(functools.partial(self.write, row))
-        return chosen
 
     def best(self, searcher: "Searcher", best: int, seeds: int) -> list[tuple[Trial, Row]]:
         """The trials that confirm the best configs and, if it has ended, the default config."""

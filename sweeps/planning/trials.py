@@ -1,6 +1,6 @@
 """Trials, their state in the store, and the sources from which the scheduler takes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -140,14 +140,16 @@ class TrialSource(Protocol):
 
 
 class ListSource:
-    """A list of trials as a TrialSource: returns those that have not ended, the one with the most work first."""
+    """A list of trials as a TrialSource: returns those that have not ended, the one with the most work first. `record`
+    writes the list into its record; it is called before each trial, and may raise where the store takes nothing."""
 
-    def __init__(self, trials: Sequence[Trial], store: Store):
+    def __init__(self, trials: Sequence[Trial], store: Store, record: Callable[[], None] = lambda: None):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
         self.ahead: Sequence[Trial] = [each for _, each in sorted(ways, key=lambda way: -way[0])]
-        self.expected, self._left = len(self.ahead), iter(self.ahead)
+        self.expected, self._left, self.record = len(self.ahead), iter(self.ahead), record
 
     def next(self) -> Trial | None:
+        self.record()
         return next(self._left, None)
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:

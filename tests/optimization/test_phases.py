@@ -89,11 +89,13 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     searcher = run.searcher()
     made = run.plan(searcher, lambda: 0.0)
     run.begin(searcher, ORIGIN)
-    confirmed = run.confirm(searcher, made)
+    confirmed = run.best(searcher, made.best, made.seeds)
     ((winner, *others),) = [[row["number"] for one, row in confirmed if one.seed == seed] for seed in (1001,)]
     assert [one.seed for one, _ in confirmed] == [seed for seed in (1001, 1002) for _ in (winner, *others)]
     assert winner == 0 or others == [0]  # the default beside the best
-    assert train(ListSource([one for one, _ in confirmed], run.store), run.store, digits)
+    rows = [row for _, row in confirmed]
+    source = ListSource([one for one, _ in confirmed], run.store, lambda: run.write(*rows))
+    assert train(source, run.store, digits)
     best = run.write_best(searcher, confirmed)
     assert best
     content = yaml.safe_load(best.read_text())
@@ -126,9 +128,8 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     run, searcher = planned("5")
     done = run.plan(searcher, lambda: 0.0)
     assert done.seconds == 0.0
-    assert run.confirm(searcher, done) == confirmed or [one for one, _ in run.confirm(searcher, done)] == [
-        one for one, _ in confirmed
-    ]
+    again = run.best(searcher, done.best, done.seeds)
+    assert again == confirmed or [one for one, _ in again] == [one for one, _ in confirmed]
     run, searcher = planned("6")
     assert (searcher.ended, searcher.target) == (3, 4)
     assert run.plan(searcher, lambda: 0.0).seconds > 0
