@@ -78,16 +78,15 @@ class _Reports:
 
     def __init__(self, stage_name: str, scheduler: ActorHandle):
         self.send = functools.partial(scheduler.report.remote, stage_name)
-        self.answer, self.sent, self.news = self.send({"share": 0.0}), time.monotonic(), dict[str, Any]()
+        self.answer, self.sent = self.send({"share": 0.0}), time.monotonic()
 
     def go_on(self, **progress: Any) -> bool:
         """Report progress; returns whether the stage is to go on."""
-        self.news |= progress
         if not ray.wait([self.answer], timeout=0)[0]:
             return time.monotonic() - self.sent < SILENCE
         if not ray.get(self.answer):
             return False
-        self.answer, self.sent, self.news = self.send(self.news), time.monotonic(), {}
+        self.answer, self.sent = self.send(progress), time.monotonic()
         return True
 
 
@@ -112,8 +111,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 return {"status": "held", "reason": "another process trains it"}
             steps = job.run(stage, judge, context)
             for progress in steps:
-                news = {"scores": progress.metrics} if progress.metrics else {}
-                if not reports.go_on(share=progress.images / max(1, progress.total), **news):
+                share = progress.images / max(1, progress.total)
+                if not reports.go_on(share=share, scores=progress.metrics):
                     steps.close()  # the stage leaves a checkpoint
                     return {"status": "waiting"}
         facts = context.store.facts(name(stage))
