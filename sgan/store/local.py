@@ -166,7 +166,7 @@ class Store:
         return read_json(path, run=run).get("stage", "") if path.exists() else ""
 
     def save(self, path: Path) -> None:
-        """Save a file, or all files of a folder, that was written below `root`: a bucket uploads it."""
+        """Save a file that was written below `root`: a bucket uploads it."""
 
     def fetch(self, path: Path) -> None:
         """Update a file below `root`, or all files of a folder, from the store, if it has them: a bucket downloads."""

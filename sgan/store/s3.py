@@ -116,9 +116,7 @@ class BucketStore(Store):
         return path
 
     def save(self, path: Path) -> None:
-        for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file():
-                self._put(file, file.relative_to(self.root).as_posix())
+        self._put(path, path.relative_to(self.root).as_posix())
 
     def fetch(self, path: Path) -> None:
         for found, tag in self._find(path.relative_to(self.root).as_posix()).items():

@@ -235,13 +235,14 @@ def test_files_last_as_long_as_the_store(host):
     write_json(one.root / folder / "sweep.json", {"key": "key"})
     (one.root / folder / "plots").mkdir()
     (one.root / folder / "plots" / "a.png").write_bytes(b"a")
-    one.save(one.root / folder)
+    for file in ("sweep.json", "plots/a.png"):
+        one.save(one.root / folder / file)
     other.fetch(other.root / folder)
     assert read_json(other.root / folder / "sweep.json") == {"key": "key"}
     assert (other.root / folder / "plots" / "a.png").read_bytes() == b"a"
     for key in ("new", "newer"):  # what changed in the bucket, or here, is brought again
         write_json(one.root / folder / "sweep.json", {"key": key})
-        one.save(one.root / folder)
+        one.save(one.root / folder / "sweep.json")
         other.fetch(other.root / folder)
         assert read_json(other.root / folder / "sweep.json") == {"key": key}
         write_json(other.root / folder / "sweep.json", {"key": "not saved"})
