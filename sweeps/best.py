@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from sgan.checks import ConfigError, from_json, require
 from sgan.command_line import later, parse, status
 from sgan.config import Config
-from sgan.evaluation.measures import LEADING, measure
+from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep
@@ -57,7 +57,7 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     from sweeps.mlflow_view.connection import address_of, default_uri, pages  # MLflow takes seconds to import
     from sweeps.mlflow_view.sync import attempt
 
-    best = (min if measure(by).better == "lower" else max)(seeds, key=lambda seed: seed[by])
+    best = (min if MEASURES[by].better == "lower" else max)(seeds, key=lambda seed: seed[by])
     trial, key = best["row"], best["sweep"]
     record = manifest.read(store, key)
     try:

@@ -34,9 +34,3 @@ MEASURES: dict[str, Measure] = {
 """Name -> measure. Names without prefix are of the leading judge; "pixels/..." of the judge that needs no training."""
 LEADING = "fid"  # The measure that orders tables
 BEST = "best_"  # Prefix of measures of the weights at the best evaluation while training
-
-
-def measure(name: str) -> Measure:
-    """Return the measure of a name that may begin with BEST; KeyError for an unknown name."""
-    plain = MEASURES[name.removeprefix(BEST)]
-    return plain._replace(heading=f"Best {plain.heading}") if name.startswith(BEST) else plain

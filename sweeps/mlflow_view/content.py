@@ -19,7 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from PIL import Image
 
 from sgan.checks import ConfigError, content_key
-from sgan.evaluation.measures import LEADING, measure
+from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.store.files import RECORD_FILE, StoreError, inside, is_plain, read_record
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store, grid_file
 from sgan.store.votes import curves
@@ -279,7 +279,7 @@ def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
     return {
         "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",
         "orderByKey": f"metrics.`{leading}`",
-        "orderByAsc": measure(leading).better == "lower",
+        "orderByAsc": MEASURES[leading].better == "lower",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from sgan.addresses import masked
-from sgan.evaluation.measures import measure
+from sgan.evaluation.measures import MEASURES
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting.results import SCORES, table
@@ -35,7 +35,7 @@ def ranked(store: Store, by: str) -> list[pd.DataFrame]:
     diverged = found[found["outcome"] == "diverged"].groupby("config")["seed"].nunique()
     found = found.dropna(subset=[by]).assign(diverged=lambda rows: rows["config"].map(diverged).fillna(0))
     found = found.drop_duplicates(["fingerprint", "config", "seed"]).sort_values("seed", kind="stable")
-    best, sign = [], 1 if measure(by).better == "lower" else -1
+    best, sign = [], 1 if MEASURES[by].better == "lower" else -1
     for _, group in found.groupby(LIST):
         configs = [seeds for _, seeds in group.groupby("config")]
         best += sorted(configs, key=lambda seeds: sign * statistics.fmean(seeds[by]))[:TOP]

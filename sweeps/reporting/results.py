@@ -11,26 +11,26 @@ import numpy as np
 import pandas as pd
 
 from sgan.checks import ConfigError, difference
-from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure, measure
+from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.trials import JUDGING, alarm_of, records_of, scores_of, state_of
 
+OUTCOMES = (LEADING, "recall", "inception_score")
+"""The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
+diversity, and the paper's score."""
 SCORES: dict[str, Measure] = {
     **MEASURES,
-    **{f"{BEST}{name}": measure(f"{BEST}{name}") for name in MEASURES},
+    **{f"{BEST}{name}": MEASURES[name]._replace(heading=f"Best {MEASURES[name].heading}") for name in OUTCOMES},
     "train_seconds": Measure("Training (s)", 0, "lower"),
     "generator_images": Measure("Generator images", 0, ""),
     "discriminator_steps": Measure("D steps", 0, ""),
     "generator_steps": Measure("G steps", 0, ""),
     "flops": Measure("FLOPs", -1, "lower"),
 }
-"""Every number of a trial, in the order of tables."""
+"""The numbers of a trial that tables have, in their order."""
 COLUMNS = ["trial", "variant", "seed", "cuts", "outcome", "reason", "alarm", "fingerprint", "commit", "devices"]
 ABSENT = "–"
-OUTCOMES = (LEADING, "recall", "inception_score")
-"""The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
-diversity, and the paper's score."""
 Fingerprint = dict[str, dict[str, Any]]
 Statistics = Mapping[tuple[str, str], float]
 """Statistics of one variant or config: (score, "mean" | "std" | "count") -> value, NaN if there is none. The std is

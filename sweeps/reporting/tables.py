@@ -5,11 +5,10 @@ import math
 import shlex
 from collections.abc import Sequence
 
-from sgan.evaluation.measures import BEST
 from sgan.store import votes
 from sweeps.planning.manifest import flat
 from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
-from sweeps.reporting.results import ABSENT, OUTCOMES, SCORES, Statistics, Sweep, known
+from sweeps.reporting.results import ABSENT, SCORES, Statistics, Sweep, known
 
 Rows = list[list[str]]
 """Rows of cells, the heading first."""
@@ -82,7 +81,7 @@ def comparison(sweep: Sweep, contrasts: Sequence[Contrast]) -> Rows:
 
 def everything(sweep: Sweep) -> Rows:
     """The table of all scores: a row a variant, its number of trials, the paper's score; real data last."""
-    columns = [name for name in sweep.columns if not name.startswith(BEST) or name.removeprefix(BEST) in OUTCOMES]
+    columns = sweep.columns
     rows = [["Variant", "n", *(SCORES[name].heading + ARROWS[SCORES[name].better] for name in columns), "Paper's IS"]]
     for variant in sweep.manifest["variants"]:
         own, n = sweep.summary[variant["name"]], list(sweep.of(variant["name"])["outcome"]).count("done")

@@ -137,6 +137,7 @@ def test_the_table_has_a_row_a_trial(store):
     assert list(table["fid"].dropna()) == [10.0, 12.0, 14.0, 13.0, 14.0, 80.0]
     assert len(table["accuracy"].dropna()) == 5
     assert set(table["reason"]) == {"", "g_adv is nan", "no memory"}
+    assert results.SCORES["best_fid"].heading == "Best FID"
 
 
 def test_a_subset_of_variants_and_seeds(store):
