@@ -273,28 +273,20 @@ def write_views(client: MlflowClient, experiment: str, manifest: Mapping[str, An
 
 
 def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
-    """The state of the page for a sweep: a group per variant, means over seeds, the best by the leading score first."""
+    """The state of the page for a sweep: a group per variant, means over seeds, the best by the leading score first.
+    For fields that are not here, the page takes its defaults."""
     leading = manifest.get("score", LEADING)
     confirmed = "" if all(row["phase"] == "explore" for row in manifest["trials"]) else " AND tags.phase != 'explore'"
     return {
         "searchFilter": f"tags.`{runs.SWEEP}` = '{manifest['key']}' AND tags.`{runs.TRIAL}` != ''{confirmed}",
         "orderByKey": f"metrics.`{leading}`",
         "orderByAsc": MEASURES[leading].better == "lower",
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
         "columnOrder": [RUN_NAME, *(f"metrics.`{name}`" for name in COLUMNS)],
         "columnWidths": {RUN_NAME: 260},
         "runsHiddenMode": "SHOW_ALL",
-        "viewMaximized": False,
-        "runListHidden": False,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "variant"}]},
         "groupsExpanded": {f"tag.variant.{each['name']}": False for each in manifest["variants"]},
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         **(_charts("Over generator images", "At the end") if charts else {}),
     }
 
