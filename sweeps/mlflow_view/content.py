@@ -3,7 +3,6 @@ Also the saved views of MLflow's page that the link to a sweep opens."""
 
 import base64
 import json
-import os
 import shlex
 import shutil
 import statistics
@@ -191,7 +190,7 @@ class Trials:
                 if kind == GRIDS:
                     found[image_file(label, int(Path(rest).stem))] = name, file
                 elif kind in (FIGURES, MODELS):
-                    found[file] = name, file
+                    found[f"{MODELS}/data/{file}" if kind == MODELS else file] = name, file
         return found
 
     def _whole(self, name: str) -> list[str]:
@@ -211,8 +210,7 @@ def image_file(label: str, images: int) -> str:
 
 
 def lay_out(store: Store, trial: Mapping[str, Any], files: Files, folder: Path) -> None:
-    """Put files of a trial into `folder`, under their paths in its run, with its config.json. Files of models go to the
-    folder model/data/, as in an MLflow model.
+    """Copy files of a trial into `folder`, under their paths in its run, with its config.json.
 
     Raises:
         StoreError: a file of a finished stage is damaged.
@@ -220,12 +218,9 @@ def lay_out(store: Store, trial: Mapping[str, Any], files: Files, folder: Path) 
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(trial["config"], indent=1))
     for name, (stage, file) in files.items():
-        copy = inside(folder / MODELS / "data" if name.startswith(f"{MODELS}/") else folder, name)
+        copy = inside(folder, name)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if store.has(stage):
-            os.symlink(store.file(stage, file), copy)
-        else:
-            shutil.copyfile(store.look(stage) / file, copy)
+        shutil.copyfile(store.file(stage, file) if store.has(stage) else store.look(stage) / file, copy)
         if name.startswith(f"{IMAGES}/"):
             with Image.open(copy) as image:
                 image.save(copy.with_name(f"{copy.stem}{SMALL}"), method=0)  # fast rather than small
@@ -237,7 +232,7 @@ def lacking(client: MlflowClient, run: Run, store: Store, files: Files) -> Files
     there, model = {file.path: file.file_size for file in listed}, logged_model(client, run)
     if model:
         parts = [client.list_logged_model_artifacts(model.model_id, f"{DATA}/{which}") for which in ("last", "best")]
-        there |= {file.path.removeprefix("data/"): file.file_size for part in parts for file in part}
+        there |= {f"{MODELS}/{file.path}": file.file_size for part in parts for file in part}
 
     def shown(name: str, stage: str, file: str) -> bool:
         path = store.look(stage) / file
