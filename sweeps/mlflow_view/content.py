@@ -19,8 +19,8 @@ from PIL import Image
 
 from sgan.checks import ConfigError, content_key
 from sgan.evaluation.measures import LEADING, MEASURES
-from sgan.store.files import RECORD_FILE, StoreError, inside, is_plain, read_record
-from sgan.store.local import FIGURES, GRIDS, MODELS, Store, grid_file
+from sgan.store.files import RECORD_FILE, inside, is_plain
+from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sgan.store.votes import curves
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.connection import VIEW
@@ -194,12 +194,10 @@ class Trials:
         return found
 
     def _whole(self, name: str) -> list[str]:
-        """The complete grids of a stage in progress: a stage writes each grid before its point."""
-        folder, points = self.store.look(name), []
-        with suppress(StoreError):
-            points = read_record(folder)
-        found = [grid_file(folder, point["images"]).relative_to(folder).as_posix() for point in points]
-        return [file for file in dict.fromkeys(found) if is_plain(folder, file)]
+        """The grids of a stage in progress, each of which is there as a whole or not at all."""
+        folder = self.store.look(name)
+        found = [f"{GRIDS}/{path.name}" for path in (folder / GRIDS).glob("*.png") if path.stem.isdecimal()]
+        return [file for file in found if is_plain(folder, file)]
 
 
 def image_file(label: str, images: int) -> str:
