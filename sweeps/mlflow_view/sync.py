@@ -23,8 +23,8 @@ from sweeps.planning import manifest as manifests
 from sweeps.planning.trials import State, state_of
 
 
-def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
-    """One pass: send what the store has of a sweep and MLflow lacks; returns whether every trial has ended.
+def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> None:
+    """One pass: send what the store has of a sweep and MLflow lacks.
 
     Args:
         live: whether the sweep is running. Trials that have not ended are then RUNNING, otherwise KILLED. Files that
@@ -39,7 +39,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> bool:
     # Two passes at once, of two drivers, would create runs twice.
     with umask_of(store.root), store.lock(f"mlflow-{sweep_key}"):
         manifest = manifests.read(store, sweep_key)
-        return _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
+        _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Pass:
     trials: Trials
     live: bool
 
-    def send(self, uri: str) -> bool:
+    def send(self, uri: str) -> None:
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
         experiment = experiment_id(client, uri)
         parent, children = runs.find(client, key)
@@ -73,12 +73,11 @@ class _Pass:
                 end = max(end, state.end)
             except StoreError as error:
                 damage = damage or error
-        outcome = next((name for name in ("running", "interrupted", "failed") if name in outcomes), "done")
+        outcome = next((name for name in ("interrupted", "failed") if name in outcomes), "done")
         self.send_sweep(parent, "running" if self.live else outcome, end)
         self.register(parent)
         if damage:
             raise damage
-        return outcome in ("done", "failed")
 
     def has_all(self, run: Run, trial: Mapping[str, Any], parent: Run) -> bool:
         """Whether the run of a finished trial has all of it."""

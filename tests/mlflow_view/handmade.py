@@ -110,7 +110,9 @@ def manifest(store: Store, seeds=(0,)) -> None:
 
 
 def sync(store: Store, live: bool = False) -> bool:
-    return sync_sweep(store, KEY, default_uri(store), live)
+    """Send the sweep; returns whether its run has ended with all of its trials."""
+    sync_sweep(store, KEY, default_uri(store), live)
+    return found(store)[0].info.status in ("FINISHED", "FAILED")
 
 
 @functools.cache
