@@ -101,7 +101,7 @@ def _curves(sweep: Sweep) -> list[Plot]:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         caption = f"Scores during training, on fewer samples. Line: median over seeds; band: middle half. {what}"
         title = f"{MEASURES[sweep.leading].heading} over {label}"
-        found.append(Plot(name, title, caption, _png(figure, axes)))
+        found.append(Plot(name, title, caption, _png(figure)))
     return found
 
 
@@ -125,7 +125,7 @@ def _seeds(sweep: Sweep) -> Plot:
     _score_axis(axes, sweep.leading, "x")
     lines = " Grey lines join the scores of a seed." * search
     caption = f"Dot: a seed; bar: the mean; line: its 95% bootstrap interval.{lines} Do the dots of two rows overlap?"
-    return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure, axes))
+    return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure))
 
 
 def _tradeoff(sweep: Sweep) -> list[Plot]:
@@ -145,7 +145,7 @@ def _tradeoff(sweep: Sweep) -> list[Plot]:
     _score_axis(axes, diversity)
     caption = "Small marks: seeds; large marks: means. How far is each from the star in quality and diversity?"
     title = f"{MEASURES[diversity].heading} against {MEASURES[sweep.leading].heading}"
-    return [Plot("diversity", title, caption, _png(figure, axes))]
+    return [Plot("diversity", title, caption, _png(figure))]
 
 
 def _history(sweep: Sweep) -> list[Plot]:
@@ -164,7 +164,7 @@ def _history(sweep: Sweep) -> list[Plot]:
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     caption = "All on the seed that chose among them, so the best score is partly luck. Is the line still improving?"
-    return [Plot("history", f"{MEASURES[score].heading} of every explored config", caption, _png(figure, axes))]
+    return [Plot("history", f"{MEASURES[score].heading} of every explored config", caption, _png(figure))]
 
 
 def _importance(sweep: Sweep) -> list[Plot]:
@@ -209,9 +209,9 @@ def _score_axis(axes: Axes, score: str, axis: str = "y") -> None:
         labelled.set_minor_formatter(NullFormatter())
 
 
-def _png(figure: Figure, axes: Axes | None = None) -> bytes:
-    """The figure as a PNG file, with the legend of the axes below it."""
-    handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
+def _png(figure: Figure) -> bytes:
+    """The figure as a PNG file, with the legend of its axes, if they have one, below it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         short, lines = [_short(label, 40) for label in labels], -(-len(labels) // 2)
         # A long legend leaves the axes their room.
