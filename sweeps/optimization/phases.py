@@ -17,7 +17,7 @@ from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.measures import MEASURES
 from sgan.stages.cost import check_networks, cost, recorded_rate
-from sgan.stages.graph import ClassifierStage, code_version, name, plan
+from sgan.stages.graph import ClassifierStage, JudgeStage, Stage, code_version, name, plan
 from sgan.store.local import Store
 from sweeps.optimization import study
 from sweeps.optimization.search_options import SPLITS, WEIGHTS, Search
@@ -31,6 +31,7 @@ from sweeps.planning.trials import Trial, state_of, trial
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
 EXPLORE = 0.7  # Share of the trials that explore; the rest confirm on seeds that the search never saw
+SHARED = (ClassifierStage, JudgeStage)  # Kinds of stages that all configs of a seed share
 START = 10.0  # Seconds until the first stage of a phase runs: Ray starts processes, and these import torch
 CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
 SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
@@ -110,15 +111,16 @@ class SearchRun:
         recent = [plan(self.space.config(row["params"], self.seed)).stages for row in searcher.rows[-20:]]
         rate = recorded_rate(self.store, [stage for stages in recent for _, stage in stages]) or probe()
         own = [stage for config in self.templates.values() for _, stage in plan(config).stages]
-        each = rate * sum(cost(stage) for stage in own if not isinstance(stage, ClassifierStage)) / len(self.templates)
+        each = rate * sum(cost(stage) for stage in own if not isinstance(stage, SHARED)) / len(self.templates)
         best, seeds = confirmations(self.options.trials - searcher.target, max(searcher.target, searcher.ended))
         confirmed = [] if searcher.expected else self.best(searcher, best, seeds)
         left = (best + 1) * seeds if searcher.expected else len(confirmed)
         left -= sum(self.outcome(row) is not None for _, row in confirmed)
-        seconds, split = 0.0, self.space.splits[0]
+        seconds, split, counted = 0.0, self.space.splits[0], set[Stage]()
         for count, chosen in ((searcher.expected, [self.seed]), (left, range(self.seed + 1, self.seed + 1 + seeds))):
             stages = {stage for seed in chosen for _, stage in plan(self._template(split, seed)).stages if count}
-            shared = [stage for stage in stages if isinstance(stage, ClassifierStage)]
+            shared = {stage for stage in stages - counted if isinstance(stage, SHARED)}
+            counted |= shared
             waits = [rate * cost(stage) for stage in shared if not self.store.has(name(stage))]
             seconds += wall(count, waits, each, self.slots)
         return Plan(best, seeds, seconds)
@@ -154,7 +156,8 @@ class SearchRun:
             "trials": [],
         }
         manifest.write(self.store, as_json(head))
-        self.store.save(self.study_path)
+        if searcher.file:
+            self.store.save(self.study_path)
 
     def best(self, searcher: "Searcher", best: int, seeds: int) -> list[tuple[Trial, Row]]:
         """The trials that confirm the best configs and, if it has ended, the default config."""

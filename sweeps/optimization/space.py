@@ -41,13 +41,13 @@ class Space:
         }
 
     def known_good(self) -> dict[str, Any]:
-        """The params of the paper's config, or the nearest ones in this space."""
+        """The params of the paper's config, or the nearest ones in this space; the lowest of a field that is null."""
         default = "+".join(DEFAULT_CUTS)
         split = default if default in self.splits else self.splits[0]
         params: dict[str, Any] = {"split": split, "losses": next(iter(self.losses))}
         for name, ends in self.ranges.items():
             value = attrgetter(name)(self.basis.recipe if name in self.varied else self.variant.weights)
-            params[name] = min(max(value, ends.low), ends.high)
+            params[name] = ends.low if value is None else min(max(value, ends.low), ends.high)
         return params
 
     def loss_weights(self, params: Params) -> Weights:

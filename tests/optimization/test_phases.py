@@ -14,9 +14,9 @@ from search_runner import train
 
 from sgan.data.batches import Data
 from sgan.stages.cost import cost, recorded_rate, seconds_per_unit
-from sgan.stages.graph import name, plan
+from sgan.stages.graph import ClassifierStage, JudgeStage, name, plan
 from sgan.store.s3 import open_store
-from sweeps.optimization.phases import Searcher, SearchRun
+from sweeps.optimization.phases import START, Searcher, SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.planning import manifest
 from sweeps.planning.basis import prepare
@@ -136,6 +136,22 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     run, searcher = planned("1000000")
     assert searcher.target == 700_000
     assert run.plan(searcher, lambda: 0.0).seconds > 1e5
+
+
+def test_the_judges_count_once_in_the_predicted_time_and_an_encoder_once_for_each_seed(tmp_path: Path):
+    """With one slot the time is the sum of all work."""
+    run = search_run(tmp_path / "runs", *SEARCH[:-1], "12")
+    made = run.plan(run.searcher(), lambda: 1.0)
+    stages = [stage for config in run.templates.values() for _, stage in plan(config).stages]
+    costs = {
+        kind: sum(cost(each) for each in set(stages) if isinstance(each, kind))
+        for kind in (ClassifierStage, JudgeStage)
+    }
+    own = sum(cost(each) for each in stages if not isinstance(each, ClassifierStage | JudgeStage)) / len(run.templates)
+    explored, confirmed = run.searcher().target, (made.best + 1) * made.seeds
+    expected = 2 * START + costs[JudgeStage] + (1 + made.seeds) * costs[ClassifierStage] + (explored + confirmed) * own
+    assert costs[JudgeStage] > 0
+    assert made.seconds == pytest.approx(expected)
 
 
 def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):

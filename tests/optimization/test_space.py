@@ -146,6 +146,13 @@ def test_a_varied_field_reaches_the_recipe():
     assert config.recipe.joint == made.basis.recipe.joint
 
 
+def test_a_varied_field_without_a_default_begins_at_its_lowest_value():
+    field = "encoder.feature_variance"
+    made = space(vary=(f"{field}=0.25:1",))
+    assert made.basis.recipe.encoder.feature_variance is None
+    assert made.known_good()[field] == 0.25
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
