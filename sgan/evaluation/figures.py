@@ -18,7 +18,7 @@ from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
 from sgan.evaluation.grid import Words, nearest
 from sgan.evaluation.judges import Judge
-from sgan.models.stack import Level, descend, draw, label_condition, sampling, unfolded
+from sgan.models.stack import Level, descend, draw, label_condition, samplers, unfolded
 from sgan.shapes import Dataset
 
 Figure = tuple[Tensor, Words]  # Images, and the text around them; there is one row of images per row label
@@ -156,5 +156,4 @@ def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:
 
 def _images(levels: list[Level], statistics: str, condition: Tensor, noise: list[Tensor]) -> Tensor:
     """Return the images for conditions of the top level and noise of every level."""
-    with sampling(levels, statistics):
-        return to_pixels(descend(levels, condition, noise)[IMAGE], levels[0].generator.mean)
+    return to_pixels(descend(samplers(levels, statistics), condition, noise)[IMAGE], levels[0].generator.mean)

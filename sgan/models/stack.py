@@ -3,9 +3,9 @@
 Legend: B batch, n samples, Z noise size, K classes.
 """
 
+import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -75,33 +75,22 @@ def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict
     return made
 
 
-@contextmanager
-def sampling(levels: list[Level], statistics: str) -> Iterator[None]:
-    """Context in which generators sample: no gradients, and batch normalisation by its running averages ("running") or
-    by the batch's own statistics ("batch"). The running averages stay as they were."""
-    generators = [level.generator for level in levels]
-    training = [generator.training for generator in generators]
-    kept = [[buffer.clone() for buffer in generator.buffers()] for generator in generators]
-    for generator in generators:
-        generator.train(statistics == "batch")
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for generator, mode, buffers in zip(generators, training, kept, strict=True):
-            generator.train(mode)
-            for buffer, value in zip(generator.buffers(), buffers, strict=True):
-                buffer.copy_(value)
+def samplers(levels: list[Level], statistics: str) -> list[Level]:
+    """Return a copy of levels that samples: no gradients, and batch normalisation by its running averages ("running")
+    or by the batch's own statistics ("batch"). The levels themselves stay as they are."""
+    copies = copy.deepcopy(levels)
+    for level in copies:
+        level.generator.train(statistics == "batch").requires_grad_(False)
+    return copies
 
 
 def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
     """Yield samples for top-level conditions (n, ...), in parts of about equal size: tap -> output of its level. Noise
     is a function of `seed` alone."""
-    generator = torch.Generator().manual_seed(seed)
-    with sampling(levels, statistics):
-        for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
-            noise = [draw(level, len(part), conditions.device, generator) for level in levels]
-            yield descend(levels, part, noise)
+    generator, levels = torch.Generator().manual_seed(seed), samplers(levels, statistics)
+    for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
+        noise = [draw(level, len(part), conditions.device, generator) for level in levels]
+        yield descend(levels, part, noise)
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:

@@ -32,7 +32,7 @@ from sgan.data.datasets import read
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Chain, Generator
-from sgan.models.stack import Level, draw, sample, sampling
+from sgan.models.stack import Level, draw, sample
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, name, plan
@@ -337,8 +337,7 @@ def test_sampling_by_running_averages_and_by_the_batch_are_batch_normalisations_
         (made,) = sample([level], condition, statistics, 3)
         assert torch.allclose(made["fc3"], by_hand(statistics), atol=1e-5)
         assert all(torch.equal(value, kept[key]) for key, value in generator.state_dict().items())
-    with sampling([level], "batch"):
-        assert generator.training
+    assert generator.training  # as it was
 
 
 def test_config_refuses_a_labelled_stack_with_an_encoder_that_knows_none():
