@@ -36,7 +36,7 @@ from sgan.presets import DATASETS
 from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
 from sgan.training.optimizers import adam, in_layout_of
-from sgan.training.steps import GanTask, seed_step
+from sgan.training.steps import GanTask, step_seed
 
 STEPS = 3
 WAYS = ["loop", "stacked", "processes"]
@@ -120,7 +120,7 @@ class Stacked:
         low, high = self.level.low, self.level.high
         drawn = []
         for task in self.tasks:
-            seed_step(task.data.images.device, task.seed, step)
+            torch.manual_seed(step_seed(task.seed, step))
             real = task.real(task.batches[step])
             condition = task.condition(real)
             z = draw(self.level, len(condition), condition.device)
