@@ -125,9 +125,7 @@ class Plain:
         self.of_generator.step()
 
 
-def new_task(
-    name: str, stack: str, device: str, precision: str, seed: int = 0, batch: int = 100, graphs: bool = True
-) -> GanTask:
+def new_task(name: str, stack: str, device: str, precision: str, seed: int = 0, batch: int = 100) -> GanTask:
     """A level of a dataset's recipe `paper`, as "fc3-image", or several in their joint stage, as "label-fc3-image"; on
     random images (the same for every seed)."""
     dataset = DATASETS[name]
@@ -143,15 +141,16 @@ def new_task(
     ends = list(itertools.pairwise(reversed(stack.split("-"))))
     levels = [Level(*each, Generator(dataset, recipe, *each).to(**layout)) for each in ends]
     judges = [Discriminator(dataset, recipe, low).to(**layout) for low, _ in ends]
-    return GanTask(Networks(levels, judges, encoder, dataset.classes), data, recipe, Weights(), seed, graphs=graphs)
+    return GanTask(Networks(levels, judges, encoder, dataset.classes), data, recipe, Weights(), seed)
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:
     """A call that does one step of a version."""
     if version == "plain":
         return Plain(new_task(name, level, device, "float32"))
-    precision, graphs = version.removesuffix(LAUNCHED), not version.endswith(LAUNCHED)
-    task, numbers = new_task(name, level, device, precision, graphs=graphs), itertools.count()
+    task, numbers = new_task(name, level, device, version.removesuffix(LAUNCHED)), itertools.count()
+    if version.endswith(LAUNCHED):
+        task.phases.wanted = False
     return lambda: task.step(next(numbers))
 
 

@@ -60,12 +60,11 @@ class Phases:
     reads an earlier phase's results at the addresses that they had at its recording. Only that phase's graph writes
     there: so phases are recorded in the order of their first calls, and a step must call them in that order.
 
-    Args:
-        device: where the phases run.
-        graphs: False runs them as they are on a GPU too."""
+    Attributes:
+        wanted: False runs the phases as they are."""
 
-    def __init__(self, device: torch.device, graphs: bool = True):
-        self.wanted, self.beside = graphs and device.type == "cuda", Beside(device)
+    def __init__(self, device: torch.device):
+        self.wanted, self.beside = device.type == "cuda", Beside(device)
         self.runs, self.recorded = defaultdict[str, int](int), dict[str, Recorded]()
         if self.wanted:
             self.stream, self.pool = _streams(device)[0], torch.cuda.graph_pool_handle()

@@ -37,15 +37,15 @@ def step_seed(seed: int, step: int) -> int:
 
 class ClassifierTask:
     """Trains an encoder as a classifier with cross-entropy (paper, "Pre-trained Encoder"). It predicts the labels, or
-    the angle by which each image was turned. `graphs`: as for GanTask."""
+    the angle by which each image was turned."""
 
-    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int, graphs: bool = True):
+    def __init__(self, encoder: Encoder, data: Data, recipe: EncoderRecipe, seed: int):
         self.encoder, self.data, self.recipe, self.seed = encoder, data, recipe, seed
         self.modules: dict[str, nn.Module] = {"encoder": encoder}
         self.optimisers = {"encoder": adam(encoder, recipe.adam)}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.images, self.labels = (torch.empty_like(part[: recipe.batch]) for part in (data.images, data.labels))
-        self.phases = Phases(data.images.device, graphs)
+        self.phases = Phases(data.images.device)
 
     def step(self, step: int) -> dict[str, Tensor]:
         torch.manual_seed(step_seed(self.seed, step))
@@ -106,18 +106,10 @@ class GanTask:
     Generators"; released code for the rule).
 
     Args:
-        feedback: share of the gradient of a level's loss that reaches the level above.
-        graphs: False uses no CUDA graphs: a GPU then launches every kernel of a step on its own."""
+        feedback: share of the gradient of a level's loss that reaches the level above."""
 
     def __init__(
-        self,
-        networks: Networks,
-        data: Data,
-        recipe: GanRecipe,
-        weights: Weights,
-        seed: int,
-        feedback: float = 1.0,
-        graphs: bool = True,
+        self, networks: Networks, data: Data, recipe: GanRecipe, weights: Weights, seed: int, feedback: float = 1.0
     ):
         self.levels, self.discriminators, self.encoder = networks.levels, networks.discriminators, networks.encoder
         self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
@@ -132,7 +124,7 @@ class GanTask:
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
         self.batch: tuple[Real, Tensor, Generated]
-        self.phases = Phases(data.images.device, graphs)
+        self.phases = Phases(data.images.device)
         self.beside = self.phases.beside
         self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
         self.cache: dict[str, Tensor] = {}  # real features of the whole training set, where they fit

@@ -26,7 +26,9 @@ def on_gpu(case: str, data, precision: str, graphs: bool) -> GanTask:
     discriminators = [discriminator.cuda() for discriminator in task.discriminators]
     assert task.encoder is not None
     networks = Networks(levels, discriminators, task.encoder.cuda(), task.classes)
-    return GanTask(networks, data.to("cuda"), recipe, weights, task.seed, feedback, graphs)
+    task = GanTask(networks, data.to("cuda"), recipe, weights, task.seed, feedback)
+    task.phases.wanted = graphs
+    return task
 
 
 def same(graphed: GanTask | ClassifierTask, launched: GanTask | ClassifierTask) -> None:
@@ -55,7 +57,8 @@ def test_graphs_and_python_train_the_same_classifier(objective, few):  # noqa: F
     for graphs in (True, False):
         torch.manual_seed(0)
         encoder = Encoder(TINY, 0.2, classes=4 if objective == "rotation" else None).cuda()
-        tasks.append(ClassifierTask(encoder, few.to("cuda"), recipe, 3, graphs))
+        tasks.append(ClassifierTask(encoder, few.to("cuda"), recipe, 3))
+        tasks[-1].phases.wanted = graphs
     same(*tasks)
 
 
