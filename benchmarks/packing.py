@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_step import LEVELS, TURN, new_task, peak, timed
 
 from sgan.config import LABEL
-from sgan.models.stack import draw
+from sgan.models.stack import draw, label_condition
 from sgan.presets import DATASETS
 from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
@@ -122,9 +122,9 @@ class Stacked:
         for task in self.tasks:
             torch.manual_seed(step_seed(task.seed, step))
             real = task.real(task.batches[step])
-            condition = task.condition(real)
+            condition = real[high] if high != LABEL else label_condition(self.level, real[LABEL], task.classes)
             z = draw(self.level, len(condition), condition.device)
-            drawn.append((real.taps[low], condition, real.labels if high == LABEL else condition, z))
+            drawn.append((real[low], condition, real[high], z))
         batch = [torch.stack(each) for each in zip(*drawn, strict=True)]
         if not self.batch:
             self.batch = batch

@@ -82,14 +82,6 @@ class Networks:
 
 
 @dataclass
-class Real:
-    """One real batch: labels (B,), and tap -> real features, the image under "image"."""
-
-    labels: Tensor
-    taps: dict[str, Tensor]
-
-
-@dataclass
 class Generated:
     """One generated batch. Each list has an entry per level, the lowest first: the generator's output, its z, and its
     condition. Between levels, the gradient through `conditions` is scaled by `feedback`."""
@@ -123,7 +115,7 @@ class GanTask:
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
-        self.batch: tuple[Real, Tensor, Generated]
+        self.batch: tuple[dict[str, Tensor], Generated]
         self.phases = Phases(data.images.device)
         self.beside = self.phases.beside
         self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
@@ -144,20 +136,16 @@ class GanTask:
             for level in self.levels
         ]
 
-    def real(self, index: Tensor) -> Real:
-        """The real batch of these training images."""
-        taps = {tap: values[index] for tap, values in self.cache.items()}
-        if self.needed - {IMAGE} - set(taps):
+    def real(self, index: Tensor) -> dict[str, Tensor]:
+        """The real batch of these training images: tap -> features, the image under "image", labels (B,) under
+        "label"."""
+        real = {tap: values[index] for tap, values in self.cache.items()}
+        if self.needed - {IMAGE} - set(real):
             assert self.encoder is not None
-            taps |= self.encoder.features(self.data.images[index], self.needed - {IMAGE})
+            real |= self.encoder.features(self.data.images[index], self.needed - {IMAGE})
         if IMAGE in self.needed:
-            taps[IMAGE] = to_input(self.data.images[index], self.mean)
-        return Real(self.data.labels[index], taps)
-
-    def condition(self, real: Real) -> Tensor:
-        """The top level's condition: its real features, or the label."""
-        top = self.levels[-1]
-        return label_condition(top, real.labels, self.classes) if top.high == LABEL else real.taps[top.high]
+            real[IMAGE] = to_input(self.data.images[index], self.mean)
+        return real | {LABEL: self.data.labels[index]}
 
     def generate(self, condition: Tensor, averages: bool = True) -> Generated:
         """Every level's output, from the top down. `averages`: whether the running averages of batch normalisation
@@ -212,16 +200,16 @@ class GanTask:
 
     def _discriminator_step(self) -> dict[str, Tensor]:
         """Load the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
-        real = self.real(self.index)
-        condition = self.condition(real)
+        real, top = self.real(self.index), self.levels[-1]
+        condition = label_condition(top, real[LABEL], self.classes) if top.high == LABEL else real[top.high]
         self.beside.begin()
         # Only generator steps move the running averages (released code); here they move if one reuses this batch.
         batch = self.generate(condition, averages=not self.recipe.fresh_noise)
-        self.batch = real, condition, batch
+        self.batch = real, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
             with self.beside():
-                real_logits, _ = self._judge(discriminator, real.taps[level.low])
+                real_logits, _ = self._judge(discriminator, real[level.low])
             judged.append((real_logits, *self._judge(discriminator, fake.detach())))
         self.beside.join()
         for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
@@ -234,7 +222,7 @@ class GanTask:
                 terms["d_entropy"] = losses.entropy(recovered, z, level.codes)
                 loss = loss + self.weights.entropy * terms["d_entropy"]
             if recipe.discriminator == "classes" and recipe.class_weight > 0:
-                terms["d_class"] = F.cross_entropy(real_logits, real.labels)
+                terms["d_class"] = F.cross_entropy(real_logits, real[LABEL])
                 loss = loss + recipe.class_weight * terms["d_class"]
             parts.append(loss)
             report |= {self._name(level, name): value.detach() for name, value in terms.items()}
@@ -244,15 +232,15 @@ class GanTask:
     def _generator_step(self, new: bool) -> dict[str, Tensor]:
         """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
         the discriminator step generated, or on a new draw."""
-        real, condition, batch = self.batch
-        batch = self.generate(condition) if new else batch
+        real, batch = self.batch
+        batch = self.generate(batch.conditions[-1]) if new else batch
         weights, report, parts, terms_of_levels = self.weights, {}, [], []
         self.beside.begin()
         for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
             terms: dict[str, tuple[float, Tensor]] = {}
             with self.beside():
                 if weights.conditional > 0 and (level.high != LABEL or level.labels):
-                    target = real.labels if level.high == LABEL else batch.conditions[index]
+                    target = real[LABEL] if level.high == LABEL else batch.conditions[index]
                     encoded = self._encoded(batch.made[index], level)
                     terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
             if weights.adversarial > 0 or weights.entropy > 0:

@@ -325,9 +325,9 @@ def test_real_features_are_the_encoders_whether_kept_or_made_anew(few, monkeypat
     taps = kept.encoder.taps(few.images[index] / 255 - kept.encoder.mean)
     for task in (kept, anew):
         real = task.real(index)
-        assert set(real.taps) == {"pool1", "fc3"}
-        assert torch.equal(real.labels, few.labels[index])
-        for tap, tensor in real.taps.items():
+        assert set(real) == {"pool1", "fc3", LABEL}
+        assert torch.equal(real.pop(LABEL), few.labels[index])
+        for tap, tensor in real.items():
             torch.testing.assert_close(tensor, taps[tap])
 
 
@@ -510,7 +510,7 @@ def _condition(task: GanTask) -> tuple[int, ...]:
     top = task.levels[-1]
     if top.high == LABEL:
         return (10,) if top.labels else (0,)
-    return tuple(task.real(torch.tensor([0])).taps[top.high].shape[1:])
+    return tuple(task.real(torch.tensor([0]))[top.high].shape[1:])
 
 
 def test_a_run_without_interruption_does_not_depend_on_the_order_of_earlier_runs(few, tmp_path):
