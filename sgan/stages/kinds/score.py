@@ -25,11 +25,11 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     first, recipe = stage.levels[0], stage.joint.recipe if stage.joint else stage.levels[0].recipe
     levels = build(stage.levels, recipe, context.data, context.device).levels
     parts = [levels] if stage.joint else [[level] for level in levels]
-    encoder = classifier.load(stage.encoder, context)
+    encoder = classifier.load(stage.encoder or first.encoder, context)
     known = judge.load(stage.judge, stage.network, context)
-    evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
+    evaluation, *others = (Evaluation(each, stage.sampling, context.data, encoder, known) for each in (levels, *parts))
     last = [context.facts(trained)["images"] for trained in stage.trained]
-    best = [_best(stage, *each, context) for each in zip(stage.trained, parts, strict=True)]
+    best = [_best(*each, context) for each in zip(stage.trained, others, strict=True)]
     scores, coverage, seed = dict[str, float](), list[float | None](), first.seed
     for title, points in ((model.LAST, last), (model.BEST, best)):
         if points != last or title == model.LAST:
@@ -53,19 +53,15 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     return {"scores": scores, "class_coverage": coverage, "best_images": best_images, "fingerprint": fingerprint}
 
 
-def _best(stage: ScoreStage, trained: JointStage | LevelStage, levels: list[Level], context: Context) -> int:
+def _best(trained: JointStage | LevelStage, evaluation: Evaluation, context: Context) -> int:
     """Return the number of images that a trained stage had seen at its best evaluation."""
     facts = context.facts(trained)
     kept = sorted(int(Path(file).stem) for file in facts["files"] if file.startswith(f"{WEIGHTS}/"))
     if not kept:
         return facts["images"]
-    lowest = stage.levels[0] if isinstance(trained, JointStage) else trained
-    known = judge.load(stage.judge, stage.network, context)
-    encoder = classifier.load(lowest.encoder, context)
-    evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
     values = {}
     for images in (*kept, facts["images"]):
-        _load(trained, levels, images, context)
+        _load(trained, evaluation.levels, images, context)
         values[images] = evaluation.distance()
     return best_point(values)
 
