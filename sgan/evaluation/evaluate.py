@@ -52,7 +52,7 @@ class Evaluation:
         made = self.made(torch.arange(self.classes).repeat_interleave(GRID_COLUMNS), GRID_SEED)
         if self.low != IMAGE:
             some = self.data.images[:EVALUATION_SAMPLES]
-            made = some[grid.nearest(made, self._features(some, self.low))]
+            made = some[metrics.nearest(made, self._features(some, self.low))[1]]
         named = self.top.labels or self.top.high != LABEL
         words = grid.Words(rows=[str(label) for label in range(self.classes) if named])
         grid.save(made, grid_file(folder, images), GRID_COLUMNS, words)

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from sgan.config import IMAGE
 from sgan.data.batches import Data, to_pixels
-from sgan.evaluation.grid import Words, nearest
+from sgan.evaluation.grid import Words
 from sgan.evaluation.judges import Judge
+from sgan.evaluation.scores import nearest
 from sgan.models.stack import Level, descend, draw, label_condition, samplers, unfolded
 from sgan.shapes import Dataset
 
@@ -126,8 +127,8 @@ def neighbours(levels: list[Level], statistics: str, names: Sequence[str], image
     labels = torch.arange(min(classes, MOST_ROWS), device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
     made = _images(levels, statistics, label_condition(levels[-1], labels, classes), noise)
-    alike = images[nearest(made, images)]
-    akin = images[nearest(judge.describe(made).features, judge.real.features).to(images.device)]
+    alike = images[nearest(made, images)[1]]
+    akin = images[nearest(judge.describe(made).features, judge.real.features)[1].to(images.device)]
     words = replace(WORDS["neighbours"], rows=_rows(levels, names))
     return torch.stack([made, alike, akin], 1).flatten(0, 1), words
 

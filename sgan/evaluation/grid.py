@@ -1,4 +1,4 @@
-"""Write image grids with text around them as PNG files, and find the real images nearest to samples."""
+"""Write image grids with text around them as PNG files."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -17,7 +16,6 @@ SMALL = 48  # Side in pixels, about, to which small images are enlarged
 GAP, MARGIN = 4, 12
 PAPER, INK, FAINT = 255, "black", "dimgray"
 BOX = "images"  # PNG text chunk with left, top, right and bottom of the area of the images, without the text around it
-PART = 2000  # Candidates per computation of distances
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,3 @@ def unlabelled(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         left, top, right, bottom = map(int, picture.info.get(BOX, f"0,0,{picture.width},{picture.height}").split(","))
         return picture.crop((left, top, right, bottom))
-
-
-def nearest(samples: Tensor, candidates: Tensor) -> Tensor:
-    """Return the index (n,) of the candidate nearest to each sample by Euclidean distance. `samples` (n, ...) and
-    `candidates` (m, ...) are images or features."""
-    points = samples.float().flatten(1)
-    distances = [torch.cdist(points, part.to(points).flatten(1)) for part in candidates.split(PART)]
-    return torch.cat(distances, 1).argmin(1)

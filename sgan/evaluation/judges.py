@@ -198,7 +198,7 @@ class Judges:
             for name, (describe, real, known) in (seen | dict(described)).items()
         }
         if axes:
-            self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features).quantile(NEAR).item()
+            self.near = metrics.nearest(see(own).features, self.rows[PIXELS].real.features)[0].quantile(NEAR).item()
 
     def scores(self, images: Tensor, labels: Tensor | None, repeats: Tensor | None = None) -> dict[str, float]:
         """Return scores of images; arguments as in `Judge.scores`. Plain names are of the leading judge (a given
@@ -210,6 +210,6 @@ class Judges:
             values |= {f"{prefix}{key}": each for key, each in judge.scores(found, labels, repeats).items()}
             if name == PIXELS:
                 points = found.features[metrics.subset(len(images))]
-                distances = metrics.nearest(points, judge.real.features)
+                distances, _ = metrics.nearest(points, judge.real.features)
                 values["copied"] = (distances <= self.near).float().mean().item()
         return values

@@ -137,9 +137,13 @@ def distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def nearest(points: Tensor, others: Tensor) -> Tensor:
-    """Distance (n,) of each of the points (n, F) to the nearest of the others (m, F)."""
-    return torch.stack([distances(points, part).amin(1) for part in others.split(SUBSET)]).amin(0)
+def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance (n,) of each of the points (n, ...) to the nearest of the others (m, ...), and the index (n,) of that
+    one. Both are features or images."""
+    points = points.float().flatten(1)
+    found = [distances(points, part.to(points).flatten(1)).min(1) for part in others.split(SUBSET)]
+    near, place = torch.stack([each.values for each in found]).min(0)
+    return near, place * SUBSET + torch.stack([each.indices for each in found]).gather(0, place[None])[0]
 
 
 def radii(points: Tensor, neighbours: int) -> Tensor:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sgan.config import IMAGE, LABEL, Codes
-from sgan.evaluation import grid
+from sgan.evaluation import grid, scores
 from sgan.evaluation.figures import COLUMNS, SIDE, WORDS, Figure, class_names, neighbours, real, samples
-from sgan.evaluation.grid import nearest
 from sgan.evaluation.judges import HELD_OUT, HeldOut, Judge
+from sgan.evaluation.scores import nearest
 from sgan.models.discriminator import Discriminator
 from sgan.models.generator import Chain, Generator
 from sgan.models.stack import Level, descend, label_condition, unfolded
@@ -157,7 +157,7 @@ def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
 
 
 def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
-    monkeypatch.setattr(grid, "PART", 77)
+    monkeypatch.setattr(scores, "SUBSET", 77)
     torch.manual_seed(2)
     network, some = HeldOut(1, 8, 10), digits.images[:300]
     real, labels = network.describe(some), digits.labels[:300]
@@ -178,7 +178,7 @@ def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
 
 def test_an_image_is_its_own_nearest_neighbour(digits):
     chosen = torch.tensor([0, 5, 500, 1346])
-    assert torch.equal(nearest(digits.images[chosen], digits.images), chosen)
+    assert torch.equal(nearest(digits.images[chosen], digits.images)[1], chosen)
 
 
 def test_real_images_come_by_class(digits):

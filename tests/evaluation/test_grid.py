@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sgan.evaluation import grid
+from sgan.evaluation import grid, scores
 
 SCALES = {8: 10, 28: 3, 32: 2, 128: 1}
 WORDS = grid.Words("Title", "along", "Look for this. " * 9, ("one", "two", "three"), ("first", "second"))
@@ -52,4 +52,4 @@ def test_a_grid_is_written_over_an_older_one(tmp_path):
 def test_the_nearest_candidate_is_the_one_with_the_nearest_features():
     candidates = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
     features = torch.tensor([[0.1, 4.0], [0.9, 0.3], [-7.0, -7.0]])
-    assert grid.nearest(features, candidates).tolist() == [2, 1, 0]
+    assert scores.nearest(features, candidates)[1].tolist() == [2, 1, 0]

@@ -285,8 +285,9 @@ def test_equal_points_are_at_no_distance_whatever_the_number_of_threads():
     torch.set_num_threads(threads)
     direct = ((points[:, None] - points[None, :]) ** 2).sum(2).sqrt()
     torch.testing.assert_close(expected, direct)
-    nearest = metrics.nearest(points[:50], points[50:])
+    nearest, index = metrics.nearest(points[:50], points[50:])
     torch.testing.assert_close(nearest, direct[:50, 50:].amin(1))
+    assert torch.equal(index, direct[:50, 50:].argmin(1))
 
 
 def test_a_subset_is_always_the_same_and_has_no_image_twice():
