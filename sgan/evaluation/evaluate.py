@@ -74,14 +74,6 @@ class Evaluation:
             values["accuracy"] = metrics.accuracy(taps["fc4"], labels)
         return values
 
-    def distance(self) -> float:
-        """Return the FID that selects the best weights: of images by the held-out judge, of features by the encoder."""
-        if self.low != IMAGE:
-            return self.score(EVALUATION_SAMPLES, GRID_SEED)["feature_fid"]
-        judge = self.judges.rows[HELD_OUT]
-        made = self.made(balanced_labels(EVALUATION_SAMPLES, self.classes), GRID_SEED)
-        return metrics.frechet_distance(judge.describe(made).features, judge.statistics)
-
     def class_coverage(self, samples: int, seed: int) -> list[float | None]:
         """Return `samples` samples' coverage of each class's training images, in the held-out judge's features."""
         judge = self.judges.rows[HELD_OUT]

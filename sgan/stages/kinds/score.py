@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgan.evaluation import figures, grid
-from sgan.evaluation.evaluate import Evaluation
+from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
 from sgan.evaluation.judges import HELD_OUT
 from sgan.evaluation.scores import SUBSET
 from sgan.models import export as model
@@ -26,8 +26,9 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
     levels = build(stage.levels, recipe, context.data, context.device).levels
     parts = [levels] if stage.joint else [[level] for level in levels]
     encoder = classifier.load(stage.encoder or first.encoder, context)
-    known = judge.load(stage.judge, stage.network, context)
-    evaluation, *others = (Evaluation(each, stage.sampling, context.data, encoder, known) for each in (levels, *parts))
+    known, held_out = (judge.load(stage.judge, network, context) for network in (stage.network, None))
+    evaluation = Evaluation(levels, stage.sampling, context.data, encoder, known)
+    others = [Evaluation(part, stage.sampling, context.data, encoder, held_out) for part in parts]
     last = [context.facts(trained)["images"] for trained in stage.trained]
     best = [_best(*each, context) for each in zip(stage.trained, others, strict=True)]
     scores, coverage, seed = dict[str, float](), list[float | None](), first.seed
@@ -54,7 +55,8 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
 
 
 def _best(trained: JointStage | LevelStage, evaluation: Evaluation, context: Context) -> int:
-    """Return the number of images that a trained stage had seen at its best evaluation."""
+    """Return the number of images that a trained stage had seen at its best evaluation, by the FID of images or of
+    features."""
     facts = context.facts(trained)
     kept = sorted(int(Path(file).stem) for file in facts["files"] if file.startswith(f"{WEIGHTS}/"))
     if not kept:
@@ -62,7 +64,8 @@ def _best(trained: JointStage | LevelStage, evaluation: Evaluation, context: Con
     values = {}
     for images in (*kept, facts["images"]):
         _load(trained, evaluation.levels, images, context)
-        values[images] = evaluation.distance()
+        scores = evaluation.score(EVALUATION_SAMPLES, GRID_SEED)
+        values[images] = scores["fid" if "fid" in scores else "feature_fid"]
     return best_point(values)
 
 
