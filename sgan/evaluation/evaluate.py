@@ -74,11 +74,6 @@ class Evaluation:
             values["accuracy"] = metrics.accuracy(taps["fc4"], labels)
         return values
 
-    def class_coverage(self, samples: int, seed: int) -> list[float | None]:
-        """Return `samples` samples' coverage of each class's training images, in the held-out judge's features."""
-        judge = self.judges.rows[HELD_OUT]
-        return judge.class_coverage(judge.describe(self.made(balanced_labels(samples, self.classes), seed)).features)
-
     def made(self, labels: Tensor, seed: int) -> Tensor:
         """Return the lowest level's output for these labels (n,): uint8 images, or features."""
         device = self.data.images.device

@@ -173,7 +173,7 @@ class Judge:
 
     def class_coverage(self, features: Tensor) -> list[float | None]:
         """Return the coverage of the training images of each class, 0 to K-1; None where the subset has none."""
-        hit = self.neighbourhoods.covered(features[metrics.subset(len(features))])
+        hit = metrics.distances(self.neighbourhoods.real, features).amin(1) < self.neighbourhoods.far
         classes = [hit[self.labels == label].float() for label in range(self.real.logits.shape[1])]
         return [each.mean().item() if len(each) else None for each in classes]
 

@@ -170,10 +170,6 @@ class Neighbourhoods:
             "coverage": inside.any(1).float().mean().item(),
         }
 
-    def covered(self, found: Tensor) -> Tensor:
-        """Whether each real point has a point of `found` (n, F) nearer than its 5th neighbour: (m,) bool."""
-        return distances(self.real, found).amin(1) < self.far
-
 
 def class_diversity(found: Features, real: Features) -> Tensor:
     """For each class (K,): the median distance of a sample to its nearest neighbour, relative to as many real images.

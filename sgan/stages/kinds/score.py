@@ -9,7 +9,7 @@ from sgan.evaluation.evaluate import EVALUATION_SAMPLES, GRID_SEED, Evaluation
 from sgan.evaluation.judges import HELD_OUT
 from sgan.evaluation.scores import SUBSET
 from sgan.models import export as model
-from sgan.models.stack import Level
+from sgan.models.stack import Level, balanced_labels
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage, ScoreStage, name
 from sgan.stages.kinds import classifier, judge
@@ -41,10 +41,12 @@ def run(stage: ScoreStage, context: Context, folder: Path, evaluator: Evaluator 
         about = {"trial": name(stage), "seed": seed, "commit": context.commit, "scores": values}
         model.save(folder / MODELS / title, levels, first.dataset, recipe, stage.sampling, about)
         if title == model.LAST:
-            coverage = evaluation.class_coverage(min(stage.samples, SUBSET), seed)
+            own = known.rows[HELD_OUT]
+            some = evaluation.made(balanced_labels(min(stage.samples, SUBSET), evaluation.classes), seed)
+            coverage = own.class_coverage(own.describe(some).features)
             stack = levels, stage.sampling, figures.class_names(first.dataset)
             pictures = figures.samples(*stack) | {"real": figures.real(context.data, stack[-1])}
-            pictures["neighbours"] = figures.neighbours(*stack, context.data.images, known.rows[HELD_OUT])
+            pictures["neighbours"] = figures.neighbours(*stack, context.data.images, own)
             for figure, (images, words) in pictures.items():
                 grid.save(images, folder / FIGURES / f"{figure}.png", len(words.columns), words, figures.SIDE)
     facts = [context.facts(each)["fingerprint"] for each in (stage.judge, stage.network) if each]
