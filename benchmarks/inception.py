@@ -22,7 +22,6 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from sgan.config import IMAGE, LABEL
-from sgan.data.batches import to_pixels
 from sgan.evaluation import inception
 from sgan.evaluation.scores import Features, join, network_scores
 from sgan.models.generator import new_generator
@@ -57,8 +56,7 @@ def draw(samples: int, device: str) -> torch.Tensor:
     recipe = RECIPES["released"](dataset, TRAINING_IMAGES["cifar10"]).gan
     level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None).to(device), True)
     conditions = label_condition(level, balanced_labels(samples, dataset.classes).to(device), dataset.classes)
-    mean = level.generator.mean
-    return torch.cat([to_pixels(made[IMAGE], mean).cpu() for made in sample([level], conditions, "batch", 0)])
+    return sample([level], conditions, "batch", 0).cpu()
 
 
 def see(network: inception.Inception, images: torch.Tensor, until: float) -> Features:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sgan.config import IMAGE, LABEL
-from sgan.data.batches import Data, to_pixels
+from sgan.data.batches import Data
 from sgan.evaluation import grid
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.judges import HELD_OUT, Judges
@@ -85,10 +85,7 @@ class Evaluation:
                 members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
                 chosen[places] = members[torch.arange(len(places)) % len(members)]
             conditions = self._features(self.data.images[chosen.to(device)], self.top.high)
-        parts = [made[self.low] for made in sample(self.levels, conditions, self.statistics, seed)]
-        if self.low == IMAGE:
-            parts = [to_pixels(part, self.levels[0].generator.mean) for part in parts]
-        return torch.cat(parts)
+        return sample(self.levels, conditions, self.statistics, seed)
 
     def _features(self, images: Tensor, tap: str) -> Tensor:
         """The encoder's features of uint8 images at a tap."""

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgan.config import IMAGE
-from sgan.data.batches import Data, to_pixels
+from sgan.data.batches import Data
 from sgan.evaluation.grid import Words
 from sgan.evaluation.judges import Judge
 from sgan.evaluation.scores import nearest
@@ -82,7 +81,7 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
     Args:
         levels, statistics: levels from the image up, and batch normalisation when sampling ("running" or "batch").
         names: the class names."""
-    levels, classes = unfolded(levels), len(names)
+    levels, classes = samplers(unfolded(levels), statistics), len(names)
     top, device, rows = levels[-1], levels[0].generator.mean.device, min(classes, MOST_ROWS)
     labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)
     condition = label_condition(top, labels, classes)
@@ -116,17 +115,17 @@ def samples(levels: list[Level], statistics: str, names: Sequence[str]) -> dict[
             named = [f"code {row % top.codes.categorical}" for row in range(rows)]
         if name == "interpolation_labels":
             named = [f"{names[row]} to {names[(row + 1) % classes]}" for row in range(rows)]
-        drawn[name] = _images(levels, statistics, *given), replace(words, rows=named)
+        drawn[name] = descend(levels, *given), replace(words, rows=named)
     return drawn
 
 
 def neighbours(levels: list[Level], statistics: str, names: Sequence[str], images: Tensor, judge: Judge) -> Figure:
     """Return triples of a sample, the training image nearest in pixels, and the one nearest in the judge's features.
     Distances are Euclidean; `levels`, `statistics` and `names` are as in `samples`."""
-    levels, classes = unfolded(levels), len(names)
+    levels, classes = samplers(unfolded(levels), statistics), len(names)
     labels = torch.arange(min(classes, MOST_ROWS), device=images.device).repeat_interleave(TRIPLES)
     (noise,) = _noise(levels, len(labels), 1)
-    made = _images(levels, statistics, label_condition(levels[-1], labels, classes), noise)
+    made = descend(levels, label_condition(levels[-1], labels, classes), noise)
     alike = images[nearest(made, images)[1]]
     akin = images[nearest(judge.describe(made).features, judge.real.features)[1].to(images.device)]
     words = replace(WORDS["neighbours"], rows=_rows(levels, names))
@@ -153,8 +152,3 @@ def _noise(levels: list[Level], count: int, draws: int) -> list[list[Tensor]]:
     """Return `draws` draws of z for every level, (count, Z) each; they are always the same."""
     generator, device = torch.Generator().manual_seed(SEED), levels[0].generator.mean.device
     return [[draw(level, count, device, generator) for level in levels] for _ in range(draws)]
-
-
-def _images(levels: list[Level], statistics: str, condition: Tensor, noise: list[Tensor]) -> Tensor:
-    """Return the images for conditions of the top level and noise of every level."""
-    return to_pixels(descend(samplers(levels, statistics), condition, noise)[IMAGE], levels[0].generator.mean)

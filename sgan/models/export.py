@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, GanRecipe
-from sgan.data.batches import to_pixels
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.shapes import Dataset
@@ -70,10 +69,9 @@ class Model:
         for label in wanted.unique().tolist():
             if not 0 <= label < self.classes:
                 raise ConfigError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
-        mean = self.levels[0].generator.mean
-        condition = label_condition(self.levels[-1], wanted.to(mean.device).long(), self.classes)
-        parts = sample(self.levels, condition, self.sampling, seed)
-        return torch.cat([to_pixels(part[self.levels[0].low], mean) for part in parts]).cpu()
+        device = self.levels[0].generator.mean.device
+        condition = label_condition(self.levels[-1], wanted.to(device).long(), self.classes)
+        return sample(self.levels, condition, self.sampling, seed).cpu()
 
 
 def save(

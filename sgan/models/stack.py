@@ -5,7 +5,6 @@ Legend: B batch, n samples, Z noise size, K classes.
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgan.config import Codes
+from sgan.config import IMAGE, Codes
+from sgan.data.batches import to_pixels
 from sgan.models.generator import Chain, Generator
 
 SAMPLING_BATCH = 500
@@ -62,17 +62,16 @@ def label_condition(level: Level, labels: Tensor, classes: int) -> Tensor:
     return F.one_hot(labels, classes).float() if level.labels else torch.zeros(len(labels), 0, device=labels.device)
 
 
-def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
-    """Run all levels top down, each on the output of the one above (paper, "Sampling"). Return tap -> output (B, ...)
-    of the level that makes it; the image is under "image".
+def descend(levels: list[Level], condition: Tensor, noise: list[Tensor]) -> Tensor:
+    """Run all levels top down, each on the output of the one above (paper, "Sampling"). Return what the lowest one
+    makes, (B, ...): uint8 images, or features.
 
     Args:
         condition: condition of the top level, (B, ...).
         noise: z of every level, (B, Z_i), in the order of `levels`, from the image up."""
-    made = {}
     for level, z in zip(reversed(levels), reversed(noise), strict=True):
-        made[level.low] = condition = level.generator(condition, z)
-    return made
+        condition = level.generator(condition, z)
+    return to_pixels(condition, levels[0].generator.mean) if levels[0].low == IMAGE else condition
 
 
 def samplers(levels: list[Level], statistics: str) -> list[Level]:
@@ -84,13 +83,14 @@ def samplers(levels: list[Level], statistics: str) -> list[Level]:
     return copies
 
 
-def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Yield samples for top-level conditions (n, ...), in parts of about equal size: tap -> output of its level. Noise
-    is a function of `seed` alone."""
-    generator, levels = torch.Generator().manual_seed(seed), samplers(levels, statistics)
+def sample(levels: list[Level], conditions: Tensor, statistics: str, seed: int) -> Tensor:
+    """Return samples (n, ...) for top-level conditions (n, ...), as `descend`; they are made in parts of about equal
+    size. Noise is a function of `seed` alone."""
+    generator, levels, made = torch.Generator().manual_seed(seed), samplers(levels, statistics), []
     for part in conditions.tensor_split(math.ceil(len(conditions) / SAMPLING_BATCH)):
         noise = [draw(level, len(part), conditions.device, generator) for level in levels]
-        yield descend(levels, part, noise)
+        made.append(descend(levels, part, noise))
+    return torch.cat(made)
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:

@@ -135,9 +135,7 @@ def test_a_chained_generator_is_drawn_as_its_levels():
     noise = [torch.rand(6, part.noise) for part in parts]
     for part in parts:
         part.eval()
-    assert torch.equal(
-        descend([chain], condition, [torch.cat(noise, 1)])[IMAGE], descend(plain, condition, noise)[IMAGE]
-    )
+    assert torch.equal(descend([chain], condition, [torch.cat(noise, 1)]), descend(plain, condition, noise))
     assert Discriminator(TINY, PAPER, IMAGE, ("fc3",)).q.out_features == sum(part.noise for part in parts)
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 import sgan
 from sgan.checks import ConfigError, as_json, content_key, from_json
 from sgan.config import IMAGE, LABEL, Codes, Config
-from sgan.data.batches import to_pixels
 from sgan.evaluation.grid import unlabelled
 from sgan.models import export as model
 from sgan.models.export import save
@@ -57,8 +56,7 @@ def build(rows: list[tuple], recipe=WIDE) -> list[Level]:
 
 
 def drawn(levels: list[Level], labels: torch.Tensor, statistics: str, seed: int) -> torch.Tensor:
-    parts = sample(levels, label_condition(levels[-1], labels, 10), statistics, seed)
-    return torch.cat([to_pixels(part[IMAGE], levels[0].generator.mean) for part in parts])
+    return sample(levels, label_condition(levels[-1], labels, 10), statistics, seed)
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
