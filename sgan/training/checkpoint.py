@@ -58,23 +58,18 @@ def task_tensors(task: Task) -> dict[str, Tensor]:
     return tensors
 
 
-def load_optimisers(task: Task, tensors: Mapping[str, Tensor], first: Mapping[str, int] | None = None) -> None:
-    """Load optimiser states as from `task_tensors` into a task, by default for all parameters. `first`: name of an
-    optimiser -> index of the first parameter that gets these states, for a task that continues several others. The
-    states of its other parameters stay."""
-    for key, optimiser in task.optimisers.items():
-        state: dict[int, dict[str, Tensor]] = dict(optimiser.state_dict()["state"])
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimiser/{key}/"):
-                index, entry = name.split("/")[2:]
-                place = int(index) + (first[key] if first else 0)
-                state[place] = {**state.get(place, {}), entry: tensor}
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        for parameter, values in optimiser.state.items():
-            for entry, value in values.items():
-                # A fused Adam reads both in the same memory order; a CUDA graph counts steps only on the GPU.
-                same = value.shape == parameter.shape
-                values[entry] = in_layout_of(parameter, value) if same else value.to(parameter.device)
+def load_optimisers(task: Task, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Load optimiser states as from `task_tensors` into a task. `modules`: name of an optimiser -> the module whose
+    parameters get them, the task's own or a part of it. The states of other parameters stay."""
+    parameters = {key: list(module.parameters()) for key, module in modules.items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser/"):
+            key, index, entry = name.split("/")[1:]
+            parameter = parameters[key][int(index)]
+            # A fused Adam reads both in the same memory order; a CUDA graph counts steps only on the GPU.
+            value = tensor.to(parameter.device)
+            value = in_layout_of(parameter, value) if value.shape == parameter.shape else value
+            task.optimisers[key].state[parameter][entry] = value
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def loop(
     window = defaultdict[str, list[Tensor]](list)  # losses since the record's last point
     if start.tensors:
         load_modules(task.modules, start.tensors)
-        checkpoint.load_optimisers(task, start.tensors)
+        checkpoint.load_optimisers(task, task.modules, start.tensors)
         window |= {name[7:]: list(losses) for name, losses in start.tensors.items() if name.startswith("window/")}
     record, files = Record(folder, start.record), dict(start.files)
     number = saved = start.step

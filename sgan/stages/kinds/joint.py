@@ -18,17 +18,14 @@ def run(stage: JointStage, context: Context, folder: Path, evaluator: Evaluator 
     first, recipe, data = stage.levels[0], stage.recipe, context.data
     file = START_FILE if first.joint_start < 1 else MODEL_FILE
     networks = build(stage.levels, recipe, data, context.device, classifier.load(first.encoder, context))
-    states = [] if stage.scratch else [context.tensors(level, file) for level in stage.levels]
-    begun = list(zip(networks.levels, networks.discriminators, states, strict=not stage.scratch))
-    for level, discriminator, tensors in begun:
-        load_modules(generators([level]) | {"discriminator": nn.ModuleList([discriminator])}, tensors)
     task = GanTask(networks, data, recipe, first.weights, role_seed(first.seed, "joint"), stage.feedback)
-    if not stage.fresh_adam:
-        place = dict.fromkeys(task.modules, 0)
-        for level, discriminator, tensors in begun:
-            load_optimisers(task, tensors, place)
-            place["generator"] += len(list(level.generator.parameters()))
-            place["discriminator"] += len(list(discriminator.parameters()))
+    trained = () if stage.scratch else zip(networks.levels, networks.discriminators, stage.levels, strict=True)
+    for level, discriminator, before in trained:
+        modules, tensors = generators([level]), context.tensors(before, file)
+        modules["discriminator"] = nn.ModuleList([discriminator])
+        load_modules(modules, tensors)
+        if not stage.fresh_adam:
+            load_optimisers(task, modules, tensors)
     yield from train(task, stage, folder, evaluator)
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     return {}
