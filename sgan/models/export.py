@@ -17,7 +17,7 @@ from sgan.config import Codes, GanRecipe
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
 from sgan.shapes import Dataset
-from sgan.store.files import read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store.files import load_modules, module_tensors, read_json, read_tensors, sha256, write_json, write_tensors
 from sgan.store.local import MODELS
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "generator.safetensors"
@@ -79,7 +79,7 @@ def save(
 ) -> None:
     """Write a stack as a model. `recipe`: the recipe that built its generators; the other arguments are as in Model."""
     rows = [LevelRow(level.low, level.high, level.labels, level.codes, level.through) for level in levels]
-    write_tensors(folder / WEIGHTS_FILE, _tensors(levels))
+    write_tensors(folder / WEIGHTS_FILE, module_tensors({str(i): level.generator for i, level in enumerate(levels)}))
     facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
     facts |= {"dataset": dataset, "recipe": recipe, "levels": rows, "sampling": sampling}
     write_json(folder / MODEL_FILE, as_json(facts))
@@ -110,17 +110,11 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
         levels = [Level(generator=new_generator(dataset, recipe, **vars(row)), **vars(row)) for row in rows]
-    saved, built = read_tensors(weights), _tensors(levels)
+    generators = {str(index): level.generator for index, level in enumerate(levels)}
+    saved, built = read_tensors(weights), module_tensors(generators)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
         raise ConfigError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
-    for name, tensor in built.items():
-        tensor.copy_(saved[name])
+    load_modules(generators, saved)
     for level in levels:
         level.generator.to(device).eval().requires_grad_(False)
     return Model(levels, dataset, sampling, facts.get("about", {}))
-
-
-def _tensors(levels: list[Level]) -> dict[str, Tensor]:
-    """Return the generators' parameters and buffers, not copies of them, under "0/..." for the lowest level."""
-    states = enumerate(level.generator.state_dict() for level in levels)
-    return {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}

@@ -19,7 +19,7 @@ from typing import Any
 
 import safetensors.torch
 from pydantic import with_config
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from sgan.checks import OPEN, WAITED, ConfigError, checked
@@ -234,3 +234,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
+
+
+def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of all modules, not copies of them, under "module/name"."""
+    return {f"{key}/{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()}
+
+
+def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors as from `module_tensors` into modules."""
+    for key, module in modules.items():
+        prefix = f"{key}/"
+        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sgan.store import files
-from sgan.store.files import RECORD_FILE, StoreError, read_tensors, remove, sha256
+from sgan.store.files import RECORD_FILE, StoreError, module_tensors, read_tensors, remove, sha256
 from sgan.store.local import CHECKPOINTS
 from sgan.training.optimizers import in_layout_of
 
@@ -35,18 +35,6 @@ class Task(Protocol):
     def step(self, step: int) -> dict[str, Tensor]:
         """One step; returns its losses as scalars."""
         ...
-
-
-def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers of all modules under "module/name"."""
-    return {f"{key}/{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()}
-
-
-def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors as from `module_tensors` into modules."""
-    for key, module in modules.items():
-        prefix = f"{key}/"
-        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
 
 
 def task_tensors(task: Task) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgan.store.files import Record, write_text
+from sgan.store.files import Record, load_modules, module_tensors, write_text
 from sgan.training import checkpoint
-from sgan.training.checkpoint import Checkpoint, Task, check, load_modules, module_tensors, new_files, task_tensors
+from sgan.training.checkpoint import Checkpoint, Task, check, new_files, task_tensors
 
 POINTS, LONGEST = 40, 250  # A loss curve has about POINTS points, and at least one every LONGEST steps
 SILENCE = 1.0  # Longest time in seconds between two yields, unless a step takes longer

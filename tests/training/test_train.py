@@ -22,9 +22,9 @@ from sgan.models import generator as networks
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, sample
-from sgan.store.files import read_record, write_tensors
+from sgan.store.files import module_tensors, read_record, write_tensors
 from sgan.training import checkpoint
-from sgan.training.checkpoint import CHECKPOINTS, Task, module_tensors
+from sgan.training.checkpoint import CHECKPOINTS, Task
 from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.loop import Diverged, Progress, loop, marks
 from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed

@@ -15,8 +15,8 @@ from sgan.models.stack import Level
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage
 from sgan.stages.kinds import classifier
-from sgan.store.files import write_tensors
-from sgan.training.checkpoint import module_tensors, task_tensors
+from sgan.store.files import module_tensors, write_tensors
+from sgan.training.checkpoint import task_tensors
 from sgan.training.loop import Progress, loop, marks
 from sgan.training.steps import FORMAT, GanTask, Networks, role_seed
 

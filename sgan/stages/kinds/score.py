@@ -14,8 +14,8 @@ from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage, ScoreStage, name
 from sgan.stages.kinds import classifier, judge
 from sgan.stages.kinds.level import WEIGHTS, build, generators
+from sgan.store.files import load_modules
 from sgan.store.local import FIGURES, MODELS
-from sgan.training.checkpoint import load_modules
 from sgan.training.loop import Progress
 
 
