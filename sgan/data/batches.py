@@ -39,14 +39,9 @@ def _from_arrays(*parts: Any) -> Data:
         return Data(*map(torch.from_numpy, arrays), digest=digest)
 
 
-def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
-    """Return the image order (images,) of one epoch. It depends on seed and epoch alone, so a resumed run keeps it."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(images, generator=generator)
-
-
 class Batches:
-    """`batches[k]` holds the image indices (batch,) of step k. Epochs are shuffled and drop their incomplete batch.
+    """`batches[k]` holds the image indices (batch,) of step k. Epochs are shuffled and drop their incomplete batch; the
+    order of one depends on seed and epoch alone, so a resumed run keeps it.
 
     A GPU gets an epoch's order in one copy: with one copy per step, GPU and Python would wait for each other."""
 
@@ -60,7 +55,8 @@ class Batches:
     def __getitem__(self, step: int) -> Tensor:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.images, self.seed, epoch).to(self.device)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            self._epoch, self._order = epoch, torch.randperm(self.images, generator=generator).to(self.device)
         return self._order[place * self.batch : (place + 1) * self.batch]
 
 
