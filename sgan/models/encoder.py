@@ -75,14 +75,6 @@ class Encoder(nn.Module):
         return outputs
 
     @torch.no_grad()
-    def scale_features(self, factor: float) -> None:
-        """Multiply fc3's features by a positive factor, and divide fc4's weights by it. ReLU keeps the factor, so the
-        logits stay."""
-        for parameter in self.layers["fc3"].parameters():
-            parameter.mul_(factor)
-        self.layers["fc4"].get_parameter("weight").div_(factor)
-
-    @torch.no_grad()
     def features(self, inputs: Tensor, names: Collection[str], start: str = IMAGE) -> dict[str, Tensor]:
         """The outputs (n, ...) of the taps `names` for any number of uint8 images (n, channels, size, size), or of
         features at the tap `start`."""

@@ -52,6 +52,10 @@ def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evalu
         variance = encoder.features(data.images[:VARIANCE_IMAGES], ("fc3",))["fc3"].var(0).mean().item()
         if not variance:
             raise Diverged("fc3 is the same for all images")
-        encoder.scale_features(math.sqrt(stage.recipe.feature_variance / variance))
+        factor = math.sqrt(stage.recipe.feature_variance / variance)
+        with torch.no_grad():  # ReLU keeps the factor, so the logits stay
+            for parameter in encoder.layers["fc3"].parameters():
+                parameter.mul_(factor)
+            encoder.layers["fc4"].get_parameter("weight").div_(factor)
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
     return {}
