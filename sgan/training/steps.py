@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +82,13 @@ class Networks:
     classes: int
 
 
-@dataclass
-class Generated:
-    """One generated batch. Each list has an entry per level, the lowest first: the generator's output, its z, and its
-    condition. Between levels, the gradient through `conditions` is scaled by `feedback`."""
+class Generated(NamedTuple):
+    """What one level makes of a batch: the generator's output `h`, its z, and its condition. Between levels, the
+    gradient through `condition` is scaled by `feedback`."""
 
-    made: list[Tensor]
-    noise: list[Tensor]
-    conditions: list[Tensor]
+    h: Tensor
+    z: Tensor
+    condition: Tensor
 
 
 class GanTask:
@@ -115,7 +115,7 @@ class GanTask:
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
         self.index = torch.zeros(recipe.batch, dtype=torch.long, device=data.images.device)
-        self.batch: tuple[dict[str, Tensor], Generated]
+        self.batch: tuple[dict[str, Tensor], list[Generated]]
         self.phases = Phases(data.images.device)
         self.beside = self.phases.beside
         self.needed = {level.low for level in self.levels} | {self.levels[-1].high} - {LABEL}
@@ -147,23 +147,21 @@ class GanTask:
             real[IMAGE] = to_input(self.data.images[index], self.mean)
         return real | {LABEL: self.data.labels[index]}
 
-    def generate(self, condition: Tensor, averages: bool = True) -> Generated:
-        """Every level's output, from the top down. `averages`: whether the running averages of batch normalisation
-        move."""
+    def generate(self, condition: Tensor, averages: bool = True) -> list[Generated]:
+        """What every level makes, the lowest first, from the top level's condition. `averages`: whether the running
+        averages of batch normalisation move."""
         for norm in self.norms:
             norm.track_running_stats = averages
-        batch = Generated([], [], [])
+        batch = list[Generated]()
         for level in reversed(self.levels):
-            if batch.made:
-                condition = batch.made[0].detach() if self.feedback == 0 else batch.made[0].view_as(batch.made[0])
+            if batch:
+                condition = batch[0].h.detach() if self.feedback == 0 else batch[0].h.view_as(batch[0].h)
                 if condition.requires_grad:
                     condition.register_hook(lambda gradient: gradient * self.feedback)
             z = draw(level, len(condition), condition.device)
             with self._autocast():
                 made = level.generator(condition, z)
-            batch.made.insert(0, made.to(self.mean.dtype))
-            batch.noise.insert(0, z)
-            batch.conditions.insert(0, condition)
+            batch.insert(0, Generated(made.to(self.mean.dtype), z, condition))
         return batch
 
     def _autocast(self) -> torch.autocast:
@@ -207,19 +205,19 @@ class GanTask:
         batch = self.generate(condition, averages=not self.recipe.fresh_noise)
         self.batch = real, batch
         recipe, report, parts, judged = self.recipe, {}, [], []
-        for level, discriminator, fake in zip(self.levels, self.discriminators, batch.made, strict=True):
+        for level, discriminator, fake in zip(self.levels, self.discriminators, batch, strict=True):
             with self.beside():
                 real_logits, _ = self._judge(discriminator, real[level.low])
-            judged.append((real_logits, *self._judge(discriminator, fake.detach())))
+            judged.append((real_logits, *self._judge(discriminator, fake.h.detach())))
         self.beside.join()
-        for level, z, (real_logits, fake_logits, recovered) in zip(self.levels, batch.noise, judged, strict=True):
+        for level, fake, (real_logits, fake_logits, recovered) in zip(self.levels, batch, judged, strict=True):
             terms = {
                 "d_adversarial": losses.discriminator(real_logits, fake_logits),
                 "d_accuracy": losses.discriminator_accuracy(real_logits, fake_logits),
             }
             loss = recipe.discriminator_scale * terms["d_adversarial"]
             if self.weights.entropy > 0:
-                terms["d_entropy"] = losses.entropy(recovered, z, level.codes)
+                terms["d_entropy"] = losses.entropy(recovered, fake.z, level.codes)
                 loss = loss + self.weights.entropy * terms["d_entropy"]
             if recipe.discriminator == "classes" and recipe.class_weight > 0:
                 terms["d_class"] = F.cross_entropy(real_logits, real[LABEL])
@@ -233,20 +231,20 @@ class GanTask:
         """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
         the discriminator step generated, or on a new draw."""
         real, batch = self.batch
-        batch = self.generate(batch.conditions[-1]) if new else batch
+        batch = self.generate(batch[-1].condition) if new else batch
         weights, report, parts, terms_of_levels = self.weights, {}, [], []
         self.beside.begin()
-        for index, (level, discriminator) in enumerate(zip(self.levels, self.discriminators, strict=True)):
+        for level, discriminator, fake in zip(self.levels, self.discriminators, batch, strict=True):
             terms: dict[str, tuple[float, Tensor]] = {}
             with self.beside():
                 if weights.conditional > 0 and (level.high != LABEL or level.labels):
-                    target = real[LABEL] if level.high == LABEL else batch.conditions[index]
-                    encoded = self._encoded(batch.made[index], level)
+                    target = real[LABEL] if level.high == LABEL else fake.condition
+                    encoded = self._encoded(fake.h, level)
                     terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
             if weights.adversarial > 0 or weights.entropy > 0:
-                logits, recovered = self._judge(discriminator, batch.made[index])
+                logits, recovered = self._judge(discriminator, fake.h)
                 terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
-                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, batch.noise[index], level.codes))
+                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, fake.z, level.codes))
             terms_of_levels.append(terms)
         self.beside.join()
         for level, trivial, terms in zip(self.levels, self.trivial, terms_of_levels, strict=True):
