@@ -131,10 +131,8 @@ class GanTask:
         if self.encoder is not None and (highs := {level.high for level in self.levels} - {LABEL}):
             features = self.encoder.features(data.images[:VARIANCE_IMAGES], highs)
             some |= {tap: values.var(0).mean().item() for tap, values in features.items()}
-        self.trivial = [
-            {"g_entropy": losses.trivial_entropy(level.codes), "g_conditional": some[level.high]}
-            for level in self.levels
-        ]
+        self.trivial = {self._name(each, "conditional_ratio"): some[each.high] for each in self.levels}
+        self.trivial |= {self._name(each, "entropy_ratio"): losses.trivial_entropy(each.codes) for each in self.levels}
 
     def real(self, index: Tensor) -> dict[str, Tensor]:
         """The real batch of these training images: tap -> features, the image under "image", labels (B,) under
@@ -232,29 +230,26 @@ class GanTask:
         the discriminator step generated, or on a new draw."""
         real, batch = self.batch
         batch = self.generate(batch[-1].condition) if new else batch
-        weights, report, parts, terms_of_levels = self.weights, {}, [], []
+        weights, report, parts, terms = self.weights, {}, [], list[tuple[Level, str, Tensor]]()
         self.beside.begin()
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch, strict=True):
-            terms: dict[str, tuple[float, Tensor]] = {}
             with self.beside():
                 if weights.conditional > 0 and (level.high != LABEL or level.labels):
                     target = real[LABEL] if level.high == LABEL else fake.condition
                     encoded = self._encoded(fake.h, level)
-                    terms["g_conditional"] = (weights.conditional, losses.conditional(encoded, target))
+                    terms.append((level, "conditional", losses.conditional(encoded, target)))
             if weights.adversarial > 0 or weights.entropy > 0:
                 logits, recovered = self._judge(discriminator, fake.h)
-                terms["g_adversarial"] = (weights.adversarial, losses.adversarial(logits, self.recipe.adversarial))
-                terms["g_entropy"] = (weights.entropy, losses.entropy(recovered, fake.z, level.codes))
-            terms_of_levels.append(terms)
+                terms.append((level, "adversarial", losses.adversarial(logits, self.recipe.adversarial)))
+                terms.append((level, "entropy", losses.entropy(recovered, fake.z, level.codes)))
         self.beside.join()
-        for level, trivial, terms in zip(self.levels, self.trivial, terms_of_levels, strict=True):
-            for name, (weight, term) in terms.items():
-                if weight > 0:
-                    parts.append(weight * term)
-                    report[self._name(level, name)] = term.detach()
-                    if name in trivial:
-                        ratio = f"{name.removeprefix('g_')}_ratio"
-                        report[self._name(level, ratio)] = term.detach() / trivial[name]
+        for level, name, term in terms:
+            weight, ratio = getattr(weights, name), self._name(level, f"{name}_ratio")
+            if weight > 0:
+                parts.append(weight * term)
+                report[self._name(level, f"g_{name}")] = term.detach()
+                if ratio in self.trivial:
+                    report[ratio] = term.detach() / self.trivial[ratio]
         self._update("generator", torch.stack(parts).sum())
         return report
 
