@@ -3,6 +3,7 @@
 import io
 import itertools
 import textwrap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from sgan.evaluation.grid import unlabelled
 from sgan.evaluation.measures import MEASURES
@@ -66,18 +67,25 @@ def _samples(sweep: Sweep) -> list[Plot]:
         wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
         wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in trials[-1:]]
         there = [each for each in wanted if each[2] in sweep.store.facts(each[1])["files"]]
-        columns, most, size = (2, 34, 9) if len(there) <= FEW else (4, 28, 6)
-        lines = -(-len(there) // columns)
-        figure = Figure((WIDTH, 5.4 / columns * lines), layout="constrained")
-        for place, (heading, trial, file) in enumerate(there):
-            axes = figure.add_subplot(lines, columns, place + 1)
-            # Without its text, which is too small to read here.
-            axes.imshow(np.asarray(unlabelled(sweep.store.file(trial, file)).convert("RGB")))
-            axes.set_title(_short(heading, most), fontsize=size)
-            axes.set_axis_off()
         if there and there[0][0] != "Real images":
-            found.append(Plot(name, title, caption, _png(figure)))
+            # Without their text, which is too small to read here.
+            panels = [(heading, unlabelled(sweep.store.file(trial, file))) for heading, trial, file in there]
+            found.append(Plot(name, title, caption, _compressed(_side_by_side(panels))))
     return found
+
+
+def _side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures with their headings, pixel for pixel: so they stay sharp, and the file small."""
+    columns = 2 if len(panels) <= FEW else 4
+    width, height = (max(sizes) for sizes in zip(*(picture.size for _, picture in panels), strict=True))
+    font, bar, gap = ImageFont.load_default(width // 18), width // 9, width // 40
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, -(-len(panels) // columns) * (bar + height)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (heading, picture) in enumerate(panels):
+        left, top = place % columns * (width + gap), place // columns * (bar + height)
+        pen.text((left + width / 2, top + bar / 2), _short(heading, 34), "black", font, "mm")
+        sheet.paste(picture, (left, top + bar))
+    return sheet
 
 
 def _curves(sweep: Sweep) -> list[Plot]:
@@ -217,8 +225,13 @@ def _png(figure: Figure) -> bytes:
         # A long legend leaves the axes their room.
         figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 4))
         figure.legend(handles, short, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    drawn, file = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="png")
-    # In 256 colours it takes half of the bytes. The figures in the store have all colours.
-    Image.open(drawn).convert("RGB").quantize(256).save(file, "png", optimize=True)
+    return _compressed(Image.open(drawn).convert("RGB"))
+
+
+def _compressed(picture: Image.Image) -> bytes:
+    """The picture as a PNG file in 256 colours, which takes half of the bytes; figures in the store have all."""
+    file = io.BytesIO()
+    picture.quantize(256).save(file, "png", optimize=True)
     return file.getvalue()

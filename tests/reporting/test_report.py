@@ -1,5 +1,6 @@
 """The report of a sweep: its tables against numbers worked out by hand, from a store, and its page in a browser."""
 
+import io
 import math
 import random
 import re
@@ -8,13 +9,17 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from browser import chromium
 from command import ended
+from PIL import Image
 
 from sgan.checks import ConfigError
-from sgan.store.files import Record, StoreError, read_json, write_json
-from sgan.store.local import Store
+from sgan.evaluation import grid
+from sgan.store.files import Record, StoreError, read_json, sha256, write_json
+from sgan.store.local import FIGURES, Store
 from sweeps import ledger, report
 from sweeps.planning import manifest
 from sweeps.reporting import document, plots, results
@@ -373,6 +378,28 @@ def test_a_store_damaged_anywhere_is_one_error_or_the_same_report(tmp_path):
             shutil.copytree(held, store.root)
     assert len(errors) >= len(kinds)
     assert not [error for error in errors if "\n" in error]
+
+
+def test_samples_stand_side_by_side_pixel_for_pixel_with_real_images_last(tmp_path):
+    store = make(tmp_path / "store", seeds=(0,))
+    for place, variant in enumerate(("sgan", "near", "far")):
+        folder = store.stage(f"score-{variant}-0")
+        facts = read_json(folder / "stage.json")
+        for name, level in (("classes", 60 * (place + 1)), ("real", 240)):
+            file = f"{FIGURES}/{name}.png"
+            images = torch.full((4, 1, 8, 8), level, dtype=torch.uint8)
+            grid.save(images, folder / file, 2, grid.Words("a title"))
+            facts["files"][file] = sha256(folder / file)
+        write_json(folder / "stage.json", facts)
+    (samples, *_) = plots.draw(results.read(store, KEY))
+    picture = np.asarray(Image.open(io.BytesIO(samples.png)).convert("L"))
+    side = 2 * 48 + 4  # two images of 6 pixels a pixel, and the gap
+    bar, gap = side // 9, side // 40
+    assert picture.shape == (2 * (bar + side), 2 * side + gap)
+    for level, top, left in ((60, 0, 0), (120, 0, 1), (180, 1, 0), (240, 1, 1)):
+        panel = picture[bar + top * (bar + side) :, left * (side + gap) :][:side, :side]
+        assert {*panel[:48, :48].flat, *panel[52:, 52:].flat} == {level}
+        assert {*panel[48:52].flat, *panel[:, 48:52].flat} == {255}
 
 
 MEASURE = """() => ({
