@@ -31,7 +31,7 @@ class Evaluation:
         levels: neighbouring levels, the lowest first. A top level that needs features gets those of training images.
         statistics: batch normalisation when sampling: "running" averages or "batch" statistics.
         data: the dataset.
-        encoder: the trial's encoder; None where the stack uses no labels.
+        encoder: the trial's encoder; None where the trial has none.
         judges: the feature spaces in which images are scored."""
 
     levels: list[Level]
@@ -65,7 +65,8 @@ class Evaluation:
         features, `feature_fid` is the Frechet distance between the encoder's fc3 of samples and of real images."""
         labels = balanced_labels(samples, self.classes)
         made = self.made(labels, seed)
-        taps = self.encoder.features(made, ("fc3", "fc4"), self.low) if self.encoder else {}
+        encoder = self.encoder if self.top.labels or self.low != IMAGE else None
+        taps = encoder.features(made, ("fc3", "fc4"), self.low) if encoder else {}
         if self.low == IMAGE:
             values = self.judges.scores(made, labels if self.top.labels else None)
         else:

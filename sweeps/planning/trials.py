@@ -1,6 +1,6 @@
 """Trials, their state in the store, and the sources from which the scheduler takes them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -141,15 +141,18 @@ class TrialSource(Protocol):
 
 class ListSource:
     """A list of trials as a TrialSource: returns those that have not ended, the one with the most work first. `record`
-    writes the list into its record; it is called before each trial, and may raise where the store takes nothing."""
+    writes the list into its record, before the first trial; where it raises, it is called again for the next one."""
 
     def __init__(self, trials: Sequence[Trial], store: Store, record: Callable[[], None] = lambda: None):
         ways = [(sum(map(cost, missing([each], store).values())), each) for each in trials if not ended(each, store)]
         self.ahead: Sequence[Trial] = [each for _, each in sorted(ways, key=lambda way: -way[0])]
-        self.expected, self._left, self.record = len(self.ahead), iter(self.ahead), record
+        self.expected, self.record = len(self.ahead), record
+        self._left: Iterator[Trial] | None = None
 
     def next(self) -> Trial | None:
-        self.record()
+        if self._left is None:
+            self.record()
+            self._left = iter(self.ahead)
         return next(self._left, None)
 
     def end(self, trial: Trial, outcome: str, reason: str) -> None:
