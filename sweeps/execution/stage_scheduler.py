@@ -60,6 +60,7 @@ class StageScheduler:
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
         self.followed: set[str] = set()
+        self.ends: dict[str, asyncio.Event] = {}
         self.running: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Event()
         self.stopping, self.trouble = False, ""
@@ -71,27 +72,32 @@ class StageScheduler:
         (self.job,) = job
         if trial.id in self.trials:
             return
-        self.trials[trial.id] = trial
+        self.trials[trial.id], self.ends[trial.id] = trial, asyncio.Event()
         for _, stage in trial.plan.stages:
             needs = tuple(map(name, trial.plan.needs(stage)))
             self.nodes.setdefault(name(stage), Node(stage, trial.plan.score.judge, needs)).trials.add(trial.id)
         self.changed.set()
 
     async def follow(self, trial_id: str) -> dict[str, Any]:
-        """The state of a trial, after TICK seconds.
+        """The state of a trial, after TICK seconds or as soon as it ends.
 
         Returns:
             `label` and `share` (0 to 1) of the running stage, with the `scores` of its last evaluation; or `waiting`,
             the label of the stage that the trial waits for, and `blocked`, why it cannot start; at the end `outcome`
             and `reason`; or `lost` if a restarted actor does not know the trial."""
-        self.followed.add(trial_id)
-        await asyncio.sleep(TICK)
+        if trial_id in self.trials:
+            self.followed.add(trial_id)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
+        else:
+            await asyncio.sleep(TICK)
         return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
 
     async def leave(self, trial_id: str) -> None:
         """Forget a trial that has ended or is stopped, and stop the stages that only it needs."""
         self.trials.pop(trial_id, None)
         self.followed.discard(trial_id)
+        self.ends.pop(trial_id, None)
         for stage_name, node in list(self.nodes.items()):
             node.trials.discard(trial_id)
             if not node.trials and not node.task:
@@ -136,6 +142,7 @@ class StageScheduler:
         for stage_name, node in list(self.nodes.items()):
             if node.status in ("unknown", "held", "full"):
                 await self._look(stage_name, node)
+        self._wake()
         ways = self._ways()
         # Trials that Tune has started come first: they end, and others take their places.
         first = {each: (not node.trials & self.followed, -ways[each]) for each, node in self.nodes.items()}
@@ -180,6 +187,7 @@ class StageScheduler:
         node.task, node.status, node.reason = None, result["status"], result.get("reason", "")
         if not node.trials:
             self.nodes.pop(stage_name, None)
+        self._wake()
         self.changed.set()
 
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
@@ -213,6 +221,12 @@ class StageScheduler:
             if lack(error):
                 raise
             node.status, node.reason = "failed", str(error)
+
+    def _wake(self) -> None:
+        """Wake the followers of trials that have ended."""
+        for trial_id, trial in self.trials.items():
+            if "outcome" in self._standing(trial):
+                self.ends[trial_id].set()
 
     def _standing(self, trial: Trial) -> dict[str, Any]:
         """The state of a trial, as `follow` returns it."""
