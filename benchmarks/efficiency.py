@@ -168,7 +168,7 @@ def measure(options: list[str]) -> list[dict[str, Any]]:
             sys.exit(said)
         ended = time.time()
         watch.join()
-        found = re.search(r"slots +(\d+) trials", said)
+        found = re.search(r"slots +(\d+) stages? at a time", said)
         assert found, said
         slots, ran = int(found[1]), spans(Path(folder))
         lost = shares(ran, slots, began, ended)

@@ -29,7 +29,7 @@ from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, record
 from sweeps.planning.options import Sweep
-from sweeps.reporting import document, results
+from sweeps.reporting import document, results, tables
 
 
 @pytest.fixture(scope="session")
@@ -259,8 +259,9 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert facts["fingerprint"]["classes"]["network"] == "held-out judge"
 
     record(resolved, store, {"command": "test", "commit": "abc", "machine": "here"})
-    section = document.markdown(results.read(store, resolved.key))
-    assert "Judge of scores: inception-v3-compat" in section
-    assert "Judge of classes: held-out judge" in section
-    assert "| KID ↓ " in section
-    assert "| Precision ↑ | Recall ↑ |" in section
+    sweep_results = results.read(store, resolved.key)
+    section = document.markdown(sweep_results)
+    assert "Judge of scores: network inception-v3-compat" in section
+    assert "Judge of classes: network held-out judge" in section
+    (heading, *_) = tables.everything(sweep_results)
+    assert {"FID ↓", "KID ↓", "Precision ↑", "Recall ↑", "Inception score ↑", "FID (pixels) ↓"} <= {*heading}

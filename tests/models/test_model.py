@@ -214,17 +214,16 @@ def test_mlflow_samples_from_the_model_without_this_repository(folder, tmp_path)
     root = Path(sgan.__file__).parent.parent
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     script = (
-        "import sys; from pathlib import Path; from mlflow import MlflowClient; from sweeps.mlflow_view import model\n"
-        "model.save_model(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "client = MlflowClient(sys.argv[3])\n"
-        "run = client.create_run(client.create_experiment('x', artifact_location=Path(sys.argv[2]).parent.as_uri()))\n"
-        "client.log_artifacts(run.info.run_id, sys.argv[2], 'model'); print(run.info.run_id)\n"
+        "import sys; from pathlib import Path; from mlflow import MlflowClient; from sweeps.mlflow_view import runs\n"
+        "client = MlflowClient(sys.argv[1])\n"
+        "run = client.create_run(client.create_experiment('x', artifact_location=Path(sys.argv[2]).as_uri()))\n"
+        "runs.log_model(client, run, Path(sys.argv[3]), {}); print(run.info.run_id)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c"]
-    words = [str(folder / "model"), str(tmp_path / "made"), uri]
+    words = [uri, str(tmp_path / "made"), str(folder / "model")]
     made = subprocess.run([*command, script, *words], capture_output=True, text=True, check=True, timeout=200, cwd=root)
     kinds = {path.suffix for path in (tmp_path / "made").rglob("*") if path.is_file()}
-    assert kinds == {"", ".py", ".yaml", ".txt", ".json", ".safetensors"}
+    assert kinds == {"", ".py", ".html", ".yaml", ".txt", ".json", ".safetensors"}
     # -I -S: without the editable install; the packages are put back
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     command = [sys.executable, "-W", "ignore", "-I", "-S", "-c", f"import sys; sys.path.append({packages!r})\n{SERVED}"]
