@@ -5,6 +5,7 @@ The actor never trains: it submits tasks, takes their results, and answers the t
 """
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from sweeps.planning.trials import Trial
 RETRIES = 3  # Restarts of a stage that dies or raises, without a newer checkpoint between them
 MOST_STARTS = 20  # A stage starts this many times at most, even if its nodes die
 TICK = 1.0  # Seconds between two checks of waiting stages, and between two answers to a trial
+ROOM_WAIT = 3.0  # Seconds until a stage whose store was full starts again: long enough for its trials to say so
 GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score stage (it has no steps), and any other, have to end
 
 
@@ -33,8 +35,9 @@ class Node:
     `needs`, the ids of the `trials` that need it, and the last `progress` that its process reported.
 
     `status`: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
-    it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed. `attempts` are its
-    failures since its checkpoint last moved, without those of a node that died."""
+    it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed; `ended`: when its task
+    last ended (time.monotonic). `attempts` are its failures since its checkpoint last moved, without those of a node
+    that died."""
 
     stage: Stage
     judge: Stage
@@ -42,6 +45,7 @@ class Node:
     trials: set[str] = field(default_factory=set)
     status: str = "unknown"
     reason: str = ""
+    ended: float = 0.0
     attempts: int = 0
     starts: int = 0
     checkpoint: str = ""
@@ -185,6 +189,7 @@ class StageScheduler:
         except (RayError, asyncio.CancelledError) as error:
             result = await self._after_crash(stage_name, node, error)
         node.task, node.status, node.reason = None, result["status"], result.get("reason", "")
+        node.ended = time.monotonic()
         if not node.trials:
             self.nodes.pop(stage_name, None)
         self._wake()
@@ -214,7 +219,10 @@ class StageScheduler:
             if await asyncio.to_thread(self.store.has, stage_name):
                 facts = await asyncio.to_thread(self.store.facts, stage_name)
                 node.status, node.reason = facts["status"], facts["reason"] or ""
-            elif node.status != "held" or not await asyncio.to_thread(self.store.held, stage_name):
+                return
+            if node.status == "full" and time.monotonic() < node.ended + ROOM_WAIT:
+                return
+            if node.status != "held" or not await asyncio.to_thread(self.store.held, stage_name):
                 # If the store had no room, the next start shows whether it has some now.
                 node.status, node.reason = "waiting", ""
         except StoreError as error:

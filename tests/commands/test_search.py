@@ -98,6 +98,16 @@ def test_a_search_ends_in_a_confirmed_config(quiet: tuple[Path, str]):
 
 
 @pytest.mark.slow
+def test_benchmarks_measure_its_plan_and_its_record(quiet: tuple[Path, str]):
+    store, _ = quiet
+    for name, words, told in (("plan", (*TINY, "--store", store), "| score "), ("tracking", (store,), "passes over")):
+        command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, words)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+
+
+@pytest.mark.slow
 def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(quiet: tuple[Path, str], capsys):
     store, _ = quiet
     assert best.main(str(store)) == 0

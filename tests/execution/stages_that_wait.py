@@ -1,5 +1,6 @@
 """Stages that train nothing: for tests and benchmarks of the scheduler."""
 
+import errno
 import json
 import os
 import time
@@ -60,7 +61,7 @@ def stage_name(trial: Trial, label: str) -> str:
 @dataclass(frozen=True)
 class Waiting:
     """Runs a stage: notes that it began, waits for some seconds or while the file `hold-<stage>` is there, and
-    publishes. A file `raise-<stage>` has it raise."""
+    publishes. A file `raise-<stage>` has it raise, and a file `full-<stage>` as on a full disk."""
 
     folder: Path
     seconds: float = 0.0
@@ -75,6 +76,8 @@ class Waiting:
             time.sleep(0.05)
         if (self.folder / f"raise-{mine}").exists():
             raise ValueError("the stage raises")
+        if (self.folder / f"full-{mine}").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (folder / "who.json").write_text(json.dumps({"pid": os.getpid(), "began": began, "ended": time.time()}))
         scores = {"inception_score": 1.0, "fid": 2.0}
         context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": scores})

@@ -184,6 +184,21 @@ def test_no_more_trials_are_asked_for_than_there_are_slots_while_they_wait_for_o
 
 
 @pytest.mark.slow
+def test_a_full_store_is_told_of_and_tried_only_now_and_then(processes, store, tmp_path, capsys):
+    asked = trials(["dcgan-adv-cond"])
+    stage, said = stage_name(asked[0], "level0"), []
+    (tmp_path / f"full-{stage}").touch()
+    running = Running(ListSource(asked), job(store, tmp_path), store)
+    wait_for(lambda: said.append(capsys.readouterr().out) or "(No space left on device)" in said[-1])
+    assert len(running.work.begun(stage)) <= 2
+    time.sleep(2 * stage_scheduler.ROOM_WAIT)
+    assert 2 <= len(running.work.begun(stage)) <= 4
+    (tmp_path / f"full-{stage}").unlink()
+    assert running.ends() == {asked[0].title: DONE}
+    assert not events(store, "stage retried")
+
+
+@pytest.mark.slow
 def test_a_store_that_raises_while_stages_are_planned_does_not_end_the_sweep(processes, store, tmp_path):
     """A folder lies where the lock of the next stage should be, so that nobody can ask whether it is held."""
     asked = trials(["dcgan-adv-cond"])
