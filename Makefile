@@ -18,9 +18,9 @@ ablation: $(ENV)/made
 test: $(ENV)/dev
 	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The rest, one after the other: they start clusters and servers, and kill them.
+# The rest: they start clusters and servers, and kill them. What this machine lacks for some (root, sshd, PostgreSQL) skips.
 test-slow: $(ENV)/dev
-	$(BIN)/python -m pytest -m "slow or cluster" $(ARGS)
+	$(BIN)/python -m pytest -m "slow or cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The quick tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 LOWEST = $(ENV)-lowest

@@ -20,10 +20,12 @@ export SGAN_MLFLOW_DATABASE="${SGAN_MLFLOW_DATABASE:-sqlite:///$state/mlflow.db}
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 export RAY_AUTH_MODE=token
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0
-# A node that falls silent is given up after 24 s at most, and gives up after 30 s; Ray's defaults take a minute.
+# A node that falls silent is given up after 24 s at most, and gives up after 30 s; Ray's defaults take a minute. The
+# stages that it ran are given up within a minute, after the node itself; Ray's defaults take seven.
 export RAY_health_check_initial_delay_ms=10000 RAY_health_check_period_ms=3000
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3
 export RAY_gcs_rpc_server_reconnect_timeout_s=30
+export RAY_grpc_client_keepalive_time_ms=10000 RAY_grpc_client_keepalive_timeout_ms=25000
 # Ray would show its own counters to everybody, on a port of each node and on two of the head: no collection, and no port.
 export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 END
