@@ -42,18 +42,23 @@ def address_of(given: str | None) -> str:
 
 
 def default_uri(store: Store) -> str:
-    """Tracking URI of the SQLite file inside the store. If its path must be quoted in an address, the address also
-    names the driver: MLflow makes a folder of the quoted name otherwise."""
-    path = str(store.root / "mlflow.db")
+    """Tracking URI of the SQLite file inside the store."""
+    return _file_uri(store.root / "mlflow.db")
+
+
+def _file_uri(path: Path) -> str:
+    """Tracking URI of an SQLite file. If its path must be quoted in an address, the address also names the driver:
+    MLflow makes a folder of the quoted name otherwise."""
     plain = f"{SQLITE}:///{path}"
-    quoted = URL.create(f"{SQLITE}+pysqlite", database=path).render_as_string()
-    return plain if make_url(plain).database == path else quoted
+    quoted = URL.create(f"{SQLITE}+pysqlite", database=str(path)).render_as_string()
+    return plain if make_url(plain).database == str(path) else quoted
 
 
 def prepare(store: Store, uri: str) -> None:
-    """Remove the store's own database and its artifacts if the store was moved or copied: MLflow's addresses of files
-    are absolute, so that it would show none. Everything is sent again. Call it before this process first uses that
-    database."""
+    """Make the store's own database if there is none, whole or not at all: MLflow takes seconds for its tables, and
+    cannot go on with half of them. A database whose store was moved or copied is made anew, without its artifacts:
+    MLflow's addresses of files are absolute, so that it would show none. Everything is sent again. Call it before this
+    process first uses that database."""
     if uri != default_uri(store):
         return
     database, home = store.root / "mlflow.db", store.root / ARTIFACTS / HOME
@@ -65,6 +70,8 @@ def prepare(store: Store, uri: str) -> None:
         remove(home.parent)
         with atomic_write(home) as temporary:
             temporary.write_text(str(store.root))
+        with atomic_write(database) as temporary:
+            MlflowClient(_file_uri(temporary)).search_experiments(max_results=1)
 
 
 def experiment_id(client: MlflowClient, uri: str) -> str:

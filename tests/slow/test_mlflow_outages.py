@@ -52,6 +52,34 @@ def test_a_follower_killed_in_the_middle_leaves_nothing_twice(store):
     assert_complete(store, "sgan-no-joint")
 
 
+def test_a_database_that_was_being_made_when_its_process_was_killed_is_made_again(store):
+    finish(store, "sgan", 0)
+    (store.root / "mlflow.db").unlink()
+    code = (
+        "from sgan.store.local import Store; from sweeps.mlflow_view.connection import default_uri, prepare;"
+        f"store = Store({str(store.root)!r}); prepare(store, default_uri(store))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait_for(lambda: any(path.stat().st_size for path in store.root.glob("*mlflow.db*")))
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    assert not (store.root / "mlflow.db").exists()
+    sync(store)
+    assert_complete(store, "sgan")
+
+
+def test_two_followers_that_begin_at_once_make_one_database(store):
+    finish(store, "sgan", 0)
+    finish(store, "sgan-no-joint", 0)
+    (store.root / "mlflow.db").unlink()
+    uri = default_uri(store)
+    followers = [follow.start(store, KEY, uri) for _ in range(3)]
+    assert [follow.finish(each, store, KEY, uri) for each in followers] == 3 * [""]
+    assert "trying again" not in (folder(store, KEY) / "mlflow.log").read_text()
+    assert_complete(store, "sgan")
+    assert_complete(store, "sgan-no-joint")
+
+
 def test_a_dead_driver_leaves_nothing_running(store):
     """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
     train(store, "level1-0", POINTS[:1], ())
