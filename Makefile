@@ -18,7 +18,7 @@ ablation: $(ENV)/made
 test: $(ENV)/dev
 	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The rest: they start clusters and servers, and kill them. What this machine lacks for some (root, sshd, PostgreSQL) skips.
+# The rest: they start clusters and servers, and kill them. Those that need what a machine lacks (root, sshd) skip.
 test-slow: $(ENV)/dev
 	$(BIN)/python -m pytest -m "slow or cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -124,7 +124,8 @@ class JointStage(_Stage):
 @dataclass(frozen=True)
 class ScoreStage(_Stage):
     """Samples from the whole stack, with its last and its best weights, and scores the samples by the held-out judge. A
-    given `network` also scores them, and then leads (Judges.scores). A stack without labels needs no encoder."""
+    given `network` also scores them, and then leads (Judges.scores). `encoder` tells which samples have the
+    requested label: a stack without labels has none here."""
 
     levels: tuple[LevelStage, ...]
     joint: JointStage | None
