@@ -164,7 +164,7 @@ class GanRecipe:
         hidden_noise: std of the noise before and after the layer of a vector discriminator that has batch
             normalisation (released code, cifar/train_joint.py).
         discriminator_norm: batch normalisation after every convolution of the image discriminator but the first
-            (Radford et al. 2016), also where the dataset's row has none; norm_eps is its epsilon.
+            (Radford et al. 2016), also where the dataset's row has none.
         init_std: weights start from N(0, init_std).
         convolution_std: the same std for a discriminator's convolutions; None: init_std.
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
@@ -190,7 +190,6 @@ class GanRecipe:
     convolution_std: PositiveFloat | None = None
     dense_glorot: bool = False
     dense_slope: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    norm_eps: PositiveFloat = 1e-6
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -74,7 +74,7 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     provenance = {"study": study, "sweep": key, "run": trial["run"], "commit": record["commit"]}
     provenance |= {"command": record["command"], "seeds": [seed["seed"] for seed in seeds]}
     provenance |= {by: [seed[by] for seed in seeds]}
-    path = manifest.write_best(store, options.variants[0], options, config, provenance)
+    path = config_file.write(store, options.variants[0], options, config, provenance)
     print(f"{trial['title']} (best of {len(seeds)} seeds: {trial['seed']}) is in {path}. The six variants with it:")
     print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
     uri = address_of(mlflow) or default_uri(store)

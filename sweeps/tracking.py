@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from sgan.command_line import later, parse, status
+from sweeps.planning import manifest
 
 
 def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False) -> int:
@@ -27,7 +28,6 @@ def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False
     from sweeps.mlflow_view.connection import address_of, default_uri, error_line, pages  # MLflow takes seconds
     from sweeps.mlflow_view.sync import attempt
     from sweeps.mlflow_view.verify import differences
-    from sweeps.planning import manifest
 
     opened, keys = manifest.find(store)
     uri = address_of(mlflow) or default_uri(opened)

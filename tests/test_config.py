@@ -46,7 +46,6 @@ BAD_NUMBERS: list[tuple[type, str, st.SearchStrategy]] = [
     (GanRecipe, "dropout", NEGATIVE),
     (GanRecipe, "dropout", st.floats(min_value=1)),
     (GanRecipe, "init_std", NOT_POSITIVE),
-    (GanRecipe, "norm_eps", NOT_POSITIVE),
     (Recipe, "image_level", st.integers(max_value=PAPER.batch - 1)),
     (Recipe, "feature_level", st.integers(max_value=PAPER.batch - 1)),
     (Recipe, "joint_images", st.integers(max_value=PAPER.batch - 1)),

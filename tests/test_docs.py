@@ -26,8 +26,8 @@ from sweeps import run as sweeps_run
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
+from sweeps.planning import config_file
 from sweeps.planning.ablation import plan_ablation, record
-from sweeps.planning.manifest import write_best
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     mnist(folder / "data", 300, 100)
     save(folder / "encoder.npz", arrays("mnist"))
     best = Sweep(dataset="digits", recipe="laptop", judge="held-out", variants=("sgan",), weights=(1.0, 1.0, 5.0))
-    write_best(store, "sgan", best, plan_ablation(best, 0).trials[0].config, {"study": "s", "commit": "c"})
+    config_file.write(store, "sgan", best, plan_ablation(best, 0).trials[0].config, {"study": "s", "commit": "c"})
     names = {"RUN": run.info.run_id, "RUN_OR_PATH": stage, "DIR": "data", "KEY": ablation.key}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sgan.config import IMAGE, Codes, GanRecipe
 from sgan.models.encoder import tap_shapes
-from sgan.models.generator import initialise, noise_size
+from sgan.models.generator import NORM_EPS, initialise, noise_size
 from sgan.shapes import Dataset
 
 LEAK = 0.2
@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
             for width, norm in shape.vector_fc:
                 block: list[nn.Module] = [nn.Linear(inputs, width, bias=not norm), nn.LeakyReLU(recipe.dense_slope)]
                 if norm:
-                    block.insert(1, nn.BatchNorm1d(width, eps=recipe.norm_eps, track_running_stats=False))
+                    block.insert(1, nn.BatchNorm1d(width, eps=NORM_EPS, track_running_stats=False))
                     block = [Noise(recipe.hidden_noise), *block, Noise(recipe.hidden_noise)]
                 layers += block
                 inputs = width
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
                 norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
                 layers += [nn.Dropout(recipe.dropout)] if row.dropout else []
                 layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
-                layers += [nn.BatchNorm2d(row.maps, eps=recipe.norm_eps, track_running_stats=False)] if norm else []
+                layers += [nn.BatchNorm2d(row.maps, eps=NORM_EPS, track_running_stats=False)] if norm else []
                 layers += [nn.LeakyReLU(LEAK)]
                 maps, side = row.maps, (side + 2 * row.padding - row.kernel) // row.stride + 1
             layers += [nn.Flatten()] if widths else []

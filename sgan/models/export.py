@@ -16,8 +16,9 @@ from sgan.checks import ConfigError, as_json, from_json
 from sgan.config import Codes, GanRecipe
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.tensors import load_modules, module_tensors, read_tensors, write_tensors
 from sgan.shapes import Dataset
-from sgan.store.files import load_modules, module_tensors, read_json, read_tensors, sha256, write_json, write_tensors
+from sgan.store.files import read_json, sha256, write_json
 from sgan.store.local import MODELS
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "generator.safetensors"

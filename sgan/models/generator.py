@@ -16,6 +16,8 @@ from sgan.config import IMAGE, LABEL, Codes, GanRecipe
 from sgan.models.encoder import ORDER, tap_shapes
 from sgan.shapes import Dataset
 
+NORM_EPS = 1e-6  # Epsilon of batch normalisation (released code, nn.py)
+
 
 def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes: Codes | None = None) -> int:
     """Return Z of the level whose generator makes `low` and passes `through` these taps; `codes` are added to it."""
@@ -40,11 +42,11 @@ def initialise(module: nn.Module, std: float, convolution_std: float | None = No
                 nn.init.zeros_(part.bias)
 
 
-def _mlp(inputs: int, widths: tuple[int | None, ...], eps: float) -> nn.Sequential:
+def _mlp(inputs: int, widths: tuple[int | None, ...]) -> nn.Sequential:
     """Return a fully connected layer per width, with batch normalisation, no bias, and ReLU; None adds no layer."""
     layers: list[nn.Module] = []
     for width in filter(None, widths):
-        layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, eps=eps), nn.ReLU()]
+        layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, eps=NORM_EPS), nn.ReLU()]
         inputs = width
     return nn.Sequential(*layers)
 
@@ -59,24 +61,24 @@ class Generator(nn.Module):
         self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True, codes: Codes | None = None
     ):
         super().__init__()
-        shapes, shape, eps = tap_shapes(dataset), dataset.gan, recipe.norm_eps
+        shapes, shape = tap_shapes(dataset), dataset.gan
         target, condition = shapes[low], shapes[high] if labels or high != LABEL else (0,)
         self.low, self.noise = low, noise_size(dataset, low, codes=codes)
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(1, *target))
         if len(target) == 1:  # a vector from a label: the released G1
-            self.embed_noise = _mlp(self.noise, (shape.label_noise_hidden,), eps)
-            self.embed_condition = _mlp(condition[0], (shape.label_hidden,), eps)
+            self.embed_noise = _mlp(self.noise, (shape.label_noise_hidden,))
+            self.embed_condition = _mlp(condition[0], (shape.label_hidden,))
             inputs = (shape.label_noise_hidden or self.noise) + (shape.label_hidden or condition[0])
-            body = _mlp(inputs, shape.vector_hidden, eps)
+            body = _mlp(inputs, shape.vector_hidden)
             self.body = nn.Sequential(body, nn.Linear(shape.vector_hidden[-1], target[0]))
         else:
-            self.embed_noise = _mlp(self.noise, shape.noise_hidden, eps)
+            self.embed_noise = _mlp(self.noise, shape.noise_hidden)
             self.embed_condition = nn.Identity()
-            self.body = nn.Sequential(*self._steps(dataset, eps, condition, high))
+            self.body = nn.Sequential(*self._steps(dataset, condition, high))
         initialise(self, recipe.init_std)
 
-    def _steps(self, dataset: Dataset, eps: float, condition: tuple[int, ...], high: str) -> list[nn.Module]:
+    def _steps(self, dataset: Dataset, condition: tuple[int, ...], high: str) -> list[nn.Module]:
         """The layers from the condition down to maps or an image."""
         shapes, shape = tap_shapes(dataset), dataset.gan
         width: dict[str, int] = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
@@ -86,12 +88,12 @@ class Generator(nn.Module):
         start = "fc3" if from_vector else high  # below a label, too, the first step undoes fc3
         path = ORDER[ORDER.index(self.low) : ORDER.index(start) + 1][::-1]
         if from_vector and len(path) == 2:  # one layer alone could not mix condition and noise
-            layers += _mlp(maps, (shape.vector_hidden[-1],), eps)
+            layers += _mlp(maps, (shape.vector_hidden[-1],))
             maps = shape.vector_hidden[-1]
         elif not from_vector:
-            layers += [nn.Conv2d(maps, width[high], 3, padding=1, bias=False), nn.BatchNorm2d(width[high], eps=eps)]
-            layers += [nn.ReLU()]
+            layers += [nn.Conv2d(maps, width[high], 3, padding=1, bias=False)]
             maps = width[high]
+            layers += [nn.BatchNorm2d(maps, eps=NORM_EPS), nn.ReLU()]
         for tap, below in pairwise(path):
             last = below == self.low
             outputs = shapes[below][0] if last else width[below]
@@ -99,13 +101,13 @@ class Generator(nn.Module):
                 side = shapes["pool2"][-1]
                 flat = outputs * side * side
                 layers += [nn.Linear(maps, flat, bias=last)]
-                layers += [] if last else [nn.BatchNorm1d(flat, eps=eps), nn.ReLU()]
+                layers += [] if last else [nn.BatchNorm1d(flat, eps=NORM_EPS), nn.ReLU()]
                 layers += [nn.Unflatten(1, (outputs, side, side))]
             else:  # a pool's inverse doubles the size; a convolution's inverse restores the border that it cut off
                 pool = (2, (kernel - 1) // 2, kernel % 2)
                 stride, padding, extra = pool if tap.startswith("pool") else (1, dataset.encoder.padding, 0)
                 layers += [nn.ConvTranspose2d(maps, outputs, kernel, stride, padding, extra, bias=last)]
-                layers += [] if last else [nn.BatchNorm2d(outputs, eps=eps), nn.ReLU()]
+                layers += [] if last else [nn.BatchNorm2d(outputs, eps=NORM_EPS), nn.ReLU()]
             maps = outputs
         return layers
 

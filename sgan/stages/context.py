@@ -9,6 +9,7 @@ from torch import Tensor
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level
+from sgan.models.tensors import read_tensors
 from sgan.stages.graph import name
 from sgan.store.local import Store
 from sgan.training.loop import Progress
@@ -33,7 +34,7 @@ class Context:
 
     def tensors(self, stage: Any, file: str = MODEL_FILE) -> dict[str, Tensor]:
         """Tensors of a finished stage; StoreError where they are missing or damaged."""
-        return self.store.tensors(name(stage), file)
+        return read_tensors(self.store.file(name(stage), file))
 
     def facts(self, stage: Any) -> dict[str, Any]:
         """The stage.json of a finished stage."""

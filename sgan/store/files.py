@@ -1,4 +1,4 @@
-"""Files of a store: JSON that holds a SHA-256 of itself, JSON lines (such as a stage's record), and tensors.
+"""Files of a store: JSON that holds a SHA-256 of itself, and JSON lines (such as a stage's record).
 
 Each is written under another name and renamed: a reader finds all of a file or none of it, but for JSON lines, to which
 lines are added. Nothing is unpickled. New files get the umask's permissions and those of the folder around them:
@@ -17,9 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import safetensors.torch
 from pydantic import with_config
-from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from sgan.checks import OPEN, WAITED, ConfigError, checked
@@ -218,31 +216,3 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
         return [unsealed(line, Point) for line in lines]
     except (ValueError, OSError) as error:
         raise unreadable(path, error) from error
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all; OSError as `write_json`."""
-    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; StoreError with its name where it cannot be read."""
-    try:
-        open(path, "rb").close()  # safetensors reports a file without read permission as missing
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
-
-
-def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers of all modules, not copies of them, under "module/name"."""
-    return {f"{key}/{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()}
-
-
-def load_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors as from `module_tensors` into modules."""
-    for key, module in modules.items():
-        prefix = f"{key}/"
-        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})

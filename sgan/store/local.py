@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Required, TextIO
 
 from pydantic import AfterValidator, with_config
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from sgan.checks import OPEN
@@ -199,10 +198,6 @@ class Store:
             raise files.unreadable(path, error, remedy) from error
         linked = path.exists() and not files.is_plain(folder, file)
         raise StoreError(f"{path} {'lies behind a symbolic link' if linked else 'is missing or damaged'}; {remedy}")
-
-    def tensors(self, name: str, file: str) -> dict[str, Tensor]:
-        """Tensors of a finished stage, checked as by `file`."""
-        return files.read_tensors(self.file(name, file))
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:

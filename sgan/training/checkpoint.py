@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sgan.models.tensors import module_tensors, read_tensors, write_tensors
 from sgan.store import files
-from sgan.store.files import RECORD_FILE, StoreError, module_tensors, read_tensors, remove, sha256
+from sgan.store.files import RECORD_FILE, StoreError, remove, sha256
 from sgan.store.local import CHECKPOINTS
 from sgan.training.optimizers import in_layout_of
 
@@ -91,7 +92,7 @@ class Checkpoints:
         began = time.monotonic()
         if all(tensor.isfinite().all() for tensor in checkpoint.tensors.values()):
             with files.atomic_write(self.folder / f"{checkpoint.step:09d}") as temporary:
-                files.write_tensors(temporary / STATE_FILE, checkpoint.tensors)
+                write_tensors(temporary / STATE_FILE, checkpoint.tensors)
                 files.write_text(temporary / RECORD_FILE, checkpoint.record)
                 head = {"stage": self.work.name, "step": checkpoint.step, "seconds": checkpoint.seconds}
                 own = {name: sha256(temporary / name) for name in (STATE_FILE, RECORD_FILE)}

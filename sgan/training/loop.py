@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgan.store.files import Record, load_modules, module_tensors, write_text
+from sgan.models.tensors import load_modules, module_tensors
+from sgan.store.files import Record, write_text
 from sgan.training import checkpoint
 from sgan.training.checkpoint import Checkpoint, Task, check, new_files, task_tensors
 

@@ -23,10 +23,10 @@ from sweeps.optimization import study
 from sweeps.optimization.search_options import SPLITS, WEIGHTS, Search
 from sweeps.optimization.space import Params, Space
 from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
-from sweeps.planning import manifest
+from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.trials import Trial, state_of, trial
+from sweeps.planning.trials import Trial, state_of, trial, trial_row
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
@@ -87,7 +87,7 @@ class SearchRun:
         default = self.space.fields(self.space.known_good())
         changes = {field: value for field, value in self.space.fields(params).items() if value != default[field]}
         changed, kind = presets.Row(title, changes, self.options.variant), self.space.kind(params)
-        row = manifest.trial_row(one, phase, self.ablation(params), number, changed, base_variant=kind)
+        row = trial_row(one, phase, self.ablation(params), number, changed, base_variant=kind)
         return one, row | {"number": number, "params": dict(params)}
 
     def ablation(self, params: Params) -> Sweep:
@@ -196,7 +196,7 @@ class SearchRun:
             "confirmed": {"seeds": [one.seed for one, *_ in winner], "went_wrong": wrong, **scores},
         }
         options = self.ablation(row["params"])
-        path = manifest.write_best(self.store, self.options.variant, options, one.config, provenance)
+        path = config_file.write(self.store, self.options.variant, options, one.config, provenance)
         self.chosen = f"Best: {row['title']}."
         for seeds in configs.values():
             bad = sum(outcome is None or outcome.tag != DONE for *_, outcome in seeds)

@@ -17,7 +17,7 @@ from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
 from sweeps.planning.options import DEFAULT_CUTS, Sweep
-from sweeps.planning.trials import Trial, ended, missing, trial
+from sweeps.planning.trials import Trial, ended, missing, trial, trial_row
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
             told = [f"{field}={item if isinstance(item, str) else json.dumps(item)}" for field, item in fields.items()]
             alone = {"variants": (), "row": ((each.variant, *told),)}
         again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
-        rows.append(manifest.trial_row(each, "ablation", again, rank, row))
+        rows.append(trial_row(each, "ablation", again, rank, row))
     head = {
         "key": ablation.key,
         "title": ablation.title,

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import yaml
 
-from sgan.checks import ConfigError, from_json, one_of, require, validated
+from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
-from sweeps.planning.options import Options, flag
+from sgan.store.files import write_text
+from sgan.store.local import Store
+from sweeps.planning.options import Options, Sweep, flag
 
 
 @validated()
@@ -73,3 +75,16 @@ def read(path: Path) -> BestConfig:
         commit = re.search(r"^  commit: (\S+)", text, re.MULTILINE)
         origin = f"; it was written by commit {commit[1]}: use that commit, or search again" if commit else ""
         raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}{origin}") from error
+
+
+def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
+    """Write a store's best.yaml, completely or not at all; returns its path."""
+    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
+    text = (
+        "# The config that a search or sweeps/best.py has chosen. The paper's six variants with it:\n"
+        "#   python sweeps/ablation.py --config FILE, with the path of this file\n"
+    )
+    content = as_json(BestConfig(variant, chosen, config, provenance))
+    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
+    store.save(path)
+    return path

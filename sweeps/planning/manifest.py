@@ -1,6 +1,5 @@
 """The record of a sweep or a search in the store: its settings and trials. Every view of it is made from this."""
 
-import dataclasses
 import shlex
 import subprocess
 import sys
@@ -9,26 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from sgan.addresses import masked
-from sgan.checks import OPEN, as_json, content_key
-from sgan.config import Config
-from sgan.presets import Row
-from sgan.store.files import StoreError, inside, read_json, write_json, write_text
+from sgan.checks import OPEN
+from sgan.stages.graph import code_version
+from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
-from sweeps.planning.config_file import BEST, CHOSEN, BestConfig, ChosenOptions, words
-from sweeps.planning.options import Sweep
-from sweeps.planning.trials import Trial
 
 HEAD = "sweep.json"
 REPORT, TEXT = "report.html", "report.md"  # Beside it: the report, and only its verdict and tables
 OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
 ROOT = Path(__file__).resolve().parents[2]
-NOTED = "clusters/COMMIT"  # The file in the checkout with the commit of a cluster's code
+NOTED = "clusters/COMMIT"  # The file in the checkout with the commit of a cluster's code and its `code_version`
 
 
 @with_config(OPEN)
@@ -63,7 +57,7 @@ class TrialStage(TypedDict):
 
 @with_config(OPEN)
 class TrialRow(TypedDict):
-    """A trial in the record of a sweep, as `trial_row` makes it."""
+    """A trial in the record of a sweep, as `sweeps.planning.trials.trial_row` makes it."""
 
     name: str
     stages: Annotated[list[TrialStage], Field(min_length=1)]
@@ -86,19 +80,6 @@ class TrialRow(TypedDict):
 def folder(store: Store, key: str) -> Path:
     """The folder of a sweep: its record (sweep.json, trials/), its report, mlflow.log, and a search's optuna.log."""
     return inside(store.root / "sweeps", key)
-
-
-def write_best(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:
-    """Write a store's best.yaml, completely or not at all; returns its path."""
-    path, chosen = store.root / BEST, ChosenOptions(**{name: getattr(options, name) for name in CHOSEN})
-    text = (
-        "# The config that a search or sweeps/best.py has chosen. The paper's six variants with it:\n"
-        "#   python sweeps/ablation.py --config FILE, with the path of this file\n"
-    )
-    content = as_json(BestConfig(variant, chosen, config, provenance))
-    write_text(path, text + yaml.safe_dump(content, sort_keys=False, width=120))
-    store.save(path)
-    return path
 
 
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
@@ -161,29 +142,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: item for each in inner for name, item in each.items()}
 
 
-def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
-    """A trial as a row in the record of a sweep. `phase`: "ablation", or in a search "explore" or "confirm".
-
-    `options`: with them sweeps/ablation.py runs its config again, at any seed. `rank`: the place of the variant in
-    tables. `base_variant`: the row of VARIANTS that a search's config changes, "" if the variant is one itself. In the
-    record, `run` names its MLflow run: under some options two variants are the same trial, and both have a row.
-    `config_key` is the same for all seeds of a config."""
-    return {
-        **trial.row,
-        "run": trial.id,
-        "variant": trial.variant,
-        "base_variant": base_variant or trial.variant,
-        **{name: getattr(row, name) for name in OF_VARIANT},
-        "rank": rank,
-        "seed": trial.seed,
-        "phase": phase,
-        "rerun": words(options),
-        "cuts": ",".join(trial.config.variant.cuts) or "none",
-        "config": as_json(trial.config),
-        "config_key": content_key(dataclasses.replace(trial.config, seed=0)),
-    }
-
-
 def command() -> str:
     """The command line of this process, without passwords; started outside the checkout, it includes the folder."""
     words = ["python", f"sweeps/{Path(sys.argv[0]).name}", *map(masked, sys.argv[1:])]
@@ -195,14 +153,15 @@ def command() -> str:
 
 def commit() -> str:
     """The commit of this checkout, with "-dirty" if tracked files differ from it. Without a git folder, the commit that
-    `make commit` has written, or "unknown"."""
+    `make commit` has written, with "-dirty" if the code of stages has changed since; or "unknown"."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True).strip()
     with suppress(OSError):
-        return (ROOT / NOTED).read_text().strip()
+        noted, _, version = (ROOT / NOTED).read_text().strip().partition(" ")
+        return noted if version == code_version() else f"{noted.removesuffix('-dirty')}-dirty"
     return "unknown"
 
 
 if __name__ == "__main__":
-    print(commit())
+    print(commit(), code_version())

@@ -1,5 +1,6 @@
 """Trials, their state in the store, and the sources from which the scheduler takes them."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -8,12 +9,17 @@ from typing import Any, Protocol
 
 from typing_extensions import TypedDict
 
+from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.alarms import latest
+from sgan.presets import Row
 from sgan.stages.cost import cost
 from sgan.stages.graph import Plan, Stage, name, plan
 from sgan.store.files import RECORD_FILE, StoreError, read_json, read_record
 from sgan.store.local import Store
+from sweeps.planning.config_file import words
+from sweeps.planning.manifest import OF_VARIANT
+from sweeps.planning.options import Sweep
 
 JUDGING = ("judge", "score")  # Kinds of stages that train no part of a variant
 TRAINING = ("train_seconds", "generator_images", "discriminator_steps", "generator_steps", "flops")
@@ -48,6 +54,29 @@ class Trial:
 
 def trial(variant: str, seed: int, config: Config) -> Trial:
     return Trial(variant, seed, config, plan(config))
+
+
+def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
+    """A trial as a row in the record of a sweep. `phase`: "ablation", or in a search "explore" or "confirm".
+
+    `options`: with them sweeps/ablation.py runs its config again, at any seed. `rank`: the place of the variant in
+    tables. `base_variant`: the row of VARIANTS that a search's config changes, "" if the variant is one itself. In the
+    record, `run` names its MLflow run: under some options two variants are the same trial, and both have a row.
+    `config_key` is the same for all seeds of a config."""
+    return {
+        **trial.row,
+        "run": trial.id,
+        "variant": trial.variant,
+        "base_variant": base_variant or trial.variant,
+        **{name: getattr(row, name) for name in OF_VARIANT},
+        "rank": rank,
+        "seed": trial.seed,
+        "phase": phase,
+        "rerun": words(options),
+        "cuts": ",".join(trial.config.variant.cuts) or "none",
+        "config": as_json(trial.config),
+        "config_key": content_key(dataclasses.replace(trial.config, seed=0)),
+    }
 
 
 class Failure(TypedDict):

@@ -25,11 +25,12 @@ from sgan.config import Codes, Config, Variant, Weights
 from sgan.data import image_folder as folder
 from sgan.evaluation.inception import check_weights
 from sgan.models import export as model
+from sgan.models.tensors import read_tensors, write_tensors
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
-from sgan.store.files import Record, StoreError, read_json, read_record, read_tensors, write_json, write_tensors
+from sgan.store.files import Record, StoreError, read_json, read_record, write_json
 from sgan.store.local import Store
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
-from sweeps.planning import config_file, manifest
+from sweeps.planning import config_file
 from sweeps.planning.options import Sweep
 from sweeps.search import Search
 
@@ -185,7 +186,7 @@ def test_an_image_damaged_anywhere_is_read_or_named(kind, tmp_path):
 
 def test_a_best_yaml_damaged_anywhere_is_options_or_named(tmp_path):
     options = Sweep(dataset="digits", recipe="laptop", weights=(1.0, 1.0, 5.0))
-    path = manifest.write_best(Store(tmp_path), "sgan", options, CONFIGS[0], {"study": "s", "commit": "c"})
+    path = config_file.write(Store(tmp_path), "sgan", options, CONFIGS[0], {"study": "s", "commit": "c"})
     held = path.read_bytes()
     assert Sweep(**vars(config_file.read(path).options)).weights == (1.0, 1.0, 5.0)
 
@@ -236,7 +237,7 @@ def test_a_pickle_in_place_of_any_file_of_a_store_is_not_run(tmp_path):
     stage = store.stage("level-1")
     (checkpoint,) = (stage / "checkpoints").iterdir()
     options = Sweep(dataset="digits", recipe="laptop", weights=(1.0, 1.0, 5.0))
-    manifest.write_best(Store(tmp_path), "sgan", options, CONFIGS[0], {"study": "s", "commit": "c"})
+    config_file.write(Store(tmp_path), "sgan", options, CONFIGS[0], {"study": "s", "commit": "c"})
     readers = {
         stage / "stage.json": read_json,
         stage / "model.safetensors": read_tensors,

@@ -16,7 +16,7 @@ from sgan.config import Weights
 from sgan.presets import VARIANTS
 from sgan.store.local import Store
 from sweeps import ablation
-from sweeps.planning import config_file, manifest
+from sweeps.planning import config_file
 from sweeps.planning.ablation import Ablation, plan_ablation
 from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
@@ -34,7 +34,7 @@ def write(folder: Path) -> Path:
     basis = prepare(CHOSEN, 0)
     config = basis.config(VARIANTS["sgan"].variant, 7, Weights(*WEIGHTS), CUTS)
     provenance = {"study": "sgan-0123", "trial": 3, "commit": "abc", "confirmed": {"seeds": [7, 8]}}
-    return manifest.write_best(Store(folder), "sgan", CHOSEN, config, provenance)
+    return config_file.write(Store(folder), "sgan", CHOSEN, config, provenance)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_config_of_an_image_folder_goes_with_the_folder_of_the_command_line(
     sizes: Any = {"image_size": 8, "channels": 1, "recipe": "laptop", "judge": "held-out", "override": batches}
     chosen = Sweep(dataset="folder", data=images, **sizes)
     config = prepare(chosen, 0).config(VARIANTS["sgan"].variant, 7)
-    path = manifest.write_best(Store(tmp_path / "store"), "sgan", chosen, config, {"study": "a study"})
+    path = config_file.write(Store(tmp_path / "store"), "sgan", chosen, config, {"study": "a study"})
     monkeypatch.setattr("sys.argv", ["ablation.py", "--config", str(path), "--data", str(images)])
     found = ablation.options_of()
     assert dataclasses.replace(found, config=None) == chosen

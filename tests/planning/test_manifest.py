@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sgan.stages.graph import code_version
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.planning.ablation import plan_ablation, record
@@ -42,12 +43,14 @@ def test_a_copy_without_git_knows_the_commit_that_was_noted(checkout, tmp_path, 
     head = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     expected = head.stdout[:12]
     assert commit(checkout) == expected
-    (checkout / "clusters" / "COMMIT").write_text(f"{expected}\n")  # as `make commit` writes it
+    (checkout / "clusters" / "COMMIT").write_text(f"{expected} {code_version()}\n")  # as `make commit` writes it
     assert commit(checkout) == expected  # the note is no change of the checkout
 
     copy = tmp_path / "copy"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
     assert commit(copy) == expected
+    (copy / "clusters" / "COMMIT").write_text(f"{expected} 0123456789abcdef\n")  # before an edit of the code
+    assert commit(copy) == f"{expected}-dirty"
     (copy / "clusters" / "COMMIT").unlink()
     assert commit(copy) == "unknown"
 

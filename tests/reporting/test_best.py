@@ -21,7 +21,7 @@ from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import BEST
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import Trial, trial
+from sweeps.planning.trials import Trial, trial, trial_row
 
 PRINT, OTHER = {"scores": {"network": "a"}}, {"scores": {"network": "b"}}
 RECIPE = dataclasses.replace(tiny_recipe(), name="laptop")
@@ -67,7 +67,7 @@ def store(tmp_path_factory) -> Path:
                 one = trial(name, seed, configure(*shared, seed, Weights(*weights), cuts))
                 finished(made, one, fingerprint, inception, fid)
                 row = dataclasses.replace(VARIANTS[variant], title=name)
-                rows.append(manifest.trial_row(one, phase, options(variant, cuts, weights), 0, row, variant))
+                rows.append(trial_row(one, phase, options(variant, cuts, weights), 0, row, variant))
         settings = {"dataset": "digits", "recipe": "laptop", "override": []}
         head = {"key": key, "title": key, "command": "python sweeps/ablation.py", "commit": "abc123", "machine": "a"}
         head |= {"started": time.time(), "settings": settings, "judges": [], "paper_real": ""}
@@ -169,7 +169,7 @@ def test_a_search_without_cuts_is_promoted_as_its_own_variant_and_lost_seeds_are
             opened.begin(name)
             opened.publish(name, facts | {"generator_images": 10, "commit": "abc123", "machine": "a", "torch": "2"})
         row = dataclasses.replace(VARIANTS["sgan"], title="config-7")
-        made = manifest.trial_row(one, "confirm", options("sgan", (), weights), 7, row, "dcgan-adv-cond-ent")
+        made = trial_row(one, "confirm", options("sgan", (), weights), 7, row, "dcgan-adv-cond-ent")
         manifest.write_trial(opened, "ab12", made)
     (rows,) = [rows for rows in listed(opened.root, capsys) if len(rows) > 1]
     assert (rows[0][1], rows[0][-1]) == ("dcgan-adv-cond-ent", "1 more diverged")

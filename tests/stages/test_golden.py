@@ -17,10 +17,10 @@ from conftest import TINY, finish, released_recipe, tiny_recipe
 
 from sgan.config import Config, Recipe
 from sgan.data.datasets import read
+from sgan.models.tensors import read_tensors
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.graph import plan
 from sgan.stages.run import processor
-from sgan.store.files import read_tensors
 from sgan.store.local import Store
 
 RECORDED = Path(__file__).with_suffix(".json")

@@ -34,6 +34,7 @@ from sgan.evaluation.measures import MEASURES
 from sgan.models import generator as networks
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.tensors import read_tensors
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import ClassifierStage, LevelStage, Plan, name, plan
@@ -41,7 +42,7 @@ from sgan.stages.kinds import classifier
 from sgan.stages.kinds.level import START_FILE, WEIGHTS
 from sgan.stages.kinds.score import best_point
 from sgan.stages.run import processor, run_stage
-from sgan.store.files import RECORD_FILE, StoreError, read_record, read_tensors
+from sgan.store.files import RECORD_FILE, StoreError, read_record
 from sgan.store.local import CHECKPOINTS, Store
 from sgan.training import checkpoint
 from sgan.training.loop import Diverged, Progress
@@ -71,7 +72,7 @@ def generators(trial: Plan, root: Path) -> list[Level]:
         generator = networks.Generator(stage.dataset, stage.recipe, stage.low, stage.high, stage.labels)
         holder, place = (score.joint, index) if score.joint else (stage, 0)
         prefix = f"generator/{place}."
-        tensors = store.tensors(name(holder), MODEL_FILE)
+        tensors = read_tensors(store.file(name(holder), MODEL_FILE))
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         generator.load_state_dict(found)
         levels.append(Level(stage.low, stage.high, generator, stage.labels))
@@ -308,7 +309,7 @@ def test_a_finished_stage_has_finite_weights(root):
         trial = tiny_plan(tiny_recipe(dataclasses.replace(PAPER, init_std=size), steps=1), DCGAN)
         with contextlib.suppress(Diverged):
             finish(trial, root)
-            tensors = Store(root).tensors(name(dict(trial.stages)["level0"]), MODEL_FILE)
+            tensors = read_tensors(Store(root).file(name(dict(trial.stages)["level0"]), MODEL_FILE))
             assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
@@ -336,8 +337,8 @@ def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(
     for each in (recipe, short):
         finish(tiny_plan(each, variant), shared)
     stages = [dict(tiny_plan(each, variant).stages)["level0"] for each in (recipe, short)]
-    kept = Store(shared).tensors(name(stages[0]), START_FILE)
-    ended = Store(shared).tensors(name(stages[1]), MODEL_FILE)
+    kept = read_tensors(Store(shared).file(name(stages[0]), START_FILE))
+    ended = read_tensors(Store(shared).file(name(stages[1]), MODEL_FILE))
     kept = {key: tensor for key, tensor in kept.items() if not key.startswith("optimiser/")}
     assert set(kept) == set(ended)
     assert all(torch.equal(tensor, ended[key]) for key, tensor in kept.items())
@@ -448,7 +449,9 @@ def best_points(recipe: Recipe, joint: bool, root: Path) -> list[int]:
         assert min(scores, key=scores.__getitem__) == images
         kept = {path.name for path in (store.stage(name(stage)) / WEIGHTS).iterdir()}
         assert kept == {f"{images:09d}.safetensors" for images in scores if images < last}
-        tensors = store.tensors(name(stage), MODEL_FILE if images == last else f"{WEIGHTS}/{images:09d}.safetensors")
+        tensors = read_tensors(
+            store.file(name(stage), MODEL_FILE if images == last else f"{WEIGHTS}/{images:09d}.safetensors")
+        )
         for key, tensor in tensors.items():
             if key.startswith("generator/"):
                 level, _, rest = key.removeprefix("generator/").partition(".")

@@ -27,23 +27,14 @@ from waiting import wait_for
 
 from sgan.checks import ConfigError
 from sgan.config import JudgeRecipe
+from sgan.models.tensors import read_tensors, write_tensors
 from sgan.presets import VARIANTS
 from sgan.stages.context import Context
 from sgan.stages.graph import LevelStage, name
 from sgan.store import claims as lease
 from sgan.store import s3 as bucket
 from sgan.store.claims import swap
-from sgan.store.files import (
-    Record,
-    StoreError,
-    read_json,
-    read_record,
-    read_tensors,
-    sealed,
-    sha256,
-    write_json,
-    write_tensors,
-)
+from sgan.store.files import Record, StoreError, read_json, read_record, sealed, sha256, write_json
 from sgan.store.local import LostClaim, Store
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
@@ -95,7 +86,7 @@ def test_a_stage_that_one_host_finished_is_whole_on_another(host):
         assert time.monotonic() < end
         time.sleep(0.2)
     assert other.facts("stage")["status"] == "done"
-    assert torch.equal(other.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
+    assert torch.equal(read_tensors(other.file("stage", "model.safetensors"))["a/weight"], TENSORS["a/weight"])
     assert read_record(other.look("stage"))[0]["metrics"] == {"loss": 1.0}
     files = {str(path.relative_to(other.stage("stage"))) for path in other.stage("stage").rglob("*") if path.is_file()}
     assert files == {"model.safetensors", "record.jsonl", "grids/000000010.png"}
@@ -145,7 +136,7 @@ def test_a_damaged_file_is_named_and_never_read(host, address):
     whole = one.fs.cat_file(path)
     one.fs.pipe_file(path, whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(StoreError, match=r"model\.safetensors in s3://.* is missing or damaged; delete done/stage"):
-        host("other").tensors("stage", "model.safetensors")
+        read_tensors(host("other").file("stage", "model.safetensors"))
     assert not list((host("other").root / "stages").rglob("*.safetensors"))
 
 
@@ -160,7 +151,7 @@ def test_what_an_interrupted_upload_left_is_no_stage_and_is_sent_the_next_time(h
     with again.claim("stage") as mine:
         assert not mine  # there is nothing left to train
     other.listings.clear()
-    assert torch.equal(other.tensors("stage", "model.safetensors")["b"], TENSORS["b"])
+    assert torch.equal(read_tensors(other.file("stage", "model.safetensors"))["b"], TENSORS["b"])
 
 
 def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
@@ -170,7 +161,7 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
     publish(one)
     other.publish("stage", {"status": "done"})
     for store in (one, other, host("third")):
-        assert torch.equal(store.tensors("stage", "model.safetensors")["a/weight"], TENSORS["a/weight"])
+        assert torch.equal(read_tensors(store.file("stage", "model.safetensors"))["a/weight"], TENSORS["a/weight"])
     assert len([path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors")]) == 1
 
 
@@ -461,7 +452,7 @@ def test_a_stage_whose_last_answer_was_lost_is_published(host, api):
     one._put = then_lose
     one._finish("stage")
     assert api.faults.lost == 0
-    assert torch.equal(other.tensors("stage", "model.safetensors")["b"], TENSORS["b"])
+    assert torch.equal(read_tensors(other.file("stage", "model.safetensors"))["b"], TENSORS["b"])
 
 
 TRAIN = """

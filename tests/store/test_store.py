@@ -18,18 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgan.store.files import (
-    Record,
-    StoreError,
-    inside,
-    is_plain,
-    read_json,
-    read_record,
-    read_tensors,
-    sha256,
-    write_json,
-    write_tensors,
-)
+from sgan.models.tensors import read_tensors, write_tensors
+from sgan.store.files import Record, StoreError, inside, is_plain, read_json, read_record, sha256, write_json
 from sgan.store.local import CHECKPOINTS, GRIDS, STAGE_FILE, LostClaim, Store, grid_file
 from sgan.store.s3 import find_store
 from sgan.training.checkpoint import Checkpoint, Checkpoints
@@ -184,7 +174,7 @@ def test_two_users_share_a_store_whatever_their_umasks(umasks, shared):
         store.note_run("run", "one")
     with as_user(1002, umasks[1]):
         store = Store(shared / "store")
-        assert store.tensors("one", "model.safetensors").keys() == TENSORS.keys()
+        assert read_tensors(store.file("one", "model.safetensors")).keys() == TENSORS.keys()
         with store.claim("two") as mine:
             assert mine
             work = store.begin("two")
@@ -233,7 +223,7 @@ def test_who_may_only_read_a_store_reads_it(shared):
     with as_user(1001, 0o022):
         store = find_store(str(shared / "store"))
         assert store
-        assert store.tensors("stage", "model.safetensors").keys() == TENSORS.keys()
+        assert read_tensors(store.file("stage", "model.safetensors")).keys() == TENSORS.keys()
         assert [event["event"] for event in store.events()] == ["stage begun", "stage published"]
 
 
@@ -252,7 +242,7 @@ def test_a_claim_that_was_deleted_is_lost_and_damages_nothing(tmp_path):
                     use("stage")
             other.keep("stage")
             publish(other)
-    assert store.tensors("stage", "model.safetensors").keys() == TENSORS.keys()
+    assert read_tensors(store.file("stage", "model.safetensors")).keys() == TENSORS.keys()
     with store.claim("stage") as mine:
         assert not mine
 
@@ -319,7 +309,7 @@ def test_a_torn_stage_file_is_named(tmp_path, kept):
 def test_a_torn_file_of_tensors_is_named(tmp_path, kept):
     path = publish(Store(tmp_path))
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (lambda: read_tensors(path), lambda: Store(tmp_path).tensors("stage", path.name)):
+    for read in (lambda: read_tensors(path), lambda: read_tensors(Store(tmp_path).file("stage", path.name))):
         with pytest.raises(StoreError, match=r"stages/stage/model\.safetensors"):
             read()
 
@@ -335,9 +325,9 @@ def test_one_flipped_bit_anywhere_in_a_file_of_tensors_is_noticed(tmp_path, plac
     flipped[int(place * len(held))] ^= 1 << bit
     path.write_bytes(flipped)
     with pytest.raises(StoreError, match=r"model\.safetensors is missing or damaged"):
-        store.tensors("stage", path.name)
+        read_tensors(store.file("stage", path.name))
     path.write_bytes(held)
-    assert torch.equal(store.tensors("stage", path.name)["a/weight"], TENSORS["a/weight"])
+    assert torch.equal(read_tensors(store.file("stage", path.name))["a/weight"], TENSORS["a/weight"])
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "other.safetensors"])
@@ -345,7 +335,7 @@ def test_a_missing_file_of_tensors_is_named(tmp_path, file):
     store = Store(tmp_path)
     publish(store).unlink()
     with pytest.raises(StoreError, match=file):
-        store.tensors("stage", file)
+        read_tensors(store.file("stage", file))
 
 
 def test_a_stage_is_there_once_it_is_whole(tmp_path):
@@ -388,7 +378,7 @@ def test_a_reader_never_sees_half_a_stage(tmp_path):
     while not stop.is_set() or len(found) < len(names):
         for name in set(names) - found:
             if store.has(name):
-                assert torch.equal(store.tensors(name, "model.safetensors")["a/weight"], TENSORS["a/weight"])
+                assert torch.equal(read_tensors(store.file(name, "model.safetensors"))["a/weight"], TENSORS["a/weight"])
                 found.add(name)
     writer.join()
 

@@ -22,7 +22,8 @@ from sgan.models import generator as networks
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.stack import Level, sample
-from sgan.store.files import module_tensors, read_record, write_tensors
+from sgan.models.tensors import module_tensors, write_tensors
+from sgan.store.files import read_record
 from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS, Task
 from sgan.training.cuda_graphs import EAGER, Phases

@@ -7,9 +7,9 @@ import torch
 
 from sgan.data.batches import pixel_mean, turned
 from sgan.models.encoder import Encoder
+from sgan.models.tensors import load_modules, module_tensors, write_tensors
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import ClassifierStage
-from sgan.store.files import load_modules, module_tensors, write_tensors
 from sgan.training.loop import Diverged, loop, marks
 from sgan.training.steps import FORMAT, VARIANCE_IMAGES, ClassifierTask, role_seed
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from torch import nn
 
+from sgan.models.tensors import load_modules, module_tensors, write_tensors
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage
 from sgan.stages.kinds import classifier
 from sgan.stages.kinds.level import START_FILE, build, generators, train
-from sgan.store.files import load_modules, module_tensors, write_tensors
 from sgan.training.checkpoint import load_optimisers
 from sgan.training.steps import GanTask, role_seed
 

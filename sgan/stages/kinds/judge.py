@@ -12,9 +12,10 @@ from sgan.config import JudgeRecipe
 from sgan.evaluation import scores as metrics
 from sgan.evaluation.judges import HELD_OUT, JUDGES, Describe, HeldOut, Judges, parts
 from sgan.evaluation.judges import components as principal
+from sgan.models.tensors import load_modules, module_tensors, write_tensors
 from sgan.stages.context import MODEL_FILE, REFERENCE_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JudgeStage
-from sgan.store.files import load_modules, module_tensors, sha256, write_tensors
+from sgan.store.files import sha256
 from sgan.training.loop import Progress, loop, marks
 
 EVALUATIONS = 4  # Evaluations while the judge trains, besides the one before the first step

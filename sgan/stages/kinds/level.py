@@ -12,10 +12,10 @@ from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import new_generator
 from sgan.models.stack import Level
+from sgan.models.tensors import module_tensors, write_tensors
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage
 from sgan.stages.kinds import classifier
-from sgan.store.files import module_tensors, write_tensors
 from sgan.training.checkpoint import task_tensors
 from sgan.training.loop import Progress, loop, marks
 from sgan.training.steps import FORMAT, GanTask, Networks, role_seed

@@ -10,11 +10,11 @@ from sgan.evaluation.judges import HELD_OUT
 from sgan.evaluation.scores import SUBSET
 from sgan.models import export as model
 from sgan.models.stack import Level, balanced_labels
+from sgan.models.tensors import load_modules
 from sgan.stages.context import MODEL_FILE, Context, Evaluator, Running
 from sgan.stages.graph import JointStage, LevelStage, ScoreStage, name
 from sgan.stages.kinds import classifier, judge
 from sgan.stages.kinds.level import WEIGHTS, build, generators
-from sgan.store.files import load_modules
 from sgan.store.local import FIGURES, MODELS
 from sgan.training.loop import Progress
 
