@@ -1,6 +1,6 @@
 """Writes the report of all sweeps in output stores: a Markdown file, and beside it their plots and pages.
 
-python sweeps/report.py STORE [STORE ...] --out RESULTS.md
+python sweeps/report.py STORE [STORE ...] --out my-results.md
 """
 
 import sys

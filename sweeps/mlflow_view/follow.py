@@ -11,7 +11,7 @@ from sgan.store.files import share
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps.mlflow_view.connection import PASS_SECONDS, VARIABLE
-from sweeps.mlflow_view.sync import attempt, later
+from sweeps.mlflow_view.sync import attempt, later, send_rest
 from sweeps.planning.manifest import folder
 
 PAUSE, LONGEST_PAUSE = 5.0, 60.0  # Seconds between passes. The pause doubles while MLflow does not answer.
@@ -25,7 +25,7 @@ def start(store: Store, sweep_key: str, uri: str) -> "subprocess.Popen[bytes]":
 
     Ctrl-C in the parent's terminal does not reach its session. It writes to mlflow.log in the sweep's folder.
     """
-    command, pipe = [sys.executable, "-m", "sweeps.mlflow_view.follow", sweep_key], subprocess.PIPE
+    command, pipe = [sys.executable, "-P", "-m", "sweeps.mlflow_view.follow", sweep_key], subprocess.PIPE
     secrets = os.environ | {STORE: store.address, VARIABLE: uri}  # every local user can read a command line
     path = folder(store, sweep_key) / LOG
     with open(path, "a") as log:
@@ -52,7 +52,7 @@ def finish(
         if seconds is None:
             process.kill()
             return later(store, uri, f"it was not done within {PASS_SECONDS:g} s")
-    return attempt(store, [sweep_key], uri) if process.returncode and seconds is None else ""
+    return send_rest(store, sweep_key, uri) if process.returncode and seconds is None else ""
 
 
 def main(sweep_key: str) -> int:
@@ -66,7 +66,7 @@ def main(sweep_key: str) -> int:
             print(f"trying again: {trouble}" if trouble else "MLflow accepts results again", flush=True)
         used = time.process_time() - began
         pause = min(max(PAUSE, 2 * pause if trouble else used / SHARE), LONGEST_PAUSE)
-    trouble = attempt(store, [sweep_key], uri)
+    trouble = send_rest(store, sweep_key, uri)
     print(trouble, end="\n" if trouble else "", flush=True)
     return 1 if trouble else 0
 

@@ -167,6 +167,20 @@ def attempt(store: Store, sweep_keys: Iterable[str], uri: str, live: bool = Fals
     return trouble and later(store, uri, trouble)
 
 
+def send_rest(store: Store, sweep_key: str, uri: str) -> str:
+    """The last pass of a command; returns as `attempt`. The store's own database also gets all sweeps that it lacks: it
+    is made anew where it was deleted, or the store was moved."""
+    trouble = attempt(store, [sweep_key], uri)
+    if trouble or uri != default_uri(store):
+        return trouble
+    try:
+        client = MlflowClient(uri)
+        lacks = [key for key in manifests.keys(store) if runs.find(client, key)[0] is None]
+    except Exception as error:  # as above, and StoreError
+        return later(store, uri, error_line(error))
+    return attempt(store, lacks, uri)
+
+
 def later(store: Store, uri: str, trouble: str) -> str:
     """A line that says why MLflow did not get everything, and how to send the rest."""
     command = f"python sweeps/tracking.py sync {shlex.quote(masked(store.address))}"

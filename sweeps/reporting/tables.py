@@ -185,7 +185,7 @@ def commands(sweep: Sweep, store: str) -> list[str]:
         trial = next(row["trial"] for row in sweep.of(leader).to_dict("records") if row["outcome"] == "done")
         lines.append(f"python -m sgan.sample {trial} --store {address} --out samples.png")
         lines.append(f"python -m sgan.turing_test {trial} --store {address}")
-    return [*lines, f"python sweeps/best.py {address}", f"python sweeps/report.py {address} --out RESULTS.md"]
+    return [*lines, f"python sweeps/best.py {address}", f"python sweeps/report.py {address} --out my-results.md"]
 
 
 def aligned(rows: Rows) -> str:

@@ -41,7 +41,8 @@ from sgan.store.local import FIGURES, GRIDS, MODELS, Store
 from sweeps import tracking
 from sweeps.mlflow_view import follow
 from sweeps.mlflow_view.connection import default_uri, pages
-from sweeps.mlflow_view.runs import SENT, logged_model
+from sweeps.mlflow_view.runs import SENT, find, logged_model
+from sweeps.mlflow_view.sync import send_rest
 from sweeps.mlflow_view.verify import differences
 from sweeps.planning import manifest as manifests
 
@@ -522,6 +523,19 @@ def test_a_store_in_another_place_shows_all_of_it_after_the_next_pass(how, store
     assert other.shown(run.info.run_id) == "score-sgan-0"
     if how == "copied":
         assert images_open(store) == before  # the first one is as it was
+
+
+def test_the_last_pass_sends_every_sweep_of_a_store_that_was_moved(store, tmp_path):
+    finish(store, "sgan", 0)
+    sync(store)
+    store.root.rename(tmp_path / "elsewhere")
+    moved, server = Store(tmp_path / "elsewhere"), f"sqlite:///{tmp_path / 'server.db'}"
+    manifests.write(moved, manifests.read(moved, KEY) | {"key": "cd34"})
+    for uri, others in ((default_uri(moved), 1), (server, 0)):  # a server gets what it was named for
+        assert send_rest(moved, "cd34", uri) == ""
+        runs = [find(MlflowClient(uri), key) for key in ("cd34", KEY)]
+        assert [bool(parent) + len(trials) for parent, trials in runs] == [3, 3 * others]
+    assert_complete(moved, "sgan")
 
 
 def test_an_image_that_mlflow_has_lost_is_sent_again(store):
