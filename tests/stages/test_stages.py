@@ -247,6 +247,7 @@ DEPENDENTS: dict[str, set[str]] = {
     "models/generator.py": ALL,
     "models/released.py": set(),
     "models/stack.py": ALL,
+    "models/tensors.py": ALL,
     "presets.py": set(),
     "released.py": set(),
     "sample.py": set(),
