@@ -3,8 +3,8 @@
 import collections
 import shlex
 import time
-from collections.abc import Collection
-from contextlib import nullcontext, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 from sgan.addresses import masked
 from sgan.checks import require
@@ -60,13 +60,25 @@ def run_search(search: Search) -> int:
     slots = join(search)
     basis, store = prepare(search, slots.all_gpus), store_of(search)
     run = SearchRun(search, basis, store, slots.count)
-    with nullcontext(True) if search.dry_run else store.alone(f"search-{run.key}") as alone:
+    with nullcontext(True) if search.dry_run else only_one(store, f"search-{run.key}") as alone:
         running = f"another process already runs this search on the store {store.address}"
         require(alone, f"{running}; wait for it, stop it, or name another store or --seed")
         searcher, measure = run.searcher(), measured_here if search.dry_run else measured_in_a_slot
         made = run.plan(searcher, lambda: measure(next(iter(run.templates.values())), basis.data, slots))
         print_plan(run, searcher, made, slots)
         return 0 if search.dry_run else both_phases(run, searcher, made, slots)
+
+
+@contextmanager
+def only_one(store: Store, lock: str) -> Iterator[bool]:
+    """Try to hold a lock, as `store.alone`; where another process holds it, its host may have died: wait that out."""
+    until = time.monotonic() + store.expiry
+    if store.expiry and store.held(lock):
+        print(f"another process has this search; waiting {store.expiry:g} s in case its host has died", flush=True)
+        while store.held(lock) and time.monotonic() < until:
+            time.sleep(1)
+    with store.alone(lock) as alone:
+        yield alone
 
 
 def print_plan(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) -> None:

@@ -30,8 +30,7 @@ class _Stage:
     @property
     def inputs(self) -> tuple[Any, ...]:
         """The stages whose results this one reads: those among the fields."""
-        values = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
-        return tuple(each for value in values for each in value if isinstance(each, _Stage))
+        return tuple(each for each in vars(self).values() if isinstance(each, _Stage))
 
     @property
     def parents(self) -> tuple[Any, ...]:

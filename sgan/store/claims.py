@@ -79,7 +79,7 @@ class Leases:
             yield
         finally:
             released.set()
-            beating.join()
+            beating.join(BEAT)  # a bucket may not answer
 
     def _beat(self, name: str, token: str, released: threading.Event) -> None:
         free = False

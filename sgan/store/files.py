@@ -76,8 +76,9 @@ def share(path: Path) -> None:
 @contextmanager
 def umask_of(folder: Path) -> Iterator[None]:
     """Context in which files that other code of this process makes get the permissions that `share` gives."""
+    mode = folder.stat().st_mode
     own = os.umask(0o77)
-    os.umask(own & ~folder.stat().st_mode)
+    os.umask(own & ~mode)
     try:
         yield
     finally:

@@ -77,9 +77,11 @@ class Store:
     Args:
         there: the store exists and is opened to read: opening it writes nothing.
     Attributes:
-        address: the store's name on every host."""
+        address: the store's name on every host.
+        expiry: seconds after which the claim of a host that died is free."""
 
     advice = "name a writable folder with --store"
+    expiry = 0.0
 
     def __init__(self, root: str | Path, there: bool = False):
         self.root = Path(root).absolute()
@@ -282,13 +284,13 @@ class Store:
         write_json(folder / STAGE_FILE, {**facts, "name": name, "files": digests, "finished": time.time()})
         for path in paths:
             sync(path)  # a power cut leaves the whole stage or none
-        if done:  # as late as may be: a kill before this goes on from them
-            remove(folder / CHECKPOINTS)
         sync(folder)
         files.make_folder(finished.parent)
         remove(finished)  # damaged: it has no stage.json, or it would not have been trained again
         os.rename(folder, finished)
         sync(finished.parent)
+        if done:  # last: whatever fails before this goes on from them
+            remove(finished / CHECKPOINTS)
         self.note("stage published", stage=name, status=facts["status"])
 
 

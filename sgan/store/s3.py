@@ -14,6 +14,7 @@ import fnmatch
 import functools
 import json
 import os
+import platform
 import sys
 import time
 import uuid
@@ -27,7 +28,7 @@ from s3fs import S3FileSystem
 
 from sgan.addresses import is_bucket, masked, store_address
 from sgan.checks import content_key
-from sgan.store.claims import Leases, swap
+from sgan.store.claims import BEAT, EXPIRY, Leases, swap
 from sgan.store.files import StoreError, atomic_write, inside, read_json, remove, sealed, sha256, write_json
 from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, LostClaim, Store
 
@@ -58,16 +59,19 @@ class BucketStore(Store):
     """The store at the address of a bucket; StoreError where that cannot be reached or written."""
 
     advice = "name a writable folder for the host's copies in SGAN_CACHE"
+    expiry = EXPIRY + 2 * BEAT
 
     def __init__(self, address: str, there: bool = False):
-        self.fs, self.base = S3FileSystem(use_listings_cache=False), address.removeprefix("s3://")
+        once = {"retries": {"max_attempts": 0}}  # s3fs makes five attempts itself: 25 would hold a command for minutes
+        self.fs = S3FileSystem(use_listings_cache=False, config_kwargs=once)
+        self.base = address.removeprefix("s3://")
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
         self.address = address
         identity = self.root / "host"
         if not identity.exists():
             write_json(identity, {"host": uuid.uuid4().hex})
-        host = read_json(identity)["host"]
+        host = f"{platform.node()}-{read_json(identity)['host']}"  # a disk may be copied, or a home folder shared
         self.leases = Leases(self.fs, f"{self.base}/claims", host)
         self.listings: dict[str, tuple[dict[str, str], float]] = {}  # folder -> its files, and until when they count
         self.mirrored: dict[Path, tuple[str, tuple[int, int]]] = {}  # path -> ETag and identity of a fetched file
@@ -157,6 +161,7 @@ class BucketStore(Store):
                 yield bool(token)
 
     def begin(self, name: str) -> Path:
+        self.upload.result()  # of a stage that ended with an error
         remove(self.work(name))  # another host may have continued it
         paths = {found: inside(self.root, found) for found in self._find(f"work/{name}")}
         self.kept = {found: _identity(path) for found, path in paths.items() if self._get(found, path)}
@@ -211,12 +216,15 @@ class BucketStore(Store):
     def _pull(self, name: str, files: Iterable[str]) -> None:
         """Download files of a finished stage, each checked against its digest."""
         facts, done = self.facts(name), f"done/{name}.json"
+        if (super().stage(name) / STAGE_FILE).exists():  # this host finished it, too, and another one sent it first
+            remove(super().stage(name))
         for file in files:
             path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
                 remove(self.root / done)  # its next copy may be of the stage trained again
                 damaged = f"{source} in {masked(self.address)} is missing or damaged"
-                raise StoreError(f"{damaged}; delete {done} there, and the stage is trained again")
+                again = f"delete {done} there, and the copy {self.root} on each host while no process uses it"
+                raise StoreError(f"{damaged}; {again}: then the stage is trained again")
 
     def _find(self, folder: str) -> dict[str, str]:
         """Files below a folder of the bucket, or the file of that name: path from the store's root -> ETag."""

@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -75,8 +76,8 @@ def _submit(client: JobSubmissionClient, job: str) -> bool:
     try:
         client.submit_job(entrypoint=entry, submission_id=job, runtime_env={"env_vars": SUPERVISOR}, metadata=about)
         return True
-    except RuntimeError as error:
-        os.unlink(file)
+    except (RuntimeError, OSError) as error:
+        Path(file).unlink(missing_ok=True)
         if "already exists" not in str(error):
             raise
         return False

@@ -75,9 +75,9 @@ class Progress:
     def begin(self, trial: Trial) -> None:
         if trial.id not in self.trials:
             self.trials.add(trial.id)
-            with suppress(OSError):
+            with suppress(OSError, ConfigError):  # a store in trouble must not end the command
                 self.store.failure(trial.plan.name).unlink(missing_ok=True)
-            self.stages |= missing([trial], self.store)
+                self.stages |= missing([trial], self.store)
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """Show that a trial's stage has made progress, or waits; `result` is one of `StageScheduler.follow`."""

@@ -23,6 +23,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
+from sgan.store.files import lack
 from sgan.store.local import Store
 from sweeps.execution import mps
 from sweeps.execution.light_trial import LightTrial
@@ -78,7 +79,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         if self.stop.is_set():
             return Searcher.FINISHED
         try:
-            self._report_ends()
+            self.report_ends()
             trial = self.source.next()
         except (OSError, ConfigError) as error:
             self.progress.wait(error)
@@ -109,15 +110,17 @@ class SourceSearcher(Searcher, tune.Stopper):
             self.progress.end(*end)
             self.ended.append(end)
             with suppress(OSError):  # `suggest` tries again
-                self._report_ends()
+                self.report_ends()
 
-    def _report_ends(self) -> None:
+    def report_ends(self) -> None:
         """Tell the source how trials ended; OSError if the disk does not allow it now."""
         while self.ended:
             try:
                 self.source.end(*self.ended[0])
             except ConfigError as error:  # a damaged file: the source of the next command reads it again
                 self.progress.wait(error)
+                if trouble := lack(error):
+                    raise trouble from error
             self.ended.pop(0)
 
     def stop_all(self) -> bool:
@@ -157,6 +160,12 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
             ),
         )
         tuner.fit()
+        while searcher.ended and not stop.is_set():  # the disk is in trouble, and Tune asks for no more trials
+            try:
+                searcher.report_ends()
+            except OSError as error:
+                shown.wait(error)
+                stop.wait(1)
         searcher.stop_all()
         # Ray prints a raw line for a call that is open when its actor ends.
         if calls := [each for each in (searcher.stopped, searcher.last_call) if each]:

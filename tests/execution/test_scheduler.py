@@ -1,5 +1,6 @@
 """The scheduler on real Ray processes, which are killed; its stages train nothing."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import ray
@@ -22,9 +24,11 @@ from stages_that_wait import ListSource, Waiting, job, stage_name, trials
 from waiting import wait_for
 
 from sgan.stages.graph import name
+from sgan.store.files import StoreError, unreadable
 from sgan.store.local import Store
 from sweeps.execution import scheduler, stage_scheduler
 from sweeps.execution.worker import Job
+from sweeps.planning.trials import Trial
 
 DONE = ("done", "")
 QUICK = {
@@ -196,6 +200,49 @@ def test_a_full_store_is_told_of_and_tried_only_now_and_then(processes, store, t
     (tmp_path / f"full-{stage}").unlink()
     assert running.ends() == {asked[0].title: DONE}
     assert not events(store, "stage retried")
+
+
+@dataclass
+class Troubled(ListSource):
+    """Knows no trial ahead, as a search does, and meets a disk's error when it first hears of an end."""
+
+    trouble: OSError | StoreError | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.trials, self.ahead = self.ahead, ()
+
+    def next(self) -> Trial | None:
+        self.given += 1
+        return self.trials[self.given - 1] if self.given <= len(self.trials) else None
+
+    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+        if error := self.trouble:
+            self.trouble = None
+            raise error from error.__cause__
+        super().end(trial, outcome, reason)
+
+
+@pytest.mark.slow
+def test_a_disk_in_trouble_when_a_trial_begins_and_when_the_last_one_ends_loses_no_end(processes, store, tmp_path):
+    sick = OSError(errno.EIO, os.strerror(errno.EIO))
+    (asked,) = trials(["dcgan-adv-cond"])
+    has, answers = store.has, iter([sick])
+
+    def has_at_last(name: str) -> bool:
+        for error in answers:
+            raise error
+        return has(name)
+
+    store.has = has_at_last
+    try:
+        raise unreadable(tmp_path / "stage.json", sick) from sick  # as `Store.facts` does
+    except StoreError as error:
+        damaged = error
+    for trouble in (sick, damaged):
+        source = Troubled([asked], trouble=trouble)
+        assert scheduler.run(source, job(store, tmp_path), store)
+        assert source.ends == {asked.title: DONE}
 
 
 @pytest.mark.slow

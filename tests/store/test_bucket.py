@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from sgan.store.local import LostClaim, Store
 from sgan.store.s3 import BucketStore, open_store
 from sweeps.execution.progress import Progress
 from sweeps.optimization.study import StudyFile
+from sweeps.run import only_one
 
 TENSORS = {"a/weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]).byte()}
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
@@ -163,6 +165,38 @@ def test_where_two_hosts_finished_one_stage_the_first_is_the_one(host):
     for store in (one, other, host("third")):
         assert torch.equal(read_tensors(store.file("stage", "model.safetensors"))["a/weight"], TENSORS["a/weight"])
     assert len([path for path in one.fs.find(f"{one.base}/stages") if path.endswith("model.safetensors")]) == 1
+
+
+def test_what_a_dead_host_had_finished_gives_way_to_what_another_one_sent(host, monkeypatch):
+    one, other = host("one"), host("other")
+    monkeypatch.setattr(one, "_put", lambda path, name: (_ for _ in ()).throw(KeyboardInterrupt))
+    folder = one.begin("stage")
+    write_tensors(folder / "model.safetensors", {"a/weight": torch.zeros(1)})
+    with pytest.raises(KeyboardInterrupt):
+        one.publish("stage", {"status": "done"})
+    publish(other)
+    again = host("one")
+    assert torch.equal(read_tensors(again.file("stage", "model.safetensors"))["a/weight"], TENSORS["a/weight"])
+    assert not (again.root / "stages" / "stage" / "stage.json").exists()
+
+
+def test_the_upload_of_a_lost_stage_ends_before_the_next_stage_begins(host, monkeypatch):
+    """Otherwise its files would count as the next stage's, and be removed from the bucket with them."""
+    monkeypatch.setattr(bucket, "SYNC", 0.0)
+    one, other = host("one"), host("other")
+    put, answers = one.fs.put_file, threading.Event()
+    monkeypatch.setattr(one.fs, "put_file", lambda *names: (answers.wait(60), put(*names)))
+    write_json(one.begin("lost") / "checkpoints" / "000000010" / "checkpoint.json", {})
+    time.sleep(0.01)
+    one.keep("lost")
+    one.leases.lost.add("lost")
+    with pytest.raises(LostClaim):
+        one.keep("lost")
+    threading.Timer(0.5, answers.set).start()
+    one.begin("next")
+    shutil.rmtree(one.work("lost"))
+    one.keep("next", now=True)
+    assert other.checkpoint("lost") == "000000010"
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -409,6 +443,30 @@ def test_one_host_waits_for_the_end_of_a_dead_claim_and_no_other_has_to(host, mo
     wait_for(lambda: not one.held("name"))
     assert other.leases.take("name")  # which has not seen it before
     assert one.held("name")
+
+
+def test_a_mirror_that_was_copied_to_another_host_is_not_the_same_host(host, tmp_path, monkeypatch):
+    one = host("one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    copy = host("copy")
+    with one.claim("stage") as first, copy.claim("stage") as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_search_waits_out_the_claim_of_a_host_that_died_and_refuses_that_of_a_living_one(host, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    monkeypatch.setattr(lease, "EXPIRY", 1.5)
+    monkeypatch.setattr(BucketStore, "expiry", 4.0)
+    one, other = host("one"), host("other")
+    with one.alone("search"), only_one(other, "search") as alone:
+        assert not alone
+    with only_one(other, "search") as alone:
+        assert alone
+    assert one.leases.take("search")  # and dies
+    with only_one(other, "search") as alone:
+        assert alone
+    assert capsys.readouterr().out.count("waiting 4 s in case its host has died") == 2
 
 
 def test_an_object_is_swapped_by_the_writer_that_read_it_last(host):

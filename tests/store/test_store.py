@@ -274,6 +274,19 @@ def test_the_newest_checkpoint_names_itself(tmp_path):
     assert not list(checkpoints.glob(".*"))
 
 
+def test_a_stage_that_cannot_be_renamed_keeps_its_checkpoints(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    write_json(store.begin("stage") / CHECKPOINTS / "000000009" / "checkpoint.json", {})
+    with monkeypatch.context() as full:
+        full.setattr(os, "rename", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(OSError, match="No space"):
+            store.publish("stage", {"status": "done"})
+    assert store.checkpoint("stage") == "000000009"
+    store.publish("stage", {"status": "done"})
+    assert store.facts("stage")["files"] == {}
+    assert not (store.stage("stage") / CHECKPOINTS).exists()
+
+
 def test_tensors_come_back_bit_for_bit(tmp_path):
     odd = {
         "nan": torch.tensor([float("nan"), -0.0, 1e-45]),
