@@ -77,6 +77,7 @@ class Variant:
 
     def __post_init__(self):
         require(not (self.cuts and self.through), "a variant may have cuts or through, but not both; empty one of them")
+        require(bool(self.cuts) or not self.joint, "a variant without cuts has no levels to join: set joint to false")
         weight, nothing = self.weights.conditional, "a variant without labels and cuts has no condition to recover"
         recovers = bool(self.labels or self.cuts) or weight == 0
         require(recovers, f"{nothing}: its conditional weight must be 0, but got {weight}")
@@ -170,7 +171,7 @@ class GanRecipe:
         dense_glorot: weights of a discriminator's fully connected layers, heads included, are Glorot-uniform.
         dense_slope: slope below zero of the ReLU after a discriminator's fully connected layers; convolutions have 0.2.
         precision: number format of layers while training: "float32", or "bfloat16" where torch.autocast finds it safe.
-            Weights, losses, Adam and all sampling are always float32."""
+            Weights, losses, Adam and all sampling are always float32; on a GPU, cuDNN multiplies float32 in TF32."""
 
     batch: Batch = 100
     adam: AdamRecipe = AdamRecipe()
@@ -232,9 +233,10 @@ class Recipe:
         for name, part in zip(STAGE_IMAGES, (self.gan, self.gan, self.joint), strict=True):
             images = getattr(self, name)
             require(images >= part.batch, f"{name} must be at least the batch of {part.batch}, but got {images}")
-        same = self.gan.discriminator == self.joint.discriminator and self.gan.pixel_mean == self.joint.pixel_mean
-        joint = "the joint stage continues the levels: discriminator and pixel_mean must be the same in gan and joint"
-        require(same, joint)
+        fields = ["discriminator", "pixel_mean", *["discriminator_norm"] * (self.joint_start > 0)]
+        for name in fields:
+            same = getattr(self.gan, name) == getattr(self.joint, name)
+            require(same, f"the joint stage continues the levels: {name} must be the same in gan and joint")
 
     def budget(self, factor: float) -> "Recipe":
         """The same recipe with the images of every GAN stage multiplied by `factor`."""

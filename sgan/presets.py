@@ -256,7 +256,8 @@ def configure(
         variant = replace(variant, weights=replace(variant.weights, **present))
     codes = replace(variant.codes, categorical=dataset.classes) if variant.codes else None
     cut, through = cuts if variant.cuts else (), cuts if variant.through else ()
-    variant = replace(variant, cuts=cut, through=through, codes=codes)
+    joint = variant.joint and bool(cut)  # one level has nothing to be trained with
+    variant = replace(variant, cuts=cut, through=through, codes=codes, joint=joint)
     return Config(dataset, data, _fitted(recipe, variant), variant, seed)
 
 

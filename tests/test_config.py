@@ -92,6 +92,18 @@ def test_an_unknown_tap_is_refused_and_named(tap):
     assert "pool1" in message
 
 
+def test_a_stack_that_has_nothing_to_join_is_refused():
+    assert "set joint to false" in refused(Variant, cuts=(), weights=Weights(), joint=True)
+
+
+@pytest.mark.parametrize("field", ["discriminator", "pixel_mean", "discriminator_norm"])
+def test_a_joint_stage_that_could_not_load_the_levels_is_refused(field):
+    other = dataclasses.replace(tiny_recipe().gan, **{field: "classes" if field == "discriminator" else True})
+    assert f"{field} must be the same in gan and joint" in refused(Recipe, gan=other)
+    if field == "discriminator_norm":  # new weights may have other layers
+        assert dataclasses.replace(tiny_recipe(), gan=other, joint_start=0.0).gan == other
+
+
 @given(st.lists(st.sampled_from(INNER_TAPS), min_size=2, max_size=6))
 def test_cuts_are_accepted_in_the_encoders_order_only(cuts):
     fields = {"cuts": tuple(cuts), "weights": Weights(), "joint": True}

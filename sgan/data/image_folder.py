@@ -128,6 +128,7 @@ def read(root: Path, size: int, channels: int) -> Parts:
         test = torch.zeros(len(labels), dtype=torch.bool)
         for label in range(len(names)):
             test[(labels == label).nonzero().flatten()[1::KEPT_FOR_TESTING]] = True
+        require(bool(test.any()), f"no class of {root} has two images, so none is kept for testing; add images")
         parts = [images[~test], labels[~test], images[test], labels[test]]
     return tuple(parts)  # pyright: ignore[reportReturnType]
 

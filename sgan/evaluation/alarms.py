@@ -42,7 +42,7 @@ def latest(
     stages: dict[str, Mapping[str, float]] = {}
     for label, lines in records.items():
         for line in lines:
-            if line["images"] > 0 and (COLLAPSED in line["metrics"] or "feature_fid" in line["metrics"]):
+            if line["images"] > 0 and not {"fid", "feature_fid"}.isdisjoint(line["metrics"]):
                 stages[label] = line["metrics"]
     stages = {"joint": stages["joint"]} if "joint" in stages else stages
     if final is not None:

@@ -19,10 +19,10 @@ SPLITS, SHUFFLE_SEED = 10, 2020
 KID = (100, 1000)  # Number of KID's subsets, and images in each, as published
 SUBSET, SPREAD = 2000, 1000  # Images whose pairwise distances are computed, at most: in all, and of a class
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-COLLAPSED, MISSED = 0.4, 0.2
+COLLAPSED, MISSED, FEWEST = 0.4, 0.2, 2
 """A class has collapsed where its samples' distances are below COLLAPSED times those of real images (class_diversity).
 It is missed where its share of the samples is below MISSED times its share of real images, or, where that is larger, of
-an equal share: labels are drawn equally often."""
+an equal share: labels are drawn equally often. With fewer than FEWEST images a class, neither can be told."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ def _gap(points: Tensor) -> float:
 
 def class_scores(found: Features, real: Features) -> dict[str, float]:
     """diversity, the mean of class_diversity, and collapsed_classes, the share of the classes in which it is below
-    COLLAPSED. Where no class of the real images varies, all classes count as collapsed."""
+    COLLAPSED. Where no class of the real images varies, all classes count as collapsed. Empty with too few images (see
+    FEWEST)."""
+    if len(found.logits) < FEWEST * found.logits.shape[1]:
+        return {}
     ratios = class_diversity(found, real)
     ratios = ratios[~ratios.isnan()]
     if not len(ratios):

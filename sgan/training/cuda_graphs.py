@@ -111,7 +111,9 @@ class Phases:
             self.wanted, self.beside.stream = False, None  # two streams would keep memory after a failed recording
             self.recorded.clear()
             warnings.warn(f"training goes on without CUDA graphs, slower: {error}", stacklevel=2)
-            fresh = torch.Generator(self.stream.device).graphsafe_get_state()  # the old one stays in the recording
-            torch.cuda.default_generators[self.stream.device.index].graphsafe_set_state(fresh)
+            own = torch.cuda.default_generators[self.stream.device.index]
+            fresh = torch.Generator(self.stream.device)  # the old state stays in the recording
+            fresh.manual_seed(own.initial_seed())
+            own.graphsafe_set_state(fresh.graphsafe_get_state())
             return None
         return graph, tuple(report), values

@@ -21,14 +21,14 @@ class AdamEpsInRoot(torch.optim.Optimizer):
             for parameter in (each for each in group["params"] if each.grad is not None):
                 state = self.state[parameter]
                 if not state:
-                    # A tensor, so that the GPU need not wait for Python, and a CUDA graph can count steps.
-                    state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
+                    # As in torch's Adam: a CUDA graph can count it, and either Adam can continue the other.
+                    state["step"] = torch.zeros((), device=parameter.device)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                state["step"] += 1
+                step = state["step"].add_(1).double()
                 first = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
                 second = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                root = (second / (1 - beta2 ** state["step"]) + group["eps"]).sqrt_()
-                parameter.sub_(first / root * (group["lr"] / (1 - beta1 ** state["step"])))
+                root = (second / (1 - beta2**step) + group["eps"]).sqrt_()
+                parameter.sub_(first / root * (group["lr"] / (1 - beta1**step)))
 
 
 def adam(module: nn.Module, recipe: AdamRecipe) -> torch.optim.Optimizer:

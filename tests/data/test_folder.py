@@ -274,6 +274,14 @@ def test_images_without_any_difference_are_refused(root):
         metrics.describe(same, lambda images: Features(images.flatten(1).float(), images.flatten(1).float()))
 
 
+def test_a_folder_without_an_image_to_test_with_is_refused(root):
+    for path in root.glob("*/[1-9].png"):
+        path.unlink()
+    assert "no class of" in refused(root)
+    picture(seed=1).save(root / "cats" / "1.png")
+    assert [len(part) for part in read(root, 32, 3)] == [2, 2, 1, 1]
+
+
 def test_a_folder_that_is_no_set_of_classes_is_refused(root):
     picture().save(root / "loose.png")
     assert "loose.png lies beside the class folders" in refused(root)

@@ -36,7 +36,9 @@ def test_losses_of_a_joint_stage_keep_their_level():
 
 
 def line(images: int, **metrics: float) -> dict:
-    return {"images": images, "metrics": metrics}
+    """A point of a record; one with the score that every evaluation has where it has others."""
+    evaluated = {"fid": 1.0} if "collapsed_classes" in metrics else {}
+    return {"images": images, "metrics": metrics | evaluated}
 
 
 def test_only_the_last_evaluation_after_the_first_step_counts():

@@ -174,6 +174,13 @@ def test_diversity_is_one_for_the_real_images_themselves():
     assert class_scores(real, real) == {"diversity": pytest.approx(1), "collapsed_classes": 0}
 
 
+def test_one_image_a_class_tells_nothing_of_diversity():
+    real = Features(features(1000, 8), one_hot_logits(labels(1000)))
+    for count, known in ((K, False), (2 * K, True)):
+        found = Features(real.features[:count], real.logits[:count])
+        assert bool(class_scores(found, real)) == known
+
+
 def test_diversity_is_proportional_to_the_distances_within_classes():
     real = Features(features(1000, 8), one_hot_logits(labels(1000)))
     centres = 100 * features(K, 8, seed=1)[labels(1000)]

@@ -339,8 +339,7 @@ def test_the_joint_stage_starts_from_the_share_of_training_that_the_recipe_says(
     stages = [dict(tiny_plan(each, variant).stages)["level0"] for each in (recipe, short)]
     kept = read_tensors(Store(shared).file(name(stages[0]), START_FILE))
     ended = read_tensors(Store(shared).file(name(stages[1]), MODEL_FILE))
-    kept = {key: tensor for key, tensor in kept.items() if not key.startswith("optimiser/")}
-    assert set(kept) == set(ended)
+    assert set(kept) == set(ended)  # nobody reads Adam's states here
     assert all(torch.equal(tensor, ended[key]) for key, tensor in kept.items())
 
 

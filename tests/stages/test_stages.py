@@ -132,6 +132,11 @@ def test_every_field_of_a_recipe_is_in_that_table():
     assert set(CHANGES) == {field.name for field in dataclasses.fields(tiny_recipe())}
 
 
+def test_a_stack_without_cuts_is_the_dcgan_of_its_losses():
+    """One level has no other to be trained with: there is no joint stage."""
+    assert names(row("sgan", cuts=())) == names(row("dcgan-adv-cond-ent"))
+
+
 @pytest.mark.parametrize("part", ["gan", "joint"])
 def test_every_field_of_gan_training_is_in_the_key(part):
     """Each field changed by itself."""
@@ -141,10 +146,13 @@ def test_every_field_of_gan_training_is_in_the_key(part):
         "fresh_noise": True,
         "discriminator_scale": 0.5,
         "precision": "bfloat16",
-        "discriminator_norm": True,
         "dense_glorot": True,
     }
-    both = {"discriminator": "classes", "pixel_mean": True}  # gan and joint must agree in these
+    both = {
+        "discriminator": "classes",
+        "pixel_mean": True,
+        "discriminator_norm": True,
+    }  # gan and joint must agree in these
     for field in (field.name for field in dataclasses.fields(PAPER)):
         recipe = dataclasses.replace(PAPER, **{field: (other | both).get(field, 0.125)})
         changes: dict[str, Any] = {"gan": recipe, "joint": recipe} if field in both else {part: recipe}

@@ -56,6 +56,18 @@ def test_a_first_step_is_as_worked_out_by_hand():
         assert moved[1] == pytest.approx(RATE * gradient / (gradient + EPS), rel=1e-9)
 
 
+def test_both_forms_keep_states_of_the_same_types():
+    """The joint stage may continue the levels' states in the other form; a GPU's fused Adam reads them as float32."""
+    types = []
+    for in_root in (True, False):
+        module = nn.Linear(3, 4, bias=False)
+        optimiser = adam(module, AdamRecipe(eps_in_root=in_root))
+        follow(optimiser, module.weight, gradients(1.0))
+        types.append({name: value.dtype for name, value in optimiser.state[module.weight].items()})
+        assert optimiser.state[module.weight]["step"] == len(gradients(1.0))
+    assert types[0] == types[1] == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.float32)
+
+
 def test_plain_adam_is_torchs():
     torch.manual_seed(0)
     ours, reference = nn.Linear(3, 4, bias=False).double(), nn.Linear(3, 4, bias=False).double()

@@ -105,7 +105,7 @@ def test_svhn_follows_cifar10_but_digits_are_not_mirrored():
         }
 
 
-COUPLED = ("discriminator", "pixel_mean")
+COUPLED = ("discriminator", "pixel_mean", "discriminator_norm")
 """The joint stage continues the levels, so gan and joint agree in these."""
 
 

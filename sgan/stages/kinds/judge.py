@@ -107,8 +107,8 @@ def run(stage: JudgeStage, context: Context, folder: Path, evaluator: Evaluator 
         if len(images) >= metrics.SPLITS:
             found = made.scores(images, labels.cpu(), drawn(len(images), total))
             # The accuracy train_on_generated is measured on the held-out images, so it cannot score them.
-            kept = {name for name in found if prefix or not name.endswith("train_on_generated")}
-            scores |= {f"{prefix}{name}": found[name] for name in found if name in kept}
+            left_out = () if prefix else ("train_on_generated",)
+            scores |= {f"{prefix}{name}": each for name, each in found.items() if not name.endswith(left_out)}
     yield Progress(total, total)
     weights = stage.weights or sha256(folder / MODEL_FILE)
     row, reference = JUDGES[stage.judge], f"{stage.dataset}, training images ({stage.data})"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgan.config import IMAGE, GanRecipe
 from sgan.data.batches import Data, pixel_mean
@@ -55,7 +55,7 @@ def run(stage: LevelStage, context: Context, folder: Path, evaluator: Evaluator 
     steps = max(1, stage.images // recipe.batch)
     start = max(1, round(steps * stage.joint_start)) if stage.joint_start < 1 else 0
     yield from train(task, stage, folder, evaluator, start)
-    write_tensors(folder / MODEL_FILE, task_tensors(task) if stage.keep_adam else module_tensors(task.modules))
+    write_tensors(folder / MODEL_FILE, _kept(task, stage))
     return {}
 
 
@@ -72,8 +72,14 @@ def train(
             kept = module_tensors(generators(task.levels))
             write_tensors(folder / WEIGHTS / f"{images:09d}.safetensors", kept)
         if start and images == start * batch:
-            write_tensors(folder / START_FILE, task_tensors(task))
+            write_tensors(folder / START_FILE, _kept(task, stage))
         return score(images)
 
     evaluations = marks(steps, stage.evaluations) | ({start} if start else set())
     yield from loop(task, steps, batch, folder, evaluate, evaluations, judge)
+
+
+def _kept(task: GanTask, stage: LevelStage | JointStage) -> dict[str, Tensor]:
+    """The weights, with Adam's states where the joint stage continues these."""
+    keep_adam = isinstance(stage, LevelStage) and stage.keep_adam
+    return task_tensors(task) if keep_adam else module_tensors(task.modules)
