@@ -16,8 +16,8 @@ from sweeps.planning.options import ASKED, Sweep
 def options_of() -> Sweep:
     """The options of the command line. An option that it does not name has its value in the --config file, if any."""
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config", type=Path)
-    known.add_argument("--data", type=Path)  # a config of an image folder is not valid without it
+    known.add_argument("--config", type=Path, nargs="?")
+    known.add_argument("--data", type=Path, nargs="?")  # a config of an image folder is not valid without it
     given = known.parse_known_args()[0]
     default = Sweep(**vars(config_file.read(given.config).options), data=given.data) if given.config else Sweep()
     return parse(lambda: grouped(Sweep, "python sweeps/ablation.py", default), ASKED)

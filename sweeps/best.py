@@ -76,7 +76,7 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     provenance |= {by: [seed[by] for seed in seeds]}
     path = config_file.write(store, options.variants[0], options, config, provenance)
     print(f"{trial['title']} (best of {len(seeds)} seeds: {trial['seed']}) is in {path}. The six variants with it:")
-    print(f"  python sweeps/ablation.py --config {shlex.quote(str(path))}")
+    print(f"  {config_file.command(path, store, options)}")
     uri = address_of(mlflow) or default_uri(store)
     trouble = attempt(store, [key], uri)
     print(trouble or f"Its model is registered in MLflow with the alias best: {pages(uri, key)}")

@@ -20,7 +20,7 @@ from sweeps.mlflow_view.connection import address_of, default_uri, pages, warn_i
 from sweeps.optimization.phases import Plan, Searcher, SearchRun
 from sweeps.optimization.search_options import Search
 from sweeps.optimization.study import OUTCOME, Row, ended
-from sweeps.planning import ablation, manifest
+from sweeps.planning import ablation, config_file, manifest
 from sweeps.planning.basis import Basis, prepare
 from sweeps.planning.options import Options, Sweep
 from sweeps.planning.trials import ListSource, Trial, clock, state_of
@@ -124,7 +124,7 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
     failed = any(run.outcome(row) is None for _, row in confirmed)
     if best:
         print(f"{run.chosen} The best config is in {best}.")
-        then = f"python sweeps/ablation.py --config {shlex.quote(str(best))}"
+        then = config_file.command(best, run.store, run.options)
     elif failed:
         then = "No config was confirmed on all of its seeds; the same command runs the failed trials again."
     elif confirmed:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 COLLAPSED, COPIED = "collapsed_classes", "copied"
+EVALUATED = {"fid", "feature_fid", COLLAPSED}  # A point of a record with one of these has scores, not losses alone
 ALARMS = {
     COLLAPSED: (1e-9, "collapse: {:.0%} of the classes are missed or repeat themselves"),
     COPIED: (0.2, "copies: {:.0%} of the samples are as near to a training image as 5% of real images are"),
@@ -42,7 +43,7 @@ def latest(
     stages: dict[str, Mapping[str, float]] = {}
     for label, lines in records.items():
         for line in lines:
-            if line["images"] > 0 and not {"fid", "feature_fid"}.isdisjoint(line["metrics"]):
+            if line["images"] > 0 and not EVALUATED.isdisjoint(line["metrics"]):
                 stages[label] = line["metrics"]
     stages = {"joint": stages["joint"]} if "joint" in stages else stages
     if final is not None:

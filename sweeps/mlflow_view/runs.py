@@ -126,7 +126,7 @@ def log_model(client: MlflowClient, run: Run, models: Path, params: Mapping[str,
         )
         client.log_model_artifacts(made.model_id, str(Path(folder, MODELS)))
     client.finalize_logged_model(made.model_id, "READY")
-    if not run.outputs or not run.outputs.model_outputs:
+    if made.model_id not in [each.model_id for each in (run.outputs.model_outputs if run.outputs else ())]:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(made.model_id, 0)])
     return made.model_id
 

@@ -94,11 +94,11 @@ class _Pass:
             return
         name = f"sgan-{self.manifest['settings']['dataset']}"
         marked = self.client.search_runs([parent.info.experiment_id], f"tags.best LIKE '{name}, %'")
-        if [each.info.run_id for each in marked] != [run.info.run_id]:
-            version = runs.register(self.client, run, name)
-            for other in marked:
-                self.client.delete_tag(other.info.run_id, "best")
-            self.client.set_tag(run.info.run_id, "best", f"{name}, version {version}")
+        mark = f"{name}, version {runs.register(self.client, run, name)}"
+        for other in (each for each in marked if each.info.run_id != run.info.run_id):
+            self.client.delete_tag(other.info.run_id, "best")
+        if run.data.tags.get("best") != mark:
+            self.client.set_tag(run.info.run_id, "best", mark)
 
     def send_sweep(self, run: Run, outcome: str, end: float) -> None:
         view, files = content.sweep_view(self.store, self.manifest, run), content.sweep_files(self.store, self.manifest)

@@ -81,8 +81,8 @@ def _compare(client: MlflowClient, run: Run, view: runs.View, held: Iterable[Met
     expected = _parts(view.params, runs.as_tags(view.tags), [*view.metrics, *view.scores], files)
     with tempfile.TemporaryDirectory() as theirs:
         client.download_artifacts(run.info.run_id, "", theirs)
-        for each in run.outputs.model_outputs if run.outputs else ():
-            place, folder = client.get_logged_model(each.model_id).artifact_location, Path(theirs, each.model_id)
+        if logged := runs.logged_model(client, run):
+            place, folder = logged.artifact_location, Path(theirs, logged.model_id)
             folder.mkdir()
             model = download_artifacts(place, dst_path=str(folder), tracking_uri=client.tracking_uri)
             Path(model).rename(Path(theirs, MODELS))

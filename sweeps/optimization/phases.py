@@ -24,7 +24,7 @@ from sweeps.optimization.search_options import SPLITS, WEIGHTS, Search
 from sweeps.optimization.space import Params, Space
 from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
 from sweeps.planning import config_file, manifest
-from sweeps.planning.basis import Basis
+from sweeps.planning.basis import Basis, check_batch
 from sweeps.planning.options import Options, Sweep
 from sweeps.planning.trials import Trial, state_of, trial, trial_row
 
@@ -64,7 +64,11 @@ class SearchRun:
         self.name = f"{basis.what}, {search.variant} by {search.objective} ({self.key})"
         self.study_path = manifest.folder(store, self.key) / STUDY
         self.templates = {split: self._template(split, search.seed) for split in self.space.splits}
-        check_networks(self.templates.values())
+        ends = [{field: end} for field, ends in self.space.varied.items() for end in (ends.low, ends.high)]
+        varied = [self.space.config(self.space.known_good() | end, search.seed) for end in ends]
+        check_networks([*self.templates.values(), *varied])
+        for config in varied:
+            check_batch(config.recipe, len(basis.data.images), "--vary: ")
 
     def _template(self, split: str, seed: int) -> Config:
         return self.space.config(self.space.known_good() | {"split": split}, seed)

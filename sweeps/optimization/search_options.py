@@ -39,6 +39,8 @@ def parse_varied(text: str, recipe: Recipe) -> tuple[str, FloatDistribution | In
     if parts is None:
         raise ConfigError(f"--vary takes FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, but got {text!r}")
     field, *ends, log = parts.groups()
+    scoring = field == "samples" or field.startswith("judge.")
+    require(not scoring, f"--vary {text}: all configs of a search are scored in one way; set {field} with --override")
     try:
         low, high = map(json.loads, ends)
         for end in (low, high):

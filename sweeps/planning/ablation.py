@@ -108,9 +108,10 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
         override = (*options.override, *(f"{name}={images}" for name, images in lengths.items()))
         alone: dict[str, Any] = {"variants": (each.variant,), "row": (), "override": override}
         if not row.built_in:
-            fields = {"base": row.base, "title": row.title, **row.changes, **lengths}
+            own = {name: lengths.get(name, value) for name, value in row.changes.items()}
+            fields = {"base": row.base, "title": row.title, **own}
             told = [f"{field}={item if isinstance(item, str) else json.dumps(item)}" for field, item in fields.items()]
-            alone = {"variants": (), "row": ((each.variant, *told),)}
+            alone |= {"variants": (), "row": ((each.variant, *told),)}
         again = dataclasses.replace(options, rows=(), match="none", **basis.chosen, **alone)
         rows.append(trial_row(each, "ablation", again, rank, row))
     head = {

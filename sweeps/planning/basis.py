@@ -81,5 +81,5 @@ def check_batch(recipe: Recipe, images: int, where: str = "") -> None:
     large = [part for part, batch in batches.items() if batch > images]
     held = ", ".join(f"{part}.batch={batches[part]}" for part in large)
     fitting = " ".join(f"{part}.batch={images}" for part in large)
-    enough = f"a batch must be at most the {images} training images, but got {held}; give --override {fitting}"
-    require(not large, f"{where}{enough}, or more images")
+    enough = f"a batch must be at most the {images} training images, but got {held}"
+    require(not large, f"{where}{enough}; give {'' if where else '--override '}{fitting}, or more images")

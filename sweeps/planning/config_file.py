@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import yaml
 
+from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
 from sgan.config import Config
 from sgan.presets import VARIANTS
@@ -75,6 +76,12 @@ def read(path: Path) -> BestConfig:
         commit = re.search(r"^  commit: (\S+)", text, re.MULTILINE)
         origin = f"; it was written by commit {commit[1]}: use that commit, or search again" if commit else ""
         raise ConfigError(f"{path} cannot be read as the config file of a search: {reason}{origin}") from error
+
+
+def command(path: Path, store: Store, options: Options) -> str:
+    """The command that runs the variants with the config of this file; `options`: those of the config."""
+    words = ["--config", str(path), *(["--data", str(options.data.absolute())] if options.data else [])]
+    return f"python sweeps/ablation.py {shlex.join([*words, '--store', masked(store.address)])}"
 
 
 def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:

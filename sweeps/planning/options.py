@@ -228,6 +228,9 @@ class Sweep(Rows, Options):
         if self.weights:
             Weights(*self.weights)  # not all of them may be 0
         require(bool(self.all_rows), "--variants names no variant, and there is no --rows or --row; name one")
+        titles = [row.title for row in self.all_rows.values()]
+        twice = next((title for title in titles if titles.count(title) > 1), None)
+        require(twice is None, f"two rows have the title {twice!r}; give one of them another title")
         super().__post_init__()
 
     @property

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
@@ -87,7 +88,7 @@ def write(stores: Sequence[str], out: Path) -> None:
             place = sweep.manifest["key"]
             place += f"-{len(pages)}" if place in pages else ""  # two stores may have the same sweep
             pages[place] = html(sweep, pictures, name), pictures
-            where = f"{out.stem}/{place}"
+            where = f"{quote(out.stem)}/{place}"
             sections.append(f"{markdown(sweep, pictures, where)}\n[The report as one page]({where}/{REPORT})\n")
     out.write_text("\n".join(sections))
     for place, (page, pictures) in pages.items():

@@ -49,8 +49,8 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
         headings = ["", "Variant", "Split", "Weights", *(SCORES[name].heading for name in columns)]
         lines, commands = [[*headings, "n", "Recipe", "Note"]], []
         for number, seeds in configs:
-            rows, (first, *_, last) = list(seeds["row"]), [*seeds["seed"], seeds["seed"].iloc[-1]]
-            config, alarms = rows[0]["config"], list(filter(None, seeds["alarm"]))
+            rows, alarms = list(seeds["row"]), list(filter(None, seeds["alarm"]))
+            config, rerun = rows[0]["config"], rows[0]["rerun"]
             (numbers,) = pd.DataFrame(seeds.groupby("config")[columns].agg(["mean", "std"])).to_dict("index").values()
             weights = " : ".join(f"{value:.3g}" for value in config["variant"]["weights"].values())
             cells = [str(number), rows[0]["base_variant"], rows[0]["cuts"].replace(",", "+"), weights]
@@ -58,8 +58,11 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
             told = [f"{seeds['diverged'].iloc[0]:.0f} more diverged"] * bool(seeds["diverged"].iloc[0])
             told += [f"alarm in {len(alarms)}: {textwrap.shorten(each, 48, placeholder=' …')}" for each in alarms[:1]]
             lines.append([*cells, "; ".join(told)])
-            span = f"--seeds {last - first + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
-            commands.append(f"{number}  python sweeps/ablation.py {rows[0]['rerun']} {span}")
+            # The seeds of an ablation and of a search lie a thousand apart: a command for each span.
+            for _, span in itertools.groupby(enumerate(seeds["seed"]), lambda each: each[1] - each[0]):
+                (_, first), *more = span
+                words = f"--seeds {len(more) + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
+                commands.append(f"{number}  python sweeps/ablation.py {rerun} {words}")
         title = f"{dataset}, by {SCORES[by].heading}"
         tables[dataset, scored] = "\n".join([title, "", aligned(lines), "", *commands])
     notes = ["Lists of one dataset were scored in different ways; their numbers cannot be compared."]

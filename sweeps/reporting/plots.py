@@ -36,7 +36,7 @@ SAMPLES = {
 }  # fmt: skip
 """Figures of a trial: title, and what to look for."""
 DIVERSITY = ("recall", "coverage", "diversity")
-SETTINGS: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
+SETTINGS: Any = {"font.size": 9, "text.parse_math": False, "axes.grid": True, "grid.alpha": 0.25}
 SETTINGS |= {"axes.spines.top": False, "axes.spines.right": False}
 
 

@@ -184,11 +184,15 @@ def commands(sweep: Sweep, store: str) -> list[str]:
     for leader in list(sweep.ranking)[:1]:
         trial = next(row["trial"] for row in sweep.of(leader).to_dict("records") if row["outcome"] == "done")
         lines.append(f"python -m sgan.sample {trial} --store {address} --out samples.png")
-        lines.append(f"python -m sgan.turing_test {trial} --store {address}")
+        words = shlex.split(next(row["rerun"] for row in sweep.manifest["trials"] if row["name"] == trial))
+        data = f" --data {shlex.quote(words[words.index('--data') + 1])}" if "--data" in words else ""
+        lines.append(f"python -m sgan.turing_test {trial} --store {address}{data}")
     return [*lines, f"python sweeps/best.py {address}", f"python sweeps/report.py {address} --out my-results.md"]
 
 
 def aligned(rows: Rows) -> str:
+    """The rows as a Markdown table."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[f" {cell.ljust(width)} " for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines.insert(1, ["-" * (width + 2) for width in widths])

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.store.files import Record, StoreError, read_json, read_record, write_json
 from sgan.store.local import Store
 from sgan.training.checkpoint import HEAD_FILE, STATE_FILE, Checkpoint, Checkpoints
+from sweeps import ablation
 from sweeps.planning import config_file
 from sweeps.planning.options import Sweep
 from sweeps.search import Search
@@ -303,3 +305,10 @@ def test_a_full_disk_and_a_wish_to_stop_end_in_one_line(capsys):
     assert capsys.readouterr().out == "\nStopped; the same command goes on where it was.\n"
     assert status(broken) == 2
     assert capsys.readouterr().err == "error: planted\n"
+
+
+@pytest.mark.parametrize("option", ["--config", "--data"])
+def test_an_option_without_its_value_is_one_error(option, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ablation.py", option])
+    with pytest.raises(ConfigError, match=option):
+        ablation.options_of()

@@ -36,9 +36,7 @@ def test_losses_of_a_joint_stage_keep_their_level():
 
 
 def line(images: int, **metrics: float) -> dict:
-    """A point of a record; one with the score that every evaluation has where it has others."""
-    evaluated = {"fid": 1.0} if "collapsed_classes" in metrics else {}
-    return {"images": images, "metrics": metrics | evaluated}
+    return {"images": images, "metrics": metrics}
 
 
 def test_only_the_last_evaluation_after_the_first_step_counts():
@@ -47,6 +45,7 @@ def test_only_the_last_evaluation_after_the_first_step_counts():
     assert list(latest({"level0": lines[:2]})) == ["level0"]
     assert latest({"level0": lines}) == {}
     assert latest({"level0": [*lines, line(30, entropy_ratio=1.0)]}) == {}  # a point between two evaluations
+    assert list(latest({"level0": [*lines, line(30, fid=9.0, entropy_ratio=1.0)]})) == ["level0"]
 
 
 def test_the_joint_stage_stands_for_its_levels_once_it_is_evaluated():

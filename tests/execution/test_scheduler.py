@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -210,7 +210,8 @@ class Troubled(ListSource):
 
     def __post_init__(self):
         super().__post_init__()
-        self.trials, self.ahead = self.ahead, ()
+        self.trials = self.ahead
+        self.ahead: Sequence[Trial] = []
 
     def next(self) -> Trial | None:
         self.given += 1

@@ -548,6 +548,16 @@ def test_an_image_that_mlflow_has_lost_is_sent_again(store):
     assert_complete(store, "sgan")
 
 
+def test_a_model_that_was_deleted_in_mlflow_is_sent_again(store):
+    finish(store, "sgan", 0)
+    sync(store)
+    client = client_of(store)
+    (model,) = client.search_logged_models([trial(store, "sgan").info.experiment_id])
+    client.delete_logged_model(model.model_id)
+    assert tracking.sync(store.address, verify=True) == 0
+    assert_complete(store, "sgan")
+
+
 def test_verify_names_what_a_stage_did_not_write(store, tmp_path, capsys):
     finish(store, "sgan", 0)
     (tmp_path / "secret").write_text("secret")

@@ -188,6 +188,8 @@ def test_a_bad_space_is_one_error_that_names_its_value(changes: dict, named: str
         ("gan.image_noise=0:1:log", "log"),
         ("gan.image_noise=-1:1", "-1"),
         ("gan.image_noise=0:NaN", "finite"),
+        ("samples=500:1000", "samples=500:1000: all configs of a search are scored in one way"),
+        ("judge.images=640:6400", "judge.images with --override"),
     ],
 )
 def test_a_bad_field_to_vary_is_one_error_that_names_it(text: str, named: str):

@@ -9,10 +9,22 @@ import tyro
 from sgan.stages.graph import JointStage, LevelStage
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record, size
+from sweeps.planning.ablation import check_record, plan_ablation, record, size
 from sweeps.planning.options import Sweep
 
 LONGER = ("mine", "base=sgan", "gan.generator_steps=[[0, 5]]", "joint.generator_steps=[[0, 5]]")
+
+
+def test_the_recorded_command_of_a_longer_row_is_of_the_sweep_without_a_match(tmp_path):
+    store, origin = Store(tmp_path), {"command": "", "commit": "abc", "machine": "a machine"}
+    for match, entropy in (("none", "5"), ("images", "5")):
+        row = ("mine", "base=sgan", f"weights.entropy={entropy}")
+        ablation = plan_ablation(Sweep(seeds=1, variants=("sgan-no-joint",), row=(row,), match=match), 0)
+        record(ablation, store, origin)
+    for row in manifest.read(store, ablation.key)["trials"]:
+        again = plan_ablation(tyro.cli(Sweep, args=[*shlex.split(row["rerun"]), "--seeds", "1"]), 0)
+        check_record(again, store)
+        assert again.trials[0].plan.name == row["name"]
 
 
 @pytest.mark.parametrize("match", ["images", "flops"])

@@ -131,5 +131,7 @@ def test_a_file_of_rows_that_cannot_be_is_refused(text: str, said: str, tmp_path
 def test_names_are_given_once_and_something_is_run():
     with pytest.raises(ConfigError, match="two rows"):
         Sweep(row=(("x", "base=sgan"), ("x", "base=dcgan-adv")))
+    with pytest.raises(ConfigError, match="two rows have the title 'SGAN'"):
+        Sweep(row=(("x", "base=sgan", "title=SGAN"),))
     with pytest.raises(ConfigError, match="--variants names no variant"):
         Sweep(variants=())

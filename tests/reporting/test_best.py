@@ -118,16 +118,17 @@ def test_more_diversity_is_better(store: Path, capsys):
     assert column(same, 4) == ["0.91 ± 0.01", "0.84 ± 0.04", "0.60"]
 
 
-def test_the_commands_run_all_seeds_again_in_one(store: Path, capsys):
+def test_the_commands_run_the_seeds_of_a_config_again(store: Path, capsys):
     best.main(str(store), by="inception_score")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "--variants sgan " in line][:2]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--variants sgan " in line][:3]
     start = "python sweeps/ablation.py --recipe laptop --dataset digits --variants sgan"
     split = "--cuts pool1 fc3"
     assert lines == [
-        f"1  {start} {split} --weights 2.0 0.5 3.0 --seeds 3 --first-seed 1001 --store {store}",
+        f"1  {start} {split} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1001 --store {store}",
+        f"1  {start} {split} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1003 --store {store}",
         f"2  {start} --weights 1.0 1.0 10.0 --seeds 3 --first-seed 0 --store {store}",
     ]
-    sweep = tyro.cli(Sweep, args=shlex.split(lines[1])[3:])
+    sweep = tyro.cli(Sweep, args=shlex.split(lines[2])[3:])
     assert (sweep.dataset, sweep.variants, sweep.weights) == ("digits", ("sgan",), (1.0, 1.0, 10.0))
     assert (sweep.seed_range, sweep.store) == (range(3), str(store))
 
@@ -187,6 +188,9 @@ def test_the_model_that_was_promoted_last_is_the_best(store: Path, tmp_path):
     assert [each.info.run_id for each in client.search_runs(["1"], "tags.best LIKE 'sgan%'")] == [run]
     assert run
     assert client.get_run(run).data.metrics["fid"] == 20.0
+    client.delete_registered_model("sgan-digits")  # as a person may do in MLflow's page
+    assert best.main(str(opened.root), promote=1) == 0
+    assert client.get_model_version_by_alias("sgan-digits", BEST).run_id == run
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -195,7 +199,7 @@ def test_a_promoted_config_is_in_best_yaml_and_its_best_seeds_model_is_registere
     shutil.copytree(store, tmp_path / "store")
     assert best.main(str(tmp_path / "store"), promote=number) == 0
     path, opened = tmp_path / "store" / "best.yaml", Store(tmp_path / "store")
-    assert f"--config {path}" in capsys.readouterr().out
+    assert f"python sweeps/ablation.py --config {path} --store {opened.root}\n" in capsys.readouterr().out
     chosen = config_file.read(path)
     cuts, weights = [(("fc3",), (1.0, 1.0, 10.0)), (("pool1", "fc3"), (2.0, 0.5, 3.0))][number - 1]
     assert (chosen.config.variant.cuts, chosen.options.weights) == (cuts, weights)

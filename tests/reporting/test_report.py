@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -333,6 +334,19 @@ def test_a_whole_file_of_another_kind_is_an_error_with_its_name(file, entry, val
     write_json(path, read_json(path) | {entry: value})
     with pytest.raises(StoreError, match=f"{re.escape(str(path))}.*{re.escape(message)}"):
         document.markdown(results.read(Store(tmp_path), KEY))
+
+
+def test_a_title_of_any_text_is_one_cell(tmp_path):
+    for path in (make(tmp_path / "store").root / "sweeps" / KEY / "trials").glob("sgan-*.json"):
+        write_json(path, read_json(path) | {"title": "A|B $5_$ of\ntwo lines"})
+    report.main((str(tmp_path / "store"),), tmp_path / "My Results.md")
+    text = (tmp_path / "My Results.md").read_text()
+    assert "| A\\|B $5_$ of two lines" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") - line.count("\\|") for line in tables} == {5, 8}
+    for link in re.findall(r"!?\[.*?\]\((\S+)\)", text):
+        assert (tmp_path / unquote(link)).is_file()
+    assert "](My%20Results/" in text
 
 
 def test_a_command_of_a_hostile_record_is_words_alone(tmp_path):
