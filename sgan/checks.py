@@ -1,12 +1,14 @@
 """Dataclasses that check their values, errors that name the value, and content keys."""
 
 import dataclasses
+import difflib
 import errno
 import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -73,8 +75,9 @@ def _message(error: ValidationError, where: str, names: Sequence[str] = (), labe
         return f"{path}: {cause}" if path else str(cause)
     if first["type"] in ("missing", "unexpected_keyword_argument"):
         return f"{path} is {'missing' if first['type'] == 'missing' else 'not a known field'}"
-    rule = re.sub("^.*? should ", " must ", first["msg"])
-    return f"{path or error.title}{rule if rule != first['msg'] else f': {rule}'}, but got {first['input']!r:.200}"
+    rule, got = re.sub("^.*? should ", " must ", first["msg"]), first["input"]
+    shown = repr(str(got) if isinstance(got, Path) else got)[:200]
+    return f"{path or error.title}{rule if rule != first['msg'] else f': {rule}'}, but got {shown}"
 
 
 _adapter = functools.cache(TypeAdapter)
@@ -112,7 +115,9 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
             inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
         known = last in inner and not isinstance(inner[last], dict)
         names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
-        require(known, f"{where}: no field {name!r}; choose from {', '.join(names)}")
+        near = difflib.get_close_matches(last, names, 1)
+        perhaps = f"; perhaps {'.'.join([*parents, *near])}" if near else ""
+        require(known, f"{where}: no field {name!r}{perhaps}; choose from {', '.join(names)}")
         words = isinstance(inner[last], list) and isinstance(value, str)
         inner[last] = [word for word in value.split("+") if word != "none"] if words else value
     try:

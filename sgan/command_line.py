@@ -10,19 +10,22 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.conf import Positional
 
 from sgan.addresses import masked
 from sgan.checks import WAITED, ConfigError
 
 Made = TypeVar("Made")
 BAD, INTERRUPTED = 2, 130  # Exit statuses: after a ConfigError or a disk error, and after Ctrl-C or SIGTERM
+StoreAddress = Annotated[Positional[str], tyro.conf.arg(metavar="STORE")]
 WIDE = "10000"  # Columns of a terminal so wide that tyro wraps no message
 
 
@@ -52,6 +55,12 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
         os.environ["COLUMNS"] = columns  # an empty value counts as unset
 
 
+def python() -> str:
+    """This interpreter as the first word of a printed command: from the current folder, where it lies below that."""
+    path = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if path.startswith("..") else path)
+
+
 def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
     """Return a function with the same options that only prepares the call: `parse` ends before the command begins."""
 
@@ -77,6 +86,7 @@ def _in_one_line(box: str, asked: dict[str, str]) -> str:
     near = dict.fromkeys(re.findall(r"--(?!help)[a-z][a-z-]*", " ".join(lines[len(message) :])))
     perhaps = f"; perhaps {' or '.join(list(near)[:3])}" if "Perhaps" in box and near else ""
     text = " ".join(message).removeprefix("Error parsing ").removesuffix(".")
+    text = text.partition(": no type matching ")[0].partition(" Final error:")[0]
     return f"{text}{perhaps}; --help shows all options"
 
 

@@ -28,7 +28,10 @@ class Weights:
 
 def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
-        require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at {', '.join(INNER_TAPS)}")
+        require(
+            tap in INNER_TAPS,
+            f"unknown tap {tap!r}; the stack can be cut at these layers: {', '.join(INNER_TAPS)}",
+        )
     wanted = f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}"
     require(taps == tuple(tap for tap in INNER_TAPS if tap in taps), wanted)
     return taps

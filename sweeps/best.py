@@ -8,10 +8,9 @@ import sys
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
 
 from sgan.checks import ConfigError, from_json, require
-from sgan.command_line import later, parse, status
+from sgan.command_line import StoreAddress, later, parse, status
 from sgan.config import Config
 from sgan.evaluation.measures import LEADING, MEASURES
 from sgan.store.local import Store
@@ -20,7 +19,7 @@ from sweeps.planning.options import Sweep
 
 
 def main(
-    store: Positional[str],
+    store: StoreAddress,
     by: Literal["fid", "recall", "inception_score", "kid", "diversity"] = LEADING,
     promote: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     mlflow: str | None = None,

@@ -8,14 +8,13 @@ import datetime
 import sys
 
 import tyro
-from tyro.conf import Positional
 
 from sgan.checks import ConfigError
-from sgan.command_line import later, parse, status
+from sgan.command_line import StoreAddress, later, parse, status
 from sgan.store.s3 import find_store
 
 
-def main(store: Positional[str]) -> None:
+def main(store: StoreAddress) -> None:
     """Print every event of the ledger, then the stages that were trained more than once.
 
     Args:

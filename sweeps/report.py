@@ -5,6 +5,7 @@ python sweeps/report.py STORE [STORE ...] --out my-results.md
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
@@ -13,7 +14,7 @@ from sgan.checks import ConfigError, require
 from sgan.command_line import later, parse, status
 
 
-def main(stores: Positional[tuple[str, ...]], out: Path) -> None:
+def main(stores: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="STORE...")], out: Path) -> None:
     """Write the report of all sweeps in the named stores: tables, plots and, for each sweep, a page.
 
     Args:
@@ -29,6 +30,7 @@ def main(stores: Positional[tuple[str, ...]], out: Path) -> None:
         document.write(stores, out)
     except OSError as error:
         raise ConfigError(f"{error}; --out must name a file in a folder that can be written") from error
+    print(f"{out}, with plots and pages in {out.with_suffix('')}")
 
 
 if __name__ == "__main__":

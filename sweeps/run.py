@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 from sgan.addresses import masked
 from sgan.checks import require
-from sgan.command_line import INTERRUPTED
+from sgan.command_line import INTERRUPTED, python
 from sgan.stages.run import processor
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
@@ -40,16 +40,17 @@ def run_ablation(options: Sweep) -> int:
     if options.dry_run:
         return 0
     frame = Frame(options, store, planned.key, planned.basis, slots)
-    ablation.record(planned, store, frame.origin)
+    record = ablation.record(planned, frame.origin)
+    manifest.write(store, record)
     frame.start()
     finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
-    ablation.record(planned, store, frame.origin)  # again: it may have been deleted
+    manifest.write(store, record)  # again: it may have been deleted
     sweep = frame.end(finished, planned.rows, options.seed_range)
     left = sum(state_of(store, trial.row).outcome in ("interrupted", "failed") for trial in planned.trials)
     if sweep is None:
         print(f"\nStopped with {left} trials open; the same command goes on where they are.")
         return INTERRUPTED
-    then = f"python sweeps/best.py {shlex.quote(options.store)}"
+    then = f"{python()} sweeps/best.py {shlex.quote(options.store)}"
     document.ending(sweep, frame.unsent or pages(frame.uri, planned.key), then)
     return 1 if left or frame.unsent else 0
 
@@ -120,7 +121,7 @@ def both_phases(run: SearchRun, searcher: Searcher, made: Plan, slots: Slots) ->
         print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
     print(f"\nPredicted {clock(made.seconds)}, took {clock(time.monotonic() - began)}.")
-    print(f"Open the study: optuna-dashboard {shlex.quote(str(run.study_path))}")
+    print(f"Open the study (after make .venv/dev): optuna-dashboard {shlex.quote(str(run.study_path))}")
     failed = any(run.outcome(row) is None for _, row in confirmed)
     if best:
         print(f"{run.chosen} The best config is in {best}.")

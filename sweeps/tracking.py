@@ -10,13 +10,12 @@ During a sweep a separate process does this (sweeps/mlflow_view/follow.py).
 import sys
 
 import tyro
-from tyro.conf import Positional
 
-from sgan.command_line import later, parse, status
+from sgan.command_line import StoreAddress, later, parse, status
 from sweeps.planning import manifest
 
 
-def sync(store: Positional[str], mlflow: str | None = None, verify: bool = False) -> int:
+def sync(store: StoreAddress, mlflow: str | None = None, verify: bool = False) -> int:
     """Send to MLflow what it lacks of the sweeps in a store. Trials that have not ended are marked as killed.
 
     Args:

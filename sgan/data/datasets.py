@@ -43,8 +43,9 @@ def _torchvision(name: str, root: Path) -> Parts:
             if len(images) != len(labels) or int(labels.max()) > 9 or images.shape[1:] != size:
                 raise ValueError(f"{tuple(images.shape)} images, {len(labels)} labels up to {int(labels.max())}")
         except Exception as error:  # readers and downloads raise many kinds of errors; the advice is the same
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(
-                f"{name} cannot be read from {root / place} or downloaded ({error!r:.200}). Delete damaged files; or "
+                f"{name} cannot be read from {root / place} or downloaded ({reason[:300]}). Delete damaged files; or "
                 f"get all on a machine with a network (torchvision.datasets.{name}(root, download=True)), copy the "
                 "folder here and name it with --data. Or use --dataset digits, which needs no files"
             ) from error

@@ -32,5 +32,5 @@ MEASURES: dict[str, Measure] = {
     **{f"pixels/{name}": each._replace(heading=f"{each.heading} (pixels)") for name, each in _SPACE.items()},
 }
 """Name -> measure. Names without prefix are of the leading judge; "pixels/..." of the judge that needs no training."""
-LEADING = "fid"  # The measure that orders tables
+LEADING = "fid"  # The measure that leads tables, and by which configs are ordered
 BEST = "best_"  # Prefix of measures of the weights at the best evaluation while training

@@ -6,6 +6,7 @@ deleted, the same command makes it again, except votes and past events in the le
 claims/, which the kernel frees when a process dies. `sgan.store.s3` keeps the same in a bucket.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -89,6 +90,8 @@ class Store:
         self.locks: dict[str, TextIO] = {}  # name of each lock that is held -> its file
         self.writer = uuid.uuid4().hex[:16]  # part of the name of its file in the ledger
         try:
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             for folder in () if there else (self.root, *(self.root / name for name in FOLDERS)):
                 files.make_folder(folder)
                 with tempfile.TemporaryFile(dir=folder):

@@ -121,7 +121,6 @@ class Progress:
                 content = {"trial": trial.plan.name, "error": reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)
-        self._draw(now=True)
 
     def wait(self, error: OSError | ConfigError) -> None:
         """Say that the command waits, because the store has this error."""
@@ -133,6 +132,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         print(f"{clock(time.monotonic() - self.began)} {text}", flush=True)
+        self._draw(now=True)
 
     def _is_news(self, of: str, what: str) -> bool:
         """Whether this line about a trial was not printed in the last SILENCE seconds; two lines may alternate."""

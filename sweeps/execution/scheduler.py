@@ -47,7 +47,7 @@ def stop_flag() -> Iterator[threading.Event]:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
-        print("Stopping: every stage ends its step and leaves a checkpoint. Ctrl-C again stops at once.", flush=True)
+        print("Stopping: each stage leaves a checkpoint. Ctrl-C again stops at once.", flush=True)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -159,6 +159,7 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
+        shown.say("starting: the first stages begin once Ray has their processes")
         tuner.fit()
         while searcher.ended and not stop.is_set():  # the disk is in trouble, and Tune asks for no more trials
             try:

@@ -14,6 +14,7 @@ from sqlalchemy import URL, make_url
 
 from sgan.addresses import masked
 from sgan.checks import require
+from sgan.command_line import python
 from sgan.store.files import atomic_write, make_folder, remove, share
 from sgan.store.local import Store
 
@@ -106,7 +107,7 @@ def pages(uri: str, view: str = "") -> str:
             page += f"&viewStateShareKey={view}" if f"{VIEW}{view}" in found.tags else ""
     if uri.startswith("http"):
         return f"{masked(uri)}/{page}"
-    command = f"python -m mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --port 5000 --workers 1"
+    command = f"{python()} -m mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --port 5000 --workers 1"
     return f"{command}\nand then http://127.0.0.1:5000/{page}"
 
 

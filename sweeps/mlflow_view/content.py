@@ -65,8 +65,10 @@ def sweep_view(store: Store, manifest: Mapping[str, Any], run: Run) -> View:
         # A step is a number of seeds: MLflow shows the value at the last step, which is the mean over the most.
         metrics |= {metric.key: metric for metric in as_metrics(means, manifest["started"], len(values))}
     text = (folder / TEXT).read_text() if is_plain(folder, TEXT) else manifest["title"]
-    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{REPORT}"
-    link = f"[Report]({page})" if is_plain(folder, REPORT) else ""
+    runs_page = f"#/experiments/{run.info.experiment_id}/runs"
+    link = f"[Report]({runs_page}/{run.info.run_id}/artifacts/{REPORT}), " if is_plain(folder, REPORT) else ""
+    shown = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={manifest['key']}{CHARTS}"
+    link += f"[charts]({runs_page}?{shown})"
     tags = {
         runs.NAME: manifest["title"][: runs.LONGEST_NAME],
         runs.NOTE: f"{link}\n\n{text}",
@@ -288,8 +290,12 @@ def _charts(curves: str, values: str) -> dict[str, Any]:
     """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
     against the leading score; in two sections."""
     axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
+
+    def plain(name: str) -> dict[str, Any]:  # not smoothed; a few bad early scores do not press the rest to one line
+        return {"lineSmoothness": 0, "scaleType": "log" if name == LEADING else "linear"}
+
     charts: list[dict[str, Any]] = [
-        *({"type": "LINE", "metricKey": name, "metricSectionId": curves} for name in HEADLINES),
+        *({"type": "LINE", "metricKey": name, "metricSectionId": curves, **plain(name)} for name in HEADLINES),
         *({"type": "BAR", "metricKey": name, "metricSectionId": values} for name in COLUMNS),
         {"type": "SCATTER", **axes, "metricSectionId": values},
     ]

@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Run
 
 from sgan.addresses import masked
 from sgan.checks import content_key
+from sgan.command_line import python
 from sgan.store.files import StoreError, sha256, umask_of
 from sgan.store.local import MODELS, Store
 from sweeps.mlflow_view import content, runs
@@ -183,7 +184,7 @@ def send_rest(store: Store, sweep_key: str, uri: str) -> str:
 
 def later(store: Store, uri: str, trouble: str) -> str:
     """A line that says why MLflow did not get everything, and how to send the rest."""
-    command = f"python sweeps/tracking.py sync {shlex.quote(masked(store.address))}"
+    command = f"{python()} sweeps/tracking.py sync {shlex.quote(masked(store.address))}"
     if uri == default_uri(store):
         command += " (if mlflow.db is damaged, delete it first)"
     elif masked(uri) != uri:

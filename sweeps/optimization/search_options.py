@@ -86,7 +86,7 @@ class Budgets:
     """The objective, and the number of trials."""
 
     objective: Literal["fid", "inception-score"] = "fid"
-    """The score to optimise: lowest FID, which orders the tables, or highest Inception score, as in the paper."""
+    """The score to optimise: lowest FID, which leads the tables, or highest Inception score, as in the paper."""
     trials: Annotated[int, Field(ge=3)] = 20
     """About the number of all trials: 70 % explore, the rest confirm the best configs, beside them the default one."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 200)] = 1000

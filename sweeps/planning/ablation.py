@@ -96,9 +96,8 @@ def check_record(ablation: Ablation, store: Store) -> None:
         require(row is None or (row.base, row.changes) == there, f"{told}; give it another name")
 
 
-def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
-    """Write the sweep's record; trials of earlier commands of the same sweep stay. `origin`: command, commit and
-    machine."""
+def record(ablation: Ablation, origin: Mapping[str, str]) -> dict[str, Any]:
+    """The sweep's record, for `manifest.write`. `origin`: command, commit and machine."""
     options, basis, ranks = ablation.options, ablation.basis, [*VARIANTS, *ablation.rows]
     settings = {name: getattr(options, name) for name in ("cuts", "weights", "budget", "width", "match", "override")}
     rows = []
@@ -124,7 +123,7 @@ def record(ablation: Ablation, store: Store, origin: Mapping[str, str]) -> None:
         "paper_real": REAL_DATA_PAPER,
         "search": ablation.search,
     }
-    manifest.write(store, head | {"trials": rows})
+    return head | {"trials": rows}
 
 
 def summary(ablation: Ablation, store: Store, slots: int, where: str) -> str:

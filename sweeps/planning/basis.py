@@ -51,6 +51,8 @@ def prepare(options: Options, gpus: int) -> Basis:
     """Choose dataset and recipe for hardware with this many GPUs, and read the data. ConfigError if data are missing or
     damaged, or a value does not fit the dataset or the recipe."""
     dataset_name, recipe_name, why = options.choose(gpus)
+    unused = dataset_name == "digits" and options.data is not None
+    require(not unused, f"digits do not use --data {options.data}; name its --dataset: folder, mnist, svhn or cifar10")
     row = options.dataset_row(dataset_name)
     judge, folder = options.judge, (options.data or DEFAULT_DATA).absolute()
     if judge == AUTO:

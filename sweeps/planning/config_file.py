@@ -11,6 +11,7 @@ import yaml
 
 from sgan.addresses import masked
 from sgan.checks import ConfigError, as_json, from_json, one_of, require, validated
+from sgan.command_line import python
 from sgan.config import Config
 from sgan.presets import VARIANTS
 from sgan.store.files import write_text
@@ -81,7 +82,7 @@ def read(path: Path) -> BestConfig:
 def command(path: Path, store: Store, options: Options) -> str:
     """The command that runs the variants with the config of this file; `options`: those of the config."""
     words = ["--config", str(path), *(["--data", str(options.data.absolute())] if options.data else [])]
-    return f"python sweeps/ablation.py {shlex.join([*words, '--store', masked(store.address)])}"
+    return f"{python()} sweeps/ablation.py {shlex.join([*words, '--store', masked(store.address)])}"
 
 
 def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:

@@ -145,7 +145,7 @@ class Options(Data, Training, Places, Machine):
 
     def choose(self, gpus: int) -> tuple[str, str, str]:
         """Names of dataset and recipe for this number of GPUs, and the reason for them in words."""
-        dataset, recipe, reason = self.dataset, self.recipe, f"{self.dataset}, by --dataset"
+        dataset, recipe, reason = self.dataset, self.recipe, f"{self.dataset}, as given"
         if dataset == AUTO:
             dataset, reason = "digits", "Ray has no GPU: the digits job (the paper's CIFAR-10 job needs one)"
             if gpus:

@@ -54,8 +54,9 @@ def _add(found: dict[str, Row], name: str, fields: Mapping[str, Any], where: str
     wanted = "the name of a row has letters, digits and . _ -, at most 60"
     require(bool(NAME.fullmatch(name)), f"{where}: {wanted}, but got {name!r}")
     require(name not in found, f"{where}: two rows have the name {name!r}; give one of them another name")
-    base = str(fields.get("base"))
-    require(base in VARIANTS, f"{where}: row {name} needs base, one of {', '.join(VARIANTS)}, but got {base!r}")
+    base = str(fields.get("base", ""))
+    got = f"got {base!r}" if base else "has none"
+    require(base in VARIANTS, f"{where}: row {name} needs base, one of {', '.join(VARIANTS)}, but {got}")
     changes = {field: value for field, value in fields.items() if field not in ("base", "title")}
     row, built_in = Row(str(fields.get("title", name)), changes, base), VARIANTS.get(name)
     same = built_in is None or (row.variant == built_in.variant and changes.keys() <= row.of_variant.keys())

@@ -57,7 +57,7 @@ def ending(sweep: Sweep, link: str, then: str) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDEST)
     found = comparisons.contrasts(sweep)
     headings, *rows = tables.headline(sweep, found)
-    table = Table(*(Column(Text(heading)) for heading in headings), box=box.MARKDOWN)
+    table = Table(*(Column(Text(text), no_wrap=place > 0) for place, text in enumerate(headings)), box=box.MARKDOWN)
     for row in rows:
         table.add_row(*map(Text, row))
     marks = [f"{mark} {what}." for mark, what in tables.MARKS.items() if any(mark in row[0] for row in rows)]

@@ -3,17 +3,17 @@
 import itertools
 import shlex
 import statistics
-import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 
 from sgan.addresses import masked
+from sgan.command_line import python
 from sgan.evaluation.measures import MEASURES
 from sgan.store.local import Store
 from sweeps.planning import manifest
 from sweeps.reporting.results import SCORES, table
-from sweeps.reporting.tables import aligned, spread
+from sweeps.reporting.tables import SHORT, aligned, spread
 
 COLUMNS = ("inception_score", "fid", "diversity")
 TOP = 10  # Configs of a table
@@ -43,27 +43,27 @@ def ranked(store: Store, by: str) -> list[pd.DataFrame]:
 
 
 def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
-    """The configs of `ranked` as tables, each table with the commands that run its configs again."""
+    """The configs of `ranked` as tables; below each one notes on its configs, and the commands that run them again."""
     columns, tables = list(dict.fromkeys((by, *COLUMNS))), {}
     for (dataset, scored), configs in itertools.groupby(enumerate(best, 1), lambda each: tuple(each[1][LIST].iloc[0])):
-        headings = ["", "Variant", "Split", "Weights", *(SCORES[name].heading for name in columns)]
-        lines, commands = [[*headings, "n", "Recipe", "Note"]], []
+        headings = ["", "Variant", "Split", "Weights", *(SHORT.get(name, SCORES[name].heading) for name in columns)]
+        lines, below = [[*headings, "n"]], list[str]()
         for number, seeds in configs:
             rows, alarms = list(seeds["row"]), list(filter(None, seeds["alarm"]))
             config, rerun = rows[0]["config"], rows[0]["rerun"]
             (numbers,) = pd.DataFrame(seeds.groupby("config")[columns].agg(["mean", "std"])).to_dict("index").values()
             weights = " : ".join(f"{value:.3g}" for value in config["variant"]["weights"].values())
             cells = [str(number), rows[0]["base_variant"], rows[0]["cuts"].replace(",", "+"), weights]
-            cells += [*(spread(numbers, score) for score in columns), str(len(rows)), config["recipe"]["name"]]
+            lines.append([*cells, *(spread(numbers, score) for score in columns), str(len(rows))])
             told = [f"{seeds['diverged'].iloc[0]:.0f} more diverged"] * bool(seeds["diverged"].iloc[0])
-            told += [f"alarm in {len(alarms)}: {textwrap.shorten(each, 48, placeholder=' …')}" for each in alarms[:1]]
-            lines.append([*cells, "; ".join(told)])
+            told += [f"alarm in {len(alarms)}: {each}" for each in alarms[:1]]
+            below += [f"{number}  {'; '.join(told)}"] if told else []
             # The seeds of an ablation and of a search lie a thousand apart: a command for each span.
             for _, span in itertools.groupby(enumerate(seeds["seed"]), lambda each: each[1] - each[0]):
                 (_, first), *more = span
                 words = f"--seeds {len(more) + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
-                commands.append(f"{number}  python sweeps/ablation.py {rerun} {words}")
+                below.append(f"{number}  {python()} sweeps/ablation.py {rerun} {words}")
         title = f"{dataset}, by {SCORES[by].heading}"
-        tables[dataset, scored] = "\n".join([title, "", aligned(lines), "", *commands])
+        tables[dataset, scored] = "\n".join([title, "", aligned(lines), "", *below])
     notes = ["Lists of one dataset were scored in different ways; their numbers cannot be compared."]
     return "\n\n".join([*tables.values(), *notes * (len(tables) > len({dataset for dataset, _ in tables}))])

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from sgan.evaluation.figures import TRIPLES
 from sgan.evaluation.grid import unlabelled
 from sgan.evaluation.measures import MEASURES
 from sgan.store.local import FIGURES
@@ -31,7 +32,7 @@ SAMPLES = {
     "variant. Look for blur, wrong classes and repeats."),
     "fixed_condition": ("One condition, different noise", "A row has one condition of the image level. If its images "
     "are equal, the noise has no effect."),
-    "neighbours": ("Nearest training images", "Samples, each followed by the training images nearest in pixels and in "
+    "neighbours": ("Nearest training images", "In threes: a sample, and the training images nearest in pixels and in "
     "features. A sample that equals a training image was memorised."),
 }  # fmt: skip
 """Figures of a trial: title, and what to look for."""
@@ -61,17 +62,33 @@ def _samples(sweep: Sweep) -> list[Plot]:
     """The figures of all variants, each at the first seed that has finished, side by side with real images."""
     rows, found = sweep.done.drop_duplicates("variant").set_index("variant").to_dict("index"), []
     trials = [
-        (f"{title}, seed {rows[name]['seed']}", rows[name]) for name, title in sweep.titles.items() if name in rows
+        (f"{_short(title, 26)}, seed {rows[name]['seed']}", rows[name])
+        for name, title in sweep.titles.items()
+        if name in rows
     ]
     for name, (title, caption) in SAMPLES.items():
         wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
-        wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in trials[-1:]]
+        real = trials[-1:] if name == "classes" else []
+        wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in real]
         there = [each for each in wanted if each[2] in sweep.store.facts(each[1])["files"]]
         if there and there[0][0] != "Real images":
             # Without their text, which is too small to read here.
             panels = [(heading, unlabelled(sweep.store.file(trial, file))) for heading, trial, file in there]
+            if name == "neighbours":
+                panels = [(heading, _apart(picture, TRIPLES)) for heading, picture in panels]
             found.append(Plot(name, title, caption, _compressed(_side_by_side(panels))))
     return found
+
+
+def _apart(picture: Image.Image, parts: int) -> Image.Image:
+    """The picture with gaps between this number of parts of equal width."""
+    width = -(-picture.width // parts)
+    gap = width // 8
+    sheet = Image.new("RGB", (picture.width + (parts - 1) * gap, picture.height), "white")
+    for part in range(parts):
+        left, right = part * width, min((part + 1) * width, picture.width)
+        sheet.paste(picture.crop((left, 0, right, picture.height)), (part * (width + gap), 0))
+    return sheet
 
 
 def _side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
@@ -131,7 +148,7 @@ def _seeds(sweep: Sweep) -> Plot:
     axes.set_yticks(range(len(titles)), [textwrap.fill(title, 24) for title in titles.values()])
     axes.set_ylim(len(titles) - 0.5, -0.5)
     _score_axis(axes, sweep.leading, "x")
-    lines = " Grey lines join the scores of a seed." * search
+    lines = " Grey lines join the scores of a seed." * (search and not sweep.done.empty)
     caption = f"Dot: a seed; bar: the mean; line: its 95% bootstrap interval.{lines} Do the dots of two rows overlap?"
     return Plot("seeds", f"{MEASURES[sweep.leading].heading} of every seed", caption, _png(figure))
 
@@ -166,8 +183,10 @@ def _history(sweep: Sweep) -> list[Plot]:
     fine = rows[score].mask(collapsed)
     best = (fine.cummin() if MEASURES[score].better == "lower" else fine.cummax()).ffill()
     for chosen, colour, label in ((~collapsed, COLOURS[2], "an explored config"), (collapsed, COLOURS[7], "collapsed")):
-        axes.scatter(rows["number"][chosen], rows[score][chosen], s=18, color=colour, label=label)
-    axes.step(rows["number"], best, where="post", color=COLOURS[5], label="the best so far")
+        if any(chosen):
+            axes.scatter(rows["number"][chosen], rows[score][chosen], s=18, color=colour, label=label)
+    if any(fine.notna()):
+        axes.step(rows["number"], best, where="post", color=COLOURS[5], label="the best so far")
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

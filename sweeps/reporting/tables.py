@@ -4,6 +4,7 @@ import datetime
 import math
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from sgan.store import votes
 from sweeps.planning.manifest import flat
@@ -21,6 +22,11 @@ MARKS = {
 }
 """Marks of rows, and their meaning."""
 SHORT = {"inception_score": "IS"}
+LEGEND = (
+    "FID: the distance between samples and real images in a network's features; 0 is best. Recall: the share of real "
+    "images that have a sample near them. Inception score (IS): how sure the network is of each sample's class, and "
+    "how evenly the classes occur."
+)
 PAPERS = (
     "The paper's column was scored by an Inception network, on CIFAR-10. With another judge or dataset, compare only "
     "the order of the rows, not the numbers."
@@ -148,7 +154,6 @@ def facts(sweep: Sweep) -> list[str]:
         words = ", ".join(f"{name} {value}" for name, value in told.items())
         judges.setdefault(words, []).append(part)
     lines += [f"Judge of {' and '.join(parts)}: {words}." for words, parts in judges.items()]
-    lines += [PAPERS] if any(variant["paper"] for variant in record["variants"]) else []
     if "explored" in record:
         lines.append(
             f"A search: {record['explored']} configs were explored at seed {record['settings']['seed']}. The table has "
@@ -166,6 +171,10 @@ def facts(sweep: Sweep) -> list[str]:
     return [*lines, f"{origin}; {date}; sweep {record['key']}."]
 
 
+def _word(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
 def changes(sweep: Sweep) -> Rows:
     """The table of what each variant's config changes against the reference's."""
     configs = {trial["variant"]: flat(trial["config"]) for trial in reversed(sweep.manifest["trials"])}
@@ -173,7 +182,11 @@ def changes(sweep: Sweep) -> Rows:
     for name, title in sweep.titles.items():
         fields = [field for field in {**base, **configs[name]} if field != "seed"]
         values = [(field, base.get(field, ABSENT), configs[name].get(field, ABSENT)) for field in fields]
-        told = [f"{field.removeprefix('variant.')}: {before} → {now}" for field, before, now in values if before != now]
+        told = [
+            f"{field.removeprefix('variant.')}: {_word(before)} → {_word(now)}"
+            for field, before, now in values
+            if before != now
+        ]
         rows.append([title, "; ".join(told) or ("the reference" if name == sweep.reference else "none")])
     return rows
 

@@ -70,12 +70,12 @@ def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
 def test_a_record_that_was_deleted_is_made_again_by_the_command(tmp_path):
     """One trial's file, and then all of it."""
     store, ablation = Store(tmp_path), plan_ablation(Sweep(variants=("dcgan-adv", "sgan"), seeds=1), 0)
-    record(ablation, store, ORIGIN)
+    manifest.write(store, record(ablation, ORIGIN))
     before = manifest.read(store, ablation.key)
     assert [row["variant"] for row in before["trials"]] == ["sgan", "dcgan-adv"]
     next((manifest.folder(store, ablation.key) / "trials").glob("sgan-0*")).unlink()
-    record(ablation, store, ORIGIN)
+    manifest.write(store, record(ablation, ORIGIN))
     assert manifest.read(store, ablation.key)["trials"] == before["trials"]
     shutil.rmtree(tmp_path / "sweeps")
-    record(ablation, store, ORIGIN)
+    manifest.write(store, record(ablation, ORIGIN))
     assert manifest.read(store, ablation.key)["trials"] == before["trials"]

@@ -18,7 +18,7 @@ from sgan.presets import DATASETS, VARIANTS
 from sgan.stages.graph import name
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation, record
-from sweeps.planning.manifest import read
+from sweeps.planning.manifest import read, write
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[2]
@@ -149,8 +149,8 @@ def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
     first = plan_ablation(Sweep(seeds=1, variants=("dcgan-adv",)), 0)
     more = plan_ablation(Sweep(seeds=2, variants=("sgan",)), 0)
-    record(first, store, {"command": "", "commit": "abc", "machine": "a machine"})
-    record(more, store, {"command": "", "commit": "abc", "machine": "a machine"})
+    write(store, record(first, {"command": "", "commit": "abc", "machine": "a machine"}))
+    write(store, record(more, {"command": "", "commit": "abc", "machine": "a machine"}))
     manifest = read(store, first.key)
     assert [(row["variant"], row["seed"]) for row in manifest["trials"]] == [
         ("sgan", 0),

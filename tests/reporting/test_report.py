@@ -188,7 +188,7 @@ def test_the_section_of_a_sweep(store):
     assert "```\npython sweeps/ablation.py --dataset digits\n```" in section
     assert "Commit abc123; two cores, no GPU; 2023-11-14; sweep ab12." in section
     assert "Judge of scores and classes: network classifier, weights f00d, resize none, samples 5000, " in section
-    assert "compare only the order of the rows, not the numbers" in section
+    assert "compare only the order of the rows, not the numbers" in page
 
 
 def test_curves_go_on_through_all_stages(tmp_path):
