@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/walkthrough.md from the last sweep of a store. It needs Chromium and tmux.
+"""Makes the pictures of README.md and docs/walkthrough.md from the last sweep of a store. It needs Chromium and tmux.
 
 python docs/make_pictures.py STORE
 """
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
+from sgan.evaluation.grid import unlabelled
 from sgan.store.local import Store
 from sweeps.mlflow_view.connection import default_uri, pages
 from sweeps.planning import manifest
@@ -75,6 +76,7 @@ def main(store: Positional[Path]) -> None:
     record = manifest.read(opened, key)
     winner = next(trial["name"] for trial in record["trials"] if trial["variant"] == "sgan")
     shutil.copyfile(opened.file(winner, "figures/classes.png"), PICTURES / "classes.png")
+    unlabelled(opened.file(winner, "figures/classes.png")).save(PICTURES.with_name("samples-digits.png"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         turing = [sys.executable, "-m", "sgan.turing_test", winner, "--store", str(store), "--port", "0"]

@@ -18,6 +18,7 @@ from typing import Any
 from s3fs import S3FileSystem
 
 BEAT, EXPIRY = 10.0, 60.0
+AGAIN = 1.0  # Seconds until a beat that did not reach the bucket is tried again
 APART = 30.0  # A longer gap between two looks restarts the wait for EXPIRY
 
 
@@ -82,15 +83,16 @@ class Leases:
             beating.join(BEAT)  # a bucket may not answer
 
     def _beat(self, name: str, token: str, released: threading.Event) -> None:
-        free = False
+        free, pause = False, BEAT
         while not free:
-            free = released.wait(BEAT)
-            with suppress(Exception):  # the bucket does not answer: the next beat may reach it, or the claim expires
+            free, pause = released.wait(pause), AGAIN
+            with suppress(Exception):  # the bucket does not answer: a later beat may reach it, or the claim expires
                 etag, claim = self._read(name)
                 if claim.get("token") != token:
                     self.lost.add(name)
                     return
                 self._write(name, etag, token, free)
+                pause = BEAT
 
     def _is_free(self, name: str, etag: str, claim: dict[str, Any]) -> bool:
         if not claim or claim.get("free") or claim.get("host") == self.host:

@@ -102,7 +102,7 @@ def verdict(sweep: Sweep, found: Sequence[Contrast]) -> str:
     if seeds < needed:
         paired = f"With {seeds} paired seed{'s' * (seeds > 1)} no order can be established"
         them = "1 comparison needs" if len(found) == 1 else f"{len(found)} comparisons need"
-        return f"{text}{paired}: {them} {needed} (p < {SURE} after Holm's correction)."
+        return f"{text}{paired}: {them} {needed} seeds (p < {SURE} after Holm's correction)."
     sure = {name: (each.mean > 0) == (measure.better == "higher") for name, each in leading.items() if each.holm < SURE}
     told = ", ".join(f"{titles[name]} {'better' if improves else 'worse'}" for name, improves in sure.items())
     told = f"Established by {heading} against {reference} (p < {SURE} after Holm's correction): {told or 'nothing'}"

@@ -14,6 +14,7 @@ from command import ended, finished, runs, stages, started
 from PIL import Image
 from waiting import wait_for
 
+from sgan.command_line import python
 from sgan.evaluation.grid import unlabelled
 from sgan.stages.graph import name
 from sgan.store.files import read_json, read_record
@@ -80,7 +81,7 @@ def test_every_stage_runs_once_after_what_it_needs_and_the_table_has_a_row_a_var
     assert f"Report: {page}\n" in output
     assert "\nMLflow: " in output
     assert "mlflow ui --backend-store-uri" in output
-    assert "\nNext:   python sweeps/best.py " in output
+    assert f"\nNext:   {python()} sweeps/best.py " in output
     assert "data:image/png" in page.read_text()
 
 

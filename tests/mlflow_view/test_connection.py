@@ -14,6 +14,7 @@ from handmade import KEY, manifest
 from mlflow import MlflowClient
 
 from sgan.checks import ConfigError
+from sgan.command_line import python
 from sgan.store.local import Store
 from sweeps import tracking
 from sweeps.mlflow_view import connection
@@ -125,7 +126,7 @@ def test_an_answer_that_is_none_is_one_line(odd, verify, tmp_path, capsys):
     assert tracking.sync(str(tmp_path), odd, verify=verify) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("MLflow did not get everything: ")
-    assert line.endswith(f"send it later with: python sweeps/tracking.py sync {tmp_path} --mlflow {odd}")
+    assert line.endswith(f"send it later with: {python()} sweeps/tracking.py sync {tmp_path} --mlflow {odd}")
 
 
 def test_a_pass_ends_though_an_answer_trickles(odd, tmp_path, monkeypatch):

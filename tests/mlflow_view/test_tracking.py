@@ -35,6 +35,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from waiting import wait_for
 
+from sgan.command_line import python
 from sgan.store import votes
 from sgan.store.files import Record, StoreError, write_json
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
@@ -444,7 +445,7 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, capsys):
 def test_a_damaged_database_is_one_line_and_exit_code_1(store, capsys):
     Path(store.root, "mlflow.db").write_bytes(b"not a database" * 100)
     assert tracking.sync(store.address) == 1
-    assert "send it later with: python sweeps/tracking.py sync" in capsys.readouterr().err
+    assert f"send it later with: {python()} sweeps/tracking.py sync" in capsys.readouterr().err
 
 
 def test_the_command_line_sends_a_store(store, capsys):
