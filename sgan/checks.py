@@ -116,7 +116,7 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
         known = last in inner and not isinstance(inner[last], dict)
         names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
         near = difflib.get_close_matches(last, names, 1)
-        perhaps = f"; perhaps {'.'.join([*parents, *near])}" if near else ""
+        perhaps = f"; perhaps {'.'.join([*(parents if inner else ()), *near])}" if near else ""
         require(known, f"{where}: no field {name!r}{perhaps}; choose from {', '.join(names)}")
         words = isinstance(inner[last], list) and isinstance(value, str)
         inner[last] = [word for word in value.split("+") if word != "none"] if words else value

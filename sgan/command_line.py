@@ -56,9 +56,9 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
 
 
 def python() -> str:
-    """This interpreter as the first word of a printed command: from the current folder, where it lies below that."""
-    path = os.path.relpath(sys.executable)
-    return shlex.quote(sys.executable if path.startswith("..") else path)
+    """This interpreter as the first word of a printed command; in the checkout that has it, its path from there."""
+    path, here = os.path.relpath(sys.executable), os.path.exists("sweeps/ablation.py")
+    return shlex.quote(path if here and not path.startswith("..") else sys.executable)
 
 
 def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:

@@ -74,7 +74,7 @@ def run_search(search: Search) -> int:
 def only_one(store: Store, lock: str) -> Iterator[bool]:
     """Try to hold a lock, as `store.alone`; where another process holds it, its host may have died: wait that out."""
     until = time.monotonic() + store.expiry
-    if store.expiry and store.held(lock):
+    if store.expiry and not Store.held(store, lock) and store.held(lock):  # a lock of this host dies with its process
         print(f"another process has this search; waiting {store.expiry:g} s in case its host has died", flush=True)
         while store.held(lock) and time.monotonic() < until:
             time.sleep(1)

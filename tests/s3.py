@@ -34,7 +34,8 @@ class Faults:
         if self.random.random() < self.share:
             self.failed += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("503 Slow Down", [("Content-Length", "0")])
+            status = ("503 Slow Down", "500 Internal Server Error")[self.failed % 2]
+            start_response(status, [("Content-Length", "0")])
             return [b""]
         if self.lost and environ["REQUEST_METHOD"] == "PUT":
             self.lost -= 1

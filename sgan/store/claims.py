@@ -89,7 +89,8 @@ class Leases:
             with suppress(Exception):  # the bucket does not answer: a later beat may reach it, or the claim expires
                 etag, claim = self._read(name)
                 if claim.get("token") != token:
-                    self.lost.add(name)
+                    if not released.is_set():
+                        self.lost.add(name)
                     return
                 self._write(name, etag, token, free)
                 pause = BEAT

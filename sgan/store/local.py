@@ -293,7 +293,8 @@ class Store:
         os.rename(folder, finished)
         sync(finished.parent)
         if done:  # last: whatever fails before this goes on from them
-            remove(finished / CHECKPOINTS)
+            with suppress(OSError):  # the stage is published; what is left only takes room
+                remove(finished / CHECKPOINTS)
         self.note("stage published", stage=name, status=facts["status"])
 
 

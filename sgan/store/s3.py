@@ -62,8 +62,8 @@ class BucketStore(Store):
     expiry = EXPIRY + 2 * BEAT
 
     def __init__(self, address: str, there: bool = False):
-        once = {"retries": {"max_attempts": 0}}  # s3fs makes five attempts itself: 25 would hold a command for minutes
-        self.fs = S3FileSystem(use_listings_cache=False, config_kwargs=once)
+        self.fs = S3FileSystem(use_listings_cache=False)
+        self.fs.retries = 1  # botocore makes five attempts itself: 25 would hold a command for minutes
         self.base = address.removeprefix("s3://")
         cache = os.environ.get("SGAN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sgan"
         super().__init__(Path(cache).expanduser() / content_key(address))
@@ -217,7 +217,9 @@ class BucketStore(Store):
         """Download files of a finished stage, each checked against its digest."""
         facts, done = self.facts(name), f"done/{name}.json"
         if (super().stage(name) / STAGE_FILE).exists():  # this host finished it, too, and another one sent it first
-            remove(super().stage(name))
+            with super().alone(name) as here:
+                if here:  # otherwise a process of this host is sending it
+                    remove(super().stage(name))
         for file in files:
             path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):

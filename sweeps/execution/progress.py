@@ -75,8 +75,9 @@ class Progress:
     def begin(self, trial: Trial) -> None:
         if trial.id not in self.trials:
             self.trials.add(trial.id)
-            with suppress(OSError, ConfigError):  # a store in trouble must not end the command
+            with suppress(OSError):
                 self.store.failure(trial.plan.name).unlink(missing_ok=True)
+            with suppress(OSError, ConfigError):  # a store in trouble must not end the command
                 self.stages |= missing([trial], self.store)
 
     def go_on(self, trial: Trial, result: Mapping[str, Any]) -> None:

@@ -159,7 +159,8 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        shown.say("starting: the first stages begin once Ray has their processes")
+        if source.expected:
+            shown.say("starting: the first stages begin once Ray has their processes")
         tuner.fit()
         while searcher.ended and not stop.is_set():  # the disk is in trouble, and Tune asks for no more trials
             try:

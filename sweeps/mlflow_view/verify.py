@@ -13,7 +13,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 
 from sgan.store.files import sha256
-from sgan.store.local import MODELS, STAGE_FILE, Store
+from sgan.store.local import CHECKPOINTS, MODELS, STAGE_FILE, Store
 from sweeps.mlflow_view import content, runs
 from sweeps.mlflow_view.connection import limited
 from sweeps.mlflow_view.content import Trials, begun, lay_out
@@ -72,7 +72,8 @@ def foreign(store: Store, manifest: Mapping[str, Any]) -> Iterator[str]:
         folder, listed = store.stage(name), {*store.facts(name)["files"], STAGE_FILE}
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder).as_posix()
-            if path.is_symlink() or (path.is_file() and inside not in listed):
+            left = inside.startswith(f"{CHECKPOINTS}/")  # by a process that was killed just after it published
+            if path.is_symlink() or (path.is_file() and inside not in listed and not left):
                 yield f"{path} is a {'symbolic link' if path.is_symlink() else 'file'} that its stage did not write"
 
 

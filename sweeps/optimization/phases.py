@@ -64,8 +64,8 @@ class SearchRun:
         self.name = f"{basis.what}, {search.variant} by {search.objective} ({self.key})"
         self.study_path = manifest.folder(store, self.key) / STUDY
         self.templates = {split: self._template(split, search.seed) for split in self.space.splits}
-        ends = [{field: end} for field, ends in self.space.varied.items() for end in (ends.low, ends.high)]
-        varied = [self.space.config(self.space.known_good() | end, search.seed) for end in ends]
+        ends = [(field, end) for field, at in self.space.varied.items() for end in (at.low, at.high)]
+        varied = [self.space.config(self.space.known_good() | {field: end}, search.seed) for field, end in ends]
         check_networks([*self.templates.values(), *varied])
         for config in varied:
             check_batch(config.recipe, len(basis.data.images), "--vary: ")

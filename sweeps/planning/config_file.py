@@ -81,8 +81,10 @@ def read(path: Path) -> BestConfig:
 
 def command(path: Path, store: Store, options: Options) -> str:
     """The command that runs the variants with the config of this file; `options`: those of the config."""
-    words = ["--config", str(path), *(["--data", str(options.data.absolute())] if options.data else [])]
-    return f"{python()} sweeps/ablation.py {shlex.join([*words, '--store', masked(store.address)])}"
+    parts = ["--config", str(path)]
+    for each in ("data", "judge_weights"):  # best.yaml names no places of a machine
+        parts += [flag(each), str(value.absolute())] if (value := getattr(options, each)) else []
+    return f"{python()} sweeps/ablation.py {shlex.join([*parts, '--store', masked(store.address)])}"
 
 
 def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:

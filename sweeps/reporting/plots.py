@@ -26,6 +26,7 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 STYLES = [(COLOURS[row % 8], "osD^vPX*"[(row + row // 8) % 8]) for row in range(64)]
 """Colour and marker of each row: no two of 64 rows have both alike."""
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
+HEADING = 34  # Letters of the heading of a set of samples, at most
 FEW = 10  # Sets of samples that are drawn in two columns; more have four
 SAMPLES = {
     "classes": ("Samples", "One row per class (0, 1, ...; mixed for variants without labels), the same noise for every "
@@ -62,9 +63,9 @@ def _samples(sweep: Sweep) -> list[Plot]:
     """The figures of all variants, each at the first seed that has finished, side by side with real images."""
     rows, found = sweep.done.drop_duplicates("variant").set_index("variant").to_dict("index"), []
     trials = [
-        (f"{_short(title, 26)}, seed {rows[name]['seed']}", rows[name])
+        (f"{_short(title, HEADING - len(seed))}{seed}", rows[name])
         for name, title in sweep.titles.items()
-        if name in rows
+        if name in rows and (seed := f", seed {rows[name]['seed']}")
     ]
     for name, (title, caption) in SAMPLES.items():
         wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
@@ -100,7 +101,7 @@ def _side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for place, (heading, picture) in enumerate(panels):
         left, top = place % columns * (width + gap), place // columns * (bar + height)
-        pen.text((left + width / 2, top + bar / 2), _short(heading, 34), "black", font, "mm")
+        pen.text((left + width / 2, top + bar / 2), _short(heading, HEADING), "black", font, "mm")
         sheet.paste(picture, (left, top + bar))
     return sheet
 

@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from search_runner import train
 
+from sgan.checks import ConfigError
 from sgan.data.batches import Data
 from sgan.stages.cost import cost, recorded_rate, seconds_per_unit
 from sgan.stages.graph import ClassifierStage, JudgeStage, name, plan
@@ -152,6 +153,11 @@ def test_the_judges_count_once_in_the_predicted_time_and_an_encoder_once_for_eac
     expected = 2 * START + costs[JudgeStage] + (1 + made.seeds) * costs[ClassifierStage] + (explored + confirmed) * own
     assert costs[JudgeStage] > 0
     assert made.seconds == pytest.approx(expected)
+
+
+def test_a_batch_to_vary_that_is_larger_than_the_data_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--vary: .*at most the 1347 .*gan.batch=2000; give gan.batch"):
+        search_run(tmp_path, *SEARCH, "--vary", "gan.batch=64:2000")
 
 
 def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):

@@ -145,6 +145,18 @@ def test_more_seeds_or_variants_are_the_same_sweep_and_anything_else_is_another(
     assert len({key, *keys}) == len(others) + 1
 
 
+def test_data_that_digits_do_not_use_is_refused(tmp_path: Path):
+    for options in (Sweep(data=tmp_path), Sweep(dataset="digits", data=tmp_path)):
+        with pytest.raises(ConfigError, match=f"digits do not use --data {tmp_path}"):
+            plan_ablation(options, 0)
+
+
+def test_a_misspelled_field_is_told_with_the_nearest_one():
+    for field, near in (("gan.imagenoise", "gan.image_noise"), ("sample", "samples")):
+        with pytest.raises(ConfigError, match=rf"no field '{field}'; perhaps {near};"):
+            Sweep(override=(f"{field}=1",))
+
+
 def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
     first = plan_ablation(Sweep(seeds=1, variants=("dcgan-adv",)), 0)

@@ -287,6 +287,13 @@ def test_a_stage_that_cannot_be_renamed_keeps_its_checkpoints(tmp_path, monkeypa
     assert not (store.stage("stage") / CHECKPOINTS).exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_is_no_store(there, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file cannot be written .Not a directory.; name a writable folder"):
+        Store(tmp_path / "file", there)
+
+
 def test_tensors_come_back_bit_for_bit(tmp_path):
     odd = {
         "nan": torch.tensor([float("nan"), -0.0, 1e-45]),
