@@ -182,7 +182,7 @@ def test_a_local_run_listens_on_loopback_alone_and_ends_cleanly_on_one_interrupt
     os.kill(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=PROMPTLY)
     assert driver.returncode == 130
-    assert "Stopping: every stage ends its step and leaves a checkpoint" in output
+    assert "Stopping: each stage leaves a checkpoint" in output
     assert "the same command goes on" in output
     assert not table(output)
     for folder in (store / "work").glob("level-*"):  # they train for less than the seconds between two checkpoints

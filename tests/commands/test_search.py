@@ -112,7 +112,7 @@ def test_the_best_configs_are_listed_with_the_command_that_trains_nothing_again(
     store, _ = quiet
     assert best.main(str(store)) == 0
     listed = capsys.readouterr().out
-    (command,) = [line.split("  ")[1] for line in listed.splitlines() if line.startswith("1  ")]
+    (command,) = [line[3:] for line in listed.splitlines() if line.startswith("1  ") and "ablation.py" in line]
     words = command.split()
     assert words[1] == "sweeps/ablation.py"
     ran = subprocess.run(
