@@ -246,7 +246,7 @@ def test_one_seed_has_no_spread(store):
     section = document.markdown(results.read(store, KEY, seeds=[0]))
     assert cells(section, "SGAN") == ["10.00", "–", "9.00"]
     assert cells(section, "DCGAN (adv+cond+ent)") == ["13.00", "+3.00", "9.00"]
-    assert "With 1 paired seed no order can be established: 4 comparisons need 8 (p < 0.05 after Holm" in section
+    assert "With 1 paired seed no order can be established: 4 comparisons need 8 seeds (p < 0.05 after Holm" in section
 
 
 def test_without_finished_trials(store):
