@@ -96,7 +96,7 @@ def main(store: Positional[Path]) -> None:
         report.screenshot(path=PICTURES / "report.png")
         command = f"{record['command']} --store {shlex.quote(str(store))}"
         terminal(browser, command, "terminal")
-        terminal(browser, f"{command} --seeds 4", "live", 160.0)  # a seed more, in the middle of its training
+        terminal(browser, f"{command} --seeds 4", "live", 70.0)  # a seed more, in the middle of its training
         browser.close()
 
 
