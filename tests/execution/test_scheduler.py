@@ -124,6 +124,7 @@ def test_a_stage_whose_process_is_killed_begins_again(processes, store, tmp_path
     assert events(store, "stage published") == Counter(asked[0].plan.names)
 
 
+@pytest.mark.slow
 def test_a_stage_that_always_raises_fails_its_trials_alone(processes, store, tmp_path):
     asked = trials(["sgan", "sgan-no-joint", "dcgan-adv-cond"])
     stage = stage_name(asked[0], "level1")

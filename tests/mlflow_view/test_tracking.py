@@ -458,6 +458,7 @@ def test_the_command_line_sends_a_store(store, capsys):
     assert_complete(store, "sgan")
 
 
+@pytest.mark.slow
 def test_a_deleted_database_and_deleted_files_are_made_again_by_the_same_command(store, tmp_path):
     """In a new process: MLflow keeps in memory what it knows of a database."""
     other = new(tmp_path / "other")

@@ -85,6 +85,7 @@ def test_a_search_that_was_stopped_goes_on_as_it_would_have(searched: Path, tmp_
         assert trial.value == (scores["fid"] if trial.user_attrs["outcome"] == "done" else 500.0)
 
 
+@pytest.mark.slow
 def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     run = search_run(searched, *SEARCH)
     searcher = run.searcher()

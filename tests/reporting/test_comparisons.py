@@ -73,14 +73,15 @@ def test_the_verdict_says_what_few_seeds_cannot_tell(tmp_path):
     told = comparisons.verdict(sweep, comparisons.contrasts(sweep))
     assert told == (
         "SGAN has the lowest mean FID, 7.00; OTHER is 3.33 higher than SGAN on the same 3 seeds (95% interval of the "
-        "difference +3.00 to +4.00). With 3 paired seeds no order can be established: 1 comparison needs 6 seeds (p < 0.05 "
-        "after Holm's correction)."
+        "difference +3.00 to +4.00). With 3 paired seeds no order can be established: 1 comparison needs 6 seeds "
+        "(p < 0.05 after Holm's correction)."
     )
     one = make(tmp_path, fid={"sgan": [6.0], "other": [5.0]})
     told = comparisons.verdict(one, comparisons.contrasts(one))
     assert told == (
         "OTHER has the lowest mean FID, 5.00; this is 1.00 lower than SGAN on the same 1 seed (one seed: no interval)"
-        ". With 1 paired seed no order can be established: 1 comparison needs 6 seeds (p < 0.05 after Holm's correction)."
+        ". With 1 paired seed no order can be established: 1 comparison needs 6 seeds (p < 0.05 after Holm's "
+        "correction)."
     )
     alone = make(tmp_path, fid={"sgan": [6.0, 7.0]})
     assert "no other row with a common seed" in comparisons.verdict(alone, comparisons.contrasts(alone))

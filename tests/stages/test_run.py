@@ -378,6 +378,7 @@ def _events(log: Path) -> list[tuple[str, int]]:
     return [(label, int(images)) for label, images in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_processes_on_one_store_train_each_stage_once(root, tmp_path):
     logs = [tmp_path / "first", tmp_path / "second"]

@@ -454,6 +454,7 @@ def test_a_mirror_that_was_copied_to_another_host_is_not_the_same_host(host, tmp
         assert (first, second) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_search_waits_out_the_claim_of_a_host_that_died_and_refuses_that_of_a_living_one(host, monkeypatch, capsys):
     monkeypatch.setattr(lease, "BEAT", 0.2)
     monkeypatch.setattr(lease, "EXPIRY", 1.5)
