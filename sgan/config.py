@@ -28,10 +28,7 @@ class Weights:
 
 def _in_order(taps: tuple[str, ...]) -> tuple[str, ...]:
     for tap in taps:
-        require(
-            tap in INNER_TAPS,
-            f"unknown tap {tap!r}; the stack can be cut at these layers: {', '.join(INNER_TAPS)}",
-        )
+        require(tap in INNER_TAPS, f"unknown tap {tap!r}; the stack can be cut at layers {', '.join(INNER_TAPS)}")
     wanted = f"taps must be in the encoder's order, each once ({' < '.join(INNER_TAPS)}), but got {' '.join(taps)}"
     require(taps == tuple(tap for tap in INNER_TAPS if tap in taps), wanted)
     return taps
@@ -236,8 +233,7 @@ class Recipe:
         for name, part in zip(STAGE_IMAGES, (self.gan, self.gan, self.joint), strict=True):
             images = getattr(self, name)
             require(images >= part.batch, f"{name} must be at least the batch of {part.batch}, but got {images}")
-        fields = ["discriminator", "pixel_mean", *["discriminator_norm"] * (self.joint_start > 0)]
-        for name in fields:
+        for name in ("discriminator", "pixel_mean", *["discriminator_norm"] * (self.joint_start > 0)):
             same = getattr(self.gan, name) == getattr(self.joint, name)
             require(same, f"the joint stage continues the levels: {name} must be the same in gan and joint")
 

@@ -69,8 +69,8 @@ def _samples(sweep: Sweep) -> list[Plot]:
     ]
     for name, (title, caption) in SAMPLES.items():
         wanted = [(heading, row["trial"], f"{FIGURES}/{name}.png") for heading, row in trials]
-        real = trials[-1:] if name == "classes" else []
-        wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in real]
+        if name == "classes":
+            wanted += [("Real images", row["trial"], f"{FIGURES}/real.png") for _, row in trials[-1:]]
         there = [each for each in wanted if each[2] in sweep.store.facts(each[1])["files"]]
         if there and there[0][0] != "Real images":
             # Without their text, which is too small to read here.
