@@ -19,7 +19,7 @@ def main(search: Search) -> None:
     store = open_store(search.store)
     basis = prepare(search, 0)
     run = SearchRun(search, basis, store, 1)
-    trials = [run.trial(row["number"], row["params"])[0] for row in run.searcher().rows]
+    trials = [run.trial(row["number"], row["params"]) for row in run.replay().rows]
     rate = seconds_per_unit(next(iter(run.templates.values())), basis.data, "cpu")
     stages = {each: stage for one in trials for each, (_, stage) in zip(one.plan.names, one.plan.stages, strict=True)}
     kinds: dict[str, list[tuple[float, float]]] = {}

@@ -55,6 +55,7 @@ from sweeps.execution.worker import Job
 from sweeps.optimization import study
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search
+from sweeps.planning import manifest
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.basis import prepare
 from sweeps.planning.options import Sweep
@@ -166,9 +167,10 @@ def suggest(configs: int) -> dict[str, tuple[float, str]]:
         basis, where = prepare(search, 0), Slots(SEARCH_SLOTS, 1, 0.0, 0, "simulated")
         run = SearchRun(search, basis, open_store(folder), where.count)
         leave_mark(run.store, "scale")
-        searcher = run.searcher()
+        searcher = run.replay()
         searcher.target = configs
-        run.begin(searcher, {"command": "", "commit": "", "machine": ""})
+        manifest.write(run.store, run.record({"command": "", "commit": "", "machine": ""}))
+        run.copy_study()
         job = Job(basis.data, run.store.address, "scale", "", where, False, Sleep(0.0))
         study.TPESampler = Timed
         Timed.cpu, before, written = 0.0, driver_cpu(), bytes_written()

@@ -19,7 +19,7 @@ PLAN = tiny_plan()
 
 def run(
     source: TrialSource,
-    end_of: Callable[[Trial], tuple[str, str]],
+    end_of: Callable[[Trial], tuple[str, str, Mapping[str, Any]]],
     slots: int = 1,
     stop_after: float = float("inf"),
     seed: int = 0,
@@ -60,23 +60,25 @@ class Toy:
     def config_key(self, params: Mapping[str, Any]) -> str:
         return content_key(dict(params))
 
-    def trial(self, number: int, params: Mapping[str, Any]) -> tuple[Trial, Row]:
-        one = Trial(f"config-{number}", 0, PLAN.score, PLAN)  # pyright: ignore[reportArgumentType]
+    def trial(self, number: int, params: Mapping[str, Any]) -> Trial:
         key = self.config_key(params)
-        return one, {"number": number, "params": dict(params), "title": str(number), "name": key, "config_key": key}
+        row = {"number": number, "params": dict(params), "title": str(number), "name": key, "config_key": key}
+        return Trial(f"config-{number}", 0, PLAN.score, PLAN, row)  # pyright: ignore[reportArgumentType]
 
-    def write(self, row: Row) -> None:
-        self.rows[row["number"]] = row
+    def write(self, trial: Trial) -> None:
+        self.rows[trial.record["number"]] = trial.record
 
     def outcome(self, row: Row) -> Outcome | None:
         return self.outcomes(row["params"]) if row["number"] in self.ended else None
 
-    def end(self, trial: Trial) -> tuple[str, str]:
+    def end(self, trial: Trial) -> tuple[str, str, Mapping[str, Any]]:
         """The end of a trial's last stage."""
         number = int(trial.variant.removeprefix("config-"))
         self.ended.add(number)
         found = self.outcomes(self.rows[number]["params"])
-        return found.tag if found and found.tag != "collapsed" else "done" if found else "failed", "planned"
+        if found is None or found.tag == "diverged":
+            return "diverged" if found else "failed", "planned", {}
+        return "done", "", {self.score: found.value, "collapsed_classes": float(found.tag == "collapsed")}
 
 
 def train(source: TrialSource, store: Store, data: Data, stop_after: float = float("inf")) -> bool:
@@ -90,10 +92,10 @@ def train(source: TrialSource, store: Store, data: Data, stop_after: float = flo
     return True
 
 
-def _train(trial: Trial, store: Store, data: Data) -> tuple[str, str]:
+def _train(trial: Trial, store: Store, data: Data) -> tuple[str, str, Mapping[str, Any]]:
     try:
         for _ in run_trial(trial.plan, Context(store, data, "cpu", "test")):
             pass
     except Diverged as error:
-        return "diverged", str(error)
-    return "done", ""
+        return "diverged", str(error), {}
+    return "done", "", store.facts(trial.plan.name)["scores"]

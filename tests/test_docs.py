@@ -27,7 +27,7 @@ from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import find
 from sweeps.mlflow_view.sync import sync
 from sweeps.planning import config_file, manifest
-from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     ablation = plan_ablation(Sweep(variants=("sgan",), seeds=1, budget=0.01, override=SMALL), 0)
     for trial in ablation.trials:
         list(run_trial(trial.plan, Context(store, ablation.basis.data, "cpu", "test")))
-    manifest.write(store, record(ablation, {"command": "test", "commit": "test", "machine": "two cores"}))
+    manifest.write(store, ablation.record({"command": "test", "commit": "test", "machine": "two cores"}))
     sync(store, ablation.key, default_uri(store))
     _, runs = find(MlflowClient(default_uri(store)), ablation.key)
     (run,), stage = runs.values(), ablation.trials[0].plan.name

@@ -6,8 +6,6 @@ import os
 import platform
 import secrets
 import signal
-import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +22,10 @@ from sgan.stages.graph import code_version
 from sgan.store.files import StoreError, write_text
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
-from sweeps.execution import cluster_address, no_cluster, require_answer
+from sweeps.execution import cluster_address, no_cluster
 
 CONFIG = "ray_bootstrap_config.yaml"  # The cluster's configuration, which `ray up` leaves in the head's home folder
 NODE_SECONDS = 120.0  # Time limit for an answer of a node
-SILENCE = 20.0  # Seconds of silence after which a head counts as gone; Ray waits longer, and does not say what to do
 
 
 def join_cluster() -> None:
@@ -57,8 +54,6 @@ def join_cluster() -> None:
         raise ConfigError(f"Ray does not start on this machine ({reason}); {advice}") from error
     finally:
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler would end the command without checkpoints
-    if address:
-        threading.Thread(target=tell_of_lost_head, args=(address,), daemon=True).start()
 
 
 def keep_token_private(make: bool) -> None:
@@ -76,21 +71,6 @@ def keep_token_private(make: bool) -> None:
     except OSError as error:
         advice = "have its owner narrow its rights (chmod 600), or name another one in RAY_AUTH_TOKEN_PATH"
         raise ConfigError(f"other users can read Ray's token {path} ({error}); {advice}") from error
-
-
-def tell_of_lost_head(address: str) -> None:
-    """Wait until the head has been silent for SILENCE seconds, and print what to do."""
-    heard = time.monotonic()
-    while time.monotonic() - heard < SILENCE:
-        time.sleep(1)
-        with suppress(ConfigError):
-            require_answer(address)
-            heard = time.monotonic()
-    print(
-        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and run the same command: it "
-        "goes on where it was. Press Ctrl-C twice to end this one.",
-        flush=True,
-    )
 
 
 def to_come(config: dict[str, Any], nodes: int) -> list[dict[str, float]]:

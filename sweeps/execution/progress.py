@@ -101,24 +101,22 @@ class Progress:
         # A joint stage shows the values of its image level.
         news |= {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
         told = "  ".join(f"{word} {news[each]:.3g}" for each, word in NEWS.items() if each in news)
-        others = list(self.current.values()).count(stage) - 1
-        self.bars.update(self.rows[stage], completed=self.shares[stage], told=f"+{others}  {told}" if others else told)
+        self.bars.update(self.rows[stage], completed=self.shares[stage], told=told)
         return told
 
-    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str, scores: Mapping[str, Any]) -> None:
         self.ended += 1
         self.current.pop(trial.id, None)
         self.store.renew()  # another node may just have finished its stages
         self.store.note(f"trial {outcome}", trial=trial.title, name=trial.plan.name, reason=reason)
         self.shares |= {name(stage): 1.0 for _, stage in trial.plan.stages}
         what = f"{outcome}: {reason}" if reason else outcome
-        with suppress(OSError, ConfigError):  # a store in trouble must not end the running trials
-            if outcome == "done":
-                scores = self.store.facts(trial.plan.name)["scores"]
-                self.scores.setdefault(trial.variant, []).append(scores)
-                shown = [(MEASURES[each], scores[each]) for each in SHOWN if scores.get(each) is not None]
-                what = f"done: {', '.join(f'{of.heading} {score:.{of.decimals}f}' for of, score in shown)}"
-            if outcome == "failed":
+        if outcome == "done":
+            self.scores.setdefault(trial.variant, []).append(scores)
+            shown = [(MEASURES[each], scores[each]) for each in SHOWN if scores.get(each) is not None]
+            what = f"done: {', '.join(f'{of.heading} {score:.{of.decimals}f}' for of, score in shown)}"
+        if outcome == "failed":
+            with suppress(OSError):  # a store in trouble must not end the running trials
                 content = {"trial": trial.plan.name, "error": reason, "time": time.time()}
                 write_json(self.store.failure(trial.plan.name), content)
         self._line(trial, what)

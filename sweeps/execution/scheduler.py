@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the record is in the store
@@ -23,7 +23,6 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sgan.checks import ConfigError
-from sgan.store.files import lack
 from sgan.store.local import Store
 from sweeps.execution import mps
 from sweeps.execution.light_trial import LightTrial
@@ -65,9 +64,7 @@ class SourceSearcher(Searcher, tune.Stopper):
         self.source, self.scheduler, self.stop, self.progress = source, scheduler, stop, progress
         self.job = [ray.put(job)]
         self.live: dict[str, Trial] = {}
-        self.ended: list[tuple[Trial, str, str]] = []
         self.stopped: ray.ObjectRef | None = None
-        self.last_call: ray.ObjectRef | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves this for a restore, which never happens
@@ -79,7 +76,6 @@ class SourceSearcher(Searcher, tune.Stopper):
         if self.stop.is_set():
             return Searcher.FINISHED
         try:
-            self.report_ends()
             trial = self.source.next()
         except (OSError, ConfigError) as error:
             self.progress.wait(error)
@@ -96,32 +92,21 @@ class SourceSearcher(Searcher, tune.Stopper):
         trial = self.live.get(trial_id)
         if trial and "lost" in result:
             self.scheduler.add.remote(trial, self.job)
-        elif trial and "outcome" not in result:
+        elif trial and "outcome" in result:
+            self._end(trial, result["outcome"], result["reason"], result["scores"])
+        elif trial:
             self.progress.go_on(trial, result)
         return False
 
+    def _end(self, trial: Trial, outcome: str, reason: str, scores: dict[str, Any]) -> None:
+        self.progress.end(trial, outcome, reason, scores)
+        self.source.end(trial, outcome, reason, scores)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.live.pop(trial_id)
-        self.last_call = self.scheduler.leave.remote(trial.id)
-        died = {"outcome": "failed", "reason": f"its process on the head died more than {LOST} times"}
-        said = died if error else result or {}
-        end = (trial, said.get("outcome", "stopped"), said.get("reason", ""))
-        if "outcome" in said or not self.stop.is_set():
-            self.progress.end(*end)
-            self.ended.append(end)
-            with suppress(OSError):  # `suggest` tries again
-                self.report_ends()
-
-    def report_ends(self) -> None:
-        """Tell the source how trials ended; OSError if the disk does not allow it now."""
-        while self.ended:
-            try:
-                self.source.end(*self.ended[0])
-            except ConfigError as error:  # a damaged file: the source of the next command reads it again
-                self.progress.wait(error)
-                if trouble := lack(error):
-                    raise trouble from error
-            self.ended.pop(0)
+        self.scheduler.leave.remote(trial.id)
+        if error and not self.stop.is_set():
+            self._end(trial, "failed", f"its process on the head died more than {LOST} times", {})
 
     def stop_all(self) -> bool:
         """Whether the command is stopped; if so, the first call stops all stages."""
@@ -162,16 +147,8 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
         if source.expected:
             shown.say("starting: the first stages begin once Ray has their processes")
         tuner.fit()
-        while searcher.ended and not stop.is_set():  # the disk is in trouble, and Tune asks for no more trials
-            try:
-                searcher.report_ends()
-            except OSError as error:
-                shown.wait(error)
-                stop.wait(1)
-        searcher.stop_all()
-        # Ray prints a raw line for a call that is open when its actor ends.
-        if calls := [each for each in (searcher.stopped, searcher.last_call) if each]:
-            ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
+        # Ray prints a raw line for a call that is open when its actor ends; this one is the last to be answered.
+        ray.wait([searcher.stopped or scheduler.stop.remote()], timeout=STOP_SECONDS)
         ray.kill(scheduler)
         if 0 < job.slots.gpus < 1 and (nodes := mps.stop_everywhere(job.mark)):
             shown.say(f"CUDA's MPS was started on {nodes} node{'s' * (nodes > 1)} for this sweep, and is stopped now")

@@ -19,12 +19,13 @@ from sgan.store.files import StoreError, lack
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
 from sweeps.execution.cluster import Slots
-from sweeps.execution.worker import run_stage_task
+from sweeps.execution.worker import result_of, run_stage_task
 from sweeps.planning.trials import Trial
 
 RETRIES = 3  # Restarts of a stage that dies or raises, without a newer checkpoint between them
 MOST_STARTS = 20  # A stage starts this many times at most, even if its nodes die
 TICK = 1.0  # Seconds between two checks of waiting stages, and between two answers to a trial
+POLL = 0.1  # Seconds between two looks whether a trial that is followed has ended
 ROOM_WAIT = 3.0  # Seconds until a stage whose store was full starts again: long enough for its trials to say so
 GRACE, LONGEST_STEP = 5.0, 60.0  # Seconds that a stopped score stage (it has no steps), and any other, have to end
 
@@ -35,9 +36,9 @@ class Node:
     `needs`, the ids of the `trials` that need it, and the last `progress` that its process reported.
 
     `status`: unknown (whether the store has it), waiting, held (by another process), full (the store has no room for
-    it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed; `ended`: when its task
-    last ended (time.monotonic). `attempts` are its failures since its checkpoint last moved, without those of a node
-    that died."""
+    it), running, done, diverged or failed; `reason`: why it is held, full, diverged or failed; `scores`: those of a
+    finished stage; `ended`: when its task last ended (time.monotonic). `attempts` are its failures since its checkpoint
+    last moved, without those of a node that died."""
 
     stage: Stage
     judge: Stage
@@ -45,12 +46,17 @@ class Node:
     trials: set[str] = field(default_factory=set)
     status: str = "unknown"
     reason: str = ""
+    scores: dict[str, Any] = field(default_factory=dict)
     ended: float = 0.0
     attempts: int = 0
     starts: int = 0
     checkpoint: str = ""
     task: ray.ObjectRef | None = None
     progress: dict[str, Any] = field(default_factory=dict)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Take the result of a task (`run_stage_under_claim`), or of a stage that the store has."""
+        self.status, self.reason, self.scores = result["status"], result.get("reason", ""), result.get("scores", {})
 
 
 class StageScheduler:
@@ -64,7 +70,6 @@ class StageScheduler:
         self.nodes: dict[str, Node] = {}
         self.trials: dict[str, Trial] = {}
         self.followed: set[str] = set()
-        self.ends: dict[str, asyncio.Event] = {}
         self.running: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Event()
         self.stopping, self.trouble = False, ""
@@ -76,7 +81,7 @@ class StageScheduler:
         (self.job,) = job
         if trial.id in self.trials:
             return
-        self.trials[trial.id], self.ends[trial.id] = trial, asyncio.Event()
+        self.trials[trial.id] = trial
         for _, stage in trial.plan.stages:
             needs = tuple(map(name, trial.plan.needs(stage)))
             self.nodes.setdefault(name(stage), Node(stage, trial.plan.score.judge, needs)).trials.add(trial.id)
@@ -87,21 +92,22 @@ class StageScheduler:
 
         Returns:
             `label` and `share` (0 to 1) of the running stage, with the `scores` of its last evaluation; or `waiting`,
-            the label of the stage that the trial waits for, and `blocked`, why it cannot start; at the end `outcome`
-            and `reason`; or `lost` if a restarted actor does not know the trial."""
-        if trial_id in self.trials:
-            self.followed.add(trial_id)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.ends[trial_id].wait(), TICK)
-        else:
-            await asyncio.sleep(TICK)
-        return self._standing(self.trials[trial_id]) if trial_id in self.trials else {"lost": True}
+            the label of the stage that the trial waits for, and `blocked`, why it cannot start; at the end `outcome`,
+            `reason` and final `scores`; or `lost` if a restarted actor does not know the trial."""
+        self.followed.add(trial_id)
+        until = time.monotonic() + TICK
+        while trial_id in self.trials:
+            standing = self._standing(self.trials[trial_id])
+            if "outcome" in standing or time.monotonic() > until:
+                return standing
+            await asyncio.sleep(POLL)
+        await asyncio.sleep(TICK)
+        return {"lost": True}
 
     async def leave(self, trial_id: str) -> None:
         """Forget a trial that has ended or is stopped, and stop the stages that only it needs."""
         self.trials.pop(trial_id, None)
         self.followed.discard(trial_id)
-        self.ends.pop(trial_id, None)
         for stage_name, node in list(self.nodes.items()):
             node.trials.discard(trial_id)
             if not node.trials and not node.task:
@@ -146,7 +152,6 @@ class StageScheduler:
         for stage_name, node in list(self.nodes.items()):
             if node.status in ("unknown", "held", "full"):
                 await self._look(stage_name, node)
-        self._wake()
         ways = self._ways()
         # Trials that Tune has started come first: they end, and others take their places.
         first = {each: (not node.trials & self.followed, -ways[each]) for each, node in self.nodes.items()}
@@ -188,11 +193,10 @@ class StageScheduler:
             result = await node.task
         except (RayError, asyncio.CancelledError) as error:
             result = await self._after_crash(stage_name, node, error)
-        node.task, node.status, node.reason = None, result["status"], result.get("reason", "")
-        node.ended = time.monotonic()
+        node.task, node.ended = None, time.monotonic()
+        node.end(result)
         if not node.trials:
             self.nodes.pop(stage_name, None)
-        self._wake()
         self.changed.set()
 
     async def _after_crash(self, stage_name: str, node: Node, error: BaseException) -> dict[str, str]:
@@ -217,8 +221,7 @@ class StageScheduler:
         """Check whether a stage has finished, here or elsewhere, or is still held by another process."""
         try:
             if await asyncio.to_thread(self.store.has, stage_name):
-                facts = await asyncio.to_thread(self.store.facts, stage_name)
-                node.status, node.reason = facts["status"], facts["reason"] or ""
+                node.end(await asyncio.to_thread(result_of, self.store, node.stage))
                 return
             if node.status == "full" and time.monotonic() < node.ended + ROOM_WAIT:
                 return
@@ -230,25 +233,19 @@ class StageScheduler:
                 raise
             node.status, node.reason = "failed", str(error)
 
-    def _wake(self) -> None:
-        """Wake the followers of trials that have ended."""
-        for trial_id, trial in self.trials.items():
-            if "outcome" in self._standing(trial):
-                self.ends[trial_id].set()
-
     def _standing(self, trial: Trial) -> dict[str, Any]:
         """The state of a trial, as `follow` returns it."""
         waiting: dict[str, str] = {}
-        for label, stage in trial.plan.stages:
-            node = self.nodes[name(stage)]
+        for (label, _), stage_name in zip(trial.plan.stages, trial.plan.names, strict=True):
+            node = self.nodes[stage_name]
             if node.status in ("diverged", "failed"):
                 reason = f"{label}: {node.reason}" if node.status == "diverged" else node.reason
-                return {"outcome": node.status, "reason": reason}
+                return {"outcome": node.status, "reason": reason, "scores": {}}
             if node.status == "running" and node.progress:
                 return {"label": label, **node.progress}
             if node.status != "done":
                 waiting[label] = node.reason
         if not waiting:
-            return {"outcome": "done", "reason": ""}
+            return {"outcome": "done", "reason": "", "scores": self.nodes[trial.plan.name].scores}
         label = next(filter(waiting.get, waiting), next(iter(waiting)))
         return {"label": "", "waiting": label, "blocked": waiting[label] or self.trouble}

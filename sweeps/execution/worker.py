@@ -18,7 +18,7 @@ from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import Stage, name
 from sgan.stages.run import be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
-from sgan.store.local import LostClaim
+from sgan.store.local import LostClaim, Store
 from sgan.training.loop import Progress
 from sweeps.execution import mps
 from sweeps.execution.cluster import Slots, open_shared_store, versions
@@ -90,22 +90,16 @@ class _Reports:
         return True
 
 
-def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler: ActorHandle) -> dict[str, str]:
+def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler: ActorHandle) -> dict[str, Any]:
     """Run a stage whose parents are finished.
 
     Returns:
         `status`: done, diverged or failed; waiting, if it was stopped and left a checkpoint; held, if another process
-        trains it or has finished it; or full, if the store has no room or cannot be opened; and the `reason`."""
-    reports = _Reports(name(stage), scheduler)
+        trains it or has finished it; or full, if the store has no room or cannot be opened; the `reason`; and the
+        `scores` of a stage that has some."""
+    reports, context = _Reports(name(stage), scheduler), None
     try:
         context = job.context()
-    except (ConfigError, OSError) as error:
-        if isinstance(error, StoreError) or lack(error):  # a store that cannot be opened now may be back in a moment
-            return {"status": "full", "reason": str(error)}
-        if isinstance(error, ConfigError):
-            return {"status": "failed", "reason": str(error)}
-        raise
-    try:
         with context.store.claim(name(stage)) as mine:
             if not mine:
                 return {"status": "held", "reason": "another process trains it"}
@@ -115,11 +109,12 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 if not reports.go_on(share=share, scores=progress.metrics):
                     steps.close()  # the stage leaves a checkpoint
                     return {"status": "waiting"}
-        facts = context.store.facts(name(stage))
-        return {"status": facts["status"], "reason": facts["reason"] or ""}
+        return result_of(context.store, stage)
     except (ConfigError, OSError) as error:
         if trouble := lack(error):
             return {"status": "full", "reason": f"waiting for the store {job.store} ({trouble.strerror})"}
+        if isinstance(error, StoreError) and context is None:  # it cannot be opened, and may be back in a moment
+            return {"status": "full", "reason": str(error)}
         if isinstance(error, LostClaim):
             return {"status": "held", "reason": str(error)}
         if isinstance(error, ConfigError | PermissionError):  # a retry would fail in the same way
@@ -129,6 +124,12 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)):
             raise
         return {"status": "failed", "reason": out_of_memory(error, stage)}
+
+
+def result_of(store: Store, stage: Stage) -> dict[str, Any]:
+    """Status, reason and scores of a finished stage."""
+    facts = store.facts(name(stage))
+    return {"status": facts["status"], "reason": facts["reason"] or "", "scores": facts.get("scores", {})}
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)

@@ -4,7 +4,6 @@ train with seeds that the first phase never saw."""
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import TrialState
 
-from sgan import presets
 from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.measures import MEASURES
@@ -26,7 +24,7 @@ from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.trials import Trial, state_of, trial, trial_row
+from sweeps.planning.trials import Trial, clock, state_of, trial
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
@@ -34,7 +32,7 @@ EXPLORE = 0.7  # Share of the trials that explore; the rest confirm on seeds tha
 SHARED = (ClassifierStage, JudgeStage)  # Kinds of stages that all configs of a seed share
 START = 10.0  # Seconds until the first stage of a phase runs: Ray starts processes, and these import torch
 CONFIRMED = ("inception_score", "fid", "diversity")  # The scores that best.yaml holds, one for each seed
-SETTINGS = ("variant", "objective", "seed", "adversarial", "conditional", "entropy", "zeros", "vary", "budget", "width")
+SETTINGS = ("variant", "objective", "seed", *WEIGHTS, "zeros", "vary", "budget", "width", "override")
 """Options that the record holds."""
 
 
@@ -73,26 +71,37 @@ class SearchRun:
     def _template(self, split: str, seed: int) -> Config:
         return self.space.config(self.space.known_good() | {"split": split}, seed)
 
-    def searcher(self) -> "Searcher":
-        """The first phase, with the trials that the record already has."""
+    def replay(self) -> "Searcher":
+        """Make the first phase, `searcher`, from the trials that the record already has."""
         there = self.key in manifest.keys(self.store)
         rows = manifest.read(self.store, self.key)["trials"] if there else []
-        return Searcher(self, [row for row in rows if row["phase"] == "explore"], explored(self.options.trials))
+        rows = [row for row in rows if row["phase"] == "explore"]
+        self.searcher = Searcher(self, rows, explored(self.options.trials))
+        return self.searcher
 
     def config_key(self, params: Params) -> str:
         """The key of a config without its seed: the weights of losses that are left out do not change it."""
         return content_key(self.space.config(params, 0))
 
-    def trial(self, number: int, params: Params, seed: int | None = None) -> tuple[Trial, Row]:
-        """The trial of a config, and its row in the record; without a seed it belongs to the first phase."""
+    def trial(self, number: int, params: Params, seed: int | None = None) -> Trial:
+        """The trial of a config; without a seed it belongs to the first phase."""
         phase, seed = ("explore", self.seed) if seed is None else ("confirm", seed)
-        one = trial(f"config-{number}", seed, self.space.config(params, seed))
-        title = f"{number}: {self.space.title(params)}" + " (default)" * (number == DEFAULT)
-        default = self.space.fields(self.space.known_good())
-        changes = {field: value for field, value in self.space.fields(params).items() if value != default[field]}
-        changed, kind = presets.Row(title, changes, self.options.variant), self.space.kind(params)
-        row = trial_row(one, phase, self.ablation(params), number, changed, base_variant=kind)
-        return one, row | {"number": number, "params": dict(params)}
+        default = self.space.known_good()
+        return trial(
+            f"config-{number}",
+            seed,
+            self.space.config(params, seed),
+            title=f"{number}: {self.space.title(params)}" + " (default)" * (number == DEFAULT),
+            paper="",
+            base=self.options.variant,
+            changes={field: params[field] for field in self.space.varied if params[field] != default[field]},
+            base_variant=self.space.kind(params),
+            rank=number,
+            phase=phase,
+            rerun=config_file.words(self.ablation(params)),
+            number=number,
+            params=dict(params),
+        )
 
     def ablation(self, params: Params) -> Sweep:
         values = {each.name: getattr(self.options, each.name) for each in dataclasses.fields(Options)}
@@ -101,25 +110,28 @@ class SearchRun:
         own: Any = {"variants": (self.options.variant,), "cuts": SPLITS[params["split"]], "weights": weights}
         return Sweep(**values | self.basis.chosen | own)
 
-    def write(self, *rows: Row) -> None:
-        for row in rows:
-            manifest.write_trial(self.store, self.key, row)
+    def write(self, *trials: Trial) -> None:
+        for each in trials:
+            manifest.write_trial(self.store, self.key, each.record)
 
     def outcome(self, row: Row) -> Outcome | None:
         """How a trial of the record ended; None where it has not, or failed."""
-        return study.outcome_of(state_of(self.store, row), self.score)
+        state = state_of(self.store, row)
+        scores = state.facts[-1]["scores"] if state.outcome == "done" else {}
+        return study.outcome_of(state.outcome, state.reason, scores, self.score)
 
-    def plan(self, searcher: "Searcher", probe: Callable[[], float]) -> Plan:
+    def plan(self, probe: Callable[[], float]) -> Plan:
         """Plan the second phase, and predict the time of the work that is left. `probe` measures the seconds per unit
         of cost, if the store has no stages of this search."""
+        searcher = self.searcher
         recent = [plan(self.space.config(row["params"], self.seed)).stages for row in searcher.rows[-20:]]
         rate = recorded_rate(self.store, [stage for stages in recent for _, stage in stages]) or probe()
         own = [stage for config in self.templates.values() for _, stage in plan(config).stages]
         each = rate * sum(cost(stage) for stage in own if not isinstance(stage, SHARED)) / len(self.templates)
         best, seeds = confirmations(self.options.trials - searcher.target, max(searcher.target, searcher.ended))
-        confirmed = [] if searcher.expected else self.best(searcher, best, seeds)
+        confirmed = [] if searcher.expected else self.best(best, seeds)
         left = (best + 1) * seeds if searcher.expected else len(confirmed)
-        left -= sum(self.outcome(row) is not None for _, row in confirmed)
+        left -= sum(self.outcome(each.record) is not None for each in confirmed)
         seconds, split, counted = 0.0, self.space.splits[0], set[Stage]()
         for count, chosen in ((searcher.expected, [self.seed]), (left, range(self.seed + 1, self.seed + 1 + seeds))):
             stages = {stage for seed in chosen for _, stage in plan(self._template(split, seed)).stages if count}
@@ -129,83 +141,80 @@ class SearchRun:
             seconds += wall(count, waits, each, self.slots)
         return Plan(best, seeds, seconds)
 
-    def begin(self, searcher: "Searcher", origin: Mapping[str, str]) -> None:
-        """Write the head of the search's record, with command, commit and machine, and begin the study's copy."""
-        self.origin = dict(origin)
-        self.write_head(searcher)
-        searcher.file = StudyFile(searcher.study, self.name, self.score, self.study_path)
+    def summary(self, made: Plan) -> list[tuple[str, str]]:
+        """The plan of the work: pairs of a heading and a line of text."""
+        space, searcher, splits = self.space, self.searcher, len(self.space.splits)
+        ranges = [f"{name} {ends.low:g} to {ends.high:g}" for name, ends in space.ranges.items()]
+        left = f", {len(searcher.waiting)} interrupted trials continue" if searcher.waiting else ""
+        seeds = f"{made.seeds} fresh seeds, {self.seed + 1} to {self.seed + made.seeds}"
+        shape = f"{splits} split{'s' * (splits > 1)}, losses {' or '.join(space.losses)}, {', '.join(ranges)}"
+        return [
+            ("space", shape),
+            ("study", f"{self.name}: {searcher.ended} trials finished{left}"),
+            ("explore", f"{searcher.target} configs at seed {self.seed}"),
+            ("confirm", f"the best {made.best} and the default config on {seeds}"),
+            ("time", f"about {clock(made.seconds)}"),
+        ]
 
-    def write_head(self, searcher: "Searcher") -> None:
-        """Write the head of the record, and save the study's copy."""
-        settings = {
-            "dataset": self.basis.dataset.name,
-            "recipe": self.basis.recipe.name,
-            "study": self.name,
-            "splits": " ".join(self.space.splits),
-            **{each: getattr(self.options, each) for each in (*SETTINGS, "override")},
-        }
-        head = {
-            "key": self.key,
-            "title": self.title,
-            **self.origin,
-            "started": time.time(),
-            "settings": settings,
-            "judges": [name(each) for each in plan(next(iter(self.templates.values()))).judges],
-            "paper_real": presets.REAL_DATA_PAPER,
-            "search": None,
+    def record(self, origin: Mapping[str, str]) -> dict[str, Any]:
+        """The head of the search's record, for `manifest.write`. `origin`: command, commit and machine."""
+        settings = self.basis.chosen | {each: getattr(self.options, each) for each in SETTINGS}
+        settings |= {"study": self.name, "splits": " ".join(self.space.splits)}
+        head = manifest.head(self.key, self.title, origin, settings, plan(next(iter(self.templates.values()))))
+        return head | {
             "score": self.score,
-            "explored": searcher.ended,
+            "explored": self.searcher.ended,
             "chosen": self.chosen,
-            "importance": study.importance(searcher.study),
+            "importance": as_json(study.importance(self.searcher.study)),
             "trials": [],
         }
-        manifest.write(self.store, as_json(head))
-        if searcher.file:
-            self.store.save(self.study_path)
 
-    def best(self, searcher: "Searcher", best: int, seeds: int) -> list[tuple[Trial, Row]]:
+    def copy_study(self) -> None:
+        """Begin the study's copy; the folder of the search's record must exist."""
+        self.searcher.file = StudyFile(self.searcher.study, self.name, self.score, self.study_path)
+
+    def best(self, best: int, seeds: int) -> list[Trial]:
         """The trials that confirm the best configs and, if it has ended, the default config."""
-        chosen = {each.number: each.params for each in study.best_first(searcher.study)[:best]}
-        chosen |= {each.number: each.params for each in study.ended(searcher.study) if each.number == DEFAULT}
+        explored = self.searcher.study
+        chosen = {each.number: each.params for each in study.best_first(explored)[:best]}
+        chosen |= {each.number: each.params for each in study.ended(explored) if each.number == DEFAULT}
         fresh = range(self.seed + 1, self.seed + 1 + seeds)
         return [self.trial(number, params, seed) for seed in fresh for number, params in chosen.items()]
 
-    def write_best(self, searcher: "Searcher", confirmed: Sequence[tuple[Trial, Row]]) -> Path | None:
+    def write_best(self, confirmed: Sequence[Trial], origin: Mapping[str, str]) -> Path | None:
         """Write best.yaml, and describe its config in `chosen`. Returns its path, or None if no config has ended on all
         of its seeds, at least one of them well. A seed that diverged or collapsed counts with the floor."""
-        configs: dict[str, list[tuple[Trial, Row, Outcome | None]]] = {}
-        for one, row in confirmed:
-            configs.setdefault(one.variant, []).append((one, row, self.outcome(row)))
+        configs: dict[str, list[tuple[Trial, Outcome | None]]] = {}
+        for one in confirmed:
+            configs.setdefault(one.variant, []).append((one, self.outcome(one.record)))
         whole = []
         for seeds in configs.values():
-            outcomes = [outcome for *_, outcome in seeds if outcome]
+            outcomes = [outcome for _, outcome in seeds if outcome]
             if len(outcomes) == len(seeds) and any(outcome.tag == DONE for outcome in outcomes):
                 whole.append((statistics.fmean(outcome.value for outcome in outcomes), seeds))
         if not whole:
             return None
         better = max if MEASURES[self.score].better == "higher" else min
         _, winner = better(whole, key=lambda each: each[0])
-        one, row, _ = winner[0]
-        wrong = {one.seed: outcome.tag for one, _, outcome in winner if outcome and outcome.tag != DONE}
-        facts = [self.store.facts(one.plan.name)["scores"] for one, *_ in winner if self.store.has(one.plan.name)]
+        first = winner[0][0]
+        wrong = {one.seed: outcome.tag for one, outcome in winner if outcome and outcome.tag != DONE}
+        facts = [self.store.facts(one.plan.name)["scores"] for one, _ in winner if self.store.has(one.plan.name)]
         scores = {name: [each[name] for each in facts if each.get(name) is not None] for name in CONFIRMED}
         provenance = {
             "study": self.name,
             "sweep": self.key,
-            "trial": row["number"],
-            "commit": self.origin["commit"],
-            "command": self.origin["command"],
-            "objective": self.options.objective,
-            "explored": {"configs": searcher.ended, "seed": self.seed},
-            "confirmed": {"seeds": [one.seed for one, *_ in winner], "went_wrong": wrong, **scores},
+            "trial": first.record["number"],
+            "commit": origin["commit"],
+            "command": origin["command"],
+            "confirmed": {"seeds": [one.seed for one, _ in winner], "went_wrong": wrong, **scores},
         }
-        options = self.ablation(row["params"])
-        path = config_file.write(self.store, self.options.variant, options, one.config, provenance)
-        self.chosen = f"Best: {row['title']}."
+        options = self.ablation(first.record["params"])
+        path = config_file.write(self.store, self.options.variant, options, first.config, provenance)
+        self.chosen = f"Best: {first.record['title']}."
         for seeds in configs.values():
-            bad = sum(outcome is None or outcome.tag != DONE for *_, outcome in seeds)
+            bad = sum(outcome is None or outcome.tag != DONE for _, outcome in seeds)
             if bad and seeds is not winner:
-                self.chosen += f" {seeds[0][1]['title']} has {bad} of {len(seeds)} seeds that went wrong"
+                self.chosen += f" {seeds[0][0].record['title']} has {bad} of {len(seeds)} seeds that went wrong"
                 self.chosen += "; a seed that diverged or collapsed counts with the worst score."
         return path
 
@@ -229,10 +238,10 @@ class Searcher:
         self.taken = {row["config_key"] for row in rows}
         if not rows:
             self.study.enqueue_trial(run.space.known_good())
-        self.live: dict[str, tuple[optuna.Trial, Row]] = {}
+        self.live: dict[str, optuna.Trial] = {}
         self.file: StudyFile | None = None
         self.expected = len(self.waiting) + max(0, target - len(rows))
-        self.ahead: Sequence[Trial] = [run.trial(number, trial.params)[0] for number, trial in self.waiting.items()]
+        self.ahead: Sequence[Trial] = [run.trial(number, trial.params) for number, trial in self.waiting.items()]
 
     def next(self) -> Trial | None:
         if not self.waiting and len(self.taken) < self.target:
@@ -244,22 +253,19 @@ class Searcher:
         if not self.waiting:
             return None
         number = min(self.waiting)
-        trial, row = self.run.trial(number, self.waiting[number].params)
-        self.taken.add(row["config_key"])
-        self.run.write(row)
-        self.live[trial.variant] = self.waiting.pop(number), row  # only after it is written: a full disk may refuse it
+        trial = self.run.trial(number, self.waiting[number].params)
+        self.taken.add(trial.record["config_key"])
+        self.run.write(trial)
+        self.live[trial.variant] = self.waiting.pop(number)  # only after it is written: a full disk may refuse it
         return trial
 
     def _is_new(self, params: Params) -> bool:
         return self.run.config_key(params) not in self.taken
 
-    def end(self, trial: Trial, outcome: str, reason: str) -> None:
-        if outcome == "stopped":  # the next command asks for it again
-            return
-        asked, row = self.live[trial.variant]
-        found = self.run.outcome(row)
-        del self.live[trial.variant]  # only after its outcome is read: a store may refuse it
-        for attribute, value in (study.attributes(row, found) if found else {REASON: reason}).items():
+    def end(self, trial: Trial, outcome: str, reason: str, scores: Mapping[str, Any]) -> None:
+        asked = self.live.pop(trial.variant)
+        found = study.outcome_of(outcome, reason, scores, self.run.score)
+        for attribute, value in (study.attributes(trial.record, found) if found else {REASON: reason}).items():
             asked.set_user_attr(attribute, value)
         if found:
             self.study.tell(asked, found.value)

@@ -64,12 +64,6 @@ class Space:
         single = bool(self.variant.cuts) and params["split"] == NONE
         return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.name
 
-    def fields(self, params: Params) -> dict[str, Any]:
-        """The fields that params set, as plain JSON by the dotted names of a row's changes."""
-        weights = {f"weights.{name}": value for name, value in vars(self.loss_weights(params)).items()}
-        cuts = "through" if self.variant.through else "cuts"
-        return {cuts: list(SPLITS[params["split"]]), **weights, **{field: params[field] for field in self.varied}}
-
     def title(self, params: Params) -> str:
         """A config in words; without cuts it is a DCGAN, not a stack."""
         weights = " : ".join(f"{value:.3g}" for value in vars(self.loss_weights(params)).values())

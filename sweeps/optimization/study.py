@@ -21,7 +21,6 @@ from sgan.checks import ConfigError, content_key
 from sgan.evaluation.alarms import COLLAPSED as COLLAPSED_CLASSES
 from sgan.evaluation.alarms import alarms
 from sgan.evaluation.measures import MEASURES
-from sweeps.planning.trials import State
 
 Row = Mapping[str, Any]
 Distributions = dict[str, BaseDistribution]
@@ -45,16 +44,15 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def outcome_of(state: State, score: str) -> Outcome | None:
-    """The outcome of a trial by a score of FLOORS; None where it has not ended or failed.
+def outcome_of(ended: str, reason: str, scores: Mapping[str, Any], score: str) -> Outcome | None:
+    """The outcome by a score of FLOORS of a trial that `ended` in this way; None where it has not ended, or failed.
 
     A sampler learns nothing from a failed trial, so a config that diverged or collapsed counts with the floor.
     """
-    if state.outcome == "diverged":
-        return Outcome(DIVERGED, FLOORS[score], state.reason)
-    if state.outcome != "done":
+    if ended == "diverged":
+        return Outcome(DIVERGED, FLOORS[score], reason)
+    if ended != "done":
         return None
-    scores = state.facts[-1]["scores"]
     # The Inception score does not notice a class that repeats one image: by it alone such configs would win.
     collapsed = alarms({COLLAPSED_CLASSES: scores.get(COLLAPSED_CLASSES, 0.0)})
     if collapsed:

@@ -16,23 +16,12 @@ from sgan.config import Config
 from sgan.presets import VARIANTS
 from sgan.store.files import write_text
 from sgan.store.local import Store
-from sweeps.planning.options import Options, Sweep, flag
+from sweeps.planning.options import Data, Options, Stack, Sweep, Training, flag
 
 
 @validated()
-class ChosenOptions:
-    """The options that define a config, besides variant and seed; fields as in `Options` and `Sweep`."""
-
-    dataset: str
-    image_size: int | None
-    channels: int | None
-    recipe: str
-    cuts: tuple[str, ...]
-    weights: tuple[float, float, float] | None
-    override: tuple[str, ...]
-    budget: float
-    width: float
-    judge: str
+class ChosenOptions(Stack, Training, Data):
+    """The options that define a config, besides variant and seed."""
 
 
 BEST = "best.yaml"

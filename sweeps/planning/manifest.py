@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,9 @@ from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from sgan.addresses import masked
-from sgan.checks import OPEN
-from sgan.stages.graph import code_version
+from sgan.checks import OPEN, as_json
+from sgan.presets import REAL_DATA_PAPER
+from sgan.stages.graph import Plan, code_version, name
 from sgan.store.files import StoreError, inside, read_json, write_json
 from sgan.store.local import Store
 from sgan.store.s3 import find_store
@@ -57,7 +59,11 @@ class TrialStage(TypedDict):
 
 @with_config(OPEN)
 class TrialRow(TypedDict):
-    """A trial in the record of a sweep, as `sweeps.planning.trials.trial_row` makes it."""
+    """A trial in the record of a sweep. `run` names its MLflow run: under some options two variants are the same trial,
+    and both have a row. `base_variant`: the row of VARIANTS that it is, or that a search's config is named after.
+    `changes`: of its base; a search's config has only fields of the recipe there, and its weights and cuts in `title`.
+    `rank`: the place of the variant in tables. `phase`: "ablation", or in a search "explore" or "confirm". `rerun`: the
+    options with which sweeps/ablation.py runs its config again, at any seed. `config_key` is the same for all seeds."""
 
     name: str
     stages: Annotated[list[TrialStage], Field(min_length=1)]
@@ -82,17 +88,30 @@ def folder(store: Store, key: str) -> Path:
     return inside(store.root / "sweeps", key)
 
 
+def head(key: str, title: str, origin: Mapping[str, str], settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The entries of sweep.json that every sweep has. `origin`: its command, commit and machine; `plan`: of a trial."""
+    return {
+        "key": key,
+        "title": title,
+        **origin,
+        "started": time.time(),
+        "settings": as_json(settings),
+        "judges": [name(stage) for stage in plan.judges],
+        "paper_real": REAL_DATA_PAPER,
+    }
+
+
 def write(store: Store, manifest: Mapping[str, Any]) -> None:
     """Write the record of a sweep, in the form that `read` returns, without "variants": its head, and every trial that
     is new or has changed. Earlier trials stay."""
     key, path = manifest["key"], folder(store, manifest["key"]) / HEAD
-    head = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
+    new = {name: value for name, value in manifest.items() if name not in ("trials", "variants")}
     with store.lock(f"manifest-{key}"):
         store.fetch(path)
         before = read_json(path, key=key) if path.exists() else {}
-        head |= {"started": before.get("started", head["started"])}
-        if head != before or store.lacks(path):
-            write_json(path, head)
+        new |= {"started": before.get("started", new["started"])}
+        if new != before or store.lacks(path):
+            write_json(path, new)
             store.save(path)
     for row in manifest["trials"]:
         write_trial(store, key, row)
@@ -107,7 +126,7 @@ def write_trial(store: Store, key: str, row: Mapping[str, Any]) -> None:
 
 
 def read(store: Store, key: str) -> dict[str, Any]:
-    """The record of a sweep: the entries of its head; "trials", the rows that `trial_row` made, by variant and seed;
+    """The record of a sweep: the entries of its head; "trials", the records of its trials, by variant and seed;
     and "variants", the name and OF_VARIANT of each row of its table. StoreError if one of its files is damaged or of
     another kind."""
     place = folder(store, key)

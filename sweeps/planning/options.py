@@ -54,10 +54,6 @@ class Data:
 
     dataset: Annotated[str, *choice(AUTO, *DATASETS, FOLDER)] = AUTO
     """Dataset: auto (by the hardware), digits, mnist, svhn, cifar10, or folder (the images in --data)."""
-    data: DirectoryPath | None = None
-    """Folder with the dataset's files, as torchvision lays them out; by default they are downloaded into ./data, and
-    digits need none. With --dataset folder: a folder with a sub-folder for each class, or with two such folders, train
-    and test."""
     image_size: int | None = None
     """With --dataset folder: height and width of the images in pixels, a multiple of 4; by default 32."""
     channels: int | None = None
@@ -83,14 +79,18 @@ class Training:
     that nothing else sees), inception (exact Inception scores, FID, KID, precision and recall on 50,000 samples; slow
     without a GPU), dinov2 (needs timm and --judge-weights), or auto: inception with --judge-weights, or for colour
     images on a GPU; otherwise held-out. Scores in pixels are always computed, too."""
-    judge_weights: FilePath | None = None
-    """Weights file of the network that scores; by default torch-fidelity's file is downloaded for inception."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of results."""
+    """The places of data, weights and results."""
 
+    data: DirectoryPath | None = None
+    """Folder with the dataset's files, as torchvision lays them out; by default they are downloaded into ./data, and
+    digits need none. With --dataset folder: a folder with a sub-folder for each class, or with two such folders, train
+    and test."""
+    judge_weights: FilePath | None = None
+    """Weights file of the network that scores; by default torch-fidelity's file is downloaded for inception."""
     store: Annotated[str, AfterValidator(store_address)] = dataclasses.field(
         default_factory=lambda: os.environ.get("SGAN_STORE") or "runs"
     )
@@ -172,6 +172,18 @@ class Options(Data, Training, Places, Machine):
 
 
 @dataclass(frozen=True)
+class Stack:
+    """What all rows of the table share of the stack and its losses."""
+
+    cuts: Taps = DEFAULT_CUTS
+    """Layers at which the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make
+    N + 1 levels."""
+    weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
+    """Weights of the adversarial, conditional and entropy loss; a loss that a variant does not have keeps weight 0. By
+    default the paper's 1 1 10, and 1 0 1 for infogan."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of the table, and their seeds."""
 
@@ -193,12 +205,6 @@ class Rows:
     """Number of training seeds per variant: 3 gives the seeds 0, 1, 2."""
     first_seed: Seed = 0
     """The first of these seeds."""
-    cuts: Taps = DEFAULT_CUTS
-    """Layers at which the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make
-    N + 1 levels."""
-    weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
-    """Weights of the adversarial, conditional and entropy loss; a loss that a variant does not have keeps weight 0. By
-    default the paper's 1 1 10, and 1 0 1 for infogan."""
     match: Literal["none", "images", "flops"] = "none"
     """Equal compute: every row's GAN training is lengthened to that of the largest, measured in images that its image
     generator is trained with, or in FLOPs; none: the paper's protocol."""
@@ -207,7 +213,7 @@ class Rows:
 
 
 @validated(flag)
-class Sweep(Rows, Options):
+class Sweep(Rows, Stack, Options):
     """Train and score the ablation of Stacked GANs: variants x seeds, in parallel, each stage once.
 
     With no options it runs the largest job that the hardware carries: the paper's CIFAR-10 job where Ray has GPUs,

@@ -12,14 +12,10 @@ from typing_extensions import TypedDict
 from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.alarms import latest
-from sgan.presets import Row
 from sgan.stages.cost import cost
 from sgan.stages.graph import Plan, Stage, name, plan
 from sgan.store.files import RECORD_FILE, StoreError, read_json, read_record
 from sgan.store.local import Store
-from sweeps.planning.config_file import words
-from sweeps.planning.manifest import OF_VARIANT
-from sweeps.planning.options import Sweep
 
 JUDGING = ("judge", "score")  # Kinds of stages that train no part of a variant
 TRAINING = ("train_seconds", "generator_images", "discriminator_steps", "generator_steps", "flops")
@@ -29,12 +25,14 @@ both kinds, and FLOPs of these steps."""
 
 @dataclass(frozen=True)
 class Trial:
-    """One config of a sweep or a search; `variant` is the name of its row."""
+    """One config of a sweep or a search; `variant` is the name of its row, and `record` is its entry in the record of
+    the sweep: the argument of `state_of`."""
 
     variant: str
     seed: int
     config: Config
     plan: Plan
+    record: dict[str, Any]
 
     @property
     def title(self) -> str:
@@ -43,40 +41,23 @@ class Trial:
     @property
     def id(self) -> str:
         """The unique name of the trial in its sweep: under some options two variants have the same plan."""
-        return f"{self.variant}-{self.seed}-{self.plan.name}"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The name of the trial and its stages, as in the record of its sweep; the argument of `state_of`."""
-        stages = [{"label": label, "name": name(stage)} for label, stage in self.plan.stages]
-        return {"name": self.plan.name, "stages": stages}
+        return self.record["run"]
 
 
-def trial(variant: str, seed: int, config: Config) -> Trial:
-    return Trial(variant, seed, config, plan(config))
-
-
-def trial_row(trial: Trial, phase: str, options: Sweep, rank: int, row: Row, base_variant: str = "") -> dict[str, Any]:
-    """A trial as a row in the record of a sweep. `phase`: "ablation", or in a search "explore" or "confirm".
-
-    `options`: with them sweeps/ablation.py runs its config again, at any seed. `rank`: the place of the variant in
-    tables. `base_variant`: the row of VARIANTS that a search's config changes, "" if the variant is one itself. In the
-    record, `run` names its MLflow run: under some options two variants are the same trial, and both have a row.
-    `config_key` is the same for all seeds of a config."""
-    return {
-        **trial.row,
-        "run": trial.id,
-        "variant": trial.variant,
-        "base_variant": base_variant or trial.variant,
-        **{name: getattr(row, name) for name in OF_VARIANT},
-        "rank": rank,
-        "seed": trial.seed,
-        "phase": phase,
-        "rerun": words(options),
-        "cuts": ",".join(trial.config.variant.cuts) or "none",
-        "config": as_json(trial.config),
-        "config_key": content_key(dataclasses.replace(trial.config, seed=0)),
+def trial(variant: str, seed: int, config: Config, **about: Any) -> Trial:
+    """A trial with its record: what follows from the config, and what is `about` it (`manifest.TrialRow`)."""
+    stages = plan(config)
+    record = {
+        "name": stages.name,
+        "stages": [{"label": label, "name": name(stage)} for label, stage in stages.stages],
+        "run": f"{variant}-{seed}-{stages.name}",
+        "variant": variant,
+        "seed": seed,
+        "cuts": ",".join(config.variant.cuts) or "none",
+        "config": as_json(config),
+        "config_key": content_key(dataclasses.replace(config, seed=0)),
     }
+    return Trial(variant, seed, config, stages, record | about)
 
 
 class Failure(TypedDict):
@@ -101,11 +82,12 @@ class State:
 def state_of(store: Store, trial: Mapping[str, Any], live: bool = False) -> State:
     """The state of a trial; one that has not ended is running with `live`, otherwise interrupted. A trial with a
     deleted stage has not ended: its seconds and images would be too few."""
-    facts = [store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])]
+    there = {stage["label"]: store.facts(stage["name"]) for stage in trial["stages"] if store.has(stage["name"])}
+    facts = list(there.values())
     end = max((fact["finished"] for fact in facts), default=0.0)
-    for fact in facts:
+    for label, fact in there.items():
         if fact["status"] == "diverged":
-            return State("diverged", fact["reason"], facts, end)
+            return State("diverged", f"{label}: {fact['reason']}", facts, end)
     if len(facts) == len(trial["stages"]):
         return State("done", "", facts, end)
     if store.failure(trial["name"]).exists():
@@ -145,7 +127,7 @@ def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:
 
 def ended(trial: Trial, store: Store) -> bool:
     """Whether a trial is done or has diverged: running it again changes nothing."""
-    return state_of(store, trial.row).outcome in ("done", "diverged")
+    return state_of(store, trial.record).outcome in ("done", "diverged")
 
 
 def missing(trials: Sequence[Trial], store: Store) -> dict[str, Stage]:
@@ -164,8 +146,8 @@ class TrialSource(Protocol):
     def next(self) -> Trial | None:
         """The next trial to start; None if there are no more."""
 
-    def end(self, trial: Trial, outcome: str, reason: str) -> None:
-        """Take the outcome of a trial: "done", "diverged", "failed", or "stopped" with the command."""
+    def end(self, trial: Trial, outcome: str, reason: str, scores: Mapping[str, Any]) -> None:
+        """Take the outcome of a trial: "done" with its final scores, "diverged" or "failed"."""
 
 
 class ListSource:
@@ -184,7 +166,7 @@ class ListSource:
             self._left = iter(self.ahead)
         return next(self._left, None)
 
-    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str, scores: Mapping[str, Any]) -> None:
         """Do nothing: the store has the result."""
 
 

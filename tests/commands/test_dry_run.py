@@ -15,7 +15,7 @@ SMALL = ("--override", "judge.images=1280", "encoder.images=1280")
     [
         ("ablation", ("--store", "new/runs"), "18 to run"),
         ("ablation", ("--store", "."), "18 to run"),
-        ("search", ("--trials", "5", "--budget", "0.01", *SPACE, *SMALL), "time     about"),
+        ("search", ("--trials", "5", "--budget", "0.01", *SPACE, *SMALL), "time    about"),
     ],
 )
 def test_a_dry_run_leaves_everything_as_it_was(script: str, words, told: str, tmp_path: Path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from sgan.evaluation import dinov2, scores
 from sgan.stages.context import Context
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
 from sweeps.reporting import document, results
 
@@ -127,6 +127,6 @@ def test_a_trial_is_scored_by_it_and_the_report_says_so(weights: Path, tmp_path:
     expected = scores.frechet_distance(made.features, scores.statistics(see(images.images).features))
     assert found["fid"] == pytest.approx(expected, rel=1e-5)
     assert found["inception_score"] >= 1  # by the held-out judge, since this network has no classes
-    manifest.write(store, record(planned, {"command": "test", "commit": "abc", "machine": "here"}))
+    manifest.write(store, planned.record({"command": "test", "commit": "abc", "machine": "here"}))
     section = document.markdown(results.read(store, planned.key))
     assert "Judge of scores: network DINOv2" in section

@@ -28,7 +28,7 @@ from sgan.stages.graph import name
 from sgan.store.files import sha256
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
 from sweeps.reporting import document, results, tables
 
@@ -259,7 +259,7 @@ def test_a_trial_is_scored_by_the_network_and_real_data_by_the_same(weights, tmp
     assert said["weights"] == judge["fingerprint"]["scores"]["weights"] == sha256(weights)
     assert facts["fingerprint"]["classes"]["network"] == "held-out judge"
 
-    manifest.write(store, record(resolved, {"command": "test", "commit": "abc", "machine": "here"}))
+    manifest.write(store, resolved.record({"command": "test", "commit": "abc", "machine": "here"}))
     sweep_results = results.read(store, resolved.key)
     section = document.markdown(sweep_results)
     assert "Judge of scores: network inception-v3-compat" in section

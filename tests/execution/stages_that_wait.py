@@ -4,9 +4,10 @@ import errno
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from conftest import TINY, tiny_recipe
 
@@ -19,6 +20,8 @@ from sgan.training.loop import Progress
 from sweeps.execution.cluster import Slots, leave_mark
 from sweeps.execution.worker import Job
 from sweeps.planning.trials import Trial, trial
+
+SCORES = {"inception_score": 1.0, "fid": 2.0}
 
 
 @dataclass
@@ -40,7 +43,8 @@ class ListSource:
         self.most = max(self.most, self.given - len(self.ends))
         return self.ahead[self.given - 1]
 
-    def end(self, trial: Trial, outcome: str, reason: str) -> None:
+    def end(self, trial: Trial, outcome: str, reason: str, scores: Mapping[str, Any]) -> None:
+        assert outcome != "done" or scores == SCORES
         self.ends[trial.title] = (outcome, reason)
 
 
@@ -79,8 +83,7 @@ class Waiting:
         if (self.folder / f"full-{mine}").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (folder / "who.json").write_text(json.dumps({"pid": os.getpid(), "began": began, "ended": time.time()}))
-        scores = {"inception_score": 1.0, "fid": 2.0}
-        context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": scores})
+        context.store.publish(mine, {"status": "done", "reason": None, "kind": stage.kind, "scores": SCORES})
 
     def begun(self, stage_name: str) -> list[int]:
         """The processes that have begun a stage, in order."""

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sgan.checks import ConfigError
-from sweeps.execution import PREFACE, cluster, cluster_address, require_answer
+from sweeps.execution import cluster, cluster_address, jobs, require_answer
 from sweeps.mlflow_view.connection import address_of
 from sweeps.planning.options import Options
 
@@ -119,21 +120,19 @@ def test_a_head_that_hangs_is_told_in_time():
                 require_answer(given)
 
 
-def test_a_command_whose_head_is_gone_says_what_to_do():
-    """The head answers for a while, and then its process is gone."""
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        address = f"127.0.0.1:{head.getsockname()[1]}"
-        code = f"from sweeps.execution import cluster; cluster.SILENCE = 3; cluster.tell_of_lost_head('{address}')"
-        command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(3):
-            connection, _ = head.accept()
-            with connection:
-                assert connection.recv(24) == PREFACE[:24]
-                connection.sendall(b"answer")
-    said, _ = command.communicate(timeout=60)
-    assert command.returncode == 0
-    assert said.startswith(
-        f"\nThe head of the cluster at {address} is gone. Start it again (`ray up`), and run the same"
+def test_a_command_whose_head_is_gone_says_what_to_do(capsys):
+    """The connection to the dashboard breaks while a job's output is followed."""
+
+    class Client:
+        async def tail_job_logs(self, job: str):
+            yield "level0: loss 0.5\n"
+            raise ConnectionResetError("the peer is gone")
+
+    client: Any = Client()
+    assert jobs.follow(client, "sgan-1") == jobs.KILLED
+    assert capsys.readouterr().out == (
+        "level0: loss 0.5\n\nThe head of the cluster no longer answers (ConnectionResetError). If it is gone, start\n"
+        "it (`ray up`); then run the same command: it goes on where it was.\n"
     )
 
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from sgan.config import Variant, Weights
 from sgan.evaluation.measures import MEASURES
-from sgan.store.local import STAGE_FILE, Store
+from sgan.stages.graph import Plan, name
+from sgan.store.local import Store
 from sweeps.execution.progress import Progress
 from sweeps.planning.trials import ListSource, Trial
 
@@ -23,8 +24,8 @@ def started(root, console: Console, seeds: int = 3) -> tuple[Progress, dict[str,
     for variant, row in VARIANTS.items():
         for seed in range(seeds):
             plan = tiny_plan(tiny_recipe(), row, seed)
-            trials[f"{variant}-{seed}"] = Trial(variant, seed, None, plan)  # type: ignore[arg-type]
-    finish(store, trials["dcgan-adv-cond-ent-0"], 31.0)
+            trials[f"{variant}-{seed}"] = made(variant, seed, plan)
+    finish(store, trials["dcgan-adv-cond-ent-0"])
     progress = Progress(store, ListSource(list(trials.values()), store), console)
     scores = {**LOSSES, "fid": 12.34, "inception_score": 9.5}
     progress.go_on(trials["sgan-0"], {"label": "joint", "share": 0.0, "scores": {}})
@@ -34,12 +35,16 @@ def started(root, console: Console, seeds: int = 3) -> tuple[Progress, dict[str,
     return progress, trials
 
 
-def finish(store: Store, trial: Trial, fid: float) -> None:
+def made(variant: str, seed: int, plan: Plan) -> Trial:
+    stages = [{"label": label, "name": name(stage)} for label, stage in plan.stages]
+    record = {"run": f"{variant}-{seed}", "name": plan.name, "stages": stages}
+    return Trial(variant, seed, None, plan, record)  # type: ignore[arg-type]
+
+
+def finish(store: Store, trial: Trial) -> None:
     for stage in trial.plan.names:
-        if not store.has(stage):
-            store.begin(stage)
-            scores = {"fid": fid, "inception_score": 9.0}
-            store.publish(stage, {"status": "done", "reason": None, "kind": "score", "scores": scores})
+        store.begin(stage)
+        store.publish(stage, {"status": "done", "reason": None, "kind": "score"})
 
 
 def terminal(width: int) -> Console:
@@ -55,9 +60,8 @@ def shown(progress: Progress, width: int) -> list[str]:
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: int, tmp_path):
     progress, trials = started(tmp_path, terminal(width))
-    progress.end(trials["dcgan-adv-cond-ent-0"], "done", "")
-    finish(progress.store, trials["dcgan-adv-cond-ent-1"], 33.0)
-    progress.end(trials["dcgan-adv-cond-ent-1"], "done", "")
+    progress.end(trials["dcgan-adv-cond-ent-0"], "done", "", {"fid": 31.0, "inception_score": 9.0})
+    progress.end(trials["dcgan-adv-cond-ent-1"], "done", "", {"fid": 33.0, "inception_score": 9.0})
     heading, leader, *stages, total = lines = shown(progress, width)
     assert max(map(len, lines)) <= width
     assert heading.split() == ["finished", "seeds", "FID", "Inception", "score"]
@@ -68,7 +72,6 @@ def test_the_view_has_a_row_a_running_stage_the_leaderboard_and_one_bar(width: i
     assert "50%" in stages[0]
     assert "D 1.21" in stages[0]
     assert "FID 12.3" in stages[0]
-    assert "+1" in stages[1]
     assert "25%" in stages[1]
     assert "2/5 trials" in total
 
@@ -77,7 +80,7 @@ def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys)
     console = terminal(100)
     progress, trials = started(tmp_path, console)
     with progress.live:
-        progress.end(trials["sgan-0"], "failed", "no memory")
+        progress.end(trials["sgan-0"], "failed", "no memory", {})
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "sgan seed 0: failed: no memory" in text
     assert "\x1b[" in text
@@ -85,7 +88,7 @@ def test_a_terminal_gets_the_view_and_a_line_a_trial_that_ends(tmp_path, capsys)
 
 def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
     progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
-    progress.end(trials["sgan-0"], "diverged", "level0: g is nan")
+    progress.end(trials["sgan-0"], "diverged", "level0: g is nan", {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[2] for line in lines] == [
         "sgan seed 0: joint",
@@ -96,12 +99,10 @@ def test_elsewhere_there_is_a_line_a_change(tmp_path, capsys):
     assert all("%, " in line for line in lines)
 
 
-def test_a_trial_ends_whose_scores_cannot_be_read(tmp_path, capsys):
+def test_a_trial_ends_of_which_a_score_is_missing(tmp_path, capsys):
     progress, trials = started(tmp_path, Console(file=io.StringIO(), width=80))
-    finish(progress.store, trials["sgan-0"], 5.0)
-    (progress.store.stage(trials["sgan-0"].plan.name) / STAGE_FILE).write_text("{}")
-    progress.end(trials["sgan-0"], "done", "")
-    assert capsys.readouterr().out.splitlines()[-1].endswith("| sgan seed 0: done")
+    progress.end(trials["sgan-0"], "done", "", {"fid": None, "inception_score": 9.0})
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| sgan seed 0: done: Inception score 9.00")
 
 
 def test_the_time_left_does_not_count_the_start_of_processes(tmp_path, monkeypatch):
@@ -109,7 +110,7 @@ def test_the_time_left_does_not_count_the_start_of_processes(tmp_path, monkeypat
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     plan = tiny_plan(tiny_recipe(), VARIANTS["sgan"], 0)
-    trial = Trial("sgan", 0, None, plan)  # type: ignore[arg-type]
+    trial = made("sgan", 0, plan)
     store = Store(tmp_path)
     for each in plan.names[:-1]:
         store.begin(each)

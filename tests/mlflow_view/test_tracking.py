@@ -209,7 +209,7 @@ def test_diverged_and_failed_trials_say_why(store):
     assert sync(store)
     diverged, failed = trial(store, "sgan"), trial(store, "sgan-no-joint")
     assert (diverged.info.status, failed.info.status) == ("FAILED", "FAILED")
-    assert (diverged.data.tags["outcome"], diverged.data.tags["reason"]) == ("diverged", reason)
+    assert (diverged.data.tags["outcome"], diverged.data.tags["reason"]) == ("diverged", f"joint: {reason}")
     assert (failed.data.tags["outcome"], failed.data.tags["reason"]) == ("failed", "OutOfMemoryError: 3 GB")
     assert points(diverged, default_uri(store))["joint/g_adv"] == [*POINTS]
     finish(store, "sgan-no-joint", 0)  # a second try succeeds

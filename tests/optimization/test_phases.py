@@ -38,13 +38,17 @@ def search_run(store: Path, *options: str) -> SearchRun:
     return SearchRun(search, basis, open_store(search.store), 1)
 
 
+def begin(run: SearchRun) -> None:
+    manifest.write(run.store, run.record(ORIGIN))
+    run.copy_study()
+
+
 def explored(run: SearchRun, data: Data, stop_after: float = float("inf")) -> Searcher:
     """The first phase."""
-    searcher = run.searcher()
-    run.plan(searcher, lambda: 1e-4)
-    run.begin(searcher, ORIGIN)
+    searcher = run.replay()
+    run.plan(lambda: 1e-4)
+    begin(run)
     train(searcher, run.store, data, stop_after)
-    run.write_head(searcher)
     assert len(searcher.taken) <= searcher.target
     return searcher
 
@@ -74,7 +78,7 @@ def test_a_search_that_was_stopped_goes_on_as_it_would_have(searched: Path, tmp_
         shutil.copytree(path, tmp_path / "stages" / path.name)
     whole = explored(search_run(tmp_path, *SEARCH), digits).study.trials
     run = search_run(searched, *SEARCH)
-    again = run.searcher().study.trials
+    again = run.replay().study.trials
     assert [(t.params, t.values, t.user_attrs) for t in again] == [(t.params, t.values, t.user_attrs) for t in whole]
     assert [(t.params, t.values, t.state) for t in stored(run)] == [(t.params, t.values, t.state) for t in whole]
     assert whole[0].params == {  # the paper's point is tried first
@@ -88,25 +92,23 @@ def test_a_search_that_was_stopped_goes_on_as_it_would_have(searched: Path, tmp_
 @pytest.mark.slow
 def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     run = search_run(searched, *SEARCH)
-    searcher = run.searcher()
-    made = run.plan(searcher, lambda: 0.0)
-    run.begin(searcher, ORIGIN)
-    confirmed = run.best(searcher, made.best, made.seeds)
-    ((winner, *others),) = [[row["number"] for one, row in confirmed if one.seed == seed] for seed in (1001,)]
-    assert [one.seed for one, _ in confirmed] == [seed for seed in (1001, 1002) for _ in (winner, *others)]
+    run.replay()
+    made = run.plan(lambda: 0.0)
+    begin(run)
+    confirmed = run.best(made.best, made.seeds)
+    winner, *others = [one.record["number"] for one in confirmed if one.seed == 1001]
+    assert [one.seed for one in confirmed] == [seed for seed in (1001, 1002) for _ in (winner, *others)]
     assert winner == 0 or others == [0]  # the default beside the best
-    rows = [row for _, row in confirmed]
-    source = ListSource([one for one, _ in confirmed], run.store, lambda: run.write(*rows))
+    source = ListSource(confirmed, run.store, lambda: run.write(*confirmed))
     assert train(source, run.store, digits)
-    best = run.write_best(searcher, confirmed)
+    best = run.write_best(confirmed, ORIGIN)
     assert best
     content = yaml.safe_load(best.read_text())
     number = content["provenance"]["trial"]
-    chosen = [one for one, row in confirmed if row["number"] == number]
-    outcomes = {row["title"]: run.outcome(row) for _, row in confirmed if row["number"] != number}
+    chosen = [one for one in confirmed if one.record["number"] == number]
+    outcomes = {one.record["title"]: run.outcome(one.record) for one in confirmed if one not in chosen}
     wrong = [title for title, outcome in outcomes.items() if not outcome or outcome.tag != "done"]
-    titles = {row["number"]: row["title"] for _, row in confirmed}
-    assert run.chosen.startswith(f"Best: {titles[number]}.")
+    assert run.chosen.startswith(f"Best: {chosen[0].record['title']}.")
     assert [title for title in outcomes if f"{title} has " in run.chosen] == wrong
     scores = [run.store.facts(one.plan.name)["scores"]["fid"] for one in chosen]
     found = content["provenance"]["confirmed"]
@@ -114,10 +116,10 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     assert found["fid"] == scores
     record = manifest.read(run.store, run.key)
     assert sorted((row["phase"], row["seed"]) for row in record["trials"]) == [
-        *(("confirm", one.seed) for one, _ in confirmed), *(3 * [("explore", 1000)])
+        *(("confirm", one.seed) for one in confirmed), *(3 * [("explore", 1000)])
     ]  # fmt: skip
     assert record["score"] == "fid"
-    run.write_head(searcher)
+    manifest.write(run.store, run.record(ORIGIN))
     shares = manifest.read(run.store, run.key)["importance"]
     assert shares.keys() <= run.space.distributions.keys()
     assert all(0 <= share <= 1 for each in shares.values() for share in each)
@@ -125,32 +127,32 @@ def test_the_best_is_confirmed_on_fresh_seeds(searched: Path, digits: Data):
     # What it would take now is nothing; more trials extend it.
     def planned(*more: str) -> tuple[SearchRun, Searcher]:
         run = search_run(searched, *SEARCH[:-1], *more)
-        return run, run.searcher()
+        return run, run.replay()
 
     run, searcher = planned("5")
-    done = run.plan(searcher, lambda: 0.0)
+    done = run.plan(lambda: 0.0)
     assert done.seconds == 0.0
-    again = run.best(searcher, done.best, done.seeds)
-    assert again == confirmed or [one for one, _ in again] == [one for one, _ in confirmed]
+    assert run.best(done.best, done.seeds) == confirmed
     run, searcher = planned("6")
     assert (searcher.ended, searcher.target) == (3, 4)
-    assert run.plan(searcher, lambda: 0.0).seconds > 0
+    assert run.plan(lambda: 0.0).seconds > 0
     run, searcher = planned("1000000")
     assert searcher.target == 700_000
-    assert run.plan(searcher, lambda: 0.0).seconds > 1e5
+    assert run.plan(lambda: 0.0).seconds > 1e5
 
 
 def test_the_judges_count_once_in_the_predicted_time_and_an_encoder_once_for_each_seed(tmp_path: Path):
     """With one slot the time is the sum of all work."""
     run = search_run(tmp_path / "runs", *SEARCH[:-1], "12")
-    made = run.plan(run.searcher(), lambda: 1.0)
+    target = run.replay().target
+    made = run.plan(lambda: 1.0)
     stages = [stage for config in run.templates.values() for _, stage in plan(config).stages]
     costs = {
         kind: sum(cost(each) for each in set(stages) if isinstance(each, kind))
         for kind in (ClassifierStage, JudgeStage)
     }
     own = sum(cost(each) for each in stages if not isinstance(each, ClassifierStage | JudgeStage)) / len(run.templates)
-    explored, confirmed = run.searcher().target, (made.best + 1) * made.seeds
+    explored, confirmed = target, (made.best + 1) * made.seeds
     expected = 2 * START + costs[JudgeStage] + (1 + made.seeds) * costs[ClassifierStage] + (explored + confirmed) * own
     assert costs[JudgeStage] > 0
     assert made.seconds == pytest.approx(expected)
@@ -164,11 +166,13 @@ def test_a_batch_to_vary_that_is_larger_than_the_data_is_refused(tmp_path: Path)
 def test_a_dry_run_writes_nothing(searched: Path, tmp_path: Path):
     before = {path: path.stat().st_mtime_ns for path in searched.rglob("*")}
     run = search_run(searched, *SEARCH)
-    run.plan(run.searcher(), lambda: 0.0)
+    run.replay()
+    run.plan(lambda: 0.0)
     search = tyro.cli(Search, args=[*SEARCH, "--store", str(tmp_path / "none")])
     basis = prepare(search, 0)
     fresh = SearchRun(search, basis, open_store(str(tmp_path / "fresh")), 2)
-    made = fresh.plan(fresh.searcher(), lambda: 1e-4)
+    fresh.replay()
+    made = fresh.plan(lambda: 1e-4)
     assert made.seconds > 0
     assert {path: path.stat().st_mtime_ns for path in searched.rglob("*")} == before
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -11,7 +11,7 @@ import pytest
 from sgan.stages.graph import code_version
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.manifest import command
 from sweeps.planning.options import Sweep
 
@@ -70,12 +70,12 @@ def test_a_recorded_command_runs_as_it_stands_and_has_no_password(monkeypatch):
 def test_a_record_that_was_deleted_is_made_again_by_the_command(tmp_path):
     """One trial's file, and then all of it."""
     store, ablation = Store(tmp_path), plan_ablation(Sweep(variants=("dcgan-adv", "sgan"), seeds=1), 0)
-    manifest.write(store, record(ablation, ORIGIN))
+    manifest.write(store, ablation.record(ORIGIN))
     before = manifest.read(store, ablation.key)
     assert [row["variant"] for row in before["trials"]] == ["sgan", "dcgan-adv"]
     next((manifest.folder(store, ablation.key) / "trials").glob("sgan-0*")).unlink()
-    manifest.write(store, record(ablation, ORIGIN))
+    manifest.write(store, ablation.record(ORIGIN))
     assert manifest.read(store, ablation.key)["trials"] == before["trials"]
     shutil.rmtree(tmp_path / "sweeps")
-    manifest.write(store, record(ablation, ORIGIN))
+    manifest.write(store, ablation.record(ORIGIN))
     assert manifest.read(store, ablation.key)["trials"] == before["trials"]

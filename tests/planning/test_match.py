@@ -9,7 +9,7 @@ import tyro
 from sgan.stages.graph import JointStage, LevelStage
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import check_record, plan_ablation, record, size
+from sweeps.planning.ablation import check_record, plan_ablation, size
 from sweeps.planning.options import Sweep
 
 LONGER = ("mine", "base=sgan", "gan.generator_steps=[[0, 5]]", "joint.generator_steps=[[0, 5]]")
@@ -20,7 +20,7 @@ def test_the_recorded_command_of_a_longer_row_is_of_the_sweep_without_a_match(tm
     for match in ("none", "images"):
         row = ("mine", "base=sgan", "weights.entropy=5")
         ablation = plan_ablation(Sweep(seeds=1, variants=("sgan-no-joint",), row=(row,), match=match), 0)
-        manifest.write(store, record(ablation, origin))
+        manifest.write(store, ablation.record(origin))
     for row in manifest.read(store, ablation.key)["trials"]:
         again = plan_ablation(tyro.cli(Sweep, args=[*shlex.split(row["rerun"]), "--seeds", "1"]), 0)
         check_record(again, store)
@@ -57,7 +57,7 @@ def test_a_larger_row_makes_another_sweep_and_a_smaller_one_does_not():
 def test_a_recorded_command_trains_the_same_stages_alone(tmp_path):
     store = Store(tmp_path)
     ablation = plan_ablation(Sweep(seeds=1, variants=("sgan", "dcgan-adv"), row=(LONGER,), match="images"), 0)
-    manifest.write(store, record(ablation, {"command": "", "commit": "abc", "machine": "a machine"}))
+    manifest.write(store, ablation.record({"command": "", "commit": "abc", "machine": "a machine"}))
     for row in manifest.read(store, ablation.key)["trials"]:
         again = tyro.cli(Sweep, args=[*shlex.split(row["rerun"]), "--seeds", "1"])
         assert [trial.plan.name for trial in plan_ablation(again, 0).trials] == [row["name"]]

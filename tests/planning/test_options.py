@@ -17,7 +17,7 @@ from sgan.config import INNER_TAPS
 from sgan.presets import DATASETS, VARIANTS
 from sgan.stages.graph import name
 from sgan.store.local import Store
-from sweeps.planning.ablation import plan_ablation, record
+from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.manifest import read, write
 from sweeps.planning.options import Sweep
 
@@ -161,8 +161,8 @@ def test_the_manifest_keeps_the_trials_of_earlier_commands(tmp_path: Path):
     store = Store(tmp_path)
     first = plan_ablation(Sweep(seeds=1, variants=("dcgan-adv",)), 0)
     more = plan_ablation(Sweep(seeds=2, variants=("sgan",)), 0)
-    write(store, record(first, {"command": "", "commit": "abc", "machine": "a machine"}))
-    write(store, record(more, {"command": "", "commit": "abc", "machine": "a machine"}))
+    write(store, first.record({"command": "", "commit": "abc", "machine": "a machine"}))
+    write(store, more.record({"command": "", "commit": "abc", "machine": "a machine"}))
     manifest = read(store, first.key)
     assert [(row["variant"], row["seed"]) for row in manifest["trials"]] == [
         ("sgan", 0),

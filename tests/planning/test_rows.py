@@ -12,7 +12,7 @@ from sgan.config import Config, Variant, Weights
 from sgan.presets import VARIANTS
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.ablation import check_record, plan_ablation, record
+from sweeps.planning.ablation import check_record, plan_ablation
 from sweeps.planning.options import Sweep
 from sweeps.planning.trials import Trial
 
@@ -73,7 +73,7 @@ def test_each_rule_of_the_released_code_is_another_config(recipe: str):
 def test_the_record_says_what_a_row_changes_and_how_to_run_it_again(tmp_path: Path):
     store, options = Store(tmp_path), Sweep(seeds=1, variants=("sgan",), row=(ROW,), budget=0.5)
     ablation = plan_ablation(options, 0)
-    manifest.write(store, record(ablation, {"command": "", "commit": "abc", "machine": "a machine"}))
+    manifest.write(store, ablation.record({"command": "", "commit": "abc", "machine": "a machine"}))
     found = manifest.read(store, ablation.key)
     assert [row["name"] for row in found["variants"]] == ["sgan", "mine"]
     mine = found["trials"][1]

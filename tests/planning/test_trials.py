@@ -48,7 +48,7 @@ def test_a_list_skips_trials_that_are_done_or_have_diverged(tmp_path: Path):
     source = ListSource([done, diverged, fresh], store)
     assert (source.expected, source.ahead) == (1, [fresh])
     assert source.next() is fresh
-    source.end(fresh, "done", "")
+    source.end(fresh, "done", "", {})
     assert source.next() is None
 
 

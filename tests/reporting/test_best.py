@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
@@ -22,7 +23,7 @@ from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import BEST
 from sweeps.planning import config_file, manifest
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import Trial, trial, trial_row
+from sweeps.planning.trials import Trial, trial
 
 PRINT, OTHER = {"scores": {"network": "a"}}, {"scores": {"network": "b"}}
 RECIPE = dataclasses.replace(tiny_recipe(), name="laptop")
@@ -30,6 +31,13 @@ RECIPE = dataclasses.replace(tiny_recipe(), name="laptop")
 
 def options(variant: str, cuts: tuple[str, ...], weights: tuple[float, float, float]) -> Sweep:
     return Sweep(dataset="digits", recipe="laptop", variants=(variant,), cuts=cuts, weights=weights)
+
+
+def described(title: str, phase: str, base_variant: str, again: Sweep) -> dict[str, Any]:
+    """What the record of a trial has beside what follows from its config."""
+    row = VARIANTS[again.variants[0]]
+    about = {"title": title, "paper": row.paper, "base": row.base, "changes": row.changes, "rank": 0}
+    return about | {"phase": phase, "base_variant": base_variant, "rerun": config_file.words(again)}
 
 
 ROWS = [  # name, variant, cuts, weights, phase, fingerprint, {seed: (IS, FID)}
@@ -43,7 +51,7 @@ ROWS = [  # name, variant, cuts, weights, phase, fingerprint, {seed: (IS, FID)}
 
 def finished(store: Store, made: Trial, fingerprint: dict, inception: float, fid: float) -> None:
     """Publish the stages of a trial, without what training leaves in them."""
-    for label, name in ((stage["label"], stage["name"]) for stage in made.row["stages"]):
+    for label, name in ((stage["label"], stage["name"]) for stage in made.record["stages"]):
         if store.has(name):
             continue
         folder = store.begin(name)
@@ -65,10 +73,10 @@ def store(tmp_path_factory) -> Path:
         for name, variant, cuts, weights, phase, fingerprint, seeds in ROWS[: len(ROWS) if key == "ab12" else 1]:
             for seed, (inception, fid) in seeds.items():
                 shared = (DATASETS["digits"], "f00d", RECIPE, VARIANTS[variant].variant)
-                one = trial(name, seed, configure(*shared, seed, Weights(*weights), cuts))
+                about = described(name, phase, variant, options(variant, cuts, weights))
+                one = trial(name, seed, configure(*shared, seed, Weights(*weights), cuts), **about)
                 finished(made, one, fingerprint, inception, fid)
-                row = dataclasses.replace(VARIANTS[variant], title=name)
-                rows.append(trial_row(one, phase, options(variant, cuts, weights), 0, row, variant))
+                rows.append(one.record)
         settings = {"dataset": "digits", "recipe": "laptop", "override": []}
         head = {"key": key, "title": key, "command": "python sweeps/ablation.py", "commit": "abc123", "machine": "a"}
         head |= {"started": time.time(), "settings": settings, "judges": [], "paper_real": ""}
@@ -122,12 +130,12 @@ def test_more_diversity_is_better(store: Path, capsys):
 def test_the_commands_run_the_seeds_of_a_config_again(store: Path, capsys):
     best.main(str(store), by="inception_score")
     lines = [line for line in capsys.readouterr().out.splitlines() if "--variants sgan " in line][:3]
-    start = f"{python()} sweeps/ablation.py --recipe laptop --dataset digits --variants sgan"
+    start = f"{python()} sweeps/ablation.py --recipe laptop --dataset digits"
     split = "--cuts pool1 fc3"
     assert lines == [
-        f"1  {start} {split} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1001 --store {store}",
-        f"1  {start} {split} --weights 2.0 0.5 3.0 --seeds 1 --first-seed 1003 --store {store}",
-        f"2  {start} --weights 1.0 1.0 10.0 --seeds 3 --first-seed 0 --store {store}",
+        f"1  {start} {split} --weights 2.0 0.5 3.0 --variants sgan --seeds 1 --first-seed 1001 --store {store}",
+        f"1  {start} {split} --weights 2.0 0.5 3.0 --variants sgan --seeds 1 --first-seed 1003 --store {store}",
+        f"2  {start} --weights 1.0 1.0 10.0 --variants sgan --seeds 3 --first-seed 0 --store {store}",
     ]
     sweep = tyro.cli(Sweep, args=shlex.split(lines[2])[3:])
     assert (sweep.dataset, sweep.variants, sweep.weights) == ("digits", ("sgan",), (1.0, 1.0, 10.0))
@@ -162,17 +170,16 @@ def test_a_search_without_cuts_is_promoted_as_its_own_variant_and_lost_seeds_are
     opened, weights = Store(shutil.copytree(store, tmp_path / "store")), (1.0, 1.0, 10.0)
     for seed in (1001, 1002):
         shared = (DATASETS["digits"], "f00d", RECIPE, VARIANTS["sgan"].variant)
-        one = trial("config-7", seed, configure(*shared, seed, Weights(*weights), ()))
+        about = described("config-7", "confirm", "dcgan-adv-cond-ent", options("sgan", (), weights))
+        one = trial("config-7", seed, configure(*shared, seed, Weights(*weights), ()), **about)
         if seed == 1001:
             finished(opened, one, PRINT, 9.0, 1.0)
         else:
-            name = next(stage["name"] for stage in one.row["stages"] if stage["label"] == "level0")
+            name = next(stage["name"] for stage in one.record["stages"] if stage["label"] == "level0")
             facts = {"kind": "level", "status": "diverged", "reason": "g_adv is nan", "images": 10, "seconds": 1.0}
             opened.begin(name)
             opened.publish(name, facts | {"generator_images": 10, "commit": "abc123", "machine": "a", "torch": "2"})
-        row = dataclasses.replace(VARIANTS["sgan"], title="config-7")
-        made = trial_row(one, "confirm", options("sgan", (), weights), 7, row, "dcgan-adv-cond-ent")
-        manifest.write_trial(opened, "ab12", made)
+        manifest.write_trial(opened, "ab12", one.record)
     assert best.main(str(opened.root)) == 0
     text = capsys.readouterr().out
     (rows,) = [rows for rows in tables(text) if len(rows) > 1]

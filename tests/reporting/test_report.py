@@ -142,7 +142,7 @@ def test_the_table_has_a_row_a_trial(store):
     assert list(table["outcome"]) == ["done"] * 5 + ["diverged", "done", "failed"] + ["interrupted"] * 4
     assert list(table["fid"].dropna()) == [10.0, 12.0, 14.0, 13.0, 14.0, 80.0]
     assert len(table["accuracy"].dropna()) == 5
-    assert set(table["reason"]) == {"", "g_adv is nan", "no memory"}
+    assert set(table["reason"]) == {"", "score: g_adv is nan", "no memory"}
     assert results.SCORES["best_fid"].heading == "Best FID"
 
 
@@ -177,7 +177,7 @@ def test_the_section_of_a_sweep(store):
     assert cells(section, "Seventh (0/3)") == ["–"] * 3
     assert cells(section, "Real, held out") == ["0.70", "–", "9.80"]
     assert "- ⚠ DCGAN (adv): 2 of 3 seeds went wrong, for example: level0: the noise has no effect: the" in section
-    assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds went wrong, for example: diverged: g_adv is nan." in section
+    assert "- ⚠ DCGAN (adv+cond+ent): 1 of 3 seeds went wrong, for example: diverged: score: g_adv is nan." in section
     assert "⚠ SGAN" not in section
     row = next(line for line in section.splitlines() if line.startswith("| DCGAN (adv+cond+ent) | FID ↓"))
     assert [cell.strip() for cell in row.split("|")[3:8]] == ["2", "+2.50 [2.00, 3.00]", "0.5", "1", "0.00"]

@@ -293,7 +293,7 @@ def test_deterministic_is_wired_and_the_same_training_on_a_cpu(root, tmp_path, m
     shutil.copytree(root, tmp_path / "asked")
     try:
         for place, wanted in ((root, False), (tmp_path / "asked", True)):
-            assert run(str(place), "score", wanted) == {"status": "done", "reason": ""}
+            assert run(str(place), "score", wanted)["status"] == "done"
             assert torch.are_deterministic_algorithms_enabled() == wanted
             assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
     finally:

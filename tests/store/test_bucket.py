@@ -107,7 +107,7 @@ def test_a_driver_that_hears_of_an_end_sees_what_another_host_finished(host, mon
     one.begin(plan.name)
     one.publish(plan.name, {"status": "done", "scores": {"inception_score": 1.0, "fid": 2.0}})
     assert not other.has(plan.name)
-    progress.end(trial, "done", "")
+    progress.end(trial, "done", "", {})
     assert other.has(plan.name)
 
 
