@@ -15,16 +15,15 @@ from pathlib import Path
 
 import torch
 
-from sgan.config import IMAGE, LABEL, Weights
+from sgan.config import IMAGE, LABEL, Level, Weights
 from sgan.data.batches import Data
 from sgan.models.discriminator import Discriminator
 from sgan.models.generator import new_generator
-from sgan.models.stack import Level
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.store import files
 from sgan.training import checkpoint
 from sgan.training.loop import loop
-from sgan.training.steps import GanTask, Networks
+from sgan.training.steps import GanTask
 
 SLOW = 0.8
 
@@ -35,10 +34,10 @@ def task(name: str) -> GanTask:
     shape = (images, dataset.channels, dataset.size, dataset.size)
     pixels, labels = torch.randint(256, shape, dtype=torch.uint8), torch.randint(dataset.classes, (images,))
     recipe = RECIPES["released"](dataset, TRAINING_IMAGES[name]).gan
-    level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None), True)
-    discriminator = Discriminator(dataset, recipe, IMAGE, (), None)
+    level = Level(IMAGE, LABEL)
+    generator, discriminator = new_generator(dataset, recipe, level), Discriminator(dataset, recipe, level)
     data = Data(pixels, labels, pixels[:10], labels[:10], "")
-    return GanTask(Networks([level], [discriminator], None, dataset.classes), data, recipe, Weights(1, 0, 10), 0)
+    return GanTask([(generator, discriminator)], None, data, recipe, Weights(1, 0, 10), 0)
 
 
 def measure(name: str, seconds: float, slower: float) -> tuple[str, float]:

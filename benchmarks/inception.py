@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sgan.config import IMAGE, LABEL
+from sgan.config import IMAGE, LABEL, Level
 from sgan.evaluation import inception
 from sgan.evaluation.scores import Features, join, network_scores
 from sgan.models.generator import new_generator
-from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.stack import balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 
 CHUNK = 1000  # Images between two looks at the clock
@@ -54,9 +54,9 @@ def draw(samples: int, device: str) -> torch.Tensor:
     """So many uint8 images of an untrained DCGAN of CIFAR-10's size."""
     dataset = DATASETS["cifar10"]
     recipe = RECIPES["released"](dataset, TRAINING_IMAGES["cifar10"]).gan
-    level = Level(IMAGE, LABEL, new_generator(dataset, recipe, IMAGE, LABEL, True, (), None).to(device), True)
-    conditions = label_condition(level, balanced_labels(samples, dataset.classes).to(device), dataset.classes)
-    return sample([level], conditions, "batch", 0).cpu()
+    generator = new_generator(dataset, recipe, Level(IMAGE, LABEL)).to(device)
+    conditions = label_condition(generator, balanced_labels(samples, dataset.classes).to(device))
+    return sample([generator], conditions, "batch", 0).cpu()
 
 
 def see(network: inception.Inception, images: torch.Tensor, until: float) -> Features:

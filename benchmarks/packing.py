@@ -79,7 +79,7 @@ class Stacked:
     def __init__(self, tasks: list[GanTask]):
         self.tasks, self.level, self.recipe = tasks, tasks[0].levels[0], tasks[0].recipe
         groups = {
-            "generator": [task.levels[0].generator for task in tasks],
+            "generator": [task.stack[0] for task in tasks],
             "discriminator": [task.discriminators[0] for task in tasks],
             "encoder": [task.encoder for task in tasks],
         }
@@ -122,8 +122,8 @@ class Stacked:
         for task in self.tasks:
             torch.manual_seed(step_seed(task.seed, step))
             real = task.real(task.batches[step])
-            condition = real[high] if high != LABEL else label_condition(self.level, real[LABEL], task.classes)
-            z = draw(self.level, len(condition), condition.device)
+            condition = real[high] if high != LABEL else label_condition(task.stack[0], real[LABEL])
+            z = draw(task.stack[0], len(condition), condition.device)
             drawn.append((real[low], condition, real[high], z))
         batch = [torch.stack(each) for each in zip(*drawn, strict=True)]
         if not self.batch:
@@ -212,8 +212,8 @@ def difference(kind: Kind, count: int) -> float:
         together.step(step)
     apart, moved = torch.zeros(()), torch.zeros(())
     for trial, (start, end) in enumerate(zip(begun, loop, strict=True)):
-        before = dict(start.levels[0].generator.named_parameters())
-        for name, parameter in end.levels[0].generator.named_parameters():
+        before = dict(start.stack[0].named_parameters())
+        for name, parameter in end.stack[0].named_parameters():
             apart += (together.states["generator"][0][name][trial] - parameter).square().sum().item()
             moved += (before[name] - parameter).square().sum().item()
     return (apart / moved).sqrt().item()

@@ -25,7 +25,7 @@ def main(search: Search) -> None:
     kinds: dict[str, list[tuple[float, float]]] = {}
     for name, stage in stages.items():
         if store.has(name):
-            kind = f"level of {stage.low}" if isinstance(stage, LevelStage) else stage.kind
+            kind = f"level of {stage.level.low}" if isinstance(stage, LevelStage) else stage.kind
             kinds.setdefault(kind, []).append((rate * cost(stage), store.facts(name)["seconds"]))
     kinds["all"] = [pair for pairs in kinds.values() for pair in pairs]
     print(f"| {'Stage':<15} | Predicted (s) | Actual (s) | n  |\n|{'-' * 17}|---------------|------------|----|")

@@ -33,16 +33,16 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
-from sgan.config import IMAGE, LABEL, Weights
+from sgan.config import IMAGE, LABEL, Level, Weights
 from sgan.data.batches import Data
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
-from sgan.models.stack import Level, label_condition
+from sgan.models.stack import label_condition
 from sgan.presets import DATASETS, RECIPES, TRAINING_IMAGES
 from sgan.training.cuda_graphs import EAGER
 from sgan.training.losses import adversarial, conditional, discriminator, entropy
-from sgan.training.steps import FORMAT, GanTask, Networks
+from sgan.training.steps import FORMAT, GanTask
 
 IMAGES = 2000
 """Random images, of which an epoch is made."""
@@ -82,12 +82,12 @@ class Plain:
     made anew for each of the two steps, and gradients into D in the generator's step, where nobody needs them."""
 
     def __init__(self, task: GanTask):
-        self.level, self.classes, self.weights = task.levels[0], task.classes, task.weights
+        self.top, self.weights = task.stack[0], task.weights
         self.device = task.data.images.device
         self.loader = DataLoader(Pictures(task.data), task.recipe.batch, shuffle=True, drop_last=True)
         self.batches = self._epochs()
         assert task.encoder is not None
-        self.generator = _plain(task.levels[0].generator)
+        self.generator = _plain(task.stack[0])
         self.discriminator, self.encoder = _plain(task.discriminators[0]), _plain(task.encoder)
         recipe = task.recipe.adam
         settings = {"lr": recipe.learning_rate, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
@@ -100,11 +100,11 @@ class Plain:
 
     def __call__(self) -> None:
         images, labels = (each.to(self.device) for each in next(self.batches))
-        low, high, weights = self.level.low, self.level.high, self.weights
+        low, high, weights = self.top.level.low, self.top.level.high, self.weights
         with torch.no_grad():
             taps = self.encoder.taps(images)
         real = images if low == IMAGE else taps[low]
-        condition = label_condition(self.level, labels, self.classes) if high == LABEL else taps[high]
+        condition = label_condition(self.top, labels) if high == LABEL else taps[high]
         target = labels if high == LABEL else condition
         z = torch.rand(len(images), self.generator.noise, device=self.device)
 
@@ -138,10 +138,10 @@ def new_task(name: str, stack: str, device: str, precision: str, seed: int = 0, 
     data = Data(images, labels, images[:1], labels[:1], "").to(device)
     torch.manual_seed(seed)
     encoder = Encoder(dataset, 0.05).to(**layout).eval().requires_grad_(False)
-    ends = list(itertools.pairwise(reversed(stack.split("-"))))
-    levels = [Level(*each, Generator(dataset, recipe, *each).to(**layout)) for each in ends]
-    judges = [Discriminator(dataset, recipe, low).to(**layout) for low, _ in ends]
-    return GanTask(Networks(levels, judges, encoder, dataset.classes), data, recipe, Weights(), seed)
+    levels = [Level(*ends) for ends in itertools.pairwise(reversed(stack.split("-")))]
+    generators = [Generator(dataset, recipe, level).to(**layout) for level in levels]
+    judges = [Discriminator(dataset, recipe, level).to(**layout) for level in levels]
+    return GanTask(list(zip(generators, judges, strict=True)), encoder, data, recipe, Weights(), seed)
 
 
 def new_step(version: str, name: str, level: str, device: str) -> Callable[[], object]:

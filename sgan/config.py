@@ -1,6 +1,7 @@
 """The configuration of one trial: frozen dataclasses that validate themselves. Values live in presets.py."""
 
 import dataclasses
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -56,6 +57,22 @@ class Codes:
 
 
 @validated()
+class Level:
+    """A level of a stack: its generator makes tap `low` from tap `high`; the other fields are as in Variant."""
+
+    low: str
+    high: str
+    labels: bool = True
+    codes: Codes | None = None
+    through: Taps = ()
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether its generator is given more than noise."""
+        return self.labels or self.high != LABEL
+
+
+@validated()
 class Variant:
     """One row of the ablation: where the stack is cut, which losses it has, and whether it is trained jointly.
 
@@ -88,9 +105,10 @@ class Variant:
         require(self.codes is None or self.weights.entropy > 0, "codes need an entropy weight > 0, but got 0")
 
     @property
-    def bounds(self) -> tuple[str, ...]:
-        """The taps from the image up to the label: level i lies between bounds i and i + 1."""
-        return (IMAGE, *self.cuts, LABEL)
+    def levels(self) -> tuple[Level, ...]:
+        """The levels from the image up to the label."""
+        ends = pairwise((IMAGE, *self.cuts, LABEL))
+        return tuple(Level(low, high, self.labels, self.codes, self.through) for low, high in ends)
 
 
 @validated()

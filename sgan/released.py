@@ -57,7 +57,7 @@ def main(options: Options) -> None:
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     mean = load_mean(options.mean, row)
-    levels = load_generator(options.generator, row, mean)
+    stack = load_generator(options.generator, row, mean)
     encoder = load_released(options.encoder, row, mean).to(device)
 
     def classified(images: Tensor) -> Features:
@@ -73,9 +73,7 @@ def main(options: Options) -> None:
     else:
         described, judge = classified, ("the authors' encoder", sha256(options.encoder), "none")
 
-    model = Model(levels, row, "running", {})
-    for level in levels:
-        level.generator.to(device)
+    model = Model([generator.to(device) for generator in stack], row, "running", {})
     made = model.sample(options.samples, options.seed)
     grid.save(made[:least].unflatten(0, (COLUMNS, row.classes)).transpose(0, 1).flatten(0, 1), options.out, COLUMNS)
     right = accuracy(classified(made).logits, balanced_labels(options.samples, row.classes))

@@ -10,9 +10,9 @@ from sgan.config import IMAGE, LABEL
 from sgan.data.batches import Data
 from sgan.evaluation import grid
 from sgan.evaluation import scores as metrics
-from sgan.evaluation.judges import HELD_OUT, Judges
+from sgan.evaluation.judges import Judges
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.stack import Stack, balanced_labels, label_condition, sample
 from sgan.store.local import grid_file
 
 GRID_SEED = 2**31 + 7
@@ -25,24 +25,24 @@ EVALUATION_SAMPLES = 1000  # Samples in a score while training; a final score us
 
 @dataclass
 class Evaluation:
-    """Samples from levels and scores the samples.
+    """Samples from a stack and scores the samples.
 
     Args:
-        levels: neighbouring levels, the lowest first. A top level that needs features gets those of training images.
+        stack: generators of neighbouring levels, the lowest first. Where the top one needs features, it gets those of
+            training images.
         statistics: batch normalisation when sampling: "running" averages or "batch" statistics.
         data: the dataset.
         encoder: the trial's encoder; None where the trial has none.
         judges: the feature spaces in which images are scored."""
 
-    levels: list[Level]
+    stack: Stack
     statistics: str
     data: Data
     encoder: Encoder | None
     judges: Judges
 
     def __post_init__(self) -> None:
-        self.top, self.low = self.levels[-1], self.levels[0].low
-        self.classes = self.judges.rows[HELD_OUT].real.logits.shape[1]
+        self.top, self.low, self.classes = self.stack[-1].level, self.stack[0].level.low, self.stack[0].classes
         if self.low != IMAGE:
             self.real = metrics.statistics(self._features(self.data.images[:REAL_SAMPLES], "fc3").cpu())
 
@@ -53,8 +53,7 @@ class Evaluation:
         if self.low != IMAGE:
             some = self.data.images[:EVALUATION_SAMPLES]
             made = some[metrics.nearest(made, self._features(some, self.low))[1]]
-        named = self.top.labels or self.top.high != LABEL
-        words = grid.Words(rows=[str(label) for label in range(self.classes) if named])
+        words = grid.Words(rows=[str(label) for label in range(self.classes) if self.top.conditioned])
         grid.save(made, grid_file(folder, images), GRID_COLUMNS, words)
         return self.score(EVALUATION_SAMPLES, GRID_SEED)
 
@@ -79,14 +78,14 @@ class Evaluation:
         """Return the lowest level's output for these labels (n,): uint8 images, or features."""
         device = self.data.images.device
         if self.top.high == LABEL:
-            conditions = label_condition(self.top, labels.to(device), self.classes)
+            conditions = label_condition(self.stack[-1], labels.to(device))
         else:  # the conditions are features of training images with these labels
             chosen, known = torch.zeros_like(labels), self.data.labels.cpu()
             for label in labels.unique():
                 members, places = (known == label).nonzero().flatten(), (labels == label).nonzero().flatten()
                 chosen[places] = members[torch.arange(len(places)) % len(members)]
             conditions = self._features(self.data.images[chosen.to(device)], self.top.high)
-        return sample(self.levels, conditions, self.statistics, seed)
+        return sample(self.stack, conditions, self.statistics, seed)
 
     def _features(self, images: Tensor, tap: str) -> Tensor:
         """The encoder's features of uint8 images at a tap."""

@@ -6,7 +6,7 @@ Legend: B batch, Z noise size, F features, C maps, S height and width, K classes
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, Codes, GanRecipe
+from sgan.config import IMAGE, GanRecipe, Level
 from sgan.models.encoder import tap_shapes
 from sgan.models.generator import NORM_EPS, initialise, noise_size
 from sgan.shapes import Dataset
@@ -35,13 +35,11 @@ class Discriminator(nn.Module):
     Q's mean (B, Z) of z, or (B, codes.size) of its codes, where categorical ones are logits. Batch normalisation keeps
     no running averages: a discriminator is not used after training."""
 
-    def __init__(
-        self, dataset: Dataset, recipe: GanRecipe, low: str, through: tuple[str, ...] = (), codes: Codes | None = None
-    ):
+    def __init__(self, dataset: Dataset, recipe: GanRecipe, level: Level):
         super().__init__()
-        target, shape = tap_shapes(dataset)[low], dataset.gan
-        self.pooled = low == IMAGE and shape.mean_pool
-        layers: list[nn.Module] = [Noise(recipe.image_noise if low == IMAGE else recipe.feature_noise)]
+        target, shape, of_images = tap_shapes(dataset)[level.low], dataset.gan, level.low == IMAGE
+        self.pooled = of_images and shape.mean_pool
+        layers: list[nn.Module] = [Noise(recipe.image_noise if of_images else recipe.feature_noise)]
         maps = inputs = target[0]
         if len(target) == 1:
             for width, norm in shape.vector_fc:
@@ -52,10 +50,10 @@ class Discriminator(nn.Module):
                 layers += block
                 inputs = width
         else:
-            rows, widths = (shape.image_convs, shape.image_fc) if low == IMAGE else (shape.map_convs, shape.map_fc)
+            rows, widths = (shape.image_convs, shape.image_fc) if of_images else (shape.map_convs, shape.map_fc)
             side = target[-1]
             for index, row in enumerate(rows):
-                norm = row.norm or (low == IMAGE and index > 0 and recipe.discriminator_norm)
+                norm = row.norm or (of_images and index > 0 and recipe.discriminator_norm)
                 layers += [nn.Dropout(recipe.dropout)] if row.dropout else []
                 layers += [nn.Conv2d(maps, row.maps, row.kernel, row.stride, row.padding, bias=not norm)]
                 layers += [nn.BatchNorm2d(row.maps, eps=NORM_EPS, track_running_stats=False)] if norm else []
@@ -69,8 +67,8 @@ class Discriminator(nn.Module):
         self.trunk = nn.Sequential(*layers)
         outputs = dataset.classes if recipe.discriminator == "classes" else 1
         self.logits = nn.Linear(maps if self.pooled else inputs, outputs)
-        self.q = nn.Linear(inputs, codes.size if codes else noise_size(dataset, low, through))
-        self.sigmoid_q = shape.sigmoid_q and codes is None
+        self.q = nn.Linear(inputs, level.codes.size if level.codes else noise_size(dataset, level))
+        self.sigmoid_q = shape.sigmoid_q and level.codes is None
         initialise(self, recipe.init_std, recipe.convolution_std, recipe.dense_glorot)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:

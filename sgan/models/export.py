@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sgan.checks import ConfigError, as_json, from_json
-from sgan.config import Codes, GanRecipe
+from sgan.checks import ConfigError, as_json, from_json, require
+from sgan.config import GanRecipe, Level
 from sgan.models.generator import new_generator
-from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.stack import Stack, balanced_labels, label_condition, sample
 from sgan.models.tensors import load_modules, module_tensors, read_tensors, write_tensors
 from sgan.shapes import Dataset
 from sgan.store.files import read_json, sha256, write_json
@@ -27,22 +27,11 @@ LAST, BEST = "last", "best"
 
 
 @dataclass(frozen=True)
-class LevelRow:
-    """The fields of `Level` that rebuild a level: all but its generator."""
-
-    low: str
-    high: str
-    labels: bool
-    codes: Codes | None
-    through: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Model:
-    """A trained stack: its `levels` from the image up, its `dataset` with the widths of its networks, `sampling` (batch
-    normalisation by "running" averages or "batch" statistics), and `about` (its trial, seed, commit and scores)."""
+    """A trained stack: its generators, its `dataset` with the widths of its networks, `sampling` (batch normalisation
+    by "running" averages or "batch" statistics), and `about` (its trial, seed, commit and scores)."""
 
-    levels: list[Level]
+    stack: Stack
     dataset: Dataset
     sampling: str
     about: dict[str, Any]
@@ -70,20 +59,20 @@ class Model:
         for label in wanted.unique().tolist():
             if not 0 <= label < self.classes:
                 raise ConfigError(f"label {label} is no class of this model; its classes are 0 to {self.classes - 1}")
-        device = self.levels[0].generator.mean.device
-        condition = label_condition(self.levels[-1], wanted.to(device).long(), self.classes)
-        return sample(self.levels, condition, self.sampling, seed).cpu()
+        condition = label_condition(self.stack[-1], wanted.to(self.stack[0].mean.device).long())
+        return sample(self.stack, condition, self.sampling, seed).cpu()
 
 
-def save(
-    folder: Path, levels: list[Level], dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]
-) -> None:
+def save(folder: Path, stack: Stack, dataset: Dataset, recipe: GanRecipe, sampling: str, about: dict[str, Any]) -> None:
     """Write a stack as a model. `recipe`: the recipe that built its generators; the other arguments are as in Model."""
-    rows = [LevelRow(level.low, level.high, level.labels, level.codes, level.through) for level in levels]
-    write_tensors(folder / WEIGHTS_FILE, module_tensors({str(i): level.generator for i, level in enumerate(levels)}))
-    facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about}
-    facts |= {"dataset": dataset, "recipe": recipe, "levels": rows, "sampling": sampling}
+    write_tensors(folder / WEIGHTS_FILE, module_tensors(_named(stack)))
+    facts = {"format": FORMAT, "weights": sha256(folder / WEIGHTS_FILE), "about": about, "sampling": sampling}
+    facts |= {"dataset": dataset, "recipe": recipe, "levels": [generator.level for generator in stack]}
     write_json(folder / MODEL_FILE, as_json(facts))
+
+
+def _named(stack: Stack) -> dict[str, nn.Module]:
+    return {str(index): generator for index, generator in enumerate(stack)}
 
 
 def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
@@ -95,27 +84,25 @@ def load(path: str | Path, device: str = "cpu", which: str = LAST) -> Model:
     except (RuntimeError, AssertionError) as error:  # torch's, with many lines
         reason = str(error).partition("\n")[0][:200]
         raise ConfigError(f"device {device!r} cannot be used here ({reason}); use 'cpu'") from error
-    if which not in (LAST, BEST):
-        raise ConfigError(f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
+    require(which in (LAST, BEST), f"which must be {LAST!r} or {BEST!r}, but got {which!r}")
     path = Path(path)
     places = (path, path / which, path / MODELS / which, path / "data" / MODELS / which)
     folder = next((place for place in places if (place / MODEL_FILE).exists()), None)
     if folder is None:
         raise ConfigError(f"there is no model at {path}: it must hold {MODEL_FILE}, or {MODELS}/{which} with one")
     facts, weights = read_json(folder / MODEL_FILE), folder / WEIGHTS_FILE
-    if facts.get("format") != FORMAT:
-        raise ConfigError(f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
-    if not weights.is_file() or sha256(weights) != facts.get("weights"):
-        raise ConfigError(f"{weights} is missing or damaged; copy the model again")
-    kinds: dict[str, Any] = {"dataset": Dataset, "recipe": GanRecipe, "levels": tuple[LevelRow, ...], "sampling": str}
-    dataset, recipe, rows, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
+    known = facts.get("format") == FORMAT
+    require(known, f"{folder / MODEL_FILE} is no model of format {FORMAT}; this version reads no other")
+    whole = weights.is_file() and sha256(weights) == facts.get("weights")
+    require(whole, f"{weights} is missing or damaged; copy the model again")
+    kinds: dict[str, Any] = {"dataset": Dataset, "recipe": GanRecipe, "levels": tuple[Level, ...], "sampling": str}
+    dataset, recipe, levels, sampling = (from_json(kind, facts.get(name), name) for name, kind in kinds.items())
     with torch.random.fork_rng([]):  # building draws weights, which are replaced
-        levels = [Level(generator=new_generator(dataset, recipe, **vars(row)), **vars(row)) for row in rows]
-    generators = {str(index): level.generator for index, level in enumerate(levels)}
-    saved, built = read_tensors(weights), module_tensors(generators)
-    if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in built.items()}:
-        raise ConfigError(f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
-    load_modules(generators, saved)
-    for level in levels:
-        level.generator.to(device).eval().requires_grad_(False)
-    return Model(levels, dataset, sampling, facts.get("about", {}))
+        stack = [new_generator(dataset, recipe, level) for level in levels]
+    saved = read_tensors(weights)
+    shapes = [{name: each.shape for name, each in of.items()} for of in (saved, module_tensors(_named(stack)))]
+    require(shapes[0] == shapes[1], f"the weights in {weights} do not fit {MODEL_FILE}; copy the model again")
+    load_modules(_named(stack), saved)
+    for generator in stack:
+        generator.to(device).eval().requires_grad_(False)
+    return Model(stack, dataset, sampling, facts.get("about", {}))

@@ -12,17 +12,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, LABEL, Codes, GanRecipe
+from sgan.config import IMAGE, GanRecipe, Level
 from sgan.models.encoder import ORDER, tap_shapes
 from sgan.shapes import Dataset
 
 NORM_EPS = 1e-6  # Epsilon of batch normalisation (released code, nn.py)
 
 
-def noise_size(dataset: Dataset, low: str, through: tuple[str, ...] = (), codes: Codes | None = None) -> int:
-    """Return Z of the level whose generator makes `low` and passes `through` these taps; `codes` are added to it."""
-    own = dataset.gan.image_noise if low == IMAGE else dataset.gan.feature_noise
-    return own + len(through) * dataset.gan.feature_noise + (codes.size if codes else 0)
+def noise_size(dataset: Dataset, level: Level) -> int:
+    """Return Z of a level, with its codes."""
+    own = dataset.gan.image_noise if level.low == IMAGE else dataset.gan.feature_noise
+    return own + len(level.through) * dataset.gan.feature_noise + (level.codes.size if level.codes else 0)
 
 
 def initialise(module: nn.Module, std: float, convolution_std: float | None = None, glorot: bool = False) -> None:
@@ -57,13 +57,11 @@ class Generator(nn.Module):
     forward(condition, z): condition is (B, K) one-hot for a label, (B, F), (B, C, S, S), or (B, 0) for nothing;
     z is (B, Z) in U(0, 1). Returns h_i: features >= 0, or an image in [0, 1] minus `mean`."""
 
-    def __init__(
-        self, dataset: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool = True, codes: Codes | None = None
-    ):
+    def __init__(self, dataset: Dataset, recipe: GanRecipe, level: Level):
         super().__init__()
         shapes, shape = tap_shapes(dataset), dataset.gan
-        target, condition = shapes[low], shapes[high] if labels or high != LABEL else (0,)
-        self.low, self.noise = low, noise_size(dataset, low, codes=codes)
+        target, condition = shapes[level.low], shapes[level.high] if level.conditioned else (0,)
+        self.level, self.classes, self.noise = level, dataset.classes, noise_size(dataset, level)
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(1, *target))
         if len(target) == 1:  # a vector from a label: the released G1
@@ -75,18 +73,18 @@ class Generator(nn.Module):
         else:
             self.embed_noise = _mlp(self.noise, shape.noise_hidden)
             self.embed_condition = nn.Identity()
-            self.body = nn.Sequential(*self._steps(dataset, condition, high))
+            self.body = nn.Sequential(*self._steps(dataset, condition))
         initialise(self, recipe.init_std)
 
-    def _steps(self, dataset: Dataset, condition: tuple[int, ...], high: str) -> list[nn.Module]:
+    def _steps(self, dataset: Dataset, condition: tuple[int, ...]) -> list[nn.Module]:
         """The layers from the condition down to maps or an image."""
-        shapes, shape = tap_shapes(dataset), dataset.gan
+        shapes, shape, low, high = tap_shapes(dataset), dataset.gan, self.level.low, self.level.high
         width: dict[str, int] = dict(zip(("pool2", "conv2", "pool1", "conv1"), shape.maps, strict=True))
         maps, kernel = condition[0] + shape.noise_hidden[-1], shape.kernel
         layers: list[nn.Module] = []
         from_vector = len(condition) == 1
         start = "fc3" if from_vector else high  # below a label, too, the first step undoes fc3
-        path = ORDER[ORDER.index(self.low) : ORDER.index(start) + 1][::-1]
+        path = ORDER[ORDER.index(low) : ORDER.index(start) + 1][::-1]
         if from_vector and len(path) == 2:  # one layer alone could not mix condition and noise
             layers += _mlp(maps, (shape.vector_hidden[-1],))
             maps = shape.vector_hidden[-1]
@@ -95,7 +93,7 @@ class Generator(nn.Module):
             maps = width[high]
             layers += [nn.BatchNorm2d(maps, eps=NORM_EPS), nn.ReLU()]
         for tap, below in pairwise(path):
-            last = below == self.low
+            last = below == low
             outputs = shapes[below][0] if last else width[below]
             if tap == "fc3":
                 side = shapes["pool2"][-1]
@@ -116,7 +114,7 @@ class Generator(nn.Module):
         if condition.dim() == 4:
             noise = noise[:, :, None, None].expand(-1, -1, *condition.shape[2:])
         out = self.body(torch.cat([condition, noise], 1))
-        return torch.sigmoid(out) - self.mean if self.low == IMAGE else torch.relu(out)
+        return torch.sigmoid(out) - self.mean if self.level.low == IMAGE else torch.relu(out)
 
 
 class Chain(nn.Module):
@@ -124,10 +122,10 @@ class Chain(nn.Module):
 
     forward(condition, z): as Generator; z (B, Z) holds the noise of all generators, the lowest first, as in `parts`."""
 
-    def __init__(self, generators: list[Generator]):
+    def __init__(self, level: Level, generators: list[Generator]):
         super().__init__()
         self.generators, self.parts = nn.ModuleList(generators), generators
-        self.low, self.sizes = generators[0].low, [generator.noise for generator in generators]
+        self.level, self.classes, self.sizes = level, generators[0].classes, [each.noise for each in generators]
         self.noise = sum(self.sizes)
 
     @property
@@ -141,9 +139,8 @@ class Chain(nn.Module):
         return condition
 
 
-def new_generator(
-    row: Dataset, recipe: GanRecipe, low: str, high: str, labels: bool, through: tuple[str, ...], codes: Codes | None
-) -> Generator | Chain:
-    """Return the generator of a level from `high` to `low`: a single one, or a chain `through` these taps."""
-    parts = [Generator(row, recipe, *ends, labels, codes) for ends in pairwise((low, *through, high))]
-    return Chain(parts) if through else parts[0]
+def new_generator(dataset: Dataset, recipe: GanRecipe, level: Level) -> Generator | Chain:
+    """Return the generator of a level: a single one, or a chain through the level's taps."""
+    taps = (level.low, *level.through, level.high)
+    parts = [Generator(dataset, recipe, Level(*ends, level.labels, level.codes)) for ends in pairwise(taps)]
+    return Chain(level, parts) if level.through else parts[0]

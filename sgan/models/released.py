@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sgan.checks import ConfigError
-from sgan.config import IMAGE, LABEL, GanRecipe
+from sgan.config import IMAGE, LABEL, GanRecipe, Level
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator
-from sgan.models.stack import Level
 from sgan.shapes import Dataset
 
 
@@ -38,7 +37,7 @@ def load_released(path: str | Path, dataset: Dataset, mean: Tensor | None = None
     return encoder.eval().requires_grad_(False)
 
 
-def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Level]:
+def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Generator]:
     """Read the authors' stack of G1 and G0, frozen, from the image up; ConfigError as for `load_released`.
 
     The file lists G1 before G0, and in each the noise's layers before the label's (sampling.py). Its transposed
@@ -47,16 +46,14 @@ def load_generator(path: str | Path, dataset: Dataset, mean: Tensor) -> list[Lev
     Args:
         path, dataset: as for `load_released`.
         mean: the image that is subtracted from G0's sigmoid, (channels, size, size): the released meanimg.npy."""
-    recipe = GanRecipe()
-    image, features = Generator(dataset, recipe, IMAGE, "fc3"), Generator(dataset, recipe, "fc3", LABEL)
+    image, features = (Generator(dataset, GanRecipe(), Level(*ends)) for ends in ((IMAGE, "fc3"), ("fc3", LABEL)))
     parts = [part for each in (features, image) for part in (each.embed_noise, each.embed_condition, each.body)]
     _fill(Path(path), (module for part in parts for module in part.modules()), dataset, "generator")
     first = next(module for module in features.body.modules() if isinstance(module, nn.Linear))
     noise = dataset.gan.label_noise_hidden or features.noise  # theirs is given [z, y], ours [y, z]
     first.weight.data = torch.cat([first.weight.data[:, noise:], first.weight.data[:, :noise]], 1)
     image.mean.copy_(mean)
-    pairs = ((IMAGE, "fc3", image), ("fc3", LABEL, features))
-    return [Level(low, high, each.eval().requires_grad_(False)) for low, high, each in pairs]
+    return [each.eval().requires_grad_(False) for each in (image, features)]
 
 
 def load_mean(path: Path, dataset: Dataset) -> Tensor:

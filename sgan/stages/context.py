@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level
+from sgan.models.stack import Stack
 from sgan.models.tensors import read_tensors
 from sgan.stages.graph import name
 from sgan.store.local import Store
@@ -16,10 +16,10 @@ from sgan.training.loop import Progress
 
 MODEL_FILE, REFERENCE_FILE = "model.safetensors", "reference.safetensors"
 """Files of a finished stage: its weights, and a judge's features and logits of the real images."""
-Running = Generator[Progress, None, dict[str, Any]]
-"""A running stage: it yields its progress, and returns entries for its stage.json."""
-Evaluator = Callable[[list[Level], Encoder | None], tuple[str, Callable[[int], dict[str, float]]]]
-"""Function from levels and their encoder to the name of the stage that scores them while they train, and a function
+Running = Generator[Progress, None, dict[str, Any] | None]
+"""A running stage: it yields its progress, and may return entries for its stage.json."""
+Evaluator = Callable[[Stack, Encoder | None], tuple[str, Callable[[int], dict[str, float]]]]
+"""Function from a stack and its encoder to the name of the stage that scores them while they train, and a function
 from images seen to scores. It is an argument, so that levels do not depend on its code."""
 
 

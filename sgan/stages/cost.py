@@ -10,19 +10,28 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgan.checks import ConfigError
-from sgan.config import IMAGE, LABEL, Config
+from sgan.config import IMAGE, Config
 from sgan.data.batches import Data
-from sgan.models.encoder import Encoder, tap_shapes
-from sgan.stages.graph import ClassifierStage, JointStage, JudgeStage, LevelStage, ScoreStage, Stage, name, plan
-from sgan.stages.kinds.level import build
+from sgan.models.encoder import Encoder
+from sgan.stages.graph import (
+    ClassifierStage,
+    GanStage,
+    JointStage,
+    JudgeStage,
+    LevelStage,
+    ScoreStage,
+    Stage,
+    name,
+    plan,
+)
+from sgan.stages.kinds.level import new_task
 from sgan.store.local import Store
-from sgan.training.steps import GanTask
 
 STEPS, IMAGES = 40, 1000  # Steps and, about, images with which a unit's seconds are measured
 BATCH = 2  # The smallest batch that batch normalisation takes
@@ -34,7 +43,7 @@ def cost(stage: Stage) -> float:
         case ClassifierStage():
             return 0.15 * stage.recipe.images
         case LevelStage():
-            return stage.images * (1.0 if stage.low == IMAGE else 0.25)
+            return stage.images * (1.0 if stage.level.low == IMAGE else 0.25)
         case JointStage():
             return 1.2 * stage.images
         case ScoreStage():
@@ -56,8 +65,7 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
     recipe, few = level.recipe, slice(max(IMAGES, level.recipe.batch))
     some = Data(data.images[few], data.labels[few], data.test_images[few], data.test_labels[few], data.digest)
     encoder = Encoder(config.dataset, 1.0).to(device).requires_grad_(False)
-    networks = build((level,), recipe, some, device, encoder)
-    task, times = GanTask(networks, some, recipe, level.weights, 0), [time.perf_counter()]
+    task, times = new_task(level, some, device, encoder), [time.perf_counter()]
     for step in range(STEPS):
         next(iter(task.step(step).values())).item()  # waits for the GPU
         times.append(time.perf_counter())
@@ -67,45 +75,28 @@ def seconds_per_unit(config: Config, data: Data, device: str) -> float:
 
 
 @functools.cache
-def step_flops(stage: LevelStage | JointStage) -> tuple[float, float]:
-    """Return the FLOPs per image of a discriminator step and of a generator step.
+def step_flops(stage: GanStage) -> tuple[float, float]:
+    """Return the FLOPs per image of a discriminator step and of a generator step: those of the real steps, on tensors
+    without memory.
 
     Where the first generator step reuses the discriminator step's batch, its generation counts only in the former."""
-    stages, feedback = (stage.levels, stage.feedback) if isinstance(stage, JointStage) else ((stage,), 1.0)
-    dataset, weights, recipe, top = stages[0].dataset, stages[0].weights, stage.recipe, stages[-1]
+    recipe, dataset, counts = replace(stage.recipe, batch=BATCH, precision="float32"), stage.levels[0].dataset, []
     with torch.device("meta"):
-        sizes = tap_shapes(dataset)
-        real = [torch.empty(BATCH, *sizes[level.low]) for level in stages]
-        empty = torch.empty(BATCH, dataset.channels, dataset.size, dataset.size)
-        networks = build(stages, recipe, Data(empty, empty, empty, empty, ""), "meta")
-        levels, judges = networks.levels, networks.discriminators
-        encoder = Encoder(dataset, 1.0).requires_grad_(False)
-        ends = (dataset.classes * top.labels,) if top.high == LABEL else sizes[top.high]
-        fakes = [torch.empty(BATCH, *ends)]  # at the end, the condition of the top level
-        with FlopCounterMode(display=False) as generation:
-            for level in reversed(levels):
-                condition = fakes[0] if feedback > 0 else fakes[0].detach()
-                fakes.insert(0, level.generator(condition, torch.empty(BATCH, level.generator.noise)))
-        with FlopCounterMode(display=False) as discriminating:
-            terms = []
-            for judge, image, fake in zip(judges, real, fakes[:-1], strict=True):
-                logits, recovered = judge(fake.detach())
-                terms += [judge(image)[0], logits, *([recovered] if weights.entropy > 0 else [])]
-            of_judges = list(nn.ModuleList(judges).parameters())
-            torch.stack([term.sum() for term in terms]).sum().backward(inputs=of_judges)
-        with FlopCounterMode(display=False) as generating:
-            terms = []
-            for level, judge, fake in zip(levels, judges, fakes[:-1], strict=True):
-                if weights.conditional > 0 and (level.high != LABEL or level.labels):
-                    terms.append(encoder(fake, level.low, level.high))
-                if weights.adversarial > 0 or weights.entropy > 0:
-                    parts = zip((weights.adversarial, weights.entropy), judge(fake), strict=True)
-                    terms += [part for weight, part in parts if weight > 0]
-            of_generators = list(nn.ModuleList(level.generator for level in levels).parameters())
-            torch.stack([term.sum() for term in terms]).sum().backward(inputs=of_generators)
-    counters = (generation, discriminating, generating)
-    forward, judged, trained = (counter.get_total_flops() / BATCH for counter in counters)
-    return judged + (forward if recipe.fresh_noise else 0.0), trained + forward
+        images, labels = torch.empty(BATCH, dataset.channels, dataset.size, dataset.size), torch.empty(BATCH).long()
+        data, encoder = Data(images, labels, images, labels, ""), Encoder(dataset, 1.0).requires_grad_(False)
+        task = new_task(replace(stage, recipe=recipe), data, "meta", encoder)
+        # Adam's fused form needs memory. No optimiser's work counts.
+        task.optimisers |= {name: torch.optim.SGD(part.parameters()) for name, part in task.modules.items()}
+        for phase in (
+            task.discriminator_step,
+            lambda: task.generate(task.batch[1][-1].condition),
+            lambda: task.generator_step(new=True),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                phase()
+            counts.append(counter.get_total_flops() / BATCH)
+    of_discriminator, generation, of_generator = counts
+    return of_discriminator - (0.0 if recipe.fresh_noise else generation), of_generator
 
 
 def check_networks(configs: Iterable[Config]) -> None:
@@ -115,18 +106,19 @@ def check_networks(configs: Iterable[Config]) -> None:
             step_flops(stage)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"the networks of the level from {stage.high} to {stage.low} do not fit {stage.dataset.name} images of "
-                f"{stage.dataset.size} pixels ({str(error).splitlines()[0]}); choose another split or width"
+                f"the networks of the level from {stage.level.high} to {stage.level.low} do not fit "
+                f"{stage.dataset.name} images of {stage.dataset.size} pixels ({str(error).splitlines()[0]}); "
+                "choose another split or width"
             ) from error
 
 
-def planned_steps(stage: LevelStage | JointStage) -> tuple[int, float]:
+def planned_steps(stage: GanStage) -> tuple[int, float]:
     """Return a stage's discriminator steps, and its generator steps by the median of the recipe's rule."""
-    steps = max(1, stage.images // stage.recipe.batch)
+    steps = stage.images // stage.recipe.batch
     return steps, steps * statistics.median(count for _, count in stage.recipe.generator_steps)
 
 
-def flops(stage: LevelStage | JointStage, steps: float, generator_steps: float) -> float:
+def flops(stage: GanStage, steps: float, generator_steps: float) -> float:
     """Return the FLOPs of these numbers of discriminator steps and generator steps."""
     of_discriminator, of_generator = step_flops(stage)
     return stage.recipe.batch * (steps * of_discriminator + generator_steps * of_generator)

@@ -9,12 +9,11 @@ the fields count themselves. So equal work has one name in every sweep, and is d
 import ast
 import functools
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sgan.checks import content_key
-from sgan.config import IMAGE, LABEL, Codes, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Recipe, Weights
+from sgan.config import IMAGE, Config, EncoderRecipe, GanRecipe, JudgeRecipe, Level, Recipe, Weights
 from sgan.shapes import Dataset
 
 KINDS = {kind: kind for kind in ("judge", "level", "joint", "score")} | {"encoder": "classifier"}
@@ -72,7 +71,7 @@ class JudgeStage(_Stage):
 
 @dataclass(frozen=True)
 class LevelStage(_Stage):
-    """Trains the level between taps `low` and `high` on real features; fields as in Recipe and Variant.
+    """Trains one level on real features; fields as in Recipe.
 
     Attributes:
         joint_start: share of the training after which the state is kept for the joint stage; 1: it uses the last state.
@@ -81,11 +80,7 @@ class LevelStage(_Stage):
 
     dataset: Dataset
     data: str
-    low: str
-    high: str
-    labels: bool
-    through: tuple[str, ...]
-    codes: Codes | None
+    level: Level
     recipe: GanRecipe
     weights: Weights
     images: int
@@ -97,6 +92,11 @@ class LevelStage(_Stage):
     encoder: ClassifierStage | None
 
     kind = "level"
+    feedback = 1.0
+
+    @property
+    def levels(self) -> tuple["LevelStage"]:
+        return (self,)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,14 @@ class JointStage(_Stage):
     sampling: str
 
     kind = "joint"
+    joint_start, keep_adam = 1.0, False  # no joint stage follows
 
     @property
     def inputs(self) -> tuple[Any, ...]:
         return tuple(filter(None, (each.encoder for each in self.levels))) if self.scratch else self.levels
+
+
+GanStage = LevelStage | JointStage
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,12 @@ class ScoreStage(_Stage):
         return (*self.trained, *filter(None, (self.encoder, self.judge, self.network)))
 
     @property
-    def trained(self) -> tuple[JointStage | LevelStage, ...]:
+    def trained(self) -> tuple[GanStage, ...]:
         """The stages whose weights are scored."""
         return (self.joint,) if self.joint else self.levels
 
 
-Stage = ClassifierStage | JudgeStage | LevelStage | JointStage | ScoreStage
+Stage = ClassifierStage | JudgeStage | GanStage | ScoreStage
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Plan:
     def needs(self, stage: Stage) -> tuple[Stage, ...]:
         """The stages of the trial that must be finished before this one runs: its parents and, for levels and the joint
         stage, the judge that evaluates while they train."""
-        judge = (self.score.judge,) if isinstance(stage, LevelStage | JointStage) else ()
+        judge = (self.score.judge,) if isinstance(stage, GanStage) else ()
         return (*judge, *stage.parents)
 
 
@@ -200,22 +204,18 @@ def plan(config: Config) -> Plan:
         LevelStage(
             dataset=config.dataset,
             data=config.data,
-            low=low,
-            high=high,
-            labels=variant.labels,
-            through=variant.through,
-            codes=variant.codes,
+            level=level,
             recipe=recipe.gan,
             weights=variant.weights,
-            images=recipe.image_level if low == IMAGE else recipe.feature_level,
+            images=recipe.image_level if level.low == IMAGE else recipe.feature_level,
             joint_start=recipe.joint_start or 1.0 if variant.cuts else 1.0,
             keep_adam=bool(variant.cuts and recipe.joint_start) and not recipe.fresh_adam,
             evaluations=recipe.evaluations,
             sampling=recipe.sampling,
             seed=config.seed,
-            encoder=encoder if low != IMAGE or high != LABEL or variant.weights.conditional > 0 else None,
+            encoder=encoder if variant.cuts or variant.weights.conditional > 0 else None,
         )
-        for low, high in pairwise(variant.bounds)
+        for level in variant.levels
     )
     joint = JointStage(
         levels=levels,

@@ -14,10 +14,10 @@ from sgan.checks import as_json
 from sgan.config import IMAGE
 from sgan.evaluation.evaluate import Evaluation
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level
+from sgan.models.stack import Stack
 from sgan.stages.context import Context, Running
 from sgan.stages.cost import flops
-from sgan.stages.graph import JointStage, JudgeStage, LevelStage, Stage, name
+from sgan.stages.graph import GanStage, JudgeStage, Stage, name
 from sgan.stages.kinds import classifier, joint, judge, level, score
 from sgan.store.files import read_record
 from sgan.training.loop import Diverged, Progress
@@ -44,7 +44,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
     store, stage_name, began = context.store, name(stage), time.monotonic()
     folder = store.begin(stage_name)
     evaluator = None
-    if scored_by and isinstance(stage, LevelStage | JointStage):
+    if scored_by and isinstance(stage, GanStage):
         evaluator = functools.partial(_evaluator, stage.sampling, scored_by, context, folder)
     running = RUN[stage.kind](stage, context, folder, evaluator)
     facts: dict[str, Any] = {"status": "done", "reason": None}
@@ -57,7 +57,7 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
             if progress.images < progress.total:  # the end is published instead
                 yield progress
     except StopIteration as end:
-        facts |= end.value
+        facts |= end.value or {}
     except Diverged as error:
         facts = {"status": "diverged", "reason": str(error)}
     except GeneratorExit:
@@ -74,12 +74,12 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fields": as_json(stage),
     }
-    if isinstance(stage, LevelStage | JointStage):
+    if isinstance(stage, GanStage):
         batch, seen, updates = stage.recipe.batch, 0, 0.0
         for point in read_record(folder):  # each has the mean number of generator steps since the one before
             updates += point["metrics"].get("generator_steps", 0.0) * (point["images"] - seen) / batch
             seen = point["images"]
-        makes_images = isinstance(stage, JointStage) or stage.low == IMAGE
+        makes_images = stage.levels[0].level.low == IMAGE
         facts |= {
             "discriminator_steps": progress.images // batch,
             "generator_steps": round(updates),
@@ -90,10 +90,10 @@ def run_stage(stage: Stage, scored_by: JudgeStage | None, context: Context) -> G
 
 
 def _evaluator(
-    sampling: str, scored_by: JudgeStage, context: Context, folder: Path, levels: list[Level], encoder: Encoder | None
+    sampling: str, scored_by: JudgeStage, context: Context, folder: Path, stack: Stack, encoder: Encoder | None
 ) -> tuple[str, Callable[[int], dict[str, float]]]:
     known = judge.load(scored_by, None, context)
-    return name(scored_by), functools.partial(Evaluation(levels, sampling, context.data, encoder, known), folder=folder)
+    return name(scored_by), functools.partial(Evaluation(stack, sampling, context.data, encoder, known), folder=folder)
 
 
 def be_deterministic(wanted: bool) -> None:

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgan.checks import content_key
-from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Weights
+from sgan.config import IMAGE, LABEL, EncoderRecipe, GanRecipe, Level, Weights
 from sgan.data.batches import Batches, Data, pixel_mean, random_flips, to_input, turned
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level, draw, label_condition
+from sgan.models.generator import Chain, Generator
+from sgan.models.stack import draw, label_condition
 from sgan.training import losses
 from sgan.training.cuda_graphs import Phases
 from sgan.training.optimizers import adam, in_layout_of
@@ -70,18 +72,6 @@ class ClassifierTask:
         return {"class_loss": loss.detach()}
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The networks of a level or a stack: neighbouring `levels`, from the lower up (more than one means the joint
-    stage), a discriminator for each, with Q inside, and the frozen encoder, None where no loss and no condition
-    needs it."""
-
-    levels: list[Level]
-    discriminators: list[Discriminator]
-    encoder: Encoder | None
-    classes: int
-
-
 class Generated(NamedTuple):
     """What one level makes of a batch: the generator's output `h`, its z, and its condition. Between levels, the
     gradient through `condition` is scaled by `feedback`."""
@@ -98,19 +88,32 @@ class GanTask:
     Generators"; released code for the rule).
 
     Args:
+        networks: a generator and its discriminator, with Q inside, for each of neighbouring levels, from the lower up;
+            more than one pair means the joint stage.
+        encoder: frozen; None where no loss and no condition needs it.
         feedback: share of the gradient of a level's loss that reaches the level above."""
 
     def __init__(
-        self, networks: Networks, data: Data, recipe: GanRecipe, weights: Weights, seed: int, feedback: float = 1.0
+        self,
+        networks: Sequence[tuple[Generator | Chain, Discriminator]],
+        encoder: Encoder | None,
+        data: Data,
+        recipe: GanRecipe,
+        weights: Weights,
+        seed: int,
+        feedback: float = 1.0,
     ):
-        self.levels, self.discriminators, self.encoder = networks.levels, networks.discriminators, networks.encoder
-        self.data, self.recipe, self.weights, self.seed = data, recipe, weights, seed
-        self.classes, self.feedback = networks.classes, feedback
-        self.generator = nn.ModuleList(level.generator for level in self.levels)
-        self.discriminator = nn.ModuleList(self.discriminators)
+        self.stack = [generator for generator, _ in networks]
+        self.discriminators = [discriminator for _, discriminator in networks]
+        self.encoder, self.data, self.recipe, self.weights = encoder, data, recipe, weights
+        self.seed, self.feedback = seed, feedback
+        self.levels = [generator.level for generator in self.stack]
+        self.generator, self.discriminator = nn.ModuleList(self.stack), nn.ModuleList(self.discriminators)
         self.norms = [each for each in self.generator.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]
-        # Subtracted from real images. All computations have the parameters' precision, except where autocast lowers it.
+        # Subtracted from images. All computations have the parameters' precision, except where autocast lowers it.
         self.mean = pixel_mean(data.images, recipe.pixel_mean).to(next(self.generator.parameters()).dtype)
+        if self.levels[0].low == IMAGE:
+            self.stack[0].mean.copy_(self.mean)
         self.modules: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimisers = {name: adam(module, recipe.adam) for name, module in self.modules.items()}
         self.batches = Batches(len(data.images), recipe.batch, seed, data.images.device)
@@ -127,10 +130,10 @@ class GanTask:
                 self.cache = self.encoder.features(data.images, taps)
         # Losses of a generator that ignores z (entropy) or its condition (conditional). The latter is the variance of
         # the real features if it always makes their mean, or log K if its output is independent of the label.
-        some = {LABEL: math.log(self.classes)}
+        some: dict[str, float | Tensor] = {LABEL: math.log(self.stack[0].classes)}
         if self.encoder is not None and (highs := {level.high for level in self.levels} - {LABEL}):
             features = self.encoder.features(data.images[:VARIANCE_IMAGES], highs)
-            some |= {tap: values.var(0).mean().item() for tap, values in features.items()}
+            some |= {tap: values.var(0).mean() for tap, values in features.items()}
         self.trivial = {self._name(each, "conditional_ratio"): some[each.high] for each in self.levels}
         self.trivial |= {self._name(each, "entropy_ratio"): losses.trivial_entropy(each.codes) for each in self.levels}
 
@@ -151,21 +154,22 @@ class GanTask:
         for norm in self.norms:
             norm.track_running_stats = averages
         batch = list[Generated]()
-        for level in reversed(self.levels):
+        for generator in reversed(self.stack):
             if batch:
                 condition = batch[0].h.detach() if self.feedback == 0 else batch[0].h.view_as(batch[0].h)
                 if condition.requires_grad:
                     condition.register_hook(lambda gradient: gradient * self.feedback)
-            z = draw(level, len(condition), condition.device)
+            z = draw(generator, len(condition), condition.device)
             with self._autocast():
-                made = level.generator(condition, z)
+                made = generator(condition, z)
             batch.insert(0, Generated(made.to(self.mean.dtype), z, condition))
         return batch
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[object]:
         """The precision of a forward pass, as a new context for each one: a context casts weights only once, and Adam
         changes them between passes."""
-        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        lower = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.mean.device.type, torch.bfloat16) if lower else nullcontext()
 
     def _judge(self, discriminator: Discriminator, h: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
@@ -177,27 +181,27 @@ class GanTask:
         self.index.copy_(self.batches[step])
         if len({steps for _, steps in self.recipe.generator_steps}) == 1:
             return self.phases("step", self._whole_step)
-        report = self.phases("discriminator", self._discriminator_step)
+        report = self.phases("discriminator", self.discriminator_step)
         lowest = report[self._name(self.levels[0], "d_adversarial")].item() / 2
         repeats = losses.generator_steps(self.recipe.generator_steps, lowest)
         for repeat in range(repeats):
             new = repeat > 0 or self.recipe.fresh_noise
-            anew = functools.partial(self._generator_step, True)  # a batch allows only one backward pass
-            report |= self.phases(f"generator {new}", functools.partial(self._generator_step, new), anew)
+            anew = functools.partial(self.generator_step, True)  # a batch allows only one backward pass
+            report |= self.phases(f"generator {new}", functools.partial(self.generator_step, new), anew)
         return report | {"generator_steps": torch.tensor(float(repeats))}
 
     def _whole_step(self) -> dict[str, Tensor]:
         """A step whose number of generator steps is fixed."""
-        report = self._discriminator_step()
+        report = self.discriminator_step()
         repeats = self.recipe.generator_steps[0][1]
         for repeat in range(repeats):
-            report |= self._generator_step(repeat > 0 or self.recipe.fresh_noise)
+            report |= self.generator_step(repeat > 0 or self.recipe.fresh_noise)
         return report | {"generator_steps": torch.full((), float(repeats), device=self.index.device)}
 
-    def _discriminator_step(self) -> dict[str, Tensor]:
+    def discriminator_step(self) -> dict[str, Tensor]:
         """Load the next batch, and update all D and Q on it. Their pass over real features needs no generator."""
-        real, top = self.real(self.index), self.levels[-1]
-        condition = label_condition(top, real[LABEL], self.classes) if top.high == LABEL else real[top.high]
+        real, top = self.real(self.index), self.stack[-1]
+        condition = label_condition(top, real[LABEL]) if top.level.high == LABEL else real[top.level.high]
         self.beside.begin()
         # Only generator steps move the running averages (released code); here they move if one reuses this batch.
         batch = self.generate(condition, averages=not self.recipe.fresh_noise)
@@ -225,7 +229,7 @@ class GanTask:
         self._update("discriminator", torch.stack(parts).sum())
         return report
 
-    def _generator_step(self, new: bool) -> dict[str, Tensor]:
+    def generator_step(self, new: bool) -> dict[str, Tensor]:
         """Update all G with the sum over levels of the weighted sum over losses (paper, "Stacked Generators"), on what
         the discriminator step generated, or on a new draw."""
         real, batch = self.batch
@@ -234,7 +238,7 @@ class GanTask:
         self.beside.begin()
         for level, discriminator, fake in zip(self.levels, self.discriminators, batch, strict=True):
             with self.beside():
-                if weights.conditional > 0 and (level.high != LABEL or level.labels):
+                if weights.conditional > 0 and level.conditioned:
                     target = real[LABEL] if level.high == LABEL else fake.condition
                     encoded = self._encoded(fake.h, level)
                     terms.append((level, "conditional", losses.conditional(encoded, target)))

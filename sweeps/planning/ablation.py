@@ -10,7 +10,7 @@ from sgan.checks import ConfigError, as_json, content_key, difference, require
 from sgan.config import IMAGE, STAGE_IMAGES, Config
 from sgan.presets import VARIANTS, Row
 from sgan.stages.cost import check_networks, flops, planned_steps
-from sgan.stages.graph import JointStage, LevelStage, code_version, plan
+from sgan.stages.graph import GanStage, code_version, plan
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
@@ -143,10 +143,10 @@ def size(config: Config, match: str) -> float:
     1 without a match. Generator steps are an estimate, the middle of the recipe's rule; training decides."""
     if match == "none":
         return 1.0
-    stages = [stage for _, stage in plan(config).stages if isinstance(stage, LevelStage | JointStage)]
+    stages = [stage for _, stage in plan(config).stages if isinstance(stage, GanStage)]
     if match == "flops":
         return sum(flops(stage, *planned_steps(stage)) for stage in stages)
-    makers = [stage for stage in stages if isinstance(stage, JointStage) or stage.low == IMAGE]
+    makers = [stage for stage in stages if stage.levels[0].level.low == IMAGE]
     return sum(stage.recipe.batch * planned_steps(stage)[1] for stage in makers)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from sgan import metrics
 from sgan.checks import ConfigError
-from sgan.config import IMAGE, INNER_TAPS, LABEL
+from sgan.config import IMAGE, INNER_TAPS, LABEL, Level
 from sgan.data import datasets, image_folder
 from sgan.data.image_folder import class_names
 from sgan.evaluation.scores import Features
@@ -317,10 +317,11 @@ def test_the_networks_of_every_size_fit_together(size, channels):
         h = torch.rand(2, channels, size, size)
         features = Encoder(row, 0.1).taps(h) | {LABEL: torch.eye(5)[:2]}
         for low, high in itertools.pairwise(taps):
-            generator = Generator(row, recipe, low, high)
+            level = Level(low, high)
+            generator = Generator(row, recipe, level)
             made = generator(features[high], torch.rand(2, generator.noise))
             assert made.shape == features[low].shape
-            logits, recovered = Discriminator(row, recipe, low)(made)
+            logits, recovered = Discriminator(row, recipe, level)(made)
             assert logits.shape == (2, 5 if channels == 3 else 1)
             assert recovered.shape == (2, generator.noise)
             assert isinstance(generator, nn.Module)

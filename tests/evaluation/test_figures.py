@@ -10,14 +10,14 @@ from conftest import PAPER, TINY
 from PIL import Image
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, LABEL, Codes
+from sgan.config import IMAGE, LABEL, Codes, Level
 from sgan.evaluation import grid, scores
 from sgan.evaluation.figures import COLUMNS, SIDE, WORDS, Figure, class_names, neighbours, real, samples
 from sgan.evaluation.judges import HELD_OUT, HeldOut, Judge
 from sgan.evaluation.scores import nearest
 from sgan.models.discriminator import Discriminator
-from sgan.models.generator import Chain, Generator
-from sgan.models.stack import Level, descend, label_condition, unfolded
+from sgan.models.generator import Generator, new_generator
+from sgan.models.stack import Stack, descend, label_condition, unfolded
 from sgan.presets import DATASETS
 
 K = 10
@@ -27,24 +27,22 @@ NAMES = tuple("abcdefghij")
 class Toy(nn.Module):
     """Makes of a condition (n, F) and one number of noise z a vector (z, condition), or an image with these pixels."""
 
-    def __init__(self, low: str, noise: int = 1):
+    def __init__(self, level: Level):
         super().__init__()
-        self.low, self.noise = low, noise
+        self.level, self.classes, self.noise = level, K, 1 + (level.codes.size if level.codes else 0)
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(1, 1, 8, 8))
 
     def forward(self, condition: Tensor, z: Tensor) -> Tensor:
         made = torch.cat([z, condition], 1)
-        return nn.functional.pad(made, (0, 64 - made.shape[1])).reshape(-1, 1, 8, 8) if self.low == IMAGE else made
+        if self.level.low != IMAGE:
+            return made
+        return nn.functional.pad(made, (0, 64 - made.shape[1])).reshape(-1, 1, 8, 8)
 
 
-def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> list[Level]:
-    """A toy level between each two neighbouring taps."""
-    noise = 1 + (codes.size if codes else 0)
-    return [
-        Level(low, high, Toy(low, noise), labels, codes)  # pyright: ignore[reportArgumentType]
-        for low, high in pairwise(taps)
-    ]
+def stack(*taps: str, labels: bool = True, codes: Codes | None = None) -> Stack:
+    """A toy generator between each two neighbouring taps."""
+    return [Toy(Level(*ends, labels, codes)) for ends in pairwise(taps)]  # pyright: ignore[reportReturnType]
 
 
 def cells(figure: Figure) -> np.ndarray:
@@ -124,31 +122,30 @@ def test_fewer_codes_than_classes_begin_again():
 
 def test_a_chained_generator_is_drawn_as_its_levels():
     torch.manual_seed(0)
-    parts = [Generator(TINY, PAPER, IMAGE, "fc3"), Generator(TINY, PAPER, "fc3", LABEL)]
-    chain = Level(IMAGE, LABEL, Chain(parts), through=("fc3",))
-    plain = [Level(IMAGE, "fc3", parts[0]), Level("fc3", LABEL, parts[1])]
-    assert [(level.low, level.high) for level in unfolded([chain])] == [(IMAGE, "fc3"), ("fc3", LABEL)]
-    ours, theirs = (samples(levels, "running", NAMES) for levels in ([chain], plain))
+    level = Level(IMAGE, LABEL, through=("fc3",))
+    chain = new_generator(TINY, PAPER, level)
+    parts = unfolded([chain])
+    assert [part.level for part in parts] == [Level(IMAGE, "fc3"), Level("fc3", LABEL)]
+    ours, theirs = (samples(stack, "running", NAMES) for stack in ([chain], parts))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name][0], theirs[name][0]) for name in ours)
-    condition = label_condition(chain, torch.arange(6), K)
+    condition = label_condition(chain, torch.arange(6))
     noise = [torch.rand(6, part.noise) for part in parts]
     for part in parts:
         part.eval()
-    assert torch.equal(descend([chain], condition, [torch.cat(noise, 1)]), descend(plain, condition, noise))
-    assert Discriminator(TINY, PAPER, IMAGE, ("fc3",)).q.out_features == sum(part.noise for part in parts)
+    assert torch.equal(descend([chain], condition, [torch.cat(noise, 1)]), descend(parts, condition, noise))
+    assert Discriminator(TINY, PAPER, level).q.out_features == sum(part.noise for part in parts)
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_figures_depend_on_the_weights_alone_and_change_nothing(statistics):
     torch.manual_seed(1)
-    generator = Generator(TINY, PAPER, IMAGE, LABEL)
-    levels = [Level(IMAGE, LABEL, generator)]
+    generator = Generator(TINY, PAPER, Level(IMAGE, LABEL))
     before, state = {k: v.clone() for k, v in generator.state_dict().items()}, torch.get_rng_state()
-    first = samples(levels, statistics, NAMES)
+    first = samples([generator], statistics, NAMES)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    second = samples(levels, statistics, NAMES)
+    second = samples([generator], statistics, NAMES)
     assert all(torch.equal(first[name][0], second[name][0]) for name in first)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert generator.training
@@ -160,8 +157,8 @@ def test_neighbours_are_those_of_brute_force(digits, monkeypatch):
     network, some = HeldOut(1, 8, 10), digits.images[:300]
     real, labels = network.describe(some), digits.labels[:300]
     judge = Judge(HELD_OUT, network.describe, real, labels, real, labels)
-    levels = [Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL))]
-    images, words = neighbours(levels, "running", NAMES, some, judge)
+    generator = Generator(TINY, PAPER, Level(IMAGE, LABEL))
+    images, words = neighbours([generator], "running", NAMES, some, judge)
     triples = images.reshape(-1, 3, 1, 8, 8)
     assert len(words.columns) == 9
     assert len(triples) == 30

@@ -16,25 +16,25 @@ from PIL import Image
 
 import sgan
 from sgan.checks import ConfigError, as_json, content_key, from_json
-from sgan.config import IMAGE, LABEL, Codes, Config
+from sgan.config import IMAGE, LABEL, Codes, Config, Level
 from sgan.evaluation.grid import unlabelled
 from sgan.models import export as model
 from sgan.models.export import save
 from sgan.models.generator import new_generator
-from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.stack import Stack, balanced_labels, label_condition, sample
 from sgan.presets import DATASETS, RECIPES, VARIANTS, configure
 from sgan.store.files import StoreError, write_json
 from sgan.store.local import STAGE_FILE, Store
 from sweeps.mlflow_view.sgan_sampler import Sampler
 
-STACKS: dict[str, list[tuple]] = {  # low, high, labels, through, codes of each level
-    "sgan": [(IMAGE, "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
-    "deep": [(IMAGE, "pool1", True, (), None), ("pool1", "fc3", True, (), None), ("fc3", LABEL, True, (), None)],
-    "dcgan": [(IMAGE, LABEL, True, (), None)],
-    "unlabelled": [(IMAGE, LABEL, False, (), None)],
-    "chain": [(IMAGE, LABEL, True, ("fc3",), None)],
-    "infogan": [(IMAGE, LABEL, False, (), Codes(10, 2))],
-    "unsupervised": [(IMAGE, "fc3", False, (), None), ("fc3", LABEL, False, (), None)],
+STACKS = {
+    "sgan": [Level(IMAGE, "fc3"), Level("fc3", LABEL)],
+    "deep": [Level(IMAGE, "pool1"), Level("pool1", "fc3"), Level("fc3", LABEL)],
+    "dcgan": [Level(IMAGE, LABEL)],
+    "unlabelled": [Level(IMAGE, LABEL, labels=False)],
+    "chain": [Level(IMAGE, LABEL, through=("fc3",))],
+    "infogan": [Level(IMAGE, LABEL, labels=False, codes=Codes(10, 2))],
+    "unsupervised": [Level(IMAGE, "fc3", labels=False), Level("fc3", LABEL, labels=False)],
 }
 
 
@@ -42,37 +42,35 @@ WIDE = dataclasses.replace(PAPER, init_std=0.7)  # images that show the noise
 WIDE_RELEASED = dataclasses.replace(RELEASED, init_std=0.7)
 
 
-def build(rows: list[tuple], recipe=WIDE) -> list[Level]:
-    """Levels with random weights and running averages that are not those of a fresh network."""
+def build(levels: list[Level], recipe=WIDE) -> Stack:
+    """Generators with random weights and running averages that are not those of a fresh network."""
     torch.manual_seed(3)
-    levels = []
-    for low, high, labels, through, codes in rows:
-        generator = new_generator(TINY, recipe, low, high, labels, through, codes)
+    stack = [new_generator(TINY, recipe, level) for level in levels]
+    for generator in stack:
         for name, buffer in generator.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.uniform_(0.5, 1.5)
-        levels.append(Level(low, high, generator, labels, codes, through))
-    return levels
+    return stack
 
 
-def drawn(levels: list[Level], labels: torch.Tensor, statistics: str, seed: int) -> torch.Tensor:
-    return sample(levels, label_condition(levels[-1], labels, 10), statistics, seed)
+def drawn(stack: Stack, labels: torch.Tensor, statistics: str, seed: int) -> torch.Tensor:
+    return sample(stack, label_condition(stack[-1], labels), statistics, seed)
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 @pytest.mark.parametrize("name", STACKS)
 def test_a_saved_stack_samples_the_same_images(name, statistics, tmp_path):
     recipe = WIDE_RELEASED if name == "sgan" else WIDE
-    levels = build(STACKS[name], recipe)
-    save(tmp_path / "m", levels, TINY, recipe, statistics, {"seed": 7})
+    stack = build(STACKS[name], recipe)
+    save(tmp_path / "m", stack, TINY, recipe, statistics, {"seed": 7})
     state = torch.get_rng_state()
     loaded = sgan.load(tmp_path / "m")
     assert torch.equal(torch.get_rng_state(), state)
     labels = [3, 1, 4, 1, 5, 9, 2, 6]
     found = loaded.sample(labels, seed=11)
     assert found.dtype == torch.uint8
-    assert torch.equal(found, drawn(levels, torch.tensor(labels), statistics, 11))
-    assert torch.equal(loaded.sample(23), drawn(levels, balanced_labels(23, 10), statistics, 0))
+    assert torch.equal(found, drawn(stack, torch.tensor(labels), statistics, 11))
+    assert torch.equal(loaded.sample(23), drawn(stack, balanced_labels(23, 10), statistics, 0))
     assert not torch.equal(loaded.sample(labels, 12), found)
     assert (loaded.classes, loaded.about) == (10, {"seed": 7})
     assert {path.suffix for path in (tmp_path / "m").iterdir()} == {".json", ".safetensors"}
@@ -82,9 +80,9 @@ def test_a_saved_stack_samples_the_same_images(name, statistics, tmp_path):
 def folder(tmp_path) -> Path:
     """A finished score stage's folder, as far as models go."""
     for which, seed in (("last", 0), ("best", 1)):
-        levels = build(STACKS["sgan"])
-        torch.nn.init.normal_(next(levels[0].generator.parameters()), std=0.5 + seed)
-        save(tmp_path / "stages" / "score-0123456789abcdef" / "model" / which, levels, TINY, WIDE, "running", {})
+        stack = build(STACKS["sgan"])
+        torch.nn.init.normal_(next(stack[0].parameters()), std=0.5 + seed)
+        save(tmp_path / "stages" / "score-0123456789abcdef" / "model" / which, stack, TINY, WIDE, "running", {})
     write_json(tmp_path / "stages" / "score-0123456789abcdef" / STAGE_FILE, {})
     return tmp_path / "stages" / "score-0123456789abcdef"
 

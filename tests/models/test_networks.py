@@ -8,7 +8,7 @@ import torch
 from conftest import PAPER, RELEASED, TINY, named_recipe
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe
+from sgan.config import IMAGE, INNER_TAPS, LABEL, TAPS, GanRecipe, Level
 from sgan.data.batches import pixel_mean
 from sgan.models.discriminator import Discriminator, Noise
 from sgan.models.encoder import Encoder, tap_shapes
@@ -40,6 +40,9 @@ MAPS = {  # every map that the bottom generator and the image discriminator make
 }
 
 
+LEVELS = {"0": Level(IMAGE, "fc3"), "1": Level("fc3", LABEL)}
+
+
 def network(dataset: str, name: str, device: torch.device | str = META) -> nn.Module:
     """One of the released networks E, G1, G0, D1 or D0."""
     row, recipe = DATASETS[dataset], named_recipe("released", dataset).gan
@@ -47,15 +50,15 @@ def network(dataset: str, name: str, device: torch.device | str = META) -> nn.Mo
         if name == "E":
             return Encoder(row, 0.01)
         if name.startswith("G"):
-            return Generator(row, recipe, *(("fc3", LABEL) if name == "G1" else (IMAGE, "fc3")))
-        return Discriminator(row, recipe, "fc3" if name == "D1" else IMAGE)
+            return Generator(row, recipe, LEVELS[name[1]])
+        return Discriminator(row, recipe, LEVELS[name[1]])
 
 
 def inputs(module: nn.Module, dataset: str) -> tuple[Tensor, ...]:
     """Something of the right shape to give a released network."""
     shapes = tap_shapes(DATASETS[dataset])
     if isinstance(module, Generator):
-        condition = shapes["fc3"] if module.low == IMAGE else shapes[LABEL]
+        condition = shapes["fc3"] if module.level.low == IMAGE else shapes[LABEL]
         return torch.rand(2, *condition, device=META), torch.rand(2, module.noise, device=META)
     return (torch.rand(2, *shapes[IMAGE], device=META),)
 
@@ -157,19 +160,19 @@ def test_dropout_and_noise_have_their_distribution_in_any_layout(layout):
 def test_noise_and_dropout_of_the_released_cifar_stages():
     recipe = named_recipe("released", "cifar10")
 
-    def strengths(gan: GanRecipe, low: str) -> list[float]:
+    def strengths(gan: GanRecipe, level: str) -> list[float]:
         with META:
-            found = Discriminator(DATASETS["cifar10"], gan, low)
+            found = Discriminator(DATASETS["cifar10"], gan, LEVELS[level])
         return [
             part.std if isinstance(part, Noise) else part.p
             for part in found.trunk
             if isinstance(part, (Noise, nn.Dropout))
         ]
 
-    assert strengths(recipe.gan, "fc3") == [0.2, 0.0, 0.0]
-    assert strengths(recipe.joint, "fc3") == [0.2, 0.2, 0.2]
-    assert strengths(recipe.gan, IMAGE) == [0.05, 0.1, 0.1]
-    assert strengths(recipe.joint, IMAGE) == [0.05, 0.3, 0.3]
+    assert strengths(recipe.gan, "1") == [0.2, 0.0, 0.0]
+    assert strengths(recipe.joint, "1") == [0.2, 0.2, 0.2]
+    assert strengths(recipe.gan, "0") == [0.05, 0.1, 0.1]
+    assert strengths(recipe.joint, "0") == [0.05, 0.3, 0.3]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -224,7 +227,8 @@ def test_every_split_has_levels_that_fit_and_train(dataset, recipe):
 def _check_level(row: Dataset, recipe: GanRecipe, low: str, high: str) -> None:
     """Generator and discriminator have the right shapes and a gradient everywhere."""
     with META:
-        generator, discriminator = Generator(row, recipe, low, high), Discriminator(row, recipe, low)
+        level = Level(low, high)
+        generator, discriminator = Generator(row, recipe, level), Discriminator(row, recipe, level)
         encoder = Encoder(row, 0.01)
         condition = torch.rand(2, *tap_shapes(row)[high])
         made = generator(condition, torch.rand(2, generator.noise))
@@ -246,7 +250,7 @@ def _check_level(row: Dataset, recipe: GanRecipe, low: str, high: str) -> None:
 )
 def test_what_a_generator_makes_depends_on_condition_and_noise_and_has_the_range_of_its_tap(low, high):
     torch.manual_seed(0)
-    generator = Generator(TINY, PAPER, low, high)
+    generator = Generator(TINY, PAPER, Level(low, high))
     condition, z = torch.rand(8, *tap_shapes(TINY)[high]), torch.rand(8, generator.noise)
     made = generator(condition, z)
     assert not torch.allclose(made, generator(condition.flip(0), z))
@@ -259,9 +263,9 @@ def test_what_a_generator_makes_depends_on_condition_and_noise_and_has_the_range
 
 
 def test_a_generator_without_labels_is_given_nothing():
-    generator = Generator(TINY, PAPER, IMAGE, LABEL, labels=False)
+    generator = Generator(TINY, PAPER, Level(IMAGE, LABEL, labels=False))
     assert generator(torch.zeros(3, 0), torch.rand(3, generator.noise)).shape == (3, 1, 8, 8)
-    labelled = Generator(TINY, PAPER, IMAGE, LABEL)
+    labelled = Generator(TINY, PAPER, Level(IMAGE, LABEL))
     first = generator.body[0]
     assert isinstance(first, nn.Linear)
     assert parameters(labelled) - parameters(generator) == TINY.classes * first.out_features
@@ -285,12 +289,12 @@ def test_weights_start_as_in_the_released_independent_training(name):
             assert not part.bias.any()
 
 
-@pytest.mark.parametrize(("name", "low"), [("D1", "fc3"), ("D0", IMAGE)])
-def test_discriminators_start_as_in_the_released_joint_training_on_mnist(name, low):
+@pytest.mark.parametrize("level", LEVELS)
+def test_discriminators_start_as_in_the_released_joint_training_on_mnist(level):
     """Convolutions N(0, 0.01) and leaky; all else Glorot-uniform, U(-a, a) with a^2 = 6 / (inputs + outputs), of which
     the standard deviation is a / sqrt(3); hidden layers of that with ReLU."""
     torch.manual_seed(0)
-    module = Discriminator(DATASETS["mnist"], named_recipe("released", "mnist").joint, low)
+    module = Discriminator(DATASETS["mnist"], named_recipe("released", "mnist").joint, LEVELS[level])
     parts = [part for part in module.trunk if isinstance(part, (nn.Linear, nn.Conv2d, nn.LeakyReLU))]
     for part, after in itertools.pairwise(parts):
         if isinstance(after, nn.LeakyReLU):
@@ -302,8 +306,7 @@ def test_discriminators_start_as_in_the_released_joint_training_on_mnist(name, l
             bound, count = math.sqrt(6 / (part.in_features + part.out_features)), part.weight.numel()
             assert 0.9 * bound < part.weight.abs().max().item() <= bound
             assert part.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(2 * count))
-    counts = {"D1": 0, "D0": 3}
-    assert sum(isinstance(part, nn.Conv2d) for part in parts) == counts[name]
+    assert sum(isinstance(part, nn.Conv2d) for part in parts) == {"1": 0, "0": 3}[level]
 
 
 def test_a_bias_stands_where_no_batch_normalisation_does():

@@ -212,14 +212,14 @@ def files(tmp_path_factory) -> tuple[Path, Path, Path]:
 def test_the_generators_are_those_of_the_file(files):
     mean = load_mean(files[2], CIFAR10)
     image, features = load_generator(files[0], CIFAR10, mean)
-    assert not any(part.requires_grad for level in (image, features) for part in level.generator.parameters())
+    assert not any(part.requires_grad for each in (image, features) for part in each.parameters())
     random, hand = torch.Generator().manual_seed(0), ByHand(generator_arrays())
     y, z1, z0 = torch.eye(10)[[3, 0, 9]], torch.rand(3, 50, generator=random), torch.rand(3, 16, generator=random)
-    fc3 = features.generator(y, z1)
+    fc3 = features(y, z1)
     wanted = hand.g1(y.numpy(), z1.numpy())
     assert 0.1 < (wanted > 0).mean() < 0.9
     np.testing.assert_allclose(fc3.numpy(), wanted, atol=1e-4)
-    made = image.generator(fc3, z0)
+    made = image(fc3, z0)
     wanted = hand.g0(wanted, z0.numpy(), mean.numpy())
     assert wanted.std() > 0.1
     np.testing.assert_allclose(made.numpy(), wanted, atol=1e-4)

@@ -61,7 +61,7 @@ def test_every_split_of_every_dataset_has_networks_that_fit(name: str, width: fl
     check_networks(configs_of(made))
     for split, taps in SPLITS.items():
         levels = plan(made.config(made.known_good() | {"split": split}, 0)).score.levels
-        assert [level.low for level in levels] == ["image", *taps]
+        assert [stage.level.low for stage in levels] == ["image", *taps]
 
 
 def test_networks_that_do_not_fit_are_one_error_before_anything_runs():

@@ -11,10 +11,9 @@ from sgan.models.encoder import Encoder
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.cost import flops, planned_steps, step_flops
 from sgan.stages.graph import JointStage, LevelStage, plan
-from sgan.stages.kinds.level import build
+from sgan.stages.kinds.level import new_task
 from sgan.store.files import read_record
 from sgan.store.local import Store
-from sgan.training.steps import GanTask
 from sweeps.planning.trials import TRAINING, scores_of, state_of
 
 CIFAR_GENERATOR = 213.16e6
@@ -28,10 +27,7 @@ def gan_stages(variant: str, recipe) -> list[JointStage | LevelStage]:
 
 def counted(stage: JointStage | LevelStage, data: Data) -> float:
     """FLOPs an image of a whole step of the real task, by torch's counter."""
-    levels = stage.levels if isinstance(stage, JointStage) else (stage,)
-    feedback = stage.feedback if isinstance(stage, JointStage) else 1.0
-    networks = build(levels, stage.recipe, data, "cpu", Encoder(TINY, 0.1).requires_grad_(False))
-    task = GanTask(networks, data, stage.recipe, levels[0].weights, 0, feedback)
+    task = new_task(stage, data, "cpu", Encoder(TINY, 0.1).requires_grad_(False))
     with FlopCounterMode(display=False) as counter:
         task.step(0)
     return counter.get_total_flops() / stage.recipe.batch

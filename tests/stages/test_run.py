@@ -33,7 +33,7 @@ from sgan.data.datasets import read
 from sgan.evaluation.measures import MEASURES
 from sgan.models import generator as networks
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level, balanced_labels, label_condition, sample
+from sgan.models.stack import Stack, balanced_labels, label_condition, sample
 from sgan.models.tensors import read_tensors
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
@@ -65,18 +65,18 @@ def shared(tmp_path_factory, classifiers) -> Path:
     return path
 
 
-def generators(trial: Plan, root: Path) -> list[Level]:
+def generators(trial: Plan, root: Path) -> Stack:
     """The finished generators of a stack, put together from the files of its last stage."""
-    score, store, levels = trial.score, Store(root), []
+    score, store, stack = trial.score, Store(root), []
     for index, stage in enumerate(score.levels):
-        generator = networks.Generator(stage.dataset, stage.recipe, stage.low, stage.high, stage.labels)
+        generator = networks.Generator(stage.dataset, stage.recipe, stage.level)
         holder, place = (score.joint, index) if score.joint else (stage, 0)
         prefix = f"generator/{place}."
         tensors = read_tensors(store.file(name(holder), MODEL_FILE))
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         generator.load_state_dict(found)
-        levels.append(Level(stage.low, stage.high, generator, stage.labels))
-    return levels
+        stack.append(generator)
+    return stack
 
 
 @pytest.mark.parametrize("cuts", SPLITS, ids="-".join)
@@ -92,10 +92,10 @@ def test_every_split_trains_jointly_and_has_finite_scores(cuts, shared):
     assert all(math.isfinite(value) for value in scores.values())
     assert 1 <= scores["inception_score"] <= 10
     assert 0 <= scores["accuracy"] <= 1
-    levels = generators(trial, shared)
-    assert len(levels) == len(cuts) + 1
+    stack = generators(trial, shared)
+    assert len(stack) == len(cuts) + 1
     labels = balanced_labels(20, 10)
-    made = sample(levels, label_condition(levels[-1], labels, 10), "running", 0)
+    made = sample(stack, label_condition(stack[-1], labels), "running", 0)
     assert made.shape == (20, 1, 8, 8)
     assert made.dtype == torch.uint8
     assert made.float().std() > 0
@@ -122,7 +122,7 @@ def test_every_variant_runs_with_the_released_features(variant, shared):
         folder = Store(shared).stage(name(stage))
         terms = {key.rpartition("/")[2] for line in read_record(folder) for key in line["metrics"]}
         if label.startswith(("level", "joint")):
-            recovers = chosen.labels or not (isinstance(stage, LevelStage) and stage.high == LABEL)
+            recovers = chosen.labels or not (isinstance(stage, LevelStage) and stage.level.high == LABEL)
             assert ("g_conditional" in terms) == (chosen.weights.conditional > 0 and recovers)
             assert ("conditional_ratio" in terms) == ("g_conditional" in terms)
             assert ("entropy_ratio" in terms) == ("g_entropy" in terms)
@@ -137,15 +137,15 @@ def test_a_score_is_what_the_parts_say_of_samples_drawn_by_hand(shared):
     """Accuracy of the encoder on the samples of the published generators, with the noise of the trial's seed."""
     trial = tiny_plan(tiny_recipe(steps=2))
     finish(trial, shared)
-    levels = generators(trial, shared)
+    stack = generators(trial, shared)
     labels = torch.arange(200) % 10
     noise = torch.Generator().manual_seed(0)
-    z = [torch.rand(200, level.generator.noise, generator=noise) for level in levels]
-    for level in levels:
-        level.generator.eval()
+    z = [torch.rand(200, generator.noise, generator=noise) for generator in stack]
+    for generator in stack:
+        generator.eval()
     with torch.no_grad():
-        h = levels[1].generator(torch.eye(10)[labels], z[1])
-        pixels = (levels[0].generator(h, z[0]) * 255).round() / 255
+        h = stack[1](torch.eye(10)[labels], z[1])
+        pixels = (stack[0](h, z[0]) * 255).round() / 255
     encoder = Encoder(TINY, 0.1).requires_grad_(False)
     tensors = read_tensors(Store(shared).stage(name(dict(trial.stages)["encoder"])) / MODEL_FILE)
     encoder.load_state_dict({key.removeprefix("encoder/"): value for key, value in tensors.items()})

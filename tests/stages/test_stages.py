@@ -13,7 +13,7 @@ import pytest
 from conftest import BATCH, CLASSIFIER, PAPER, STACK, TINY, named_recipe, released_recipe, tiny_recipe
 
 import sgan
-from sgan.config import INNER_TAPS, Config, JudgeRecipe, Variant, Weights
+from sgan.config import INNER_TAPS, Config, JudgeRecipe, Level, Variant, Weights
 from sgan.presets import DATASETS, VARIANTS, configure
 from sgan.stages import graph
 from sgan.stages.graph import KINDS, JointStage, LevelStage, Plan, ScoreStage, code_digest, import_closure, name, plan
@@ -76,8 +76,9 @@ def test_a_stage_needs_its_parents_and_while_it_trains_the_judge(variant):
 
 def test_levels_lie_between_neighbouring_cuts():
     trial = plan(Config(TINY, DATA, tiny_recipe(), dataclasses.replace(STACK, cuts=("conv1", "pool2")), 0))
-    found = {label: (stage.low, stage.high) for label, stage in trial.stages if isinstance(stage, LevelStage)}
-    assert found == {"level0": ("image", "conv1"), "level1": ("conv1", "pool2"), "level2": ("pool2", "label")}
+    found = {label: stage.level for label, stage in trial.stages if isinstance(stage, LevelStage)}
+    wanted = [Level("image", "conv1"), Level("conv1", "pool2"), Level("pool2", "label")]
+    assert found == {f"level{index}": level for index, level in enumerate(wanted)}
 
 
 def test_sgan_shares_all_but_joint_and_score_with_sgan_no_joint():
@@ -90,7 +91,7 @@ def test_all_variants_of_a_seed_share_encoder_and_judge_and_seeds_share_the_judg
     trials = [row(variant, seed=seed) for variant in VARIANTS for seed in (0, 1)]
     assert len({names(trial)["judge"] for trial in trials}) == 1
     encoders = {
-        (names(trial)["encoder"], trial.score.levels[0].labels) for trial in trials if "encoder" in names(trial)
+        (names(trial)["encoder"], trial.score.levels[0].level.labels) for trial in trials if "encoder" in names(trial)
     }
     assert sorted(labels for _, labels in encoders) == [False, False, True, True]
     assert len({trial.name for trial in trials}) == len(trials)

@@ -10,7 +10,7 @@ from test_train import STEPS, few, gan_task  # noqa: F401  # a fixture
 from sgan.models.encoder import Encoder
 from sgan.training.checkpoint import task_tensors
 from sgan.training.cuda_graphs import EAGER, Phases
-from sgan.training.steps import ClassifierTask, GanTask, Networks
+from sgan.training.steps import ClassifierTask, GanTask
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,11 +22,9 @@ def on_gpu(case: str, data, precision: str, graphs: bool) -> GanTask:
     bounds, recipe, weights, feedback, labels = STEPS[case]
     recipe = dataclasses.replace(recipe, precision=precision)
     task = gan_task(data, bounds, recipe, weights, feedback, labels)
-    levels = [dataclasses.replace(level, generator=level.generator.cuda()) for level in task.levels]
-    discriminators = [discriminator.cuda() for discriminator in task.discriminators]
     assert task.encoder is not None
-    networks = Networks(levels, discriminators, task.encoder.cuda(), task.classes)
-    task = GanTask(networks, data.to("cuda"), recipe, weights, task.seed, feedback)
+    networks = [(each.cuda(), other.cuda()) for each, other in zip(task.stack, task.discriminators, strict=True)]
+    task = GanTask(networks, task.encoder.cuda(), data.to("cuda"), recipe, weights, task.seed, feedback)
     task.phases.wanted = graphs
     return task
 

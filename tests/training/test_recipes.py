@@ -26,21 +26,21 @@ from conftest import (
 )
 
 from sgan.checks import as_json
-from sgan.config import IMAGE, LABEL, Codes, Recipe, Variant, Weights
+from sgan.config import IMAGE, LABEL, Codes, Level, Recipe, Variant, Weights
 from sgan.data.batches import to_input, turned
 from sgan.data.datasets import read
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.generator import Chain, Generator
-from sgan.models.stack import Level, draw, sample
+from sgan.models.generator import Generator, new_generator
+from sgan.models.stack import draw, sample
 from sgan.models.tensors import read_tensors
 from sgan.presets import DATASETS, TRAINING_IMAGES, VARIANTS, configure
 from sgan.stages.context import MODEL_FILE
 from sgan.stages.graph import LevelStage, name, plan
 from sgan.stages.kinds import joint
-from sgan.stages.kinds.level import START_FILE, build
+from sgan.stages.kinds.level import START_FILE, new_task
 from sgan.store.local import Store
-from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
+from sgan.training.steps import ClassifierTask, GanTask, step_seed
 from sweeps.planning.options import Sweep
 
 
@@ -196,8 +196,9 @@ def test_a_joint_stage_from_scratch_needs_no_level_and_starts_with_weights_of_it
     monkeypatch.setattr(joint, "train", train)
     trial = tiny_plan(recipe)
     assert finish(trial, root) == ["joint", "score"]
-    built = build(trial.score.levels, recipe.joint, read(DATASETS["digits"], Path()), "cpu").levels
-    wanted = torch.nn.ModuleList(level.generator for level in built).state_dict()
+    assert trial.score.joint is not None
+    fresh = new_task(trial.score.joint, read(DATASETS["digits"], Path()), "cpu", Encoder(TINY, 0.1))
+    wanted = fresh.generator.state_dict()
     assert begun[0].keys() == wanted.keys()
     assert all(torch.equal(value, wanted[key]) for key, value in begun[0].items())
     alone = tiny_plan(recipe, replace(STACK, joint=False))
@@ -263,9 +264,9 @@ def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
 
 
 def test_a_categorical_code_is_one_hot_and_every_value_as_likely():
-    level = Level(IMAGE, LABEL, Generator(TINY, PAPER, IMAGE, LABEL, False, Codes(5, 2)), False, Codes(5, 2))
+    level = Level(IMAGE, LABEL, False, Codes(5, 2))
     plain = TINY.gan.image_noise
-    z = draw(level, 20_000, "cpu", torch.Generator().manual_seed(0))
+    z = draw(Generator(TINY, PAPER, level), 20_000, "cpu", torch.Generator().manual_seed(0))
     assert z.shape == (20_000, plain + 7)
     code = z[:, plain : plain + 5]
     assert torch.equal(code.sum(1), torch.ones(20_000))
@@ -273,17 +274,17 @@ def test_a_categorical_code_is_one_hot_and_every_value_as_likely():
     assert (code.mean(0) - 0.2).abs().max() < 5 * (0.16 / 20_000) ** 0.5
     rest = torch.cat([z[:, :plain], z[:, plain + 5 :]], 1)
     assert (rest.mean(0) - 0.5).abs().max() < 5 * (1 / 12 / 20_000) ** 0.5
-    assert Discriminator(TINY, PAPER, IMAGE, codes=Codes(5, 2)).q.out_features == 7
+    assert Discriminator(TINY, PAPER, level).q.out_features == 7
 
 
 def test_the_full_generator_has_one_discriminator_and_gradients_in_all_of_it(digits):
     torch.manual_seed(0)
     encoder = Encoder(TINY, 0.3).requires_grad_(False)
-    chain = Chain([Generator(TINY, PAPER, IMAGE, "fc3"), Generator(TINY, PAPER, "fc3", LABEL)])
-    level = Level(IMAGE, LABEL, chain, through=("fc3",))
+    level = Level(IMAGE, LABEL, through=("fc3",))
+    chain = new_generator(TINY, PAPER, level)
     few = replace(digits, images=digits.images[:64], labels=digits.labels[:64])
-    discriminator = Discriminator(TINY, PAPER, IMAGE, ("fc3",))
-    task = GanTask(Networks([level], [discriminator], encoder, 10), few, PAPER, Weights(), 0)
+    discriminator = Discriminator(TINY, PAPER, level)
+    task = GanTask([(chain, discriminator)], encoder, few, PAPER, Weights(), 0)
     before = {key: value.clone() for key, value in chain.state_dict().items()}
     report = task.step(0)
     assert {"g_adversarial", "g_conditional", "g_entropy", "d_accuracy"} <= set(report)
@@ -296,8 +297,9 @@ def test_the_full_generator_has_one_discriminator_and_gradients_in_all_of_it(dig
 def test_the_conditional_ratio_of_features_is_to_their_variance(digits):
     torch.manual_seed(0)
     encoder = Encoder(TINY, 0.3).requires_grad_(False)
-    levels = [Level(IMAGE, "fc3", Generator(TINY, PAPER, IMAGE, "fc3"))]
-    task = GanTask(Networks(levels, [Discriminator(TINY, PAPER, IMAGE)], encoder, 10), digits, PAPER, Weights(), 0)
+    level = Level(IMAGE, "fc3")
+    networks = [(Generator(TINY, PAPER, level), Discriminator(TINY, PAPER, level))]
+    task = GanTask(networks, encoder, digits, PAPER, Weights(), 0)
     with torch.no_grad():
         real = encoder(digits.images.float() / 255, IMAGE, "fc3").double().numpy()
     report = task.step(0)
@@ -307,18 +309,17 @@ def test_the_conditional_ratio_of_features_is_to_their_variance(digits):
 
 def test_sampling_by_running_averages_and_by_the_batch_are_batch_normalisations_two_forms():
     torch.manual_seed(0)
-    generator = Generator(TINY, PAPER, "fc3", LABEL)
+    generator = Generator(TINY, PAPER, Level("fc3", LABEL))
     for module in generator.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
-    level = Level("fc3", LABEL, generator)
     condition = torch.eye(10)[torch.arange(40) % 10]
 
     def by_hand(statistics: str) -> torch.Tensor:
-        h = torch.cat([condition, draw(level, 40, "cpu", torch.Generator().manual_seed(3))], 1)
+        h = torch.cat([condition, draw(generator, 40, "cpu", torch.Generator().manual_seed(3))], 1)
         for module in generator.body.modules():
             if isinstance(module, torch.nn.Linear):
                 h = h @ module.weight.T + (0 if module.bias is None else module.bias)
@@ -335,7 +336,7 @@ def test_sampling_by_running_averages_and_by_the_batch_are_batch_normalisations_
 
     for statistics in ("running", "batch"):
         kept = {key: value.clone() for key, value in generator.state_dict().items()}
-        made = sample([level], condition, statistics, 3)
+        made = sample([generator], condition, statistics, 3)
         assert torch.allclose(made, by_hand(statistics), atol=1e-5)
         assert all(torch.equal(value, kept[key]) for key, value in generator.state_dict().items())
     assert generator.training  # as it was

@@ -16,19 +16,19 @@ import torch
 from conftest import BATCH, CLASSIFIER, PAPER, RELEASED, TINY
 from torch import Tensor, nn
 
-from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, GanRecipe, Weights
+from sgan.config import IMAGE, INNER_TAPS, LABEL, AdamRecipe, EncoderRecipe, GanRecipe, Level, Weights
 from sgan.data.batches import Data, pixel_mean, random_flips
 from sgan.models import generator as networks
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
-from sgan.models.stack import Level, sample
+from sgan.models.stack import sample
 from sgan.models.tensors import module_tensors, write_tensors
 from sgan.store.files import read_record
 from sgan.training import checkpoint
 from sgan.training.checkpoint import CHECKPOINTS, Task
 from sgan.training.cuda_graphs import EAGER, Phases
 from sgan.training.loop import Diverged, Progress, loop, marks
-from sgan.training.steps import ClassifierTask, GanTask, Networks, step_seed
+from sgan.training.steps import ClassifierTask, GanTask, step_seed
 
 SEED = 3
 ADV, ADV_ENT, ALL = Weights(1, 0, 0), Weights(1, 0, 10), Weights()
@@ -55,15 +55,12 @@ def gan_task(
     torch.manual_seed(0)
     encoder = Encoder(TINY, 0.4).requires_grad_(False)
     encoder.mean.copy_(pixel_mean(data.images, True) / 2)
-    mean = pixel_mean(data.images, recipe.pixel_mean).to(encoder.mean.dtype)
-    levels, discriminators = [], []
+    pairs = []
     for low, high in itertools.pairwise(bounds):
-        generator = networks.Generator(TINY, recipe, low, high, labels)
-        if low == IMAGE:
-            generator.mean.copy_(mean)
-        levels.append(Level(low, high, generator.to(memory_format=torch.channels_last), labels))
-        discriminators.append(Discriminator(TINY, recipe, low).to(memory_format=torch.channels_last))
-    return GanTask(Networks(levels, discriminators, encoder, 10), data, recipe, weights, SEED, feedback)
+        level = Level(low, high, labels)
+        pair = networks.Generator(TINY, recipe, level), Discriminator(TINY, recipe, level)
+        pairs.append(tuple(each.to(memory_format=torch.channels_last) for each in pair))
+    return GanTask(pairs, encoder, data, recipe, weights, SEED, feedback)
 
 
 class Adam:
@@ -89,7 +86,7 @@ class ReferenceGan:
     """A stack's training steps, from the paper's equations and the facts of the released code."""
 
     def __init__(self, task: GanTask):
-        self.G = copy.deepcopy([level.generator for level in task.levels])
+        self.G = copy.deepcopy(task.stack)
         self.D = copy.deepcopy(task.discriminators)
         self.task, self.r, self.w = task, task.recipe, task.weights
         self.adam = Adam(task.recipe)
@@ -219,7 +216,7 @@ def test_steps_are_those_of_the_equations(case, few, float64):
         assert report[f"{prefix}d_adversarial"].item() == pytest.approx(2 * half, rel=1e-9)
         assert report["generator_steps"] == next(n for bound, n in recipe.generator_steps if half > bound)
     for ours, theirs in zip(
-        [*(level.generator for level in task.levels), *task.discriminators],
+        [*task.stack, *task.discriminators],
         [*reference.G, *reference.D],
         strict=True,
     ):
@@ -233,7 +230,7 @@ def test_steps_are_those_of_the_equations(case, few, float64):
 def test_running_averages_move_by_a_tenth_once_in_each_generator_step_and_in_no_other(fresh, few, float64):
     """NumPy: the first layer of G1 is given [y, z], where z is the discriminator step's draw or, afresh, the second."""
     task = gan_task(few, ("fc3", LABEL), dataclasses.replace(PAPER, fresh_noise=fresh))
-    parts = task.levels[0].generator.modules()
+    parts = task.stack[0].modules()
     linear = next(part for part in parts if isinstance(part, nn.Linear))
     norm = next(part for part in parts if isinstance(part, nn.BatchNorm1d))
     mean, variance = np.zeros(linear.out_features), np.ones(linear.out_features)
@@ -253,7 +250,7 @@ def upper_gradients(data: Data, feedback: float, weights: Weights) -> list[Tenso
     """The gradient that level 1's generator is given in one joint step."""
     task = gan_task(data, (IMAGE, "fc3", LABEL), PAPER, weights, feedback)
     task.step(0)
-    gradients = [parameter.grad for parameter in task.levels[1].generator.parameters()]
+    gradients = [parameter.grad for parameter in task.stack[1].parameters()]
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -281,7 +278,7 @@ def test_without_feedback_the_upper_generator_trains_as_if_alone(few, float64):
             if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 part.momentum = 0.0
     own = reference.update("G1", reference.G[1], [(1.0, reference.generator_loss(1, made, noise, torch.empty(0), y))])
-    for name, parameter in task.levels[1].generator.named_parameters():
+    for name, parameter in task.stack[1].named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, own[f"G1.{name}"], rtol=1e-8, atol=1e-13)
 
@@ -461,7 +458,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(kind, few, tmp_path, monkeypa
     def evaluate(task: Task, folder: Path) -> Callable[[int], dict[str, float]]:
         def draw(images: int) -> dict[str, float]:
             if isinstance(task, GanTask):
-                sample(task.levels, torch.rand(9, *_condition(task)), "batch", seed=1)
+                sample(task.stack, torch.rand(9, *_condition(task)), "batch", seed=1)
             write_tensors(folder / "weights" / f"{images}.safetensors", module_tensors(task.modules))
             return {"images": float(images), "wave": math.sin(images)}
 

@@ -58,4 +58,3 @@ def run(stage: ClassifierStage, context: Context, folder: Path, evaluator: Evalu
                 parameter.mul_(factor)
             encoder.layers["fc4"].get_parameter("weight").div_(factor)
     write_tensors(folder / MODEL_FILE, module_tensors(task.modules))
-    return {}
