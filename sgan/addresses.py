@@ -7,14 +7,11 @@ from sgan.checks import require
 
 MASK = "HIDDEN"
 _SECRET = r"[\w.-]*(?:password|passwd|passphrase|secret|token|credential)[\w.-]*|pwd|pass|key|api_?key|sig|signature"
-_RULES = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        # scheme://user:password@host; the password may hold "/" or "@". A path that holds "@" does not match.
-        (r"(//)(?=[^/\s]*(?::|@|%40))(?!/)\S*(?:@|%40)", rf"\1{MASK}@"),
-        (r"([?&][\w.-]+=)[^&\s]*(?:@|%40)", rf"\1{MASK}@"),  # ?endpoint_override=KEY:SECRET@host
-        (rf"((?:^|[?&;\s'\"])(?:{_SECRET})=)[^&\s'\"]+", rf"\1{MASK}"),  # ?password=, and "password=" of libpq
-    )
+_RULES = (
+    # scheme://user:password@host; the password may hold "/" or "@". A path that holds "@" does not match.
+    (r"(//)(?=[^/\s]*(?::|@|%40))(?!/)\S*(?:@|%40)", rf"\1{MASK}@"),
+    (r"([?&][\w.-]+=)[^&\s]*(?:@|%40)", rf"\1{MASK}@"),  # ?endpoint_override=KEY:SECRET@host
+    (rf"((?:^|[?&;\s'\"])(?:{_SECRET})=)[^&\s'\"]+", rf"\1{MASK}"),  # ?password=, and "password=" of libpq
 )
 
 
@@ -23,7 +20,7 @@ def masked(text: str) -> str:
 
     Where the end of a password is unclear, more than the password is hidden."""
     for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text, flags=re.IGNORECASE)
     return text
 
 

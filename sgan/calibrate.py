@@ -4,21 +4,19 @@ python -m sgan.calibrate [--dataset digits] [--draws 10] [--help]
 """
 
 import statistics
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from sgan.checks import one_of, validated
-from sgan.command_line import parse, status
+from sgan.command_line import run
 from sgan.data.batches import Data
 from sgan.data.datasets import read
 from sgan.evaluation.alarms import COLLAPSED, COPIED, alarms
@@ -118,4 +116,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.calibrate")))))
+    run(main, Options, "python -m sgan.calibrate")

@@ -6,8 +6,9 @@ import errno
 import functools
 import hashlib
 import json
+import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -49,14 +50,14 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
 
     def decorate(kind: type[Made]) -> type[Made]:
         made: Any = dataclass(kind, frozen=True, config=STRICT)
-        initialize, names = made.__init__, [field.name for field in dataclasses.fields(made)]
+        initialize = made.__init__
 
         @functools.wraps(initialize)
         def __init__(self: Any, *values: Any, **fields: Any) -> None:
             try:
                 initialize(self, *values, **fields)
             except ValidationError as error:
-                raise ConfigError(_message(error, "", names, label)) from error
+                raise ConfigError(_message(error, "", label)) from error
 
         made.__init__ = __init__
         return made
@@ -64,12 +65,11 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
     return decorate
 
 
-def _message(error: ValidationError, where: str, names: Sequence[str] = (), label: Callable[[str], str] = str) -> str:
-    """Return the first error as one line with the field, the rule and the value. `names`: the dataclass's fields, since
-    pydantic gives only the number of an argument that is passed by position."""
+def _message(error: ValidationError, where: str, label: Callable[[str], str] = str) -> str:
+    """Return the first error as one line with the field, the rule and the value."""
     first = error.errors(include_url=False)[0]
-    place = [names[part] if names and isinstance(part, int) else str(part) for part in first["loc"][:1]]
-    path = ".".join([*filter(None, [where]), *map(label, place), *map(str, first["loc"][1:])])
+    place = list(map(str, first["loc"]))
+    path = ".".join([*filter(None, [where]), *map(label, place[:1]), *place[1:]])
     if first["type"] == "value_error":
         cause = first.get("ctx", {}).get("error")
         return f"{path}: {cause}" if path else str(cause)
@@ -98,9 +98,17 @@ def from_json(kind: type[Made], value: Any, where: str = "") -> Made:
         made = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         raise ConfigError(_message(error, where)) from error
-    other = difference(as_json(made), value, where)
-    require(other is None, f"{other[0] if other else ''} is missing")  # a default does not replace it
+    other = difference(as_json(made), value)
+    require(other is None, f"{where}.{other[0] if other else ''} is missing".strip("."))  # no default replaces it
     return made
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict, such as a config, as dotted name -> value."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    inner = [flat(each, f"{prefix}.{name}".strip(".")) for name, each in value.items()]
+    return {name: item for each in inner for name, item in each.items()}
 
 
 def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
@@ -108,17 +116,15 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
     be written as one text: "pool1+fc3", or "none". ConfigError for an unknown field or an invalid value; the message
     begins with `where`."""
     plain = as_json(made)
+    fields = flat(plain)
     for name, value in values.items():
+        near = difflib.get_close_matches(name, fields, 1)
+        perhaps = f"; perhaps {near[0]}" if near else ""
+        choices = [field for field in fields if field.split(".")[0] == name.split(".")[0]] or plain
+        require(name in fields, f"{where}: no field {name!r}{perhaps}; choose from {', '.join(choices)}")
         *parents, last = name.split(".")
-        inner = plain
-        for parent in parents:
-            inner = inner[parent] if isinstance(inner.get(parent), dict) else {}
-        known = last in inner and not isinstance(inner[last], dict)
-        names = [f"{each}.…" if isinstance(held, dict) else each for each, held in (inner or plain).items()]
-        near = difflib.get_close_matches(last, names, 1)
-        perhaps = f"; perhaps {'.'.join([*(parents if inner else ()), *near])}" if near else ""
-        require(known, f"{where}: no field {name!r}{perhaps}; choose from {', '.join(names)}")
-        words = isinstance(inner[last], list) and isinstance(value, str)
+        words = isinstance(fields[name], list) and isinstance(value, str)
+        inner = functools.reduce(operator.getitem, parents, plain)
         inner[last] = [word for word in value.split("+") if word != "none"] if words else value
     try:
         return from_json(type(made), plain)
@@ -126,16 +132,13 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def difference(first: Any, second: Any) -> tuple[str, Any, Any] | None:
     """Return the dotted name and both values of the first field in which two JSON values differ; None if none does."""
-    if not isinstance(first, dict) or not isinstance(second, dict):
-        return None if first == second else (path, first, second)
-    for name in dict.fromkeys((*first, *second)):
-        place = f"{path}.{name}".strip(".")
-        if name not in first or name not in second:
-            return place, first.get(name), second.get(name)
-        if found := difference(first[name], second[name], place):
-            return found
+    one, other = flat(first), flat(second)
+    for name in one | other:
+        values = one.get(name, "absent"), other.get(name, "absent")
+        if values[0] != values[1]:
+            return name, *values
     return None
 
 

@@ -11,11 +11,10 @@ import itertools
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -41,11 +40,12 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
             raise ConfigError(
                 f"{named} is empty, '' (is a variable of the script unset?); give it a value, or leave it out"
             )
+    if {"-h", "--help"} & set(sys.argv):
+        return make()
     told, columns = io.StringIO(), os.environ.get("COLUMNS", "")
-    helps = bool({"-h", "--help"} & set(sys.argv))
-    os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns) if helps else WIDE
+    os.environ["COLUMNS"] = WIDE
     try:
-        with contextlib.nullcontext() if helps else contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told):
             return make()
     except SystemExit as end:
         if not end.code:
@@ -155,3 +155,8 @@ def status(command: Callable[[], int | None]) -> int:
         for output in outputs:
             output.close()
     return BAD
+
+
+def run(main: Callable[[Made], None], options: type[Made], prog: str) -> NoReturn:
+    """Run `main` with the options of the command line, a dataclass, as a command; end the process with its status."""
+    sys.exit(status(lambda: main(parse(lambda: tyro.cli(options, prog=prog)))))

@@ -3,7 +3,6 @@
 python -m sgan.metrics DIR_OR_DATASET [--against DIR_OR_DATASET] [--help]
 """
 
-import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +19,16 @@ from torchvision.transforms.functional import pil_to_tensor
 from tyro.conf import Positional
 
 from sgan.checks import content_key, require
-from sgan.command_line import parse, status
+from sgan.command_line import run
 from sgan.data.datasets import read
-from sgan.data.image_folder import LeftOut, image_files, read_image
+from sgan.data.image_folder import LeftOut, image_files, in_words, read_image
 from sgan.evaluation import inception
 from sgan.evaluation.scores import SPLITS, Features, fingerprint, inception_scores, join, network_scores, subset
 from sgan.presets import DATASETS
-from sgan.store.files import write_json
+from sgan.store.files import sha256, write_json
 
 Part = Literal["train", "test"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 See = Callable[[Tensor], Features]  # From uint8 images to a network's features and logits
 
 
@@ -44,8 +44,6 @@ class Scoring:
     """Folder with the datasets' files, as torchvision lays them out."""
     judge_weights: Path | None = None
     """Weights file of the network; without it, torch-fidelity's is downloaded."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses the GPU if there is one."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the scores and their fingerprint to this file."""
 
@@ -68,10 +66,9 @@ class Options(Scoring):
 
 @dataclass(frozen=True)
 class Source:
-    """Images to score: their origin in words, their digest, and a tensor of them or their files, in order."""
+    """Images to score: their origin and digest in words, and a tensor of them or their files, in order."""
 
     name: str
-    digest: str
     images: Tensor | list[Path]
 
 
@@ -89,25 +86,23 @@ def find(name: str, part: Part, data: Path, samples: int | None) -> Source:
     if name in DATASETS:
         dataset = read(DATASETS[name], data)
         images = (dataset.images if part == "train" else dataset.test_images)[:samples]
-        digest, words = content_key([dataset.digest, part, len(images)]), f"{name}, {len(images):,} {part} images"
+        words, content = f"{name}, {len(images):,} {part} images", [dataset.digest, part, len(images)]
     else:
-        folder, left_out = Path(name), LeftOut()
+        folder, left_out = Path(name), LeftOut(list)
         require(folder.is_dir(), f"{name!r} is neither a folder nor one of the datasets {', '.join(DATASETS)}")
         paths = image_files(folder, left_out)
         images = [paths[index] for index in sorted(subset(len(paths), samples or len(paths)).tolist())]
-        content = hashlib.sha256()
         for path in images:
             read_image(path, 3)
-            content.update(path.read_bytes())
-        digest, words = content.hexdigest()[:16], f"folder {folder.resolve().name}, {len(images):,} images"
+        words, content = f"folder {folder.resolve().name}, {len(images):,} images", [sha256(path) for path in images]
         if any(left_out.values()):
-            print(f"{name}: left out: {left_out}", file=sys.stderr)
+            print(f"{name}: left out: {in_words(left_out)}", file=sys.stderr)
     require(
         len(images) >= max(SPLITS, samples or 0),
         f"{name} holds {len(images)} images; an Inception score of {SPLITS} splits needs at least {SPLITS}, and "
         "--samples needs the number that it names; add images, or lower --samples",
     )
-    return Source(words, digest, images)
+    return Source(f"{words} ({content_key(content)})", images)
 
 
 def describe(source: Source, see: See) -> Features:
@@ -120,12 +115,6 @@ def describe(source: Source, see: See) -> Features:
     return found
 
 
-def choose(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """Return torch's name of the device; ConfigError where "cuda" is given but torch finds no GPU."""
-    require(device != "cuda" or torch.cuda.is_available(), "--device cuda needs a GPU, but torch finds none")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
 def report(source: Source, real: Source | None, judge: tuple[str, str, str], see: See, more: dict, file: Path | None):
     """Score images, print the scores and their fingerprint, and write them to a JSON file.
 
@@ -134,7 +123,7 @@ def report(source: Source, real: Source | None, judge: tuple[str, str, str], see
         more: further scores to print and write."""
     found = describe(source, see)
     scores = network_scores(found, describe(real, see)) if real else inception_scores(found.logits)
-    known = fingerprint(*judge, len(source.images), f"{real.name} ({real.digest})" if real else "none")
+    known = fingerprint(*judge, len(source.images), real.name if real else "none")
     print(source.name, *(f"  {name:<28}{score:.4f}" for name, score in (scores | more).items()), sep="\n")
     print(*(f"  {name:<28}{value}" for name, value in known.items()), sep="\n")
     if file:
@@ -145,15 +134,14 @@ def main(options: Options) -> None:
     """Print the scores and their fingerprint. ConfigError where a source or an option is not usable."""
     enough = options.samples is None or options.samples >= SPLITS
     require(enough, f"--samples must be at least {SPLITS}, but got {options.samples}")
-    device = choose(options.device)
     source = find(options.source, options.part, options.data, options.samples)
     against = options.against or (options.source if options.source in DATASETS else None)
     itself = against == options.source and (against not in DATASETS or options.part == options.against_part)
     require(not itself, f"{against} would be compared with itself; give another --part, --against or --against-part")
     real = find(against, options.against_part, options.data, None) if against else None
-    network = inception.load(inception.find_weights(options.judge_weights), device)
+    network = inception.load(inception.find_weights(options.judge_weights), DEVICE)
     report(source, real, (inception.NETWORK, network.weights, inception.RESIZE), network.describe, {}, options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.metrics")))))
+    run(main, Options, "python -m sgan.metrics")

@@ -3,20 +3,18 @@
 python -m sgan.released generator.npz encoder.npz meanimg.npy [--judge-weights FILE] [--help]
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from torch import Tensor
 from tyro.conf import Positional
 
 from sgan.checks import require
-from sgan.command_line import parse, status
+from sgan.command_line import run
 from sgan.evaluation import grid, inception
 from sgan.evaluation.scores import Features, accuracy
-from sgan.metrics import Scoring, Source, choose, find, report
+from sgan.metrics import DEVICE, Scoring, Source, find, report
 from sgan.models.export import Model
 from sgan.models.released import load_generator, load_mean, load_released
 from sgan.models.stack import balanced_labels
@@ -51,36 +49,36 @@ class Options(Scoring):
 
 def main(options: Options) -> None:
     """Print the scores, write the grid. ConfigError where a file or an option is not usable."""
-    row, device = DATASETS["cifar10"], choose(options.device)
+    row = DATASETS["cifar10"]
     least = row.classes * COLUMNS
     require(options.samples >= least, f"--samples must be at least {least}, but got {options.samples}")
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     mean = load_mean(options.mean, row)
     stack = load_generator(options.generator, row, mean)
-    encoder = load_released(options.encoder, row, mean).to(device)
+    encoder = load_released(options.encoder, row, mean).to(DEVICE)
 
     def classified(images: Tensor) -> Features:
         fits = images.shape[1:] == encoder.mean.shape[1:]
         require(fits, f"--judge encoder needs images of 3x32x32, but --against has {tuple(images.shape[1:])}")
-        taps = encoder.features(images.to(device), ("fc3", "fc4"))
+        taps = encoder.features(images.to(DEVICE), ("fc3", "fc4"))
         return Features(taps["fc3"].cpu(), taps["fc4"].cpu())
 
     real = find(options.against, options.against_part, options.data, None) if options.against else None
     if options.judge == "inception":
-        network = inception.load(inception.find_weights(options.judge_weights), device)
+        network = inception.load(inception.find_weights(options.judge_weights), DEVICE)
         described, judge = network.describe, (inception.NETWORK, network.weights, inception.RESIZE)
     else:
         described, judge = classified, ("the authors' encoder", sha256(options.encoder), "none")
 
-    model = Model([generator.to(device) for generator in stack], row, "running", {})
+    model = Model([generator.to(DEVICE) for generator in stack], row, "running", {})
     made = model.sample(options.samples, options.seed)
     grid.save(made[:least].unflatten(0, (COLUMNS, row.classes)).transpose(0, 1).flatten(0, 1), options.out, COLUMNS)
     right = accuracy(classified(made).logits, balanced_labels(options.samples, row.classes))
-    source = Source(f"{options.generator.name}, {options.samples:,} samples", "", made)
+    source = Source(f"{options.generator.name}, {options.samples:,} samples", made)
     report(source, real, judge, described, {"accuracy": right}, options.json)
     print(f"{least} of them in {options.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.released")))))
+    run(main, Options, "python -m sgan.released")

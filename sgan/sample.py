@@ -3,8 +3,6 @@
 python -m sgan.sample RUN_OR_PATH [--class 3] [--n 64] [--out grid.png] [--help]
 """
 
-import itertools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +13,7 @@ from tyro.conf import Positional
 
 import sgan
 from sgan.checks import ConfigError, checked, require
-from sgan.command_line import parse, status
+from sgan.command_line import run
 from sgan.store.s3 import find_store
 
 
@@ -63,12 +61,13 @@ def main(options: Options) -> None:
     require(0 <= options.seed < 2**63, f"--seed must be from 0 to 2^63 - 1, but got {options.seed}")
     require(options.out.suffix.lower() == ".png", f"--out must be a .png file, but got {options.out}")
     model = sgan.load(locate(options.source, options.store), which=options.which)
-    classes = itertools.cycle(options.classes or range(model.classes))
+    classes = options.classes or range(model.classes)
+    labels = [classes[number % len(classes)] for number in range(options.n)]
     from sgan.evaluation import grid  # imported late, as torch is, so that --help is fast
 
-    grid.save(model.sample(list(itertools.islice(classes, options.n)), options.seed), options.out, options.columns)
+    grid.save(model.sample(labels, options.seed), options.out, options.columns)
     print(f"{options.n} images in {options.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.sample")))))
+    run(main, Options, "python -m sgan.sample")

@@ -4,11 +4,9 @@ python -m sgan.turing_test RUN_OR_PATH... [--store runs] [--port 8000] [--help]
 """
 
 import base64
-import io
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,14 +22,14 @@ import tyro
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse
-from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
+from torchvision.io import encode_png
 from tyro.conf import Positional
 
 import sgan
 from sgan.checks import ConfigError, require
-from sgan.command_line import parse, status
+from sgan.command_line import run
 from sgan.data.datasets import read
 from sgan.sample import locate
 from sgan.store import votes
@@ -96,28 +94,31 @@ class TuringTest:
         self.pages: dict[str, Page] = {}  # by the voter's name
         self.lock = threading.Lock()  # the server answers in threads
 
-    def page(self, name: str) -> dict[str, Any]:
+    def page(self, voter: Name) -> dict[str, Any]:
         """Return a voter's page, the same until all of it is answered, with its images as PNG in base64."""
         with self.lock:
-            page = self.pages.get(name)
+            page = self.pages.get(voter)
             if page is None or None not in page.answers:
-                page = self.pages[name] = self._draw(page.votes if page else votes.read(self.store, name))
+                page = self.pages[voter] = self._draw(page.votes if page else votes.read(self.store, voter))
             return {"images": page.images, **page.state}
 
-    def vote(self, name: str, token: str, place: int, answer: bool) -> dict[str, Any]:
-        """Keep a vote; a second one on the same image changes nothing. LookupError where the page is not the voter's,
-        OSError or StoreError where the vote cannot be kept."""
+    def vote(self, voter: Name, page: str, place: Place, answer: bool) -> dict[str, Any]:
+        """Keep a vote on an image of the voter's page; a second one on the same image changes nothing. HTTPException
+        where the page is not the voter's, or the vote cannot be kept."""
         with self.lock:
-            page = self.pages[name]
-            if page.token != token:
-                raise LookupError(token)
-            if page.answers[place] is None:
-                about = {"time": time.time(), "stage": page.stage, "page": token, "place": place}
-                line = {**about, "real": page.real[place], "answer": answer}
-                votes.keep(self.store, name, [*page.votes, line])
-                page.votes.append(line)
-                page.answers[place] = answer
-            return page.state
+            shown = self.pages.get(voter)
+            if shown is None or shown.token != page:
+                raise HTTPException(409, "this page is not the one in front of this voter; reload it")
+            if shown.answers[place] is None:
+                about = {"time": time.time(), "stage": shown.stage, "page": page, "place": place}
+                line = {**about, "real": shown.real[place], "answer": answer}
+                try:
+                    votes.keep(self.store, voter, [*shown.votes, line])
+                except (OSError, StoreError) as error:
+                    raise HTTPException(503, f"the vote could not be kept ({error}); give it again") from error
+                shown.votes.append(line)
+                shown.answers[place] = answer
+            return shown.state
 
     def _draw(self, known: list[dict[str, Any]]) -> Page:
         """Draw a page of the model with the fewest votes of a voter. Each image is real with probability 1/2."""
@@ -130,9 +131,7 @@ class TuringTest:
 
 def png(image: Tensor) -> str:
     """Encode a uint8 image (channels, size, size) as PNG in base64, uncompressed: its length must reveal nothing."""
-    pixels, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels).save(file, "png", compress_level=0)
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(encode_png(image, compression_level=0).numpy().tobytes()).decode()
 
 
 def pools(sources: Sequence[str], address: str, data: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -163,19 +162,8 @@ def application(test: TuringTest) -> FastAPI:
     def show(voter: Name) -> HTMLResponse:
         return HTMLResponse(html)
 
-    @app.get("/{voter}/page")
-    def page(voter: Name) -> dict[str, Any]:
-        return test.page(voter)
-
-    @app.post("/{voter}/votes")
-    def vote(voter: Name, page: str, place: Place, real: bool) -> dict[str, Any]:
-        try:
-            return test.vote(voter, page, place, real)
-        except LookupError:
-            raise HTTPException(409, "this page is not the one in front of this voter; reload it") from None
-        except (OSError, StoreError) as error:
-            raise HTTPException(503, f"the vote could not be kept ({error}); give it again") from error
-
+    app.get("/{voter}/page")(test.page)
+    app.post("/{voter}/votes")(test.vote)
     return app
 
 
@@ -199,4 +187,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(status(lambda: main(parse(lambda: tyro.cli(Options, prog="python -m sgan.turing_test")))))
+    run(main, Options, "python -m sgan.turing_test")

@@ -20,6 +20,7 @@ import pytest
 import torch
 from browser import chromium
 from conftest import finish, tiny_plan, tiny_recipe
+from fastapi import HTTPException
 from PIL import Image
 from s3 import serve
 
@@ -81,7 +82,7 @@ def test_votes_count_once_survive_a_restart_and_do_not_mix(tmp_path):
     assert first["answers"][4] == {"answer": white(page["images"][4]), "right": True}
     assert test.vote(VOTERS[0], page["page"], 4, not white(page["images"][4])) == first
     assert votes.results(store) == {"score-1": (0, 1)}
-    with pytest.raises(LookupError):
+    with pytest.raises(HTTPException, match="409"):
         test.vote(VOTERS[0], "another page", 3, True)
     answer_all(test, VOTERS[1], wrong=3)
     assert test.page(VOTERS[0])["votes"] == 1
@@ -99,7 +100,7 @@ def test_a_vote_that_cannot_be_kept_can_be_given_again(tmp_path):
     test = fake(Store(tmp_path))
     page = test.page(VOTERS[0])
     (tmp_path / votes.FOLDER).write_text("in the way")
-    with pytest.raises(OSError, match="exists"):
+    with pytest.raises(HTTPException, match=r"503: the vote could not be kept .*exists"):
         test.vote(VOTERS[0], page["page"], 0, True)
     (tmp_path / votes.FOLDER).unlink()
     assert test.vote(VOTERS[0], page["page"], 0, True)["votes"] == 1
@@ -170,9 +171,9 @@ def test_a_page_answers_its_voter_and_no_one_else(served):
         assert re.fullmatch(f"{served.address}[0-9a-f]{{32}}/", voter)
     page = ask(f"{voter}page")
     for url, method, code in (
-        (f"{voter}votes?page=other&place=0&real=true", "POST", 409),
-        (f"{voter}votes?page={page['page']}&place=9&real=true", "POST", 422),
-        (f"{served.address}{VOTERS[0]}/votes?page={page['page']}&place=0&real=true", "POST", 409),
+        (f"{voter}votes?page=other&place=0&answer=true", "POST", 409),
+        (f"{voter}votes?page={page['page']}&place=9&answer=true", "POST", 422),
+        (f"{served.address}{VOTERS[0]}/votes?page={page['page']}&place=0&answer=true", "POST", 409),
         (f"{served.address}..%2f..%2fetc/page", "GET", 404),
         (f"{served.address}short/page", "GET", 422),
     ):
@@ -247,7 +248,7 @@ def test_the_command_prints_the_result_when_it_ends(served):
     voter = f"{served.address}{VOTERS[1]}/"
     page = ask(f"{voter}page")
     for place in range(IMAGES):
-        state = ask(f"{voter}votes?page={page['page']}&place={place}&real=true", "POST")
+        state = ask(f"{voter}votes?page={page['page']}&place={place}&answer=true", "POST")
     assert sum(not answer["right"] for answer in state["answers"]) == state["errors"]
     tally = votes.results(served.store)[served.name]
     served.process.send_signal(signal.SIGINT)

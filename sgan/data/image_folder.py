@@ -23,18 +23,15 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 DEEP = re.compile(";16[BLN]")
 KEPT_FOR_TESTING = 5  # One image in five is kept for testing where the folder has no test images of its own
 FEW = 10  # Names shown in a message, at most
+LeftOut = defaultdict[str, list[str]]
+"""Reason why files and folders are not used -> their names."""
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Training images (n, channels, size, size) uint8 with their labels (n,) int64, and test images with theirs."""
 
 
-class LeftOut(defaultdict[str, list[str]]):
-    """Reason why files and folders are not used -> their names."""
-
-    def __init__(self):
-        super().__init__(list)
-
-    def __str__(self) -> str:
-        return "; ".join(f"{len(names):,} {why} ({_few(names)})" for why, names in self.items() if names) or "none"
+def in_words(left_out: LeftOut) -> str:
+    """Return the reasons with the number of files and folders and the first names of each."""
+    return "; ".join(f"{len(names):,} {why} ({_few(names)})" for why, names in left_out.items() if names) or "none"
 
 
 def _few(names: list[str]) -> str:
@@ -94,24 +91,24 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Return the sorted class names of a folder. ConfigError where its sub-folders cannot be classes."""
-    return _classes(root, LeftOut())[1]
+    return _classes(root, LeftOut(list))[1]
 
 
 def describe(root: Path) -> str:
     """Describe a folder in words: its images, its classes, and the skipped files with the reasons."""
-    left_out = LeftOut()
+    left_out = LeftOut(list)
     parts, names = _classes(root, left_out)
     files = [file for part in parts for name in names for file in image_files(part / name, left_out)]
-    return f"{len(files):,} images of {len(names)} classes ({_few(list(names))}); left out: {left_out}"
+    return f"{len(files):,} images of {len(names)} classes ({_few(list(names))}); left out: {in_words(left_out)}"
 
 
 def read(root: Path, size: int, channels: int) -> Parts:
     """Read all images of a folder with `read_image`, crop each to its central square, and resize it with antialiasing.
     ConfigError as for `read_image`, and where a class has no images."""
-    folders, names = _classes(root, LeftOut())
+    folders, names = _classes(root, LeftOut(list))
     parts = []
     for part in folders:
-        files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name, LeftOut())]
+        files = [(path, label) for label, name in enumerate(names) for path in image_files(part / name, LeftOut(list))]
         for label in set(range(len(names))) - {label for _, label in files}:
             raise ConfigError(f"the class folder {part / names[label]} holds no images; delete it or fill it")
         # Shuffled once: some scores use only the first images, which must not all be of one class.

@@ -18,7 +18,7 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -85,20 +85,19 @@ class BucketStore(Store):
             else:
                 self.fs.pipe_file(f"{self.base}/hosts/{host}", b"")
         except Exception as error:
-            may, done = ("read", "read") if there else ("write to", "written")
-            trouble = masked(f"the output store {address} cannot be {done} ({error!r:.200})")
-            advice = f"with --store, name an existing bucket that this host's credentials may {may}"
+            trouble = masked(f"the output store {address} cannot be {'read' if there else 'written'} ({error!r:.200})")
+            advice = "with --store, name an existing bucket that this host's credentials may use"
             raise StoreError(f"{trouble}; {advice}") from error
 
     def stage(self, name: str) -> Path:
-        self._pull(name, self.facts(name)["files"])
+        self._pull(name, lambda _: True)
         return super().stage(name)
 
     def look(self, name: str) -> Path:
         watched = inside(self.root / "watched", name)
         if self.has(name):
             remove(watched)
-            self._pull(name, [file for file in self.facts(name)["files"] if not file.endswith(HEAVY)])
+            self._pull(name, lambda file: not file.endswith(HEAVY))
             return super().stage(name)
         for file, tag in self._in_progress(name).items():
             if not file.endswith(HEAVY):
@@ -144,8 +143,7 @@ class BucketStore(Store):
         return read_json(path, Facts, name=name)
 
     def file(self, name: str, file: str) -> Path:
-        if file in self.facts(name)["files"]:
-            self._pull(name, [file])
+        self._pull(name, lambda each: each == file)
         return super().file(name, file)
 
     def held(self, name: str) -> bool:
@@ -213,14 +211,14 @@ class BucketStore(Store):
         self._list("done")[done] = ""
         self._remove(f"work/{name}")
 
-    def _pull(self, name: str, files: Iterable[str]) -> None:
-        """Download files of a finished stage, each checked against its digest."""
+    def _pull(self, name: str, wanted: Callable[[str], bool]) -> None:
+        """Download the wanted files of a finished stage, each checked against its digest."""
         facts, done = self.facts(name), f"done/{name}.json"
         if (super().stage(name) / STAGE_FILE).exists():  # this host finished it, too, and another one sent it first
             with super().alone(name) as here:
                 if here:  # otherwise a process of this host is sending it
                     remove(super().stage(name))
-        for file in files:
+        for file in filter(wanted, facts["files"]):
             path, source = inside(super().stage(name), file), f"stages/{name}/{facts['upload']}/{file}"
             if not path.exists() and not self._get(source, path, facts["files"][file]):
                 remove(self.root / done)  # its next copy may be of the stage trained again

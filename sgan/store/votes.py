@@ -17,11 +17,9 @@ FOLDER = "turing"
 
 @with_config(OPEN)
 class Vote(TypedDict):
-    """A vote: the score stage of the model, the time in unix seconds, and whether the image was real and was taken for
-    real."""
+    """A vote: the score stage of the model, and whether the image was real and was taken for real."""
 
     stage: str
-    time: float
     real: bool
     answer: bool
 
@@ -58,18 +56,12 @@ def read(store: Store, voter: str) -> list[dict[str, Any]]:
     return whole_lines(path, Vote) if path.exists() else []
 
 
-def curves(store: Store) -> dict[str, list[tuple[float, Tally]]]:
-    """Name of a score stage -> for each vote on its model, in order, its unix seconds and the votes until then."""
-    store.fetch(store.root / FOLDER)
-    found = [vote for path in (store.root / FOLDER).glob("*.jsonl") for vote in whole_lines(path, Vote)]
-    points: dict[str, list[tuple[float, Tally]]] = {}
-    for vote in sorted(found, key=lambda vote: vote["time"]):
-        own = points.setdefault(vote["stage"], [])
-        errors = own[-1][1].errors if own else 0
-        own.append((vote["time"], Tally(errors + (vote["real"] != vote["answer"]), len(own) + 1)))
-    return points
-
-
 def results(store: Store) -> dict[str, Tally]:
     """Name of a score stage -> the votes of all voters on its model."""
-    return {stage: points[-1][1] for stage, points in curves(store).items()}
+    store.fetch(store.root / FOLDER)
+    found = dict[str, Tally]()
+    for path in (store.root / FOLDER).glob("*.jsonl"):
+        for vote in whole_lines(path, Vote):
+            before = found.get(vote["stage"], Tally(0, 0))
+            found[vote["stage"]] = Tally(before.errors + (vote["real"] != vote["answer"]), before.votes + 1)
+    return found

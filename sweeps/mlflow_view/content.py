@@ -17,18 +17,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from PIL import Image
 
-from sgan.checks import ConfigError, content_key
+from sgan.checks import ConfigError, content_key, flat
 from sgan.evaluation.measures import LEADING, MEASURES
+from sgan.store import votes
 from sgan.store.files import RECORD_FILE, inside, is_plain
 from sgan.store.local import FIGURES, GRIDS, MODELS, Store
-from sgan.store.votes import curves
 from sweeps.mlflow_view import runs
 from sweeps.mlflow_view.connection import VIEW
 from sweeps.mlflow_view.runs import View, as_metrics, as_params, logged_model
 from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
 from sweeps.planning.config_file import BEST, BestConfig
-from sweeps.planning.manifest import REPORT, TEXT, flat
+from sweeps.planning.manifest import REPORT, TEXT
 from sweeps.planning.trials import State, alarm_of, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
@@ -113,7 +113,7 @@ class Trials:
     """The content of the MLflow runs of a sweep's trials."""
 
     def __init__(self, store: Store, manifest: Mapping[str, Any]):
-        self.store, self.manifest, self.votes = store, manifest, curves(store)
+        self.store, self.manifest, self.votes = store, manifest, votes.results(store)
         configs = [flat(trial["config"]) for trial in manifest["trials"]]
         names = {name for config in configs for name in config}
         first = configs[0] if configs else {}
@@ -135,8 +135,8 @@ class Trials:
         parts += ["trained one by one and then jointly"] if variant["joint"] else []
         parts += [f"losses {', '.join(losses)}", *([] if variant["labels"] else ["without labels"])]
         parts += [f"{name} = {value} (against {trial['base']})" for name, value in trial["changes"].items()]
-        votes, seed = self.votes.get(trial["name"], ()), trial["seed"]
-        seen = f"Visual Turing test: {votes[-1][1]}.\n\n" if votes else ""
+        tally, seed = self.votes.get(trial["name"]), trial["seed"]
+        seen = f"Visual Turing test: {tally}.\n\n" if tally else ""
         command = f"python sweeps/ablation.py {trial['rerun']} --seeds 1 --first-seed {seed}"
         again = f"Run it again:\n\n    {command} --store {shlex.quote(self.store.address)}"
         note = f"**{trial['title']}**, seed {seed}. {', '.join(parts)}.\n\n{seen}{again}"
@@ -165,9 +165,6 @@ class Trials:
             if not done and label not in SHARED:
                 break  # the stage was deleted: the first step of the next one is unknown
             before += store.facts(stage["name"]).get("generator_images", 0) if done else 0
-        for seconds, tally in self.votes.get(trial["name"], ()):
-            errors = {"turing_error": tally.errors / tally.votes, "turing_votes": tally.votes}
-            metrics += as_metrics(errors, seconds, tally.votes)
         params, note = self.about(trial)
         tags = {name: str(trial[name]) for name in TAGS}
         tags |= {name: str(self.manifest["settings"][name]) for name in ("dataset", "recipe")}

@@ -153,14 +153,6 @@ def find(address: str) -> tuple[Store, list[str]]:
     return store, found
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict, such as a config, as dotted name -> value."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    inner = [flat(each, f"{prefix}.{name}".strip(".")) for name, each in value.items()]
-    return {name: item for each in inner for name, item in each.items()}
-
-
 def command() -> str:
     """The command line of this process, without passwords; started outside the checkout, it includes the folder."""
     words = ["python", f"sweeps/{Path(sys.argv[0]).name}", *map(masked, sys.argv[1:])]

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from sgan.checks import flat
 from sgan.store import votes
-from sweeps.planning.manifest import flat
 from sweeps.reporting.comparisons import SURE, Contrast, disagreements, p_value, worse_at_best
 from sweeps.reporting.results import ABSENT, SCORES, Statistics, Sweep, known
 

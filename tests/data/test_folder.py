@@ -269,7 +269,7 @@ def test_images_without_any_difference_are_refused(root):
         picture().save(path)
     with pytest.raises(ConfigError, match=rf"the 16 training images of folder in {root} are all the same"):
         datasets.read(folder_row(32, 3, 2), root)
-    same = metrics.Source("same", "", torch.full((12, 3, 4, 4), 7, dtype=torch.uint8))
+    same = metrics.Source("same", torch.full((12, 3, 4, 4), 7, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="the images of same are all the same to the network"):
         metrics.describe(same, lambda images: Features(images.flatten(1).float(), images.flatten(1).float()))
 

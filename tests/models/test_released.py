@@ -226,10 +226,10 @@ def test_the_generators_are_those_of_the_file(files):
     assert next(hand.values, None) is None
 
 
-def test_the_command_scores_samples_and_draws_a_row_of_each_class(files, tmp_path, capsys):
+def test_the_command_scores_samples_and_draws_a_row_of_each_class(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(released, "DEVICE", "cpu")
     out = tmp_path / "grid.png"
-    options = released.Options(*files, judge="encoder", samples=120, seed=4, out=out, device="cpu")
-    released.main(options)
+    released.main(released.Options(*files, judge="encoder", samples=120, seed=4, out=out))
     mean, labels = load_mean(files[2], CIFAR10), balanced_labels(120, 10)
     made = sample(load_generator(files[0], CIFAR10, mean), torch.eye(10)[labels], "running", 4)
     _, logits = by_hand(made.numpy() / 255 - mean.numpy(), arrays("cifar10"))
