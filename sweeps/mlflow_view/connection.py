@@ -75,11 +75,12 @@ def prepare(store: Store, uri: str) -> None:
             MlflowClient(_file_uri(temporary)).search_experiments(max_results=1)
 
 
-def experiment_id(client: MlflowClient, uri: str) -> str:
+def experiment_id(client: MlflowClient) -> str:
     """Id of the experiment, which is created or restored if needed. With SQLite its artifacts lie beside it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        file, place = make_url(uri).database if uri.startswith(SQLITE) else None, None
+        uri, place = client.tracking_uri, None
+        file = make_url(uri).database if uri.startswith(SQLITE) else None
         if file:  # all users who may write the folder may write both
             share(Path(file))
             make_folder(Path(file).absolute().with_name(ARTIFACTS))
@@ -89,7 +90,7 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return experiment_id(client, uri)  # another command was faster
+            return experiment_id(client)  # another command was faster
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

@@ -40,7 +40,6 @@ RUN_NAME = "attributes.`Run Name`"
 COLUMNS = (*HEADLINES, f"{FINAL}diversity")
 SHARED = ("judge", "network", "encoder")  # Labels of stages that many trials share
 CONFIG, IMAGES, SMALL = "config.json", "images", "+compressed.webp"
-DATA = f"data/{MODELS}"  # Where the folders `last` and `best` lie in the MLflow model
 Files = dict[str, tuple[str, str]]
 """Path in a run -> (name of a stage, path of a file in the stage's folder)."""
 
@@ -176,8 +175,7 @@ class Trials:
         for key, value in (scores_of(state) if state.outcome == "done" else {}).items():
             name, step = (key, before + 1) if key in HEADLINES else (f"{FINAL}{key}", 0)
             scores += as_metrics({name: value}, state.end, step)
-        times = [line["time"] for lines in records.values() for line in lines]
-        return View(metrics, params, tags, scores, times)
+        return View(metrics, params, tags, scores)
 
     def files(self, trial: Mapping[str, Any]) -> Files:
         """The sample grids of a trial, and the figures and models of its finished stages."""
@@ -189,7 +187,7 @@ class Trials:
                 if kind == GRIDS:
                     found[image_file(label, int(Path(rest).stem))] = name, file
                 elif kind in (FIGURES, MODELS):
-                    found[f"{MODELS}/data/{file}" if kind == MODELS else file] = name, file
+                    found[file] = name, file
         return found
 
     def _whole(self, name: str) -> list[str]:
@@ -228,8 +226,9 @@ def lacking(client: MlflowClient, run: Run, store: Store, files: Files) -> Files
     listed = [file for part in (IMAGES, FIGURES) for file in client.list_artifacts(run.info.run_id, part)]
     there, model = {file.path: file.file_size for file in listed}, logged_model(client, run)
     if model:
-        parts = [client.list_logged_model_artifacts(model.model_id, f"{DATA}/{which}") for which in ("last", "best")]
-        there |= {f"{MODELS}/{file.path}": file.file_size for part in parts for file in part}
+        folders = [f"data/{MODELS}/{which}" for which in ("last", "best")]
+        stacks = [file for each in folders for file in client.list_logged_model_artifacts(model.model_id, each)]
+        there |= {file.path.removeprefix("data/"): file.file_size for file in stacks}
 
     def shown(name: str, stage: str, file: str) -> bool:
         path = store.look(stage) / file

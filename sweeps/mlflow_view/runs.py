@@ -12,7 +12,6 @@ import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -40,14 +39,13 @@ SIGNATURE = ModelSignature(
 
 @dataclass(frozen=True)
 class View:
-    """The content of a run except for its files: metrics, params and tags as in MLflow; the `scores` of a finished
-    trial, which its model has, too; and the `times` of all points (unix seconds)."""
+    """The content of a run except for its files: metrics, params and tags as in MLflow, and the `scores` of a finished
+    trial, which its model has, too."""
 
     metrics: list[Metric]
     params: dict[str, str]
     tags: dict[str, str]
     scores: list[Metric] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
 
 
 def runs_of(client: MlflowClient, sweep_key: str) -> list[Run]:
@@ -131,11 +129,8 @@ def log_model(client: MlflowClient, run: Run, models: Path, params: Mapping[str,
     return made.model_id
 
 
-def register(client: MlflowClient, run: Run, name: str) -> str:
+def register(client: MlflowClient, run: Run, model: LoggedModel, name: str) -> str:
     """Register the model of a run under a name, with the alias `best`; returns its version."""
-    model = logged_model(client, run)
-    if model is None:
-        raise MlflowException(f"run {run.info.run_id} has no model")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description="Stacked GANs that `python sweeps/best.py --promote` chose.")
     held = client.search_model_versions(f"name = '{name}'")

@@ -40,7 +40,7 @@ def sync(store: Store, sweep_key: str, uri: str, live: bool = False) -> None:
     # Two passes at once, of two drivers, would create runs twice.
     with umask_of(store.root), store.lock(f"mlflow-{sweep_key}"):
         manifest = manifests.read(store, sweep_key)
-        _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send(uri)
+        _Pass(MlflowClient(uri), store, manifest, Trials(store, manifest), live).send()
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class _Pass:
     trials: Trials
     live: bool
 
-    def send(self, uri: str) -> None:
+    def send(self) -> None:
         client, store, key, started = self.client, self.store, self.manifest["key"], self.manifest["started"]
-        experiment = experiment_id(client, uri)
+        experiment = experiment_id(client)
         parent, children = runs.find(client, key)
         if parent is None:
             tags, title = {runs.SWEEP: key}, self.manifest["title"][: runs.LONGEST_NAME]
@@ -91,11 +91,12 @@ class _Pass:
         """Register the model of the trial that best.yaml names, and mark its run and no other, unless it is so."""
         best = content.chosen(self.store, self.manifest["key"])
         run = runs.find(self.client, self.manifest["key"])[1].get(best.provenance.get("run", "")) if best else None
-        if run is None:
+        model = runs.logged_model(self.client, run) if run else None
+        if run is None or model is None:  # without a model the trial is damaged, and `send` says so
             return
         name = f"sgan-{self.manifest['settings']['dataset']}"
         marked = self.client.search_runs([parent.info.experiment_id], f"tags.best LIKE '{name}, %'")
-        mark = f"{name}, version {runs.register(self.client, run, name)}"
+        mark = f"{name}, version {runs.register(self.client, run, model, name)}"
         for other in (each for each in marked if each.info.run_id != run.info.run_id):
             self.client.delete_tag(other.info.run_id, "best")
         if run.data.tags.get("best") != mark:
@@ -119,23 +120,24 @@ class _Pass:
         sent = {} if held.get("outcome") == "done" else json.loads(held.get(runs.SENT, "{}"))
         # A resumed stage repeats the points after its checkpoint: the first ones are kept.
         metrics = [metric for metric in view.metrics if metric.step > sent.get(_group(metric), -1)]
-        end = max([state.end, *view.times]) or time.time()
+        times = [metric.timestamp / 1000 for metric in view.metrics]
+        end = max([state.end, *times]) or time.time()
         changed = done or not sent or bool(metrics)
         new = {} if not changed else lacking(client, run, store, files) if run and sent else files
         models = {name: source for name, source in files.items() if name.startswith(f"{MODELS}/")}
         with tempfile.TemporaryDirectory() as folder:
-            its_run, its_model = Path(folder, "run"), Path(folder, "model")
+            its_run, its_models = Path(folder, "run"), Path(folder, MODELS)
             lay_out(store, trial, new | models, its_run)
             if run is None:
                 tags = {runs.SWEEP: self.manifest["key"], runs.TRIAL: trial["run"]}
-                begin = runs.milliseconds(min(view.times, default=end))
+                begin = runs.milliseconds(min(times, default=end))
                 run = client.create_run(parent.info.experiment_id, begin, tags, view.tags[runs.NAME])
             if models:
-                (its_run / MODELS).rename(its_model)
+                (its_run / MODELS).rename(its_models)
             if changed:
                 client.log_artifacts(run.info.run_id, str(its_run))
             if done:
-                made = runs.log_model(client, run, its_model / "data" / MODELS, view.params)
+                made = runs.log_model(client, run, its_models, view.params)
                 metrics += [Metric(each.key, each.value, each.timestamp, each.step, made) for each in view.scores]
         log_dataset(client, run, trial)
         runs.set_status(client, run, state.outcome, end)

@@ -21,7 +21,6 @@ from sweeps.planning import manifest as manifests
 from sweeps.planning.trials import state_of
 
 LARGEST = 1.7976931348623157e308  # MLflow holds infinity as this value
-INSIDE = f"{MODELS}/data/"  # The models of a stack in an MLflow model, whose other files differ each time
 
 
 def differences(store: Store, sweep_key: str, uri: str) -> Iterator[str]:
@@ -86,7 +85,9 @@ def _compare(client: MlflowClient, run: Run, view: runs.View, held: Iterable[Met
             place, folder = logged.artifact_location, Path(theirs, logged.model_id)
             folder.mkdir()
             model = download_artifacts(place, dst_path=str(folder), tracking_uri=client.tracking_uri)
-            Path(model).rename(Path(theirs, MODELS))
+            stacks = Path(model, "data", MODELS)  # the other files of the model differ each time
+            if stacks.exists():
+                stacks.rename(Path(theirs, MODELS))
         found = _parts(run.data.params, run.data.tags | {"status": run.info.status}, held, Path(theirs))
     names = {*expected, *(each for each in found if each.startswith(("metric", "param")))}
     pairs = [(name, found.get(name, "missing"), expected.get(name, "nothing")) for name in sorted(names)]
@@ -105,7 +106,5 @@ def _parts(
         points.setdefault(f"metric {metric.key} at {metric.step}", set()).add(str(value))
     parts |= {name: " and ".join(sorted(values)) for name, values in points.items()}
     for path in filter(Path.is_file, files.rglob("*")):
-        name = path.relative_to(files).as_posix()
-        if not name.startswith(f"{MODELS}/") or name.startswith(INSIDE):
-            parts[f"file {name}"] = sha256(path)
+        parts[f"file {path.relative_to(files).as_posix()}"] = sha256(path)
     return parts

@@ -14,7 +14,7 @@ from sgan.checks import ConfigError, difference
 from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.trials import JUDGING, alarm_of, records_of, scores_of, state_of
+from sweeps.planning.trials import alarm_of, records_of, scores_of, state_of
 
 OUTCOMES = (LEADING, "recall", "inception_score")
 """The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
@@ -149,8 +149,6 @@ def curves(sweep: Sweep, score: str) -> pd.DataFrame:
         of, images, flops, point = {"variant": trial["variant"], "seed": trial["seed"]}, 0.0, 0.0, 0
         for stage in trial["stages"]:
             facts = sweep.store.facts(stage["name"])
-            if facts["kind"] in JUDGING:
-                continue
             before, seen = 0, 0.0
             for line in records[stage["label"]] if facts.get("generator_images") else ():
                 # A discriminator's step has that many steps of the generator, on average since the last line.

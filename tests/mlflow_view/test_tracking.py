@@ -332,7 +332,7 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
             "file figures/classes.png is missing",
             "file images/joint+step+300.png is ",
             "file images/level1+step+100+compressed.webp is missing",
-            "file model/data/model/last/model.json is ",
+            "file model/last/model.json is ",
             "metric encoder/d_adv at 150 is 0.5, and nothing in the store",
             "metric encoder/g_adv at 200 is missing",
             "metric level1/d_adv at 300 is 0.25, and 0.5 in the store",
