@@ -8,7 +8,7 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -50,14 +50,14 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
 
     def decorate(kind: type[Made]) -> type[Made]:
         made: Any = dataclass(kind, frozen=True, config=STRICT)
-        initialize = made.__init__
+        initialize, names = made.__init__, [field.name for field in dataclasses.fields(made)]
 
         @functools.wraps(initialize)
         def __init__(self: Any, *values: Any, **fields: Any) -> None:
             try:
                 initialize(self, *values, **fields)
             except ValidationError as error:
-                raise ConfigError(_message(error, "", label)) from error
+                raise ConfigError(_message(error, "", names, label)) from error
 
         made.__init__ = __init__
         return made
@@ -65,11 +65,12 @@ def validated(label: Callable[[str], str] = str) -> Callable[[type[Made]], type[
     return decorate
 
 
-def _message(error: ValidationError, where: str, label: Callable[[str], str] = str) -> str:
-    """Return the first error as one line with the field, the rule and the value."""
+def _message(error: ValidationError, where: str, names: Sequence[str] = (), label: Callable[[str], str] = str) -> str:
+    """Return the first error as one line with the field, the rule and the value. `names`: the dataclass's fields, since
+    pydantic gives only the number of an argument that is passed by position."""
     first = error.errors(include_url=False)[0]
-    place = list(map(str, first["loc"]))
-    path = ".".join([*filter(None, [where]), *map(label, place[:1]), *place[1:]])
+    place = [names[part] if names and isinstance(part, int) else str(part) for part in first["loc"][:1]]
+    path = ".".join([*filter(None, [where]), *map(label, place), *map(str, first["loc"][1:])])
     if first["type"] == "value_error":
         cause = first.get("ctx", {}).get("error")
         return f"{path}: {cause}" if path else str(cause)
@@ -118,9 +119,10 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
     plain = as_json(made)
     fields = flat(plain)
     for name, value in values.items():
-        near = difflib.get_close_matches(name, fields, 1)
+        near = difflib.get_close_matches(name, fields, 1, cutoff=0.85)
         perhaps = f"; perhaps {near[0]}" if near else ""
-        choices = [field for field in fields if field.split(".")[0] == name.split(".")[0]] or plain
+        groups = [f"{each}.…" if isinstance(held, dict) else each for each, held in plain.items()]
+        choices = [field for field in fields if field.split(".")[0] == name.split(".")[0]] or groups
         require(name in fields, f"{where}: no field {name!r}{perhaps}; choose from {', '.join(choices)}")
         *parents, last = name.split(".")
         words = isinstance(fields[name], list) and isinstance(value, str)
@@ -133,7 +135,8 @@ def with_fields(made: Made, values: Mapping[str, Any], where: str) -> Made:
 
 
 def difference(first: Any, second: Any) -> tuple[str, Any, Any] | None:
-    """Return the dotted name and both values of the first field in which two JSON values differ; None if none does."""
+    """Return the dotted name and both values of the first field in which two JSON values differ; None if none does. An
+    empty dict counts as absent."""
     one, other = flat(first), flat(second)
     for name in one | other:
         values = one.get(name, "absent"), other.get(name, "absent")

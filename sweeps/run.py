@@ -118,7 +118,7 @@ def both_phases(run: SearchRun, made: Plan, slots: Slots) -> int:
         ends["failed"] = searcher.failed
         counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()) if count) or "none has ended"
         then = (
-            f"No config has ended well on fresh seeds. Outcomes of the {ends.total()} explored: {counts}. Train longer "
+            f"No config was confirmed on fresh seeds. Outcomes of the {ends.total()} explored: {counts}. Train longer "
             "(--budget), or search elsewhere (--splits, --adversarial, --conditional, --entropy)."
         )
     document.ending(sweep, frame.unsent or pages(frame.uri, run.key), then)

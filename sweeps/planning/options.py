@@ -173,7 +173,7 @@ class Options(Data, Training, Places, Machine):
 
 @dataclass(frozen=True)
 class Stack:
-    """What all rows of the table share of the stack and its losses."""
+    """Cuts and loss weights of all rows."""
 
     cuts: Taps = DEFAULT_CUTS
     """Layers at which the stacked variants are cut, from the image up: any of conv1 pool1 conv2 pool2 fc3. N cuts make

@@ -445,6 +445,7 @@ def test_a_claim_excludes_other_processes_until_its_holder_is_killed(tmp_path):
             assert not mine
         assert store.held("stage")
         assert not store.held("other")
+        assert not (store.root / "claims" / "other.lock").exists()  # a question leaves nothing
         with store.claim("other") as mine:
             assert mine
         assert not store.held("other")
