@@ -92,10 +92,11 @@ class LevelStage(_Stage):
     encoder: ClassifierStage | None
 
     kind = "level"
-    feedback = 1.0
+    feedback = 1.0  # no level stands above
 
     @property
     def levels(self) -> tuple["LevelStage"]:
+        """The stage itself, as in a joint stage of one level."""
         return (self,)
 
 

@@ -62,9 +62,9 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
     sizes = {each: size(config, match) for each, config in first.items()}
     longer = {each: max(sizes.values()) / own for each, own in sizes.items()}
     longest = {each: lengthened(config, match, longer[each]) for each, config in first.items()}
-    about = {each: _about(basis, options, rows, each, config) for each, config in longest.items()}
+    entries = {each: _entries(basis, options, rows, each, config) for each, config in longest.items()}
     trials = tuple(
-        trial(each, seed, dataclasses.replace(config, seed=seed), **about[each])
+        trial(each, seed, dataclasses.replace(config, seed=seed), **entries[each])
         for seed in options.seed_range
         for each, config in longest.items()
     )
@@ -84,7 +84,7 @@ def _config(basis: Basis, options: Sweep, row: Row, seed: int) -> Config:
     return config if row.built_in else row.config(config, basis.recipe)
 
 
-def _about(basis: Basis, options: Sweep, rows: Mapping[str, Row], name: str, config: Config) -> dict[str, Any]:
+def _entries(basis: Basis, options: Sweep, rows: Mapping[str, Row], name: str, config: Config) -> dict[str, Any]:
     """The entries of a row in the record of each of its trials. `config`: that of one of them."""
     row = rows[name]
     lengths = {each: getattr(config.recipe, each) for each in STAGE_IMAGES if options.match != "none"}
