@@ -7,8 +7,8 @@ The prediction is made now, so the machine should be as busy as it was then.
 
 import tyro
 
-from sgan.stages.cost import cost, seconds_per_unit
-from sgan.stages.graph import LevelStage
+from sgan.stages.cost import seconds_per_unit
+from sgan.stages.graph import LevelStage, cost
 from sgan.store.s3 import open_store
 from sweeps.optimization.phases import SearchRun
 from sweeps.optimization.search_options import Search

@@ -1,5 +1,5 @@
-"""The cost of a stage: FLOPs of its training steps, and a rough cost in a common unit with the seconds per unit. Also
-the check that its networks fit together.
+"""The cost of a stage: FLOPs of its training steps, and the seconds per unit of its rough cost (`sgan.stages.graph`).
+Also the check that its networks fit together.
 
 The FLOPs of convolutions and linear layers count, forward and backward, two for a multiply-accumulate. The count leaves
 out element-wise operations, Adam, evaluations, and the features of real images, which are mostly computed once.
@@ -16,40 +16,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgan.checks import ConfigError
-from sgan.config import IMAGE, Config
+from sgan.config import Config
 from sgan.data.batches import Data
 from sgan.models.encoder import Encoder
-from sgan.stages.graph import (
-    ClassifierStage,
-    GanStage,
-    JointStage,
-    JudgeStage,
-    LevelStage,
-    ScoreStage,
-    Stage,
-    name,
-    plan,
-)
+from sgan.stages.graph import GanStage, Stage, cost, name, plan
 from sgan.stages.kinds.level import new_task
 from sgan.store.local import Store
 
 STEPS, IMAGES = 40, 1000  # Steps and, about, images with which a unit's seconds are measured
 BATCH = 2  # The smallest batch that batch normalisation takes
-
-
-def cost(stage: Stage) -> float:
-    """Rough cost of a stage; the unit is one training image of an image level."""
-    match stage:
-        case ClassifierStage():
-            return 0.15 * stage.recipe.images
-        case LevelStage():
-            return stage.images * (1.0 if stage.level.low == IMAGE else 0.25)
-        case JointStage():
-            return 1.2 * stage.images
-        case ScoreStage():
-            return (2.0 if stage.network else 0.3) * stage.samples
-        case JudgeStage():
-            return stage.recipe.images if stage.recipe else 50_000
 
 
 def recorded_rate(store: Store, stages: Iterable[Stage]) -> float | None:

@@ -244,6 +244,21 @@ def plan(config: Config) -> Plan:
     return Plan((*((label, stage) for label, stage in stages if stage in needed), ("score", score)))
 
 
+def cost(stage: Stage) -> float:
+    """Rough cost of a stage; the unit is one training image of an image level."""
+    match stage:
+        case ClassifierStage():
+            return 0.15 * stage.recipe.images
+        case LevelStage():
+            return stage.images * (1.0 if stage.level.low == IMAGE else 0.25)
+        case JointStage():
+            return 1.2 * stage.images
+        case ScoreStage():
+            return (2.0 if stage.network else 0.3) * stage.samples
+        case JudgeStage():
+            return stage.recipe.images if stage.recipe else 50_000
+
+
 @functools.cache
 def name(stage: Any) -> str:
     """Return the name of a stage in the store: its kind and content key."""

@@ -18,8 +18,7 @@ from rich.text import Text
 from sgan.addresses import masked
 from sgan.checks import ConfigError
 from sgan.evaluation.measures import LEADING, MEASURES
-from sgan.stages.cost import cost
-from sgan.stages.graph import Stage, name
+from sgan.stages.graph import Stage, cost, name
 from sgan.store.files import lack, write_json
 from sgan.store.local import Store
 from sweeps.planning.trials import Trial, TrialSource, clock, missing

@@ -28,7 +28,7 @@ from sweeps.execution import mps
 from sweeps.execution.light_trial import LightTrial
 from sweeps.execution.progress import Progress
 from sweeps.execution.stage_scheduler import StageScheduler
-from sweeps.execution.worker import Job
+from sweeps.execution.worker import Job, run_stage_task
 from sweeps.planning.trials import Trial, TrialSource
 
 HEAD = {"node:__internal_head__": 0.0001}
@@ -122,7 +122,7 @@ def run(source: TrialSource, job: Job, store: Store) -> bool:
     shown = Progress(store, source)
     with stop_flag() as stop, tempfile.TemporaryDirectory(prefix="tune-") as folder, shown.live:
         actor = ray.remote(StageScheduler).options(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)
-        scheduler: Any = actor.remote(store.address, job.slots)
+        scheduler: Any = actor.remote(store.address, job.slots, run_stage_task)
         searcher = SourceSearcher(source, scheduler, job, stop, shown)
         for trial in source.ahead:
             scheduler.add.remote(trial, searcher.job)

@@ -2,25 +2,30 @@
 
 A stage is ready when all stages that it needs have finished. The one with the most work left in its trial starts first.
 The actor never trains: it submits tasks, takes their results, and answers the trials that follow it.
+
+Every process that has a handle of the actor imports this file, and Ray pickles the classes that the annotations of its
+methods name. So that a trial's process is light, the file imports no torch, and its annotations stay text.
 """
+
+from __future__ import annotations
 
 import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import NodeDiedError, RayError
 
-from sgan.stages.cost import cost
-from sgan.stages.graph import KINDS, Stage, name
+from sgan.stages.graph import KINDS, Stage, cost, name
 from sgan.store.files import StoreError, lack
 from sgan.store.local import Store
 from sgan.store.s3 import open_store
-from sweeps.execution.cluster import Slots
-from sweeps.execution.worker import result_of, run_stage_task
 from sweeps.planning.trials import Trial
+
+if TYPE_CHECKING:
+    from sweeps.execution.cluster import Slots
 
 RETRIES = 3  # Restarts of a stage that dies or raises, without a newer checkpoint between them
 MOST_STARTS = 20  # A stage starts this many times at most, even if its nodes die
@@ -55,15 +60,17 @@ class Node:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def end(self, result: dict[str, Any]) -> None:
-        """Take the result of a task (`run_stage_under_claim`), or of a stage that the store has."""
-        self.status, self.reason, self.scores = result["status"], result.get("reason", ""), result.get("scores", {})
+        """Take the result of a task (`run_stage_under_claim`), or the facts of a stage that the store has."""
+        self.status, self.reason = result["status"], result.get("reason") or ""
+        self.scores = result.get("scores") or {}
 
 
 class StageScheduler:
-    """The actor, for the store at `address`. Threads access the store: a slow one delays no answer to a trial."""
+    """The actor, for the store at `address`. Threads access the store: a slow one delays no answer to a trial.
+    `run_stage_task`: the remote function of a stage's task."""
 
-    def __init__(self, address: str, slots: Slots):
-        self.address, self.slots = address, slots
+    def __init__(self, address: str, slots: Slots, run_stage_task: Any):
+        self.address, self.slots, self.run_stage_task = address, slots, run_stage_task
         self.job: Any = None
         # Opened as soon as possible: the actor may be restarted while its disk is in trouble.
         self.store: Store = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -165,7 +172,7 @@ class StageScheduler:
             if held:
                 node.status, node.reason = "held", "another process trains it"
                 continue
-            task = run_stage_task.options(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, name=stage_name)
+            task = self.run_stage_task.options(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, name=stage_name)
             me = ray.get_runtime_context().current_actor
             node.task, node.status, node.progress = task.remote(self.job, node.stage, node.judge, me), "running", {}
             end = asyncio.ensure_future(self._finish(stage_name, node))
@@ -221,7 +228,7 @@ class StageScheduler:
         """Check whether a stage has finished, here or elsewhere, or is still held by another process."""
         try:
             if await asyncio.to_thread(self.store.has, stage_name):
-                node.end(await asyncio.to_thread(result_of, self.store, node.stage))
+                node.end(await asyncio.to_thread(self.store.facts, stage_name))
                 return
             if node.status == "full" and time.monotonic() < node.ended + ROOM_WAIT:
                 return

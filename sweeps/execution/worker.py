@@ -18,7 +18,7 @@ from sgan.stages.cost import seconds_per_unit
 from sgan.stages.graph import Stage, name
 from sgan.stages.run import be_deterministic, run_stage
 from sgan.store.files import StoreError, lack
-from sgan.store.local import LostClaim, Store
+from sgan.store.local import LostClaim
 from sgan.training.loop import Progress
 from sweeps.execution import mps
 from sweeps.execution.cluster import Slots, open_shared_store, versions
@@ -109,7 +109,8 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
                 if not reports.go_on(share=share, scores=progress.metrics):
                     steps.close()  # the stage leaves a checkpoint
                     return {"status": "waiting"}
-        return result_of(context.store, stage)
+        facts = context.store.facts(name(stage))
+        return {key: facts.get(key) for key in ("status", "reason", "scores")}
     except (ConfigError, OSError) as error:
         if trouble := lack(error):
             return {"status": "full", "reason": f"waiting for the store {job.store} ({trouble.strerror})"}
@@ -124,12 +125,6 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)):
             raise
         return {"status": "failed", "reason": out_of_memory(error, stage)}
-
-
-def result_of(store: Store, stage: Stage) -> dict[str, Any]:
-    """Status, reason and scores of a finished stage."""
-    facts = store.facts(name(stage))
-    return {"status": facts["status"], "reason": facts["reason"] or "", "scores": facts.get("scores", {})}
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.measures import MEASURES
-from sgan.stages.cost import check_networks, cost, recorded_rate
-from sgan.stages.graph import ClassifierStage, JudgeStage, Stage, code_version, name, plan
+from sgan.stages.cost import check_networks, recorded_rate
+from sgan.stages.graph import ClassifierStage, JudgeStage, Stage, code_version, cost, name, plan
 from sgan.store.local import Store
 from sweeps.optimization import study
 from sweeps.optimization.search_options import SPLITS, WEIGHTS, Search

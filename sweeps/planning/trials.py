@@ -12,8 +12,7 @@ from typing_extensions import TypedDict
 from sgan.checks import as_json, content_key
 from sgan.config import Config
 from sgan.evaluation.alarms import latest
-from sgan.stages.cost import cost
-from sgan.stages.graph import Plan, Stage, name, plan
+from sgan.stages.graph import Plan, Stage, cost, name, plan
 from sgan.store.files import RECORD_FILE, StoreError, read_json, read_record
 from sgan.store.local import Store
 

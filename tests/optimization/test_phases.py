@@ -14,8 +14,8 @@ from search_runner import train
 
 from sgan.checks import ConfigError
 from sgan.data.batches import Data
-from sgan.stages.cost import cost, recorded_rate, seconds_per_unit
-from sgan.stages.graph import ClassifierStage, JudgeStage, name, plan
+from sgan.stages.cost import recorded_rate, seconds_per_unit
+from sgan.stages.graph import ClassifierStage, JudgeStage, cost, name, plan
 from sgan.store.s3 import open_store
 from sweeps.optimization.phases import START, Searcher, SearchRun
 from sweeps.optimization.search_options import Search

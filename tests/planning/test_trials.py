@@ -3,8 +3,7 @@
 import shutil
 from pathlib import Path
 
-from sgan.stages.cost import cost
-from sgan.stages.graph import name
+from sgan.stages.graph import cost, name
 from sgan.store.local import Store
 from sweeps.planning.ablation import plan_ablation
 from sweeps.planning.options import Sweep
