@@ -7,7 +7,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def wait_for(condition: Callable[[], Value], seconds: float = 120.0) -> Value:
+def wait_for(condition: Callable[[], Value], seconds: float = 240.0) -> Value:
     """What a condition says once it says something true; AssertionError where it does not in so many seconds."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -146,17 +146,18 @@ def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return near, place * SUBSET + torch.stack([each.indices for each in found]).gather(0, place[None])[0]
 
 
-def radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance (n,) of each of the points (n, F) to its k-th nearest other point, with k = `neighbours`. With too few
-    points, it is the distance to the farthest one."""
-    return distances(points, points).kthvalue(min(neighbours + 1, len(points))).values
+def radii(points: Tensor, *neighbours: int) -> list[Tensor]:
+    """For each k in `neighbours`: the distance (n,) of each of the points (n, F) to its k-th nearest other point. With
+    too few points, it is the distance to the farthest one."""
+    between = distances(points, points)
+    return [between.kthvalue(min(count + 1, len(points))).values for count in neighbours]
 
 
 class Neighbourhoods:
     """Real points (m, F) and the distances to their neighbours, as a reference for measures of other points."""
 
     def __init__(self, real: Tensor):
-        self.real, self.near, self.far = real, radii(real, NEIGHBOURS), radii(real, DENSITY_NEIGHBOURS)
+        self.real, (self.near, self.far) = real, radii(real, NEIGHBOURS, DENSITY_NEIGHBOURS)
 
     def scores(self, found: Tensor) -> dict[str, float]:
         """precision and recall (Kynkaanniemi et al. 2019, 3 neighbours), density and coverage (Naeem et al. 2020, 5
@@ -165,7 +166,7 @@ class Neighbourhoods:
         inside = between < self.far[:, None]
         return {
             "precision": (between <= self.near[:, None]).any(0).float().mean().item(),
-            "recall": (between <= radii(found, NEIGHBOURS)).any(1).float().mean().item(),
+            "recall": (between <= radii(found, NEIGHBOURS)[0]).any(1).float().mean().item(),
             "density": inside.float().sum(0).mean().item() / DENSITY_NEIGHBOURS,
             "coverage": inside.any(1).float().mean().item(),
         }
@@ -190,7 +191,7 @@ def class_diversity(found: Features, real: Features) -> Tensor:
 
 
 def _gap(points: Tensor) -> float:
-    return radii(points, 1).median().item()
+    return radii(points, 1)[0].median().item()
 
 
 def class_scores(found: Features, real: Features) -> dict[str, float]:

@@ -211,7 +211,7 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         killed = subprocess.Popen(cluster.head.command("bash", "-c", search), stdout=subprocess.DEVNULL)
         ledger = (str(python), str(ROOT / "sweeps" / "ledger.py"), store)
         before = cluster.head.run(*ledger).stdout.count("trial done")
-        wait_for(lambda: cluster.head.run(*ledger).stdout.count("trial done") > before, 300, "a config's end")
+        wait_for(lambda: cluster.head.run(*ledger).stdout.count("trial done") > before, 500, "a config's end")
         cluster.head.run("pkill", "-KILL", "-f", "sweeps/search.py")
         killed.wait(60)
         done = cluster.head.run("bash", "-c", search, timeout=500, check=False)

@@ -71,7 +71,7 @@ class Running:
         self.thread.start()
 
     def ends(self) -> dict[str, tuple[str, str]]:
-        self.thread.join(120)
+        self.thread.join(240)
         assert not self.thread.is_alive()
         return self.source.ends
 
