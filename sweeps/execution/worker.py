@@ -62,12 +62,15 @@ def cap_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(0.01, share - CONTEXT / total))
 
 
-def out_of_memory(error: BaseException, stage: Stage) -> str:
-    """An error message in one line for a stage that ran out of memory in this process, with advice."""
+def out_of_memory(error: BaseException, stage: Stage, slots: Slots) -> str:
+    """An error message in one line for a stage that ran out of memory in this process, with advice. What it needs in
+    all is unknown, so the advice is half as many at a time."""
     said = ". ".join(str(error).split(". ")[:3]) or type(error).__name__  # requested and free memory
+    option, together = ("--trials-per-gpu", round(1 / slots.gpus)) if slots.gpus else ("--slots", slots.count)
+    fewer = f"{option} {together // 2} leaves each stage twice the memory; or " if together > 1 else ""
     return (
-        f"out of memory in {stage.kind} ({said}): run fewer at a time (--trials-per-gpu, or --slots on a CPU), or "
-        "change the config with --override: a smaller gan.batch, joint.batch or samples"
+        f"out of memory in {stage.kind} ({said}): {fewer}change the config with --override: a smaller gan.batch, "
+        "joint.batch or samples"
     )
 
 
@@ -124,7 +127,7 @@ def run_stage_under_claim(job: Job, stage: Stage, judge: Stage | None, scheduler
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)):
             raise
-        return {"status": "failed", "reason": out_of_memory(error, stage)}
+        return {"status": "failed", "reason": out_of_memory(error, stage, job.slots)}
 
 
 run_stage_task = ray.remote(max_retries=0)(run_stage_under_claim)

@@ -179,7 +179,7 @@ print(json.dumps([[each.state.name, each.values] for each in study.trials]))
 
 def without_fault(cluster: Cluster, store: str, words: str) -> str:
     """The output of a command on the store. Nothing in it raises, and every stage is begun once."""
-    done = cluster.head.run("bash", "-c", f". ~/.sgan.env; {words}", timeout=500, check=False)
+    done = cluster.head.run("bash", "-c", f". ~/.sgan.env; {words}", timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     logs = cluster.head.run("bash", "-c", "cat ~/.cache/sgan/*/sweeps/*/mlflow.log").stdout
     assert "Traceback" not in done.stdout + done.stderr + logs, done.stdout + done.stderr + logs
@@ -191,7 +191,7 @@ def without_fault(cluster: Cluster, store: str, words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cluster, alone):
     """A real S3 API on the head; each host's mirror is a folder of its own."""
     bucket = Bucket(cluster, cluster.network[S3_HOST])
@@ -214,7 +214,7 @@ def test_hosts_that_share_nothing_but_a_bucket_train_each_stage_once(cluster: Cl
         wait_for(lambda: cluster.head.run(*ledger).stdout.count("trial done") > before, 500, "a config's end")
         cluster.head.run("pkill", "-KILL", "-f", "sweeps/search.py")
         killed.wait(60)
-        done = cluster.head.run("bash", "-c", search, timeout=500, check=False)
+        done = cluster.head.run("bash", "-c", search, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         assert "trained more than once: nothing" in cluster.head.run(*ledger).stdout

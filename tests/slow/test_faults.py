@@ -192,7 +192,7 @@ def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
     """Run a stage of the tiny trial as its Ray task does, in this process, without Ray; all before it have finished or
     are run. The store has the mark; the scheduler says of each report that the stage goes on."""
     trial = tiny_plan()
-    job = Job(digits(), root, "mark", "test", Slots(1, 1, 0.0, 0, "here"), deterministic)
+    job = Job(digits(), root, "mark", "test", Slots(4, 1, 0.0, 0, "here"), deterministic)
     silent, scheduler = SimpleNamespace(go_on=lambda **_: True), cast(Any, None)
     for each, stage in trial.stages:
         with mock.patch("sweeps.execution.worker._Reports", return_value=silent):
@@ -213,7 +213,7 @@ def test_a_stage_without_memory_fails_at_once_with_what_would_fit(allocate, root
     command = [sys.executable, "-c", LACKING.replace("{allocate}", allocate), str(root)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
     assert done.stdout.startswith("failed out of memory in level ("), done.stderr
-    assert "a smaller gan.batch" in done.stdout
+    assert "): --slots 2 leaves each stage twice the memory; or change the config with --override: a" in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 

@@ -13,6 +13,7 @@ from test_resume import DEEP
 from sgan.stages.run import be_deterministic
 from sgan.training import checkpoint
 from sweeps.execution import worker
+from sweeps.execution.cluster import Slots
 
 ROOT = Path(__file__).parents[2]
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -57,9 +58,9 @@ def test_a_deterministic_trial_that_is_stopped_in_every_stage_ends_the_same_bit_
 def test_a_stage_that_lacks_a_gpus_memory_says_what_there_is():
     with pytest.raises(torch.OutOfMemoryError) as lacking:
         torch.empty(2**43, dtype=torch.uint8, device="cuda")
-    text = worker.out_of_memory(lacking.value, tiny_plan().stages[-2][1])
+    text = worker.out_of_memory(lacking.value, tiny_plan().stages[-2][1], Slots(6, 1, 1 / 6, 1, "here"))
     assert f"capacity of {torch.cuda.mem_get_info()[1] / 2**30:.2f} GiB" in text
-    assert "): run fewer at a time (--trials-per-gpu" in text
+    assert "): --trials-per-gpu 3 leaves each stage twice the memory; or change the config" in text
 
 
 @pytest.mark.gpu
