@@ -51,13 +51,13 @@ def train(task: GanTask, stage: GanStage, folder: Path, evaluator: Evaluator | N
         write_tensors(folder / file, task_tensors(task) if stage.keep_adam else module_tensors(task.modules))
 
     def evaluate(images: int) -> dict[str, float]:
-        if 0 < images < steps * batch:
+        if images // batch in evaluations and images < steps * batch:
             kept = module_tensors({"generator": task.generator})
             write_tensors(folder / WEIGHTS / f"{images:09d}.safetensors", kept)
         if start and images == start * batch:
             write(START_FILE)
         return score(images)
 
-    evaluations = marks(steps, stage.evaluations) | ({start} if start else set())
-    yield from loop(task, steps, batch, folder, evaluate, evaluations, judge)
+    evaluations = marks(steps, stage.evaluations)  # the joint stage's start is no further candidate for the best one
+    yield from loop(task, steps, batch, folder, evaluate, evaluations | ({start} if start else set()), judge)
     write(MODEL_FILE)
