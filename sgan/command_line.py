@@ -14,8 +14,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import docstring_parser
 import tyro
 from tyro.conf import Positional
 
@@ -25,6 +27,7 @@ from sgan.checks import WAITED, ConfigError
 Made = TypeVar("Made")
 BAD, INTERRUPTED = 2, 130  # Exit statuses: after a ConfigError or a disk error, and after Ctrl-C or SIGTERM
 StoreAddress = Annotated[Positional[str], tyro.conf.arg(metavar="STORE")]
+ROOT = Path(__file__).resolve().parents[1]
 WIDE = "10000"  # Columns of a terminal so wide that tyro wraps no message
 
 
@@ -55,10 +58,12 @@ def parse(make: Callable[[], Made], asked: dict[str, str] | None = None) -> Made
         os.environ["COLUMNS"] = columns  # an empty value counts as unset
 
 
-def python() -> str:
-    """This interpreter as the first word of a printed command; in the checkout that has it, its path from there."""
-    path, here = os.path.relpath(sys.executable), os.path.exists("sweeps/ablation.py")
-    return shlex.quote(path if here and not path.startswith("..") else sys.executable)
+def python(script: str = "") -> str:
+    """This interpreter, and a script of this checkout, as the first words of a printed command. Started in the
+    checkout, they are paths from there."""
+    path, here = os.path.relpath(sys.executable), Path.cwd() == ROOT
+    words = [path if here and not path.startswith("..") else sys.executable]
+    return shlex.join(words + [script if here else str(ROOT / script)] * bool(script))
 
 
 def later(function: Callable[..., Made]) -> Callable[..., Callable[[], Made]]:
@@ -95,8 +100,13 @@ def grouped(kind: type[Made], prog: str, default: Made) -> Made:
     inherits from groups, the dataclasses without a base. `default`: the options' default values."""
     fields: list[Any] = []
     for each in filter(lambda each: each.__bases__ == (object,), kind.__mro__):
-        values = {name: getattr(default, name) for name in each.__dataclass_fields__}
-        fields.append((each.__name__.lower(), each, dataclasses.field(default=each(**values))))
+        told = {of.arg_name: (of.description or "").split() for of in docstring_parser.parse_from_object(each).params}
+        options: list[Any] = []
+        for name, field in each.__dataclass_fields__.items():
+            text = tyro.conf.arg(help=" ".join(told.get(name, ())) or None)  # tyro's own keeps the lines of the source
+            options.append((name, Annotated[field.type, text], dataclasses.field(default=getattr(default, name))))
+        group = dataclasses.make_dataclass(each.__name__, options, namespace={"__doc__": each.__doc__})
+        fields.append((each.__name__.lower(), group, dataclasses.field(default_factory=group)))
     nested = dataclasses.make_dataclass(kind.__name__, fields)
     description = inspect.cleandoc(kind.__doc__ or "")
     made = tyro.cli(nested, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
