@@ -2,14 +2,21 @@
 
 import collections
 import shlex
+import shutil
+import sys
+import textwrap
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TypeVar
 
 from sgan.addresses import masked
-from sgan.checks import require
+from sgan.checks import ConfigError, require
 from sgan.command_line import INTERRUPTED, python
+from sgan.stages.cost import recorded_rate
 from sgan.stages.run import processor
+from sgan.store.files import lack
 from sgan.store.local import Store
 from sgan.store.s3 import find_store, open_store
 from sweeps.execution import scheduler
@@ -27,6 +34,8 @@ from sweeps.planning.options import Options, Sweep
 from sweeps.planning.trials import ListSource, Trial, clock, state_of
 from sweeps.reporting import document, results
 
+Made = TypeVar("Made")
+PAUSE = 10.0  # Seconds between two looks at a disk in trouble
 STOPPED_SECONDS = 3.0  # A stopped command waits for MLflow at most this long
 
 
@@ -36,17 +45,22 @@ def run_ablation(options: Sweep) -> int:
     slots = join(options)
     planned, store = ablation.plan_ablation(options, slots.all_gpus), store_of(options)
     ablation.check_record(planned, store)
-    print_plan(planned, ablation.summary(planned, store), slots)
+    lines = ablation.summary(planned, store)
+    if options.dry_run:  # while trials run, a line says how long they will still take
+        rate = recorded_rate(store, (stage for one in planned.trials for _, stage in one.plan.stages))
+        rate = rate or measured_here(planned.trials[0].config, planned.basis.data, slots)
+        lines.append(("time", f"about {clock(ablation.seconds_left(planned, store, rate, slots.count))}"))
+    print_plan(planned, lines, slots)
     if options.dry_run:
         return 0
     frame = Frame(planned, store, slots)
     finished = scheduler.run(ListSource(planned.trials, store), frame.job, store)
     sweep = frame.end(finished, planned.rows, options.seed_range)
-    left = sum(state_of(store, trial.record).outcome in ("interrupted", "failed") for trial in planned.trials)
     if sweep is None:
-        print(f"\nStopped with {left} trials open; the same command goes on where they are.")
+        print("\nStopped with trials open; the same command goes on where they are.")
         return INTERRUPTED
-    then = f"{python()} sweeps/best.py {shlex.quote(options.store)}"
+    left = sum(state_of(store, trial.record).outcome in ("interrupted", "failed") for trial in planned.trials)
+    then = f"{python('sweeps/best.py')} {shlex.quote(options.store)}"
     document.ending(sweep, frame.unsent or pages(frame.uri, planned.key), then)
     return 1 if left or frame.unsent else 0
 
@@ -71,7 +85,10 @@ def print_plan(planned: Ablation | SearchRun, summary: Sequence[tuple[str, str]]
     """Print the plan of a command: its title, and lines with a heading each."""
     lines = [("why", planned.basis.why), *summary, ("slots", f"{slots.count} stages at a time on {slots.where}")]
     lines.append(("store", masked(planned.options.store)))
-    print("\n".join([planned.title, *(f"  {heading:<8}{text}" for heading, text in lines)]), flush=True)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
+    parts = [wrap.fill(text) for text in (planned.title, *(f"  {heading:<8}{text}" for heading, text in lines))]
+    print("\n".join(parts), flush=True)
 
 
 @contextmanager
@@ -93,14 +110,15 @@ def both_phases(run: SearchRun, made: Plan, slots: Slots) -> int:
     confirmed: list[Trial] = []
     best, finished = None, scheduler.run(searcher, frame.job, run.store)
     if finished:
-        confirmed = run.best(made.best, made.seeds)
+        confirmed = waiting(lambda: run.best(made.best, made.seeds))
         if confirmed:
             print(f"confirming {' '.join(each.title for each in confirmed)}", flush=True)
-            source = ListSource(confirmed, run.store, lambda: run.write(*confirmed))
+            source = waiting(lambda: ListSource(confirmed, run.store, lambda: run.write(*confirmed)))
             finished = scheduler.run(source, frame.job, run.store)
-        best = run.write_best(confirmed, frame.origin)
-    with suppress(OSError):  # a view, which the same command makes again
-        run.store.save(run.study_path)
+    if finished:  # otherwise some configs may lack seeds
+        best = waiting(lambda: run.write_best(confirmed, frame.origin))
+        with suppress(OSError):  # a view, which the same command makes again
+            run.store.save(run.study_path)
     sweep = frame.end(finished, {each.variant for each in confirmed}, {each.seed for each in confirmed})
     if sweep is None:
         print("\nStopped with trials open; the same command goes on where they are.")
@@ -123,6 +141,18 @@ def both_phases(run: SearchRun, made: Plan, slots: Slots) -> int:
         )
     document.ending(sweep, frame.unsent or pages(frame.uri, run.key), then)
     return 0 if best and not failed and not frame.unsent and not searcher.failed else 1
+
+
+def waiting(call: Callable[[], Made]) -> Made:
+    """Return the result of a call, which is repeated while the disk of the store is full or sick."""
+    while True:
+        try:
+            return call()
+        except (OSError, ConfigError) as error:
+            if not (trouble := lack(error)):
+                raise
+            print(f"waiting for the store ({trouble.strerror})", flush=True)
+            time.sleep(PAUSE)
 
 
 def join(options: Options) -> Slots:
@@ -164,14 +194,15 @@ class Frame:
         self.follower = follow.start(store, self.key, self.uri)
 
     def end(self, finished: bool, variants: Collection[str], seeds: Collection[int]) -> results.Sweep | None:
-        """Write the record again, since it may have been deleted, and the report, and wait until MLflow has both.
-        Returns the sweep as read from the store, or None if the command was stopped."""
+        """Write the record again, since it may have been deleted, and the report, and wait until MLflow has both; where
+        the command was stopped, do not. Returns the sweep as read from the store, or None if it was stopped."""
         sweep = None
         try:
-            with suppress(OSError):  # a full disk; the same command writes it again
-                manifest.write(self.store, self.planned.record(self.origin))
-            if finished:
-                sweep = document.keep(self.store, self.key, self.planned.options.store, variants, seeds)
+            if finished:  # a command that is stopped does not wait for a bucket
+                with suppress(OSError):  # a full disk; the same command writes it again
+                    manifest.write(self.store, self.planned.record(self.origin))
+                address = self.planned.options.store if Path.cwd() == manifest.ROOT else self.store.address
+                sweep = document.keep(self.store, self.key, address, variants, seeds)
         finally:
             wait = None if finished else STOPPED_SECONDS
             self.unsent = follow.finish(self.follower, self.store, self.key, self.uri, wait)

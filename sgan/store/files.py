@@ -24,6 +24,7 @@ from sgan.checks import OPEN, WAITED, ConfigError, checked
 
 SEAL = "sha256"
 RECORD_FILE = "record.jsonl"
+MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # Numbers of errors of a missing or damaged file
 
 
 class StoreError(ConfigError):
@@ -59,8 +60,7 @@ def lack(error: BaseException) -> OSError | None:
 
 def unreadable(path: Path, error: Exception, remedy: str = "delete its folder, and it is made again") -> StoreError:
     """Return the error for a file that cannot be read; `remedy`: advice for one that is missing or damaged."""
-    missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    if isinstance(error, OSError) and error.errno not in missing:
+    if isinstance(error, OSError) and error.errno not in MISSING:
         remedy = "this user needs the rights to read it, and its disk must answer; it is not known to be damaged"
     return StoreError(f"{path} cannot be read ({error}); {remedy}")
 

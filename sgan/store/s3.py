@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from s3fs import S3FileSystem
@@ -34,6 +35,7 @@ from sgan.store.local import CHECKPOINTS, LEDGER, STAGE_FILE, Facts, LostClaim, 
 
 PAUSES = (1.0, 5.0, 15.0, 30.0, *[60.0] * 60)
 """Seconds between attempts while a bucket does not answer: commands survive an hour of that."""
+NOTED = 2.0  # Seconds for which a command waits until an event is in the bucket, at most
 SYNC = 10.0  # Seconds between two uploads of a stage in progress
 FRESH = 1.0  # Seconds for which a listing is valid, at least; a slow one is valid for 20 times its own duration
 HEAVY = ".safetensors"  # Suffix of files that are not needed to watch a stage
@@ -115,7 +117,14 @@ class BucketStore(Store):
 
     def note(self, event: str, **about: Any) -> Path:
         path = super().note(event, **about)
-        self.uploads.submit(lambda: self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}"))
+
+        def send() -> None:
+            with suppress(Exception):  # the bucket does not answer
+                self.fs.put_file(str(path), f"{self.base}/{LEDGER}/{path.name}")
+
+        sender = Thread(target=send, daemon=True)  # a bucket that hangs must not hold this process when it ends
+        sender.start()
+        sender.join(NOTED)
         return path
 
     def save(self, path: Path) -> None:

@@ -115,7 +115,8 @@ class Checkpoints:
                 checkpoint = Checkpoint(head["step"], head["seconds"], record, head["files"], tensors)
                 break
             except (OSError, StoreError) as error:  # a part of it is missing, damaged or another stage's
-                if files.lack(error) or PermissionError in map(type, (error, error.__cause__)):
+                cause = error.__cause__ if isinstance(error, StoreError) else error
+                if isinstance(cause, OSError) and cause.errno not in files.MISSING:
                     raise  # it is not known to be damaged
                 remove(folder)
         for path in (*self.work.glob("*/*"), *self.work.glob("*")):

@@ -67,7 +67,8 @@ def prepare(store: Store, uri: str) -> None:
         with suppress(OSError):
             if database.exists() and os.path.samefile(home.read_text(), store.root):
                 return
-        remove(database)
+        for end in ("", "-journal", "-wal", "-shm"):  # a killed writer's journal would be played into the new one
+            remove(database.with_name(f"{database.name}{end}"))
         remove(home.parent)
         with atomic_write(home) as temporary:
             temporary.write_text(str(store.root))

@@ -114,7 +114,8 @@ class StudyFile:
         self.study, self.path, self.count = study, path, 0
         self.copy: optuna.Study | None = None
         try:
-            path.unlink(missing_ok=True)
+            for each in (path, path.with_name(f"{path.name}.lock")):  # a killed process may have left Optuna's lock
+                each.unlink(missing_ok=True)
             storage = JournalStorage(JournalFileBackend(str(path)))
             self.copy = optuna.create_study(storage=storage, study_name=name, direction=study.direction)
             with warnings.catch_warnings(action="ignore"):  # Optuna calls names of metrics experimental

@@ -10,7 +10,7 @@ from sgan.checks import ConfigError, as_json, content_key, difference, require
 from sgan.config import IMAGE, STAGE_IMAGES, Config
 from sgan.presets import VARIANTS, Row
 from sgan.stages.cost import check_networks, flops, planned_steps
-from sgan.stages.graph import GanStage, code_version, plan
+from sgan.stages.graph import GanStage, code_version, cost, plan
 from sgan.store.local import Store
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch, prepare
@@ -80,7 +80,10 @@ def plan_ablation(options: Sweep, gpus: int) -> Ablation:
 
 def _config(basis: Basis, options: Sweep, row: Row, seed: int) -> Config:
     start = row if row.built_in else VARIANTS[row.base]
-    config = basis.config(start.variant, seed, options.loss_weights, options.cuts)
+    try:
+        config = basis.config(start.variant, seed, options.loss_weights, options.cuts)
+    except ConfigError as error:
+        raise ConfigError(f"row {row.title}: {error}; choose other --weights, or leave it out of --variants") from error
     return config if row.built_in else row.config(config, basis.recipe)
 
 
@@ -136,6 +139,14 @@ def summary(ablation: Ablation, store: Store) -> list[tuple[str, str]]:
     lines += [("match", f"by {match}: {factors}")] if match != "none" else []
     shared = f"{stages - own} more are shared between trials"
     return [*lines, ("stages", f"{own}: {own - left} finished, {left} to run; {shared}")]
+
+
+def seconds_left(ablation: Ablation, store: Store, rate: float, slots: int) -> float:
+    """Predict the wall time in seconds of what is left, at `rate` seconds a unit of cost on this number of slots."""
+    todo = [one for one in ablation.trials if not ended(one, store)]
+    costs = {name: cost(stage) for name, stage in missing(todo, store).items()}
+    longest = max((sum(costs.get(each, 0.0) for each in one.plan.names) for one in todo), default=0.0)
+    return rate * max(longest, sum(costs.values()) / slots)
 
 
 def size(config: Config, match: str) -> float:

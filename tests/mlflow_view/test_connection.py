@@ -1,6 +1,7 @@
 """Addresses of MLflow, servers that are away or answer nonsense, and the database in a store."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,6 +33,25 @@ def test_a_store_at_any_path_holds_its_database_and_its_artifacts(folder, tmp_pa
     assert (store.root / "mlflow.db").exists()
     assert [path.read_text() for path in store.root.glob("mlartifacts/**/file.txt")] == ["text"]
     assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+def test_a_journal_of_a_killed_writer_is_not_played_into_a_new_database(tmp_path):
+    """The store is moved, so its database is made anew."""
+    before, moved = Store(tmp_path / "before"), tmp_path / "moved"
+    code = "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]); "
+    client = MlflowClient(default_uri(before))
+    run, database = client.create_run(experiment_id(client)).info.run_id, moved / "mlflow.db"
+    for number in range(300):
+        client.log_metric(run, f"m{number}", 1.0)
+    # So little memory that pages of an open transaction are written; then it dies.
+    code += "db.execute('pragma cache_size=2'); db.execute('update metrics set value=2'); "
+    code += "db.execute('update runs set name=hex(randomblob(99999))'); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, str(before.root / "mlflow.db")], check=False, timeout=60)
+    before.root.rename(moved)
+    assert (moved / "mlflow.db-journal").stat().st_size > 0
+    connection.prepare(Store(moved), default_uri(Store(moved)))
+    assert sqlite3.connect(database).execute("pragma integrity_check").fetchall() == [("ok",)]
+    assert not (moved / "mlflow.db-journal").exists()
 
 
 def test_a_group_that_may_write_the_store_may_write_its_database_and_its_artifacts(tmp_path):

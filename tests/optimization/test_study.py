@@ -78,6 +78,14 @@ def test_a_trial_that_a_kill_left_running_is_made_again(tmp_path: Path):
     assert values(place) == [1.0, 2.0]
 
 
+def test_a_lock_that_a_kill_left_in_a_store_that_was_moved_holds_up_nothing(tmp_path: Path):
+    """Optuna's lock is a link to the file's old place: it waits for it without end."""
+    place = tmp_path / "optuna.log"
+    place.with_name("optuna.log.lock").symlink_to(tmp_path / "before" / "optuna.log")
+    StudyFile(study_of([1.0, 2.0]), "toy", SCORE, place)
+    assert values(place) == [1.0, 2.0]
+
+
 def test_a_file_cut_anywhere_by_a_power_cut_is_made_again(tmp_path: Path):
     path, torn = tmp_path / "optuna.log", tmp_path / "torn.log"
     StudyFile(study_of([1.0, 2.0, 3.0]), "toy", SCORE, path)

@@ -623,6 +623,29 @@ def test_a_server_that_is_gone_is_waited_for_and_then_ends_in_one_error(host, ap
     assert said.count("waiting for it") == 1
 
 
+NOTES = """
+import sys
+from sgan.store.s3 import BucketStore
+store = BucketStore(sys.argv[1])
+print("open", flush=True)
+sys.stdin.readline()
+for number in range(3):
+    store.note("sweep ended", sweep=str(number))
+"""
+
+
+def test_a_bucket_that_hangs_does_not_hold_a_process_that_ends(api, address, tmp_path):
+    command = [sys.executable, "-c", NOTES, address]
+    environment = os.environ | {"SGAN_CACHE": str(tmp_path)}
+    process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=HERE.parent)
+    assert said(process) == "open"
+    api.faults.delay = 60.0
+    began = time.monotonic()
+    process.communicate("\n", timeout=50)
+    assert process.returncode == 0
+    assert time.monotonic() - began < 40
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -293,16 +293,17 @@ def test_another_stages_checkpoint_is_not_used(torn, monkeypatch):
     assert resumed("paper", root, monkeypatch) == STEPS - 4
 
 
-def test_a_checkpoint_that_a_sick_disk_does_not_give_is_kept(torn, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESHUTDOWN])
+def test_a_checkpoint_that_a_sick_disk_does_not_give_is_kept(number, torn, monkeypatch):
     _, work = torn("paper")
 
     def sick(path: Path) -> str:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        raise OSError(number, os.strerror(number), path)
 
     before = sorted((work / CHECKPOINTS).iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "sha256", sick)
-        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        with pytest.raises(OSError, match=os.strerror(number)):
             Checkpoints(work).load()
     assert sorted((work / CHECKPOINTS).iterdir()) == before
     assert Checkpoints(work).load().step == STEPS - 3
