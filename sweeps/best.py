@@ -60,12 +60,12 @@ def choose(store: Store, seeds: list[dict[str, Any]], by: str, mlflow: str | Non
     trial, key = best["row"], best["sweep"]
     record = manifest.read(store, key)
     try:
-        options = tyro.cli(Sweep, args=shlex.split(trial["rerun"]))
+        options = parse(lambda: tyro.cli(Sweep, args=shlex.split(trial["rerun"])))
         config = from_json(Config, trial["config"])
-    except (SystemExit, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(
-            f"{trial['title']} was recorded by commit {record['commit']}, whose configs this commit cannot read "
-            f"({error}); run its command in the list again, and promote the result"
+            f"{trial['title']}, recorded by commit {record['commit']}, cannot be read here ({error}); run its command "
+            "in the list again, where its files are and with code that reads it, and promote the result"
         ) from error
     custom = f"{trial['title']} is a custom row, which {config_file.BEST} cannot hold"
     require(bool(options.variants), f"{custom}; its command in the list runs it again")

@@ -25,6 +25,7 @@ from sweeps.planning.trials import Trial, TrialSource, clock, missing
 
 SILENCE = 60.0  # Seconds between two lines on the same state of a trial, at least
 REFRESH = 0.2  # Seconds between two updates of the view, at least
+ESTIMABLE = 5.0  # Seconds of training after which the time left is estimated
 LEADERS = 12  # Rows of the leaderboard
 SHOWN = (LEADING, "inception_score")  # Measures of the leaderboard
 NEWS = {
@@ -60,11 +61,12 @@ class Progress:
         console = console or Console(file=sys.stdout)
         self.lives = console.is_terminal and not console.is_dumb_terminal
         self.bars = progress.Progress(
-            progress.TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
-            progress.BarColumn(12),
+            progress.TextColumn("{task.description}", table_column=Column(ratio=4, no_wrap=True, overflow="ellipsis")),
+            progress.TextColumn("seed {task.fields[seed]}", table_column=Column(no_wrap=True)),  # tells rows apart
+            progress.BarColumn(12 if console.width >= 100 else 5),
             progress.TaskProgressColumn(),
             progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("{task.fields[told]}", table_column=Column(ratio=4, no_wrap=True, overflow="ellipsis")),
+            progress.TextColumn("{task.fields[told]}", table_column=Column(ratio=5, no_wrap=True, overflow="ellipsis")),
             expand=True,
         )
         for trial in source.ahead:
@@ -95,7 +97,7 @@ class Progress:
         self.shares |= {name(each): 1.0 for each in trial.plan.needs(running)}
         stage = self.current[trial.id] = name(running)
         if stage not in self.rows:
-            self.rows[stage] = self.bars.add_task(f"{label} {trial.title}", total=1.0, told="")
+            self.rows[stage] = self.bars.add_task(f"{label} {trial.variant}", total=1.0, seed=trial.seed, told="")
         self.shares[stage], news = result.get("share", 0.0), self.news.setdefault(stage, {})
         # A joint stage shows the values of its image level.
         news |= {each.removeprefix("level0/"): value for each, value in result.get("scores", {}).items()}
@@ -143,10 +145,11 @@ class Progress:
     def _standing(self) -> tuple[float, str, str]:
         """The finished share of the work, and in words the time left and the number of trials."""
         done = sum(cost(stage) * self.shares.get(each, 0.0) for each, stage in self.stages.items())
-        known, spent = max(1, len(self.trials)), time.monotonic() - self.stages_began
-        total = sum(map(cost, self.stages.values())) * max(known, self.source.expected) / known
+        trials, spent = max(1, len(self.trials)), time.monotonic() - self.stages_began
+        total = sum(map(cost, self.stages.values())) * max(trials, self.source.expected) / trials
         share = done / max(total, 1e-9)
-        left = f"about {clock(spent * (1 - share) / share)} left" if share > 0.02 else "estimating the time left"
+        known = share > 0.02 and spent > ESTIMABLE
+        left = f"about {clock(spent * (1 - share) / share)} left" if known else "estimating the time left"
         return share, left, f"{self.ended}/{max(self.source.expected, self.ended)} trials"
 
     def _line(self, trial: Trial, what: str) -> None:

@@ -29,7 +29,7 @@ from sweeps.planning import config_file
 from sweeps.planning import manifest as manifests
 from sweeps.planning.config_file import BEST, BestConfig
 from sweeps.planning.manifest import REPORT, TEXT
-from sweeps.planning.trials import State, alarm_of, records_of, scores_of
+from sweeps.planning.trials import State, alarm_of, of_real_features, records_of, scores_of
 
 HEADLINES = (LEADING, "recall", "inception_score", "kid")
 """Scores that are curves over all images that the image generator has seen; other scores are in groups."""
@@ -151,19 +151,19 @@ class Trials:
             StoreError: the record of a finished stage is damaged.
         """
         store, metrics, records = self.store, list[Metric](), records_of(self.store, trial)
-        before = 0  # images that the image generator saw in earlier stages
+        before = 0  # images of earlier stages that make images: those of all seeds, so that means of curves are smooth
         for stage in trial["stages"]:
             label, done = stage["label"], store.has(stage["name"])
+            curves = () if of_real_features(trial, label) else HEADLINES
             for line in records.get(label, ()):
                 images = line["images"]
                 for key, value in line["metrics"].items():
-                    if key not in HEADLINES:
-                        metrics += as_metrics({f"{label}/{key}": value}, line["time"], images)
-                    elif images or not before:  # else it repeats the last point of the stage before
-                        metrics += as_metrics({key: value}, line["time"], before + images)
+                    name, step = (key, before + images) if key in curves else (f"{label}/{key}", images)
+                    metrics += as_metrics({name: value}, line["time"], step)
             if not done and label not in SHARED:
                 break  # the stage was deleted: the first step of the next one is unknown
-            before += store.facts(stage["name"]).get("generator_images", 0) if done else 0
+            facts = store.facts(stage["name"]) if done else {}
+            before += facts["images"] if facts.get("generator_images") else 0
         params, note = self.about(trial)
         tags = {name: str(trial[name]) for name in TAGS}
         tags |= {name: str(self.manifest["settings"][name]) for name in ("dataset", "recipe")}
@@ -278,13 +278,13 @@ def _state(manifest: Mapping[str, Any], charts: bool) -> dict[str, Any]:
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "variant"}]},
         "groupsExpanded": {f"tag.variant.{each['name']}": False for each in manifest["variants"]},
-        **(_charts("Over generator images", "At the end") if charts else {}),
+        **(_charts("Over training images", "At the end") if charts else {}),
     }
 
 
 def _charts(curves: str, values: str) -> dict[str, Any]:
-    """Curves of the headline scores over the images that the generator has seen, their last values, and diversity
-    against the leading score; in two sections."""
+    """Curves of the headline scores over the training images of all stages that make images, their last values, and
+    diversity against the leading score; in two sections."""
     axes = {place: {"key": name, "type": "METRIC"} for place, name in (("xaxis", LEADING), ("yaxis", COLUMNS[-1]))}
 
     def plain(name: str) -> dict[str, Any]:  # not smoothed; a few bad early scores do not press the rest to one line

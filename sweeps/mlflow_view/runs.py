@@ -134,9 +134,9 @@ def register(client: MlflowClient, run: Run, model: LoggedModel, name: str) -> s
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description="Stacked GANs that `python sweeps/best.py --promote` chose.")
     held = client.search_model_versions(f"name = '{name}'")
-    version = next((each.version for each in held if each.model_id == model.model_id), None)
+    place, run_id = model.artifact_location, run.info.run_id
+    version = next((each.version for each in held if (each.run_id, each.source) == (run_id, place)), None)
     if version is None:
-        place, run_id = model.artifact_location, run.info.run_id
         version = client.create_model_version(name, place, run_id, model_id=model.model_id).version
     client.set_registered_model_alias(name, BEST, version)
     return version

@@ -186,7 +186,7 @@ def send_rest(store: Store, sweep_key: str, uri: str) -> str:
 
 def later(store: Store, uri: str, trouble: str) -> str:
     """A line that says why MLflow did not get everything, and how to send the rest."""
-    command = f"{python()} sweeps/tracking.py sync {shlex.quote(masked(store.address))}"
+    command = f"{python('sweeps/tracking.py')} sync {shlex.quote(masked(store.address))}"
     if uri == default_uri(store):
         command += " (if mlflow.db is damaged, delete it first)"
     elif masked(uri) != uri:

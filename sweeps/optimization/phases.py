@@ -24,7 +24,7 @@ from sweeps.optimization.study import DONE, REASON, Outcome, Row, StudyFile
 from sweeps.planning import config_file, manifest
 from sweeps.planning.basis import Basis, check_batch
 from sweeps.planning.options import Options, Sweep
-from sweeps.planning.trials import Trial, clock, state_of, trial
+from sweeps.planning.trials import Trial, clock, config_key, state_of, trial
 
 STUDY = "optuna.log"  # Optuna's study, in the folder of a search's record
 DEFAULT = 0  # The number of the default config, which is tried first
@@ -58,8 +58,9 @@ class SearchRun:
         chosen = (self.space.splits, ranges, search.zeros, search.vary)
         parts = [*basis.shared, code_version(), search.objective, search.seed, search.variant, *chosen]
         self.key = content_key(parts)
-        self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, f"by {search.objective}"])
-        self.name = f"{basis.what}, {search.variant} by {search.objective} ({self.key})"
+        by = f"by {MEASURES[self.score].heading}"
+        self.title = ", ".join([f"Search: {basis.what}", search.variant, *basis.notes, by])
+        self.name = f"{basis.what}, {search.variant} {by} ({self.key})"
         self.study_path = manifest.folder(store, self.key) / STUDY
         self.templates = {split: self._template(split, search.seed) for split in self.space.splits}
         ends = [(field, end) for field, at in self.space.varied.items() for end in (at.low, at.high)]
@@ -81,7 +82,7 @@ class SearchRun:
 
     def config_key(self, params: Params) -> str:
         """The key of a config without its seed: the weights of losses that are left out do not change it."""
-        return content_key(self.space.config(params, 0))
+        return config_key(self.space.config(params, 0))
 
     def trial(self, number: int, params: Params, seed: int | None = None) -> Trial:
         """The trial of a config; without a seed it belongs to the first phase."""
@@ -151,7 +152,7 @@ class SearchRun:
         return [
             ("space", shape),
             ("study", f"{self.name}: {searcher.ended} trials finished{left}"),
-            ("explore", f"{searcher.target} configs at seed {self.seed}"),
+            ("explore", f"{searcher.target} config{'s' * (searcher.target != 1)} at seed {self.seed}"),
             ("confirm", f"the best {made.best} and the default config on {seeds}"),
             ("time", f"about {clock(made.seconds)}"),
         ]

@@ -43,6 +43,7 @@ def parse_varied(text: str, recipe: Recipe) -> tuple[str, FloatDistribution | In
     require(not scoring, f"--vary {text}: all configs of a search are scored in one way; set {field} with --override")
     try:
         low, high = map(json.loads, ends)
+        require(not {type(low), type(high)} & {bool, str}, f"--vary {text}: both ends must be numbers")
         for end in (low, high):
             recipe = with_fields(recipe, {field: end}, "--vary")
         whole = isinstance(attrgetter(field)(recipe), int)

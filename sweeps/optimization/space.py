@@ -60,9 +60,12 @@ class Space:
         return basis.config(self.variant, seed, self.loss_weights(params), SPLITS[params["split"]])
 
     def kind(self, params: Params) -> str:
-        """The name of a config's variant: a stack without cuts is a DCGAN with these losses."""
+        """The name of a config's variant: a stack without cuts is a DCGAN with these losses, where its row of that name
+        has labels, too."""
+        name = f"dcgan-{params['losses'].replace('+', '-')}"
         single = bool(self.variant.cuts) and params["split"] == NONE
-        return f"dcgan-{params['losses'].replace('+', '-')}" if single else self.name
+        alike = name not in VARIANTS or VARIANTS[name].variant.labels == self.variant.labels
+        return name if single and alike else self.name
 
     def title(self, params: Params) -> str:
         """A config in words; without cuts it is a DCGAN, not a stack."""

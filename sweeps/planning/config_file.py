@@ -36,7 +36,8 @@ def words(options: Options) -> str:
         if field.name == "row":
             parts += [word for row in value for word in (flag(field.name), *row)]
         elif field.name in (*CHOSEN, "data", "judge_weights", "variants", "rows") and value != field.default:
-            parts += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
+            values = value if isinstance(value, tuple) else (value,)  # a path is read from any folder
+            parts += [flag(field.name), *(str(each.absolute() if isinstance(each, Path) else each) for each in values)]
     return shlex.join(parts)
 
 
@@ -73,7 +74,7 @@ def command(path: Path, store: Store, options: Options) -> str:
     parts = ["--config", str(path)]
     for each in ("data", "judge_weights"):  # best.yaml names no places of a machine
         parts += [flag(each), str(value.absolute())] if (value := getattr(options, each)) else []
-    return f"{python()} sweeps/ablation.py {shlex.join([*parts, '--store', masked(store.address)])}"
+    return f"{python('sweeps/ablation.py')} {shlex.join([*parts, '--store', masked(store.address)])}"
 
 
 def write(store: Store, variant: str, options: Sweep, config: Config, provenance: dict[str, Any]) -> Path:

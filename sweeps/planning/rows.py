@@ -25,7 +25,7 @@ def assignment(text: str, option: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     require(bool(equals and name), f"{option} takes FIELD=VALUE, but got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, value if name in ("base", "title") else json.loads(value)
     except (ValueError, RecursionError):
         return name, value
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from typing_extensions import TypedDict
 
-from sgan.checks import as_json, content_key
+from sgan.checks import as_json
 from sgan.config import Config
 from sgan.evaluation.alarms import latest
 from sgan.stages.graph import Plan, Stage, cost, name, plan
@@ -43,6 +43,12 @@ class Trial:
         return self.record["run"]
 
 
+def config_key(config: Config) -> str:
+    """The key of a config without its seed: the name of the score stage at seed 0. Edited code makes another key, so
+    that scores of both never share a mean."""
+    return plan(dataclasses.replace(config, seed=0)).name
+
+
 def trial(variant: str, seed: int, config: Config, **about: Any) -> Trial:
     """A trial with its record: what follows from the config, and what is `about` it (`manifest.TrialRow`)."""
     stages = plan(config)
@@ -54,7 +60,7 @@ def trial(variant: str, seed: int, config: Config, **about: Any) -> Trial:
         "seed": seed,
         "cuts": ",".join(config.variant.cuts) or "none",
         "config": as_json(config),
-        "config_key": content_key(dataclasses.replace(config, seed=0)),
+        "config_key": config_key(config),
     }
     return Trial(variant, seed, config, stages, record | about)
 
@@ -113,6 +119,12 @@ def records_of(store: Store, trial: Mapping[str, Any]) -> dict[str, list[dict[st
         with nullcontext() if done else suppress(StoreError):
             records[stage["label"]] = read_record(store.look(stage["name"]))
     return records
+
+
+def of_real_features(trial: Mapping[str, Any], label: str) -> bool:
+    """Whether evaluations in a stage of this label score a stack's image level alone, given features of real images;
+    the whole stack, given those that it makes, is scored in the joint stage and at the end."""
+    return label == "level0" and any(stage["label"] == "level1" for stage in trial["stages"])
 
 
 def alarm_of(store: Store, trial: Mapping[str, Any], state: State) -> str:

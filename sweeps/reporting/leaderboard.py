@@ -62,7 +62,7 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
             for _, span in itertools.groupby(enumerate(seeds["seed"]), lambda each: each[1] - each[0]):
                 (_, first), *more = span
                 words = f"--seeds {len(more) + 1} --first-seed {first} --store {shlex.quote(masked(store.address))}"
-                below.append(f"{number}  {python()} sweeps/ablation.py {rerun} {words}")
+                below.append(f"{number}  {python('sweeps/ablation.py')} {rerun} {words}")
         title = f"{dataset}, by {SCORES[by].heading}"
         tables[dataset, scored] = "\n".join([title, "", aligned(lines), "", *below])
     notes = ["Lists of one dataset were scored in different ways; their numbers cannot be compared."]

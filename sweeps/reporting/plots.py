@@ -26,7 +26,7 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 STYLES = [(COLOURS[row % 8], "osD^vPX*"[(row + row // 8) % 8]) for row in range(64)]
 """Colour and marker of each row: no two of 64 rows have both alike."""
 DPI, WIDTH, HEIGHT = 160, 5.0, 3.6
-HEADING = 34  # Letters of the heading of a set of samples, at most
+HEADING = 40  # Letters of the heading of a set of samples, at most
 FEW = 10  # Sets of samples that are drawn in two columns; more have four
 SAMPLES = {
     "classes": ("Samples", "One row per class (0, 1, ...; mixed for variants without labels), the same noise for every "
@@ -37,6 +37,10 @@ SAMPLES = {
     "features. A sample that equals a training image was memorised."),
 }  # fmt: skip
 """Figures of a trial: title, and what to look for."""
+ALONE = (
+    " Dashed: a stack's image level alone, given features of real images, which is easier. The whole stack is scored "
+    "from joint training on."
+)
 DIVERSITY = ("recall", "coverage", "diversity")
 SETTINGS: Any = {"font.size": 9, "text.parse_math": False, "axes.grid": True, "grid.alpha": 0.25}
 SETTINGS |= {"axes.spines.top": False, "axes.spines.right": False}
@@ -94,9 +98,9 @@ def _apart(picture: Image.Image, parts: int) -> Image.Image:
 
 def _side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures with their headings, pixel for pixel: so they stay sharp, and the file small."""
-    columns = 2 if len(panels) <= FEW else 4
+    columns = min(len(panels), 2) if len(panels) <= FEW else 4
     width, height = (max(sizes) for sizes in zip(*(picture.size for _, picture in panels), strict=True))
-    font, bar, gap = ImageFont.load_default(width // 18), width // 9, width // 40
+    font, bar, gap = ImageFont.load_default(width // 21), width // 9, width // 40
     sheet = Image.new("RGB", (columns * (width + gap) - gap, -(-len(panels) // columns) * (bar + height)), "white")
     pen = ImageDraw.Draw(sheet)
     for place, (heading, picture) in enumerate(panels):
@@ -111,21 +115,25 @@ def _curves(sweep: Sweep) -> list[Plot]:
     if points.empty:
         return []
     equal = "At equal images, which curve is better, and do bands overlap?"
-    late = "A stack's curve begins later: its encoder and upper levels train first."
-    kinds = [("images", "images", "generator images", "", equal), ("compute", "flops", "FLOPs", ", all stages", late)]
+    late = "A stack's curve begins later: its upper levels train first."
+    kinds = [("images", "images", "generator images", "", equal), ("compute", "flops", "FLOPs", ", of GANs", late)]
     for name, column, label, of, what in kinds:
         figure, axes = _axes()
         for (variant, title), (colour, marker) in zip(sweep.titles.items(), itertools.cycle(STYLES), strict=False):
-            # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
-            groups = points[points["variant"] == variant].groupby("point")
-            low, middle, high = (groups["value"].quantile(share) for share in (0.25, 0.5, 0.75))
-            at: Any = groups[column].mean()
-            axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
-            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+            for second, (alone, part) in enumerate(points[points["variant"] == variant].groupby("alone")):
+                # All seeds of a variant are evaluated at the same steps, but the number of generator steps may differ.
+                groups = part.groupby("point")
+                low, middle, high = (groups["value"].quantile(share) for share in (0.25, 0.5, 0.75))
+                at: Any = groups[column].mean()
+                look: Any = {"linestyle": "--", "markerfacecolor": "white"} if alone else {}
+                look |= {} if second else {"label": title}
+                axes.plot(at, middle, color=colour, marker=marker, markersize=3, linewidth=1.4, **look)
+                axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         _score_axis(axes, sweep.leading)
         axes.set_xlabel(f"{label} so far{of}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         caption = f"Scores during training, on fewer samples. Line: median over seeds; band: middle half. {what}"
+        caption += ALONE * bool(points["alone"].to_numpy().any())
         title = f"{MEASURES[sweep.leading].heading} over {label}"
         found.append(Plot(name, title, caption, _png(figure)))
     return found
@@ -191,7 +199,9 @@ def _history(sweep: Sweep) -> list[Plot]:
     _score_axis(axes, score)
     axes.set_xlabel("config, in the order of the search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = "All on the seed that chose among them, so the best score is partly luck. Is the line still improving?"
+    caption = (
+        "All on the seed that chose among them, so the best score is partly luck. Is the best so far still improving?"
+    )
     return [Plot("history", f"{MEASURES[score].heading} of every explored config", caption, _png(figure))]
 
 

@@ -14,7 +14,7 @@ from sgan.checks import ConfigError, difference
 from sgan.evaluation.measures import BEST, LEADING, MEASURES, Measure
 from sgan.store.local import Store
 from sweeps.planning import manifest
-from sweeps.planning.trials import alarm_of, records_of, scores_of, state_of
+from sweeps.planning.trials import alarm_of, of_real_features, records_of, scores_of, state_of
 
 OUTCOMES = (LEADING, "recall", "inception_score")
 """The scores of the first table and of its contrasts, named before any run is made: quality and diversity together,
@@ -140,9 +140,10 @@ def read(
 
 
 def curves(sweep: Sweep, score: str) -> pd.DataFrame:
-    """A score during training, a row for each evaluation of a finished trial: variant, seed, point (its number),
-    images, flops, value. The joint stage continues the image level, so its images are added to those of the level.
-    FLOPs are those of all stages so far: a stack trains its encoder and upper levels before its first image."""
+    """A score during training, a row for each evaluation of a finished trial: variant, seed, point (its number), alone
+    (as from `of_real_features`), images, flops, value. The joint stage goes on with the image level, so its images are
+    added to those of the level.
+    FLOPs are those of all GAN stages so far: a stack trains its upper levels before its first image."""
     rows, done = [], set(sweep.done["trial"])
     for trial in [each for each in sweep.manifest["trials"] if each["name"] in done]:
         records, judges = records_of(sweep.store, trial), {"", *(stage["name"] for stage in trial["stages"])}
@@ -154,14 +155,14 @@ def curves(sweep: Sweep, score: str) -> pd.DataFrame:
                 # A discriminator's step has that many steps of the generator, on average since the last line.
                 seen += (line["images"] - before) * line["metrics"].get("generator_steps", 0.0)
                 before, value = line["images"], line["metrics"].get(score)
-                # A judge of another command scored here; and what a joint stage begins with has been scored before.
-                if value is None or line.get("judge", "") not in judges or (images and not before):
+                if value is None or line.get("judge", "") not in judges:  # a judge of another command scored here
                     continue
                 spent = flops + facts.get("flops", 0) * before / max(facts["images"], 1)
-                rows.append({**of, "point": point, "images": images + seen, "flops": spent, "value": value})
+                at = {"point": point, "alone": of_real_features(trial, stage["label"])}
+                rows.append({**of, **at, "images": images + seen, "flops": spent, "value": value})
                 point += 1
             images, flops = images + seen, flops + facts.get("flops", 0)
-    return pd.DataFrame(rows, columns=["variant", "seed", "point", "images", "flops", "value"])
+    return pd.DataFrame(rows, columns=["variant", "seed", "point", "alone", "images", "flops", "value"])
 
 
 def table(store: Store, trials: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

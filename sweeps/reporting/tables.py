@@ -18,7 +18,7 @@ ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 ALARM, AT_BEST = "⚠", "†"
 MARKS = {
     ALARM: "an alarm, or a trial that went wrong",
-    AT_BEST: "the weights at the best evaluation are worse than those at the end",
+    AT_BEST: "on these seeds, the weights at the best evaluation are worse than those at the end",
 }
 """Marks of rows, and their meaning."""
 SHORT = {"inception_score": "IS"}
@@ -154,6 +154,14 @@ def facts(sweep: Sweep) -> list[str]:
         words = ", ".join(f"{name} {value}" for name, value in told.items())
         judges.setdefault(words, []).append(part)
     lines += [f"Judge of {' and '.join(parts)}: {words}." for words, parts in judges.items()]
+    if (match := record["settings"].get("match", "none")) != "none":
+        work = "flops" if match == "flops" else "generator_images"
+        means = [(sweep.summary[name][work, "mean"], title) for name, title in sweep.titles.items()]
+        trained = [f"{mean:,.4g} ({title})" for mean, title in sorted(each for each in means if each[0] > 0)]
+        lines.append(
+            f"Equal {SCORES[work].heading} are planned, but rules for generator steps decide while training: "
+            f"{' to '.join(dict.fromkeys((*trained[:1], *trained[-1:])))}, without encoders."
+        )
     if "explored" in record:
         lines.append(
             f"A search: {record['explored']} configs were explored at seed {record['settings']['seed']}. The table has "

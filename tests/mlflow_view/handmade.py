@@ -24,12 +24,12 @@ KEY = "ab12"
 DATASET = {"name": "digits"}
 POINTS, GRID_IMAGES = (100, 200, 300), (100, 300)
 GRID_FILES = (".png", "+compressed.webp")
-LABELS = {"sgan": ("encoder", "level1", "joint", "score"), "sgan-no-joint": ("encoder", "level1", "score")}
+LABELS = {"sgan": ("encoder", "level0", "joint", "score"), "sgan-no-joint": ("encoder", "level0", "score")}
 
 
 def stage_name(label: str, variant: str, seed: int) -> str:
     """Encoders and levels are shared by both variants of a seed."""
-    return f"{label}-{seed}" if label in ("encoder", "level1") else f"{label}-{variant}-{seed}"
+    return f"{label}-{seed}" if label in ("encoder", "level0") else f"{label}-{variant}-{seed}"
 
 
 def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int = 0) -> None:
@@ -38,7 +38,7 @@ def train(store: Store, name: str, points=POINTS, grids=GRID_IMAGES, done: int =
     held = (folder / RECORD_FILE).read_text() if done else ""
     record = Record(folder, "".join(line for line in held.splitlines(True) if json.loads(line)["images"] <= done))
     for images in points:
-        fid = {} if name.startswith("encoder") else {"fid": 1000.0 - images}
+        fid = {} if name.startswith(("encoder", "level1")) else {"fid": 1000.0 - images}
         record.add(images, {"g_adv": images / 1000, "d_adv": 0.5, **fid})
     for images in grids:
         Image.new("RGB", (20, 10), (images % 256, 0, 0)).save(folder / GRIDS / f"{images:09d}.png")
@@ -53,7 +53,7 @@ def publish(store: Store, name: str, status: str = "done", reason: str | None = 
         "reason": reason,
         "images": POINTS[-1],
         "seconds": 2.5,
-        "generator_images": POINTS[-1] if kind in ("level1", "joint") else 0,
+        "generator_images": POINTS[-1] if kind in ("level0", "joint") else 0,
     }
     if kind in ("score", "judge"):
         fields = {"network": "classifier", "weights": "f00d", "resize": "none", "samples": 500, "splits": 10}

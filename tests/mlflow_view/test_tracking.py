@@ -16,6 +16,7 @@ from handmade import (
     GRID_FILES,
     GRID_IMAGES,
     KEY,
+    LABELS,
     POINTS,
     assert_complete,
     client_of,
@@ -131,10 +132,10 @@ def test_a_pass_that_forgot_what_it_sent_adds_nothing(store):
 
 
 def test_points_that_a_resumed_stage_repeats_are_kept_once(store):
-    train(store, "level1-0", POINTS[:2], GRID_IMAGES[:1])
+    train(store, "level0-0", POINTS[:2], GRID_IMAGES[:1])
     sync(store, live=True)
-    train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])  # killed after the checkpoint at POINTS[0]
-    publish(store, "level1-0")
+    train(store, "level0-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])  # killed after the checkpoint at POINTS[0]
+    publish(store, "level0-0")
     finish(store, "sgan", 0)
     sync(store)
     assert_complete(store, "sgan")
@@ -175,19 +176,19 @@ def test_a_trial_has_a_run_once_more_of_it_has_begun_than_what_many_share(store)
     sync(store, live=True)
     assert found(store)[1] == {}
     assert list(differences(store, KEY, default_uri(store))) == []
-    train(store, "level1-0", POINTS[:2], ())
+    train(store, "level0-0", POINTS[:2], ())
     sync(store, live=True)
     assert {run.info.status for run in found(store)[1].values()} == {"RUNNING"}
     assert points(trial(store, "sgan"), default_uri(store)) == {
         "encoder/g_adv": [100],
         "encoder/d_adv": [100],
-        "level1/g_adv": [100, 200],
-        "level1/d_adv": [100, 200],
+        "level0/g_adv": [100, 200],
+        "level0/d_adv": [100, 200],
     }
 
 
 def test_an_interrupted_sweep_is_killed_and_runs_again_when_it_resumes(store):
-    train(store, "level1-0", POINTS[:1], ())
+    train(store, "level0-0", POINTS[:1], ())
     sync(store, live=True)
     assert not sync(store, live=False)
     parent, children = found(store)
@@ -200,7 +201,7 @@ def test_an_interrupted_sweep_is_killed_and_runs_again_when_it_resumes(store):
 
 def test_diverged_and_failed_trials_say_why(store):
     reason = "joint-sgan-0: step 12: g_adv is nan"
-    for label in ("encoder", "level1", "joint"):
+    for label in ("encoder", "level0", "joint"):
         train(store, stage_name(label, "sgan", 0))
         diverged = label == "joint"
         publish(store, stage_name(label, "sgan", 0), "diverged" if diverged else "done", reason if diverged else None)
@@ -221,7 +222,7 @@ def test_diverged_and_failed_trials_say_why(store):
 
 
 def test_nan_and_infinity_are_sent_once(store):
-    folder = store.begin("level1-0")
+    folder = store.begin("level0-0")
     Record(folder).add(100, {"g_adv": float("nan"), "d_adv": float("inf")})
     sync(store)
     client = client_of(store)
@@ -283,7 +284,7 @@ def test_a_run_of_which_a_stage_was_deleted_keeps_its_seconds_until_it_is_made_a
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     sync(store)
-    shutil.rmtree(store.stage("level1-0"))
+    shutil.rmtree(store.stage("level0-0"))
     sync(store)
     assert_complete(store, "sgan")
     client_of(store).delete_run(trial(store, "sgan").info.run_id)
@@ -310,7 +311,7 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
             assert database.execute(sql.format(run=f"run_uuid = '{run.info.run_id}'")).rowcount > 0
 
     altered("delete from metrics where {run} and key = 'encoder/g_adv' and step = 200")
-    altered("update metrics set value = 0.25 where {run} and key = 'level1/d_adv' and step = 300")
+    altered("update metrics set value = 0.25 where {run} and key = 'level0/d_adv' and step = 300")
     altered("update params set value = '2.0' where {run} and key = 'variant.weights.adv'")
     altered("delete from tags where {run} and key = 'alarm'")
     altered("update tags set value = '7' where {run} and key = 'seed'")
@@ -319,7 +320,7 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
     client.log_metric(run.info.run_id, "mine", 1.0)
     image = artifact(run, "images/joint+step+300*.png")
     image.write_bytes(image.read_bytes()[:-30] + bytes(30))
-    artifact(run, "images/level1+step+100*.webp").unlink()
+    artifact(run, "images/level0+step+100*.webp").unlink()
     artifact(run, "figures/classes.png").unlink()
     logged = logged_model(client, run)
     assert logged
@@ -331,11 +332,11 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
         (
             "file figures/classes.png is missing",
             "file images/joint+step+300.png is ",
-            "file images/level1+step+100+compressed.webp is missing",
+            "file images/level0+step+100+compressed.webp is missing",
             "file model/last/model.json is ",
             "metric encoder/d_adv at 150 is 0.5, and nothing in the store",
             "metric encoder/g_adv at 200 is missing",
-            "metric level1/d_adv at 300 is 0.25, and 0.5 in the store",
+            "metric level0/d_adv at 300 is 0.25, and 0.5 in the store",
             "metric mine at 0 is 1.0, and nothing in the store",
             "param variant.weights.adv is 2.0, and 1.0 in the store",
             "tag alarm is missing",
@@ -353,7 +354,7 @@ def test_verify_finds_whatever_was_altered_by_hand(store, capsys):
         f"sgan seed 0: {name}"
         for name in (
             "metric encoder/d_adv at 150",
-            "metric level1/d_adv at 300",
+            "metric level0/d_adv at 300",
             "metric mine at 0",
             "param variant.weights.adv",
         )
@@ -394,10 +395,10 @@ def test_symbolic_links_in_a_store_are_never_followed(store, tmp_path):
     home.mkdir()
     (home / "secret").write_text("secret")
     Image.new("RGB", (20, 10)).save(home / "000000200.png")
-    train(store, "level1-0")
-    (store.work("level1-0") / GRIDS / "000000200.png").symlink_to(home / "000000200.png")
+    train(store, "level0-0")
+    (store.work("level0-0") / GRIDS / "000000200.png").symlink_to(home / "000000200.png")
     sync(store, live=True)
-    assert ("level1", 200, ".png") not in grids(trial(store, "sgan"), default_uri(store))
+    assert ("level0", 200, ".png") not in grids(trial(store, "sgan"), default_uri(store))
     finish(store, "sgan", 0)
     stage, plots = store.stage(stage_name("score", "sgan", 0)), manifests.folder(store, KEY) / "plots"
     plots.mkdir()
@@ -474,6 +475,17 @@ def test_a_deleted_database_and_deleted_files_are_made_again_by_the_same_command
     for each in (store, other):
         assert_complete(each, "sgan")
         assert list(differences(each, KEY, default_uri(each))) == []
+
+
+def test_a_curve_of_a_stack_has_no_score_of_its_image_level_given_features_of_real_images(store, monkeypatch):
+    monkeypatch.setitem(LABELS, "sgan", ("encoder", "level1", "level0", "joint", "score"))
+    manifest(store)
+    finish(store, "sgan", 0)
+    sync(store)
+    run, client = trial(store, "sgan"), client_of(store)
+    steps = {key: [each.step for each in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
+    assert sorted(steps["level0/fid"]) == [*POINTS]
+    assert sorted(steps["fid"]) == [*(POINTS[-1] + images for images in POINTS), 2 * POINTS[-1] + 1]
 
 
 def test_an_experiment_that_was_deleted_in_mlflow_comes_back_with_its_runs(store):

@@ -107,6 +107,13 @@ def test_zero_is_a_choice_and_two_configs_that_differ_only_in_a_weight_left_out_
         assert key(made, base) != key(made, base | other)
 
 
+def test_a_dcgan_of_a_search_has_the_name_of_a_row_only_where_that_has_labels_too():
+    made = space(splits=("none", "fc3"))
+    base = made.known_good() | {"split": "none"}
+    assert made.kind(base) == "dcgan-adv-cond-ent"
+    assert made.kind(base | {"losses": "adv+ent"}) == "sgan"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_a_space_and_the_papers_point_is_in_it(variant: str):
     row = VARIANTS[variant].variant
@@ -184,6 +191,7 @@ def test_a_bad_space_is_one_error_that_names_its_value(changes: dict, named: str
         ("gan.adversarial=0:1", "gan.adversarial"),
         ("gan.image_noise=a:b", "a:b"),
         ("gan.batch=1.5:2", "int"),
+        ("gan.fresh_noise=false:true", "gan.fresh_noise=false:true: both ends must be numbers"),
         ("gan.image_noise=1:0.5", "low <= high"),
         ("gan.image_noise=0:1:log", "log"),
         ("gan.image_noise=-1:1", "-1"),

@@ -128,6 +128,16 @@ def test_a_file_of_rows_that_cannot_be_is_refused(text: str, said: str, tmp_path
         planned(rows=(tmp_path / "rows.yaml",))
 
 
+def test_a_title_is_kept_as_it_is_typed():
+    trial = planned(row=(("x", "base=sgan", "title=1e3", "weights.entropy=5"),))["x"]
+    assert trial.record["title"] == "1e3"
+
+
+def test_weights_that_leave_a_row_without_a_loss_name_the_row():
+    with pytest.raises(ConfigError, match=r"row DCGAN \(adv\): .*weight.*--variants"):
+        plan_ablation(Sweep(weights=(0.0, 1.0, 10.0)), 0)
+
+
 def test_names_are_given_once_and_something_is_run():
     with pytest.raises(ConfigError, match="two rows"):
         Sweep(row=(("x", "base=sgan"), ("x", "base=dcgan-adv")))

@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
+from sgan.stages import graph
 from sgan.stages.graph import cost, name
 from sgan.store.local import Store
-from sweeps.planning.ablation import plan_ablation
+from sweeps.planning.ablation import plan_ablation, seconds_left
 from sweeps.planning.options import Sweep
-from sweeps.planning.trials import ListSource, Trial, ended, missing
+from sweeps.planning.trials import ListSource, Trial, config_key, ended, missing
 
 
 def trials(seeds: int, *variants: str) -> list[Trial]:
@@ -24,6 +27,29 @@ def finish(store: Store, trial: Trial, *labels: str, **facts: str) -> None:
 
 def handed_out(source: ListSource) -> list[Trial]:
     return list(iter(source.next, None))
+
+
+def test_a_config_has_one_key_at_all_seeds_and_another_with_other_code(monkeypatch):
+    first, second = trials(2, "sgan")
+    assert first.record["config_key"] == second.record["config_key"] == first.plan.name
+    monkeypatch.setattr(graph, "code_digest", lambda kind: f"edited {kind}")
+    graph.name.cache_clear()
+    try:
+        assert config_key(first.config) != first.record["config_key"]
+    finally:
+        graph.name.cache_clear()
+
+
+def test_the_time_that_is_left_is_that_of_the_stages_that_are_missing(tmp_path: Path):
+    """On one slot their sum; on many the longest way of a trial."""
+    made, store = plan_ablation(Sweep(seeds=2, variants=("sgan", "sgan-no-joint")), gpus=0), Store(tmp_path)
+    stages = {name(stage): cost(stage) for trial in made.trials for _, stage in trial.plan.stages}
+    ways = [sum(cost(stage) for _, stage in trial.plan.stages) for trial in made.trials]
+    assert seconds_left(made, store, 0.5, 1) == pytest.approx(0.5 * sum(stages.values()))
+    assert seconds_left(made, store, 0.5, 100) == pytest.approx(0.5 * max(ways))
+    finish(store, made.trials[0], "judge", "encoder")
+    done = [cost(stage) for label, stage in made.trials[0].plan.stages if label in ("judge", "encoder")]
+    assert seconds_left(made, store, 0.5, 1) == pytest.approx(0.5 * (sum(stages.values()) - sum(done)))
 
 
 def test_a_list_hands_out_each_trial_once_and_the_longest_way_first(tmp_path: Path):

@@ -18,7 +18,7 @@ from sgan.checks import ConfigError
 from sgan.command_line import python
 from sgan.presets import DATASETS, VARIANTS, Weights, configure
 from sgan.store.local import MODELS, Store
-from sweeps import best
+from sweeps import best, tracking
 from sweeps.mlflow_view.connection import default_uri
 from sweeps.mlflow_view.runs import BEST
 from sweeps.planning import config_file, manifest
@@ -199,6 +199,9 @@ def test_the_model_that_was_promoted_last_is_the_best(store: Path, tmp_path):
     assert [each.info.run_id for each in client.search_runs(["1"], "tags.best LIKE 'sgan%'")] == [run]
     assert run
     assert client.get_run(run).data.metrics["fid"] == 20.0
+    for _ in range(2):
+        assert tracking.sync(str(opened.root)) == 0
+    assert len(client.search_model_versions("name = 'sgan-digits'")) == 2  # one for each config that was chosen
     client.delete_registered_model("sgan-digits")  # as a person may do in MLflow's page
     assert best.main(str(opened.root), promote=1) == 0
     assert client.get_model_version_by_alias("sgan-digits", BEST).run_id == run

@@ -23,7 +23,7 @@ from sgan.store.files import Record, StoreError, read_json, sha256, write_json
 from sgan.store.local import FIGURES, Store
 from sweeps import ledger, report
 from sweeps.planning import manifest
-from sweeps.reporting import document, plots, results
+from sweeps.reporting import document, plots, results, tables
 
 KEY = "ab12"
 # Inception score, FID, seconds of each seed. SGAN: means 9.2 and 12, standard deviations 0.2 and 2.
@@ -191,6 +191,16 @@ def test_the_section_of_a_sweep(store):
     assert "compare only the order of the rows, not the numbers" in page
 
 
+def test_a_sweep_of_equal_compute_says_how_equal_it_was(store):
+    sweep = results.read(store, KEY)
+    found = [sweep.values(variant, "generator_images") for variant in sweep.titles]
+    means = [float(images.mean()) for images in found if len(images)]
+    sweep.manifest["settings"]["match"] = "images"
+    (line,) = [line for line in tables.facts(sweep) if line.startswith("Equal Generator images are planned")]
+    assert f"{min(means):,.4g} (" in line
+    assert f"{max(means):,.4g} (" in line
+
+
 def test_curves_go_on_through_all_stages(tmp_path):
     store, stages = Store(tmp_path), {"encoder": 5.0, "level1": 10.0, "level0": 20.0, "joint": 8.0, "score": 1.0}
     lines = {
@@ -225,11 +235,12 @@ def test_curves_go_on_through_all_stages(tmp_path):
     head = {**manifest.read(make(tmp_path / "other"), KEY), "judges": [], "trials": [trial]}
     manifest.write(store, head)
     found = results.curves(results.read(store, KEY), "fid")
-    # Two generator steps for the first fifty images; a joint stage begins with what has been scored.
-    assert found["images"].to_list() == [0, 150, 190]
-    assert found["flops"].to_list() == [0, 1000, 1400]
-    assert found["value"].to_list() == [50, 20, 10]
-    assert found["point"].to_list() == [0, 1, 2]
+    # Two generator steps for the first fifty images. The joint stage begins with the first score of the whole stack.
+    assert found["images"].to_list() == [0, 150, 150, 190]
+    assert found["flops"].to_list() == [0, 1000, 1000, 1400]
+    assert found["value"].to_list() == [50, 20, 19, 10]
+    assert found["alone"].to_list() == [True, True, False, False]
+    assert found["point"].to_list() == [0, 1, 2, 3]
 
 
 def test_scores_of_different_fingerprints_are_refused(tmp_path):

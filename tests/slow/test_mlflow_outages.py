@@ -82,7 +82,7 @@ def test_two_followers_that_begin_at_once_make_one_database(store):
 
 def test_a_dead_driver_leaves_nothing_running(store):
     """The driver is killed with SIGKILL: nobody closes the follower's standard input but the kernel."""
-    train(store, "level1-0", POINTS[:1], ())
+    train(store, "level0-0", POINTS[:1], ())
     uri = default_uri(store)
     code = (
         "import sys, time; from sgan.store.local import Store; from sweeps.mlflow_view import follow;"
@@ -139,7 +139,7 @@ def server(tmp_path):
 
 def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything(store, server):
     log = folder(store, KEY) / "mlflow.log"
-    train(store, "level1-0", POINTS[:2], GRID_IMAGES[:1])
+    train(store, "level0-0", POINTS[:2], GRID_IMAGES[:1])
 
     follower = follow.start(store, KEY, server.uri)
     wait_for(lambda: "trying again" in log.read_text())
@@ -147,8 +147,8 @@ def test_a_server_that_is_down_at_first_and_killed_in_the_middle_gets_everything
     wait_for(lambda: "accepts results again" in log.read_text())
     assert {run.info.status for run in found(store, server.uri)[1].values()} == {"RUNNING"}
     server.kill()
-    train(store, "level1-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
-    publish(store, "level1-0")
+    train(store, "level0-0", POINTS[1:], GRID_IMAGES, done=POINTS[0])
+    publish(store, "level0-0")
     finish(store, "sgan", 0)
     finish(store, "sgan-no-joint", 0)
     wait_for(lambda: log.read_text().count("trying again") == 2)
