@@ -56,7 +56,7 @@ class Options(Scoring):
     Inception score of real data is 11.24. A folder is compared with the images of --against. Its images are read as for
     training, but keep their own sizes."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="DIR_OR_DATASET")]
     """A folder that holds only images and folders of images, or one of digits, mnist, svhn, cifar10."""
     part: Part = "train"
     """The part of the dataset to score."""

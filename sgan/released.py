@@ -5,8 +5,9 @@ python -m sgan.released generator.npz encoder.npz meanimg.npy [--judge-weights F
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from torch import Tensor
 from tyro.conf import Positional
 
@@ -31,11 +32,11 @@ class Options(Scoring):
     The files are cifar/pretrained/generator.npz, cifar/pretrained/encoder.npz and cifar/data/meanimg.npy of
     github.com/xunhuang1995/SGAN. The paper's Inception score is 8.59."""
 
-    generator: Positional[Path]
+    generator: Annotated[Positional[Path], tyro.conf.arg(metavar="GENERATOR.npz")]
     """The trained G1 and G0."""
-    encoder: Positional[Path]
+    encoder: Annotated[Positional[Path], tyro.conf.arg(metavar="ENCODER.npz")]
     """The classifier that guided their training. `accuracy` is the share of samples that it assigns to their label."""
-    mean: Positional[Path]
+    mean: Annotated[Positional[Path], tyro.conf.arg(metavar="MEAN.npy")]
     """The mean training image."""
     judge: Literal["inception", "encoder"] = "inception"
     """The network of the other scores. encoder is that classifier: it needs no other file, but favours the samples."""
