@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_context, tiny_plan
+from conftest import make_context, tiny_data, tiny_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
@@ -154,11 +154,11 @@ def test_alarms_fire_on_known_sets_and_never_on_held_out_images(made, digits):
                 assert "collapse" in said, (draw, title)
 
 
-def test_the_judges_of_a_store_are_those_that_its_stage_scored_real_data_with(root, digits):
+def test_the_judges_of_a_store_are_those_that_its_stage_scored_real_data_with(root):
     trial, context = tiny_plan(), make_context(root)
     facts = Store(root).facts(name(trial.score.judge))
     made = load(trial.score.judge, None, context)
-    held, labels = judges.parts(digits)[1]
+    held, labels = judges.parts(tiny_data())[1]
     found = made.scores(held, labels)
     for key in ("kid", "precision", "coverage", "pixels/recall", "copied", "judge_accuracy", "diversity"):
         assert facts["scores"][key] == pytest.approx(found[key]), key

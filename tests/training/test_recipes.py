@@ -21,6 +21,7 @@ from conftest import (
     named_recipe,
     released_recipe,
     run_trial,
+    tiny_data,
     tiny_plan,
     tiny_recipe,
 )
@@ -28,7 +29,6 @@ from conftest import (
 from sgan.checks import as_json
 from sgan.config import IMAGE, LABEL, Codes, Level, Recipe, Variant, Weights
 from sgan.data.batches import to_input, turned
-from sgan.data.datasets import read
 from sgan.models.discriminator import Discriminator
 from sgan.models.encoder import Encoder
 from sgan.models.generator import Generator, new_generator
@@ -197,7 +197,7 @@ def test_a_joint_stage_from_scratch_needs_no_level_and_starts_with_weights_of_it
     trial = tiny_plan(recipe)
     assert finish(trial, root) == ["joint", "score"]
     assert trial.score.joint is not None
-    fresh = new_task(trial.score.joint, read(DATASETS["digits"], Path()), "cpu", Encoder(TINY, 0.1))
+    fresh = new_task(trial.score.joint, tiny_data(), "cpu", Encoder(TINY, 0.1))
     wanted = fresh.generator.state_dict()
     assert begun[0].keys() == wanted.keys()
     assert all(torch.equal(value, wanted[key]) for key, value in begun[0].items())
@@ -245,16 +245,15 @@ def test_an_encoder_without_labels_learns_by_how_much_images_are_turned(digits, 
 def test_the_unsupervised_stack_uses_no_label(tmp_path, classifiers):
     """Trained with other labels, its levels have the same weights."""
     row = VARIANTS["sgan-unsupervised"].variant
-    digits = read(DATASETS["digits"], Path())
-    found = []
-    for index, labels in enumerate((digits.labels, digits.labels.roll(7))):
+    data, found = tiny_data(), []
+    for index, labels in enumerate((data.labels, data.labels.roll(7))):
         root = tmp_path / str(index)
         shutil.copytree(classifiers, root)
-        config = configure(TINY, digits.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
+        config = configure(TINY, data.digest, tiny_recipe(steps=3), row, 0, None, ("fc3",))
         assert config.recipe.encoder.objective == "rotation"
         assert config.recipe.gan.discriminator == "binary"
         trial = plan(config)
-        context = replace(make_context(root), data=replace(digits, labels=labels))
+        context = replace(make_context(root), data=replace(data, labels=labels))
         for _ in run_trial(trial, context):
             pass
         stages = [stage for label, stage in trial.stages if label.startswith(("encoder", "level", "joint"))]
