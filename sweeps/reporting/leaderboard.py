@@ -3,15 +3,20 @@
 import itertools
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import pandas as pd
 
 from sgan.addresses import masked
+from sgan.checks import ConfigError, from_json
 from sgan.command_line import python
+from sgan.config import Config
 from sgan.evaluation.measures import MEASURES
 from sgan.store.local import Store
 from sweeps.planning import manifest
+from sweeps.planning.trials import config_key
 from sweeps.reporting.results import SCORES, table
 from sweeps.reporting.tables import SHORT, aligned, spread
 
@@ -57,6 +62,7 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
             lines.append([*cells, *(spread(numbers, score) for score in columns), str(len(rows))])
             told = [f"{seeds['diverged'].iloc[0]:.0f} more diverged"] * bool(seeds["diverged"].iloc[0])
             told += [f"alarm in {len(alarms)}: {each}" for each in alarms[:1]]
+            told += [] if _is_current(rows[0]) else ["trained by other code: its command trains it anew"]
             below += [f"{number}  {'; '.join(told)}"] if told else []
             # The seeds of an ablation and of a search lie a thousand apart: a command for each span.
             for _, span in itertools.groupby(enumerate(seeds["seed"]), lambda each: each[1] - each[0]):
@@ -67,3 +73,10 @@ def listing(store: Store, best: Sequence[pd.DataFrame], by: str) -> str:
         tables[dataset, scored] = "\n".join([title, "", aligned(lines), "", *below])
     notes = ["Lists of one dataset were scored in different ways; their numbers cannot be compared."]
     return "\n\n".join([*tables.values(), *notes * (len(tables) > len({dataset for dataset, _ in tables}))])
+
+
+def _is_current(row: Mapping[str, Any]) -> bool:
+    """Whether this checkout's code would train the stages of this trial's record."""
+    with suppress(ConfigError):
+        return config_key(from_json(Config, row["config"])) == row["config_key"]
+    return False

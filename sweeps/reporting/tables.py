@@ -155,12 +155,12 @@ def facts(sweep: Sweep) -> list[str]:
         judges.setdefault(words, []).append(part)
     lines += [f"Judge of {' and '.join(parts)}: {words}." for words, parts in judges.items()]
     if (match := record["settings"].get("match", "none")) != "none":
-        work = "flops" if match == "flops" else "generator_images"
+        work, what = {"flops": ("flops", "FLOPs"), "images": ("generator_images", "generator images")}[match]
         means = [(sweep.summary[name][work, "mean"], title) for name, title in sweep.titles.items()]
         trained = [f"{mean:,.4g} ({title})" for mean, title in sorted(each for each in means if each[0] > 0)]
         lines.append(
-            f"Equal {SCORES[work].heading} are planned, but rules for generator steps decide while training: "
-            f"{' to '.join(dict.fromkeys((*trained[:1], *trained[-1:])))}, without encoders."
+            f"Equal {what} are planned, but rules for generator steps decide while training: "
+            f"{' to '.join(dict.fromkeys((*trained[:1], *trained[-1:])))}."
         )
     if "explored" in record:
         lines.append(

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from sgan.checks import ConfigError
 from sgan.command_line import python
 from sgan.presets import DATASETS, VARIANTS, Weights, configure
+from sgan.stages import graph
 from sgan.store.local import MODELS, Store
 from sweeps import best, tracking
 from sweeps.mlflow_view.connection import default_uri
@@ -140,6 +141,18 @@ def test_the_commands_run_the_seeds_of_a_config_again(store: Path, capsys):
     sweep = tyro.cli(Sweep, args=shlex.split(lines[2])[3:])
     assert (sweep.dataset, sweep.variants, sweep.weights) == ("digits", ("sgan",), (1.0, 1.0, 10.0))
     assert (sweep.seed_range, sweep.store) == (range(3), str(store))
+
+
+def test_a_config_that_other_code_trained_is_noted(store: Path, capsys, monkeypatch):
+    best.main(str(store))
+    assert "other code" not in capsys.readouterr().out
+    monkeypatch.setattr(graph, "code_digest", lambda kind: f"edited {kind}")
+    graph.name.cache_clear()
+    try:
+        best.main(str(store))
+    finally:
+        graph.name.cache_clear()
+    assert "1  trained by other code: its command trains it anew\n" in capsys.readouterr().out
 
 
 def test_an_alarm_is_noted(store: Path, capsys):

@@ -196,7 +196,7 @@ def test_a_sweep_of_equal_compute_says_how_equal_it_was(store):
     found = [sweep.values(variant, "generator_images") for variant in sweep.titles]
     means = [float(images.mean()) for images in found if len(images)]
     sweep.manifest["settings"]["match"] = "images"
-    (line,) = [line for line in tables.facts(sweep) if line.startswith("Equal Generator images are planned")]
+    (line,) = [line for line in tables.facts(sweep) if line.startswith("Equal generator images are planned")]
     assert f"{min(means):,.4g} (" in line
     assert f"{max(means):,.4g} (" in line
 
