@@ -16,13 +16,10 @@ from unittest import mock
 import pytest
 import ray
 import torch
-from conftest import FILLER, contents, fill, finish, make_context, mount, run_trial, tiny_plan, tiny_recipe
+from conftest import FILLER, contents, fill, finish, make_context, mount, run_trial, tiny_data, tiny_plan, tiny_recipe
 from test_ablation import complete, start, table, titles, trains
 from waiting import wait_for
 
-from sgan.data.batches import Data
-from sgan.data.datasets import read
-from sgan.presets import DATASETS
 from sgan.stages.graph import Plan, name
 from sgan.stages.run import be_deterministic
 from sgan.store.files import StoreError
@@ -192,7 +189,7 @@ def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
     """Run a stage of the tiny trial as its Ray task does, in this process, without Ray; all before it have finished or
     are run. The store has the mark; the scheduler says of each report that the stage goes on."""
     trial = tiny_plan()
-    job = Job(digits(), root, "mark", "test", Slots(4, 1, 0.0, 0, "here"), deterministic)
+    job = Job(tiny_data(), root, "mark", "test", Slots(4, 1, 0.0, 0, "here"), deterministic)
     silent, scheduler = SimpleNamespace(go_on=lambda **_: True), cast(Any, None)
     for each, stage in trial.stages:
         with mock.patch("sweeps.execution.worker._Reports", return_value=silent):
@@ -200,10 +197,6 @@ def run(root: str, label: str, deterministic: bool = False) -> dict[str, str]:
         if each == label or result["status"] not in ("done", "held"):
             return result
     raise AssertionError(label)
-
-
-def digits() -> Data:
-    return read(DATASETS["digits"], Path())
 
 
 @pytest.mark.parametrize("allocate", ["torch.zeros(2**31)", "bytearray(2**33)"], ids=["torch", "python"])
@@ -271,7 +264,7 @@ def test_a_worker_that_hears_nothing_frees_its_stage(root, tmp_path, monkeypatch
     shutil.copytree(root, tmp_path / "quiet")
     finish(trial, tmp_path / "quiet")
     leave_mark(Store(root), "mark")
-    job = Job(digits(), str(root), "mark", "test", Slots(1, 1, 0.0, 0, "here"))
+    job = Job(tiny_data(), str(root), "mark", "test", Slots(1, 1, 0.0, 0, "here"))
     stage = dict(trial.stages)["level1"]
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
