@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from sgan.addresses import masked
 from sgan.checks import ConfigError, require
-from sgan.command_line import INTERRUPTED, python
+from sgan.command_line import INTERRUPTED, ROOT, python
 from sgan.stages.cost import recorded_rate
 from sgan.stages.run import processor
 from sgan.store.files import lack
@@ -201,7 +201,7 @@ class Frame:
             if finished:  # a command that is stopped does not wait for a bucket
                 with suppress(OSError):  # a full disk; the same command writes it again
                     manifest.write(self.store, self.planned.record(self.origin))
-                address = self.planned.options.store if Path.cwd() == manifest.ROOT else self.store.address
+                address = self.planned.options.store if Path.cwd() == ROOT else self.store.address
                 sweep = document.keep(self.store, self.key, address, variants, seeds)
         finally:
             wait = None if finished else STOPPED_SECONDS

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from sgan.addresses import masked
 from sgan.checks import OPEN, as_json
+from sgan.command_line import ROOT
 from sgan.presets import REAL_DATA_PAPER
 from sgan.stages.graph import Plan, code_version, name
 from sgan.store.files import StoreError, inside, read_json, write_json
@@ -23,7 +24,6 @@ from sgan.store.s3 import find_store
 HEAD = "sweep.json"
 REPORT, TEXT = "report.html", "report.md"  # Beside it: the report, and only its verdict and tables
 OF_VARIANT = ("title", "paper", "base", "changes")  # Entries of a trial that all seeds of its row have
-ROOT = Path(__file__).resolve().parents[2]
 NOTED = "clusters/COMMIT"  # The file in the checkout with the commit of a cluster's code and its `code_version`
 
 
